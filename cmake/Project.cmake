@@ -1,0 +1,60 @@
+# What every target of the project is compiled with, and the two functions that declare targets.
+
+add_library(ps_options INTERFACE)
+target_include_directories(ps_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
+target_compile_options(ps_options INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor)
+if(PS_WERROR)
+  target_compile_options(ps_options INTERFACE -Werror)
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # g++ 12 reports false positives of these deep inside <string> and <vector> at -O2.
+  target_compile_options(ps_options INTERFACE -Wno-restrict -Wno-stringop-overflow
+                         -Wno-array-bounds -Wno-maybe-uninitialized -Wno-free-nonheap-object)
+endif()
+target_link_libraries(ps_options INTERFACE Threads::Threads)
+target_compile_definitions(ps_options INTERFACE PS_VERSION="${PROJECT_VERSION}" SPDLOG_FMT_EXTERNAL)
+if(PS_SANITIZE)
+  target_compile_options(ps_options INTERFACE -fsanitize=${PS_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(ps_options INTERFACE -fsanitize=${PS_SANITIZE})
+  if(PS_SANITIZE MATCHES "undefined")
+    target_compile_options(ps_options INTERFACE -fno-sanitize-recover=undefined)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+      target_compile_options(ps_options INTERFACE -fno-sanitize=function)
+    endif()
+  endif()
+endif()
+
+# ps_library(NAME sources... LIBS targets...): a static library of the project.
+function(ps_library name)
+  cmake_parse_arguments(A "" "" "LIBS" ${ARGN})
+  add_library(${name} STATIC ${A_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PUBLIC ps_options ${A_LIBS})
+endfunction()
+
+# ps_program(NAME sources... LIBS targets...): an executable, installed.
+function(ps_program name)
+  cmake_parse_arguments(A "" "" "LIBS" ${ARGN})
+  add_executable(${name} ${A_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE ps_options ${A_LIBS})
+  install(TARGETS ${name} RUNTIME DESTINATION bin)
+endfunction()
+
+# ps_test(NAME sources... LIBS targets... [TIMEOUT seconds]): a GoogleTest program, each test a ctest.
+function(ps_test name)
+  cmake_parse_arguments(A "" "TIMEOUT" "LIBS" ${ARGN})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 60)
+  endif()
+  add_executable(${name} ${A_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE ps_options ${A_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
+  gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT ${A_TIMEOUT})
+endfunction()
+
+# ps_add_subdirectories(DIR...): those that have a CMakeLists.txt.
+function(ps_add_subdirectories)
+  foreach(directory ${ARGN})
+    if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${directory}/CMakeLists.txt)
+      add_subdirectory(${directory})
+    endif()
+  endforeach()
+endfunction()

@@ -1,0 +1,158 @@
+// The communication side of a worker task, as its compute thread sees it.
+//
+// A TaskSession owns the communication thread: the socket pair to the agent,
+// the DEALERs to the lanes, the push stream and the retention ring. The compute
+// thread calls the methods below, and only it. Each blocks at most until its
+// deadline, the end of the task or a fatal error, and counts the time by name
+// (data, pull, push). A fatal error (agent gone, fenced, job stopped) makes all
+// later calls return kClosed with the reason.
+//
+// The order of calls in a step k (docs/architecture.md, "Pull pipeline"):
+//   work = NextWork()                      -> a lease to train batch by batch, or what else to do
+//   pull = WaitPull(); apply it to the weights
+//   RequestPull()                          -> for step k + 1; travels while k computes
+//   forward, backward, sparsify
+//   push = BeginPush(bytes); write the segments; CommitPush(push, ...)
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "common/codec/block_codec.h"
+#include "common/ids.h"
+#include "common/layout/layout.h"
+#include "common/messages/control.h"
+#include "common/messages/wire.h"
+#include "common/result.h"
+
+namespace ps::worker {
+
+struct TaskOptions {
+  int control_fd = 3;              // socket pair to the agent
+  std::string ring_path;           // file of the retention ring (the agent made the directory)
+  std::uint64_t ring_bytes = std::uint64_t{1} << 30;
+  std::uint32_t window = 4;        // sent and not acknowledged steps on a lane
+  std::chrono::milliseconds resend_timeout{2000};
+};
+
+// What the coordinator decided for this task; constant afterwards, except where noted.
+struct TaskContext {
+  control::TaskStartT start;       // map and live set as of the start
+  WorkerId worker;
+  Incarnation incarnation;
+  Clock first_clock;               // the first push has first_clock + 1
+  std::uint32_t shards = 0;
+};
+
+struct TrainLease { control::LeaseT lease; };          // train records [begin + done, end)
+struct DrainWork {};                                    // flush the residual, then Drained()
+struct EvaluateWork { std::uint64_t round; std::vector<std::string> digests; };
+struct StopWork { std::string reason; };                // end the process with success
+using Work = std::variant<TrainLease, DrainWork, EvaluateWork, StopWork>;
+
+// One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
+struct PulledShard {
+  ShardId shard;
+  wire::PullContent content;       // Unchanged: no blocks
+  std::uint64_t version;
+  std::uint32_t lineage;
+  std::vector<codec::BlockView> blocks;  // validated; block numbers are the job's
+};
+struct PullResult {
+  std::vector<PulledShard> shards;
+  std::vector<std::shared_ptr<void>> frames;
+};
+
+// Space in the retention ring for one step. Segments are written one after the other.
+class PushBuilder {
+ public:
+  // Unused rest of the reserved space. The caller writes a segment's blocks here, then Add()s it.
+  std::span<std::byte> space();
+  // Takes the first `bytes` of space() as the segment of `shard`. Each shard at most once.
+  void Add(ShardId shard, std::size_t bytes);
+
+ private:
+  friend class TaskSession;
+  friend class TaskSessionImpl;
+  std::byte* begin_ = nullptr;
+  std::size_t capacity_ = 0;
+  std::size_t used_ = 0;
+  struct Part { ShardId shard; std::uint32_t offset; std::uint32_t bytes; };
+  std::vector<Part> parts_;
+};
+
+// A segment that came back as TooOld; its entries belong into the residual again.
+struct ReturnedSegment {
+  Clock clock;
+  ShardId shard;
+  std::vector<std::byte> payload;  // as it was pushed
+};
+
+struct StepReport {
+  double loss = 0;
+  std::uint32_t samples = 0;
+  bool skipped = false;            // non-finite: an empty push was made
+  double residual_norm = -1;       // < 0: not measured this time
+  std::uint64_t entries = 0;       // values pushed
+  std::uint64_t compute_ms = 0;
+};
+
+class TaskSession {
+ public:
+  virtual ~TaskSession() = default;
+
+  // Starts the communication thread on the inherited socket.
+  static Result<std::unique_ptr<TaskSession>> Open(const TaskOptions& options);
+
+  // Announces the loaded model and data, then waits for the coordinator's TaskStart.
+  virtual Result<TaskContext> Ready(const control::TaskReadyT& ready) = 0;
+
+  // Initial values of a shard (all its blocks, fp32), asked for on the communication thread while a
+  // shard is blank. Must be the same on every task of the job; set it before the first pull.
+  virtual void SetInitialValues(std::function<void(ShardId, std::span<float>)> fill) = 0;
+
+  virtual Result<Work> NextWork() = 0;
+
+  // Asks for what changed in the shards of the given tables since they were last returned.
+  // `needed` is the clock the slowest live worker must have reached (0: no wait).
+  struct PullRequest {
+    Clock needed;
+    bool fp32 = false;
+    bool snapshot = false;
+    std::vector<ShardId> shards;   // empty: all
+  };
+  virtual void RequestPull(const PullRequest& request) = 0;
+  // The answer to the last RequestPull, complete over all shards.
+  virtual Result<PullResult> WaitPull() = 0;
+
+  // Reserves ring space for one step; waits while the ring or the window is full.
+  virtual Result<PushBuilder> BeginPush(std::size_t max_bytes) = 0;
+  // Hands the step over. `lease_done` counts the records of `lease_id` that are trained with it.
+  // Returns the clock of the push. An empty builder is a skipped step, which counts as well.
+  virtual Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
+                                   std::uint64_t lease_done) = 0;
+  virtual Clock clock() const = 0; // of the last committed push
+  // TooOld segments since the last call.
+  virtual std::vector<ReturnedSegment> TakeReturned() = 0;
+  // Waits until every push has a verdict on every shard.
+  virtual Status WaitVerdicts() = 0;
+
+  // Takes this task's clock out of the staleness rule (evaluation, no data), or back in.
+  virtual Status Hold(bool on) = 0;
+
+  virtual void Report(const StepReport& report) = 0;
+  virtual void ReportMetric(double metric, std::uint64_t samples_trained) = 0;
+  virtual void Drained() = 0;
+  virtual void Evaluated(const control::EvaluatedT& result) = 0;
+  // Tells the coordinator why this task ends; `permanent` if it would fail anywhere.
+  virtual void Failed(bool permanent, const std::string& message) = 0;
+};
+
+}  // namespace ps::worker
