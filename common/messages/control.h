@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -32,6 +33,21 @@ MessageT Make(BodyT body, std::uint64_t task = 0, std::uint64_t leader_epoch = 0
   message.leader_epoch = leader_epoch;
   message.body.Set(std::move(body));
   return message;
+}
+
+// A deep copy; the object API's structs own their parts and do not copy by themselves.
+template <typename NativeT>
+NativeT Clone(const NativeT& value) {
+  flatbuffers::FlatBufferBuilder builder(512);
+  builder.Finish(NativeT::TableType::Pack(builder, &value));
+  NativeT copy;
+  flatbuffers::GetRoot<typename NativeT::TableType>(builder.GetBufferPointer())->UnPackTo(&copy);
+  return copy;
+}
+
+template <typename NativeT>
+std::unique_ptr<NativeT> ClonePtr(const NativeT& value) {
+  return std::make_unique<NativeT>(Clone(value));
 }
 
 // "RegisterServer", for logs.

@@ -1,0 +1,616 @@
+#include "coordinator/core/core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "coordinator/core/describe.h"
+
+namespace ps::coordinator {
+namespace {
+
+using control::Make;
+
+std::string JobPath(std::uint64_t id, const char* node) {
+  std::string number = std::to_string(id);
+  number.insert(0, 10 - std::min<std::size_t>(number.size(), 10), '0');
+  return "/jobs/" + number + (*node != '\0' ? std::string("/") + node : "");
+}
+
+std::string Text(const std::vector<std::byte>& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+std::span<const std::byte> Bytes(const std::string& text) {
+  return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
+}
+
+// The map node is a control message around a JobUpdate, so that one verifier serves all.
+std::string MapText(std::uint64_t job, const control::MapT& map) {
+  control::JobUpdateT update;
+  update.job = job;
+  update.map = control::ClonePtr(map);
+  return Text(control::Encode(Make(std::move(update))));
+}
+
+Error Annotated(const std::string& what, const Error& error) {
+  return Annotate(error, what + ": ");
+}
+
+}  // namespace
+
+Core::Core(CoreOptions options, std::uint64_t leader_epoch)
+    : options_(std::move(options)), leader_epoch_(leader_epoch) {}
+
+Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  settle_until_ms_ = now_ms + options_.settle_ms;
+  for (const JobRecord& record : records) {
+    const std::string what = "job " + std::to_string(record.id) + " in ZooKeeper";
+    next_job_ = std::max(next_job_, record.id + 1);
+    JobDefinition definition;
+    definition.spec_json = record.spec;
+    auto spec = ParseJobJson(record.spec);
+    if (!spec.ok()) return Annotated(what + ", spec", spec.error());
+    definition.spec = std::move(spec).value();
+    auto layout = control::Decode(Bytes(record.layout));
+    if (!layout.ok()) return Annotated(what + ", layout", layout.error());
+    auto* preflight = layout->body.AsPreflightResult();
+    if (preflight == nullptr || !preflight->layout || !preflight->data) {
+      return Error{ErrorCode::kInvalid, what + ", layout: of another type"};
+    }
+    definition.layout = std::move(*preflight->layout);
+    definition.data = std::move(*preflight->data);
+    definition.shards = ChooseShardCount(definition.layout.blocks, definition.spec.resources.shards);
+    const auto json = nlohmann::json::parse(record.state, nullptr, false);
+    auto state = StateFromJson(json);
+    if (!state.ok()) return Annotated(what, state.error());
+    auto events = EventsFromJson(nlohmann::json::parse(record.events, nullptr, false));
+    if (!events.ok()) return Annotated(what, events.error());
+    state->events = std::move(events).value();
+    auto map = control::Decode(Bytes(record.map));
+    if (!map.ok()) return Annotated(what + ", map", map.error());
+    auto* update = map->body.AsJobUpdate();
+    if (update == nullptr || !update->map) {
+      return Error{ErrorCode::kInvalid, what + ", map: of another type"};
+    }
+    for (const auto& shard : update->map->shards) {
+      if (shard->server >= update->map->servers.size()) {
+        return Error{ErrorCode::kInvalid, what + ", map: a shard names no server"};
+      }
+    }
+    jobs_[record.id] = std::make_unique<Job>(*this, std::move(definition), std::move(state).value(),
+                                             std::move(*update->map), options_.job);
+  }
+  return Ok();
+}
+
+// ---- members
+
+void Core::SetServers(const std::vector<Presence>& present, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  servers_known_ = true;
+  SetPresent(servers_, present, true);
+}
+
+void Core::SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  agents_known_ = true;
+  SetPresent(agents_, present, false);
+}
+
+void Core::SetPresent(Members& members, const std::vector<Presence>& present, bool servers) {
+  std::vector<std::string> gone;
+  for (auto& [procid, member] : members) {
+    const bool there = std::any_of(present.begin(), present.end(), [&id = procid](const Presence& p) {
+      return p.procid == id;
+    });
+    if (!there && member.present) gone.push_back(procid);
+  }
+  for (const Presence& presence : present) {
+    Member& member = members[presence.procid];
+    const bool was_alive = member.alive();
+    member.procid = presence.procid;
+    member.name = presence.name;
+    member.host = presence.host;
+    member.present = true;
+    if (!was_alive && member.alive()) {
+      // Registered before its node was seen: it takes part from now on.
+      for (auto& [id, job] : jobs_) {
+        if (servers) job->OnServerReady(presence.procid);
+      }
+    }
+  }
+  for (const std::string& procid : gone) Gone(procid, servers);
+}
+
+void Core::Gone(const std::string& procid, bool server) {
+  Members& members = server ? servers_ : agents_;
+  members.erase(procid);
+  for (auto& [id, job] : jobs_) {
+    if (server) {
+      job->OnServerGone(procid);
+    } else {
+      job->OnAgentGone(procid);
+    }
+  }
+  for (auto at = submissions_.begin(); at != submissions_.end();) {
+    if (at->second.agent != procid) {
+      ++at;
+      continue;
+    }
+    Fail(at->second.ticket, {ErrorCode::kUnreachable,
+                             "the agent that checked the job's model and data is gone; submit again"});
+    at = submissions_.erase(at);
+  }
+}
+
+// A daemon of the same name that registers anew means that its former process is dead.
+void Core::ReplaceNamesake(Members& members, const Member& member, bool server) {
+  std::vector<std::string> former;
+  for (const auto& [procid, other] : members) {
+    if (procid != member.procid && other.name == member.name && other.host == member.host) {
+      former.push_back(procid);
+    }
+  }
+  for (const std::string& procid : former) Gone(procid, server);
+}
+
+void Core::RegisterServer(const std::string& procid, const control::RegisterServerT& message) {
+  Member& member = servers_[procid];
+  member.procid = procid;
+  member.name = message.name;
+  member.host = message.host;
+  member.version = message.version;
+  member.lanes = message.lanes;
+  member.registered = true;
+  ReplaceNamesake(servers_, servers_[procid], true);
+  control::WelcomeT welcome;
+  welcome.leader_epoch = leader_epoch_;
+  welcome.coordinator = options_.id;
+  welcome.heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_ms);
+  Send(procid, Make(std::move(welcome)));
+  for (const auto& held : message.jobs) {
+    if (!jobs_.contains(held->job)) {
+      control::JobDropT drop;
+      drop.job = held->job;
+      Send(procid, Make(std::move(drop)));
+    }
+  }
+  for (auto& [id, job] : jobs_) {
+    const bool holds = std::any_of(message.jobs.begin(), message.jobs.end(),
+                                   [job_id = id](const auto& held) { return held->job == job_id; });
+    if (!job->over() || holds) job->OnServerReady(procid);
+  }
+}
+
+void Core::RegisterAgent(const std::string& procid, const control::RegisterAgentT& message) {
+  Member& member = agents_[procid];
+  member.procid = procid;
+  member.name = message.name;
+  member.host = message.host;
+  member.version = message.version;
+  member.slots = message.slots;
+  member.registered = true;
+  control::WelcomeT welcome;
+  welcome.leader_epoch = leader_epoch_;
+  welcome.coordinator = options_.id;
+  welcome.heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_ms);
+  Send(procid, Make(std::move(welcome)));
+  for (const auto& ring : message.rings) {
+    if (jobs_.contains(ring->job)) continue;
+    control::DropRingT drop;
+    drop.job = ring->job;
+    drop.worker = ring->worker;
+    drop.incarnation = ring->incarnation;
+    Send(procid, Make(std::move(drop)));
+  }
+  for (auto& [id, job] : jobs_) job->OnAgentReady(procid, message);
+  ReplaceNamesake(agents_, agents_[procid], false);
+}
+
+void Core::OnMessage(const std::string& procid, control::MessageT message, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  switch (message.body.type) {
+    case control::Body::RegisterServer:
+      if (message.body.AsRegisterServer()->procid == procid) {
+        RegisterServer(procid, *message.body.AsRegisterServer());
+      }
+      return;
+    case control::Body::RegisterAgent:
+      if (message.body.AsRegisterAgent()->procid == procid) {
+        RegisterAgent(procid, *message.body.AsRegisterAgent());
+      }
+      return;
+    case control::Body::Pong: return;
+    default: break;
+  }
+  const auto server = servers_.find(procid);
+  if (server != servers_.end() && server->second.registered) {
+    std::uint64_t job = 0;
+    switch (message.body.type) {
+      case control::Body::ServerReport: job = message.body.AsServerReport()->job; break;
+      case control::Body::RestoreFailed: job = message.body.AsRestoreFailed()->job; break;
+      case control::Body::Prepared: job = message.body.AsPrepared()->job; break;
+      case control::Body::PrepareFailed: job = message.body.AsPrepareFailed()->job; break;
+      case control::Body::ManifestWritten: job = message.body.AsManifestWritten()->job; break;
+      default: return;
+    }
+    const auto at = jobs_.find(job);
+    if (at != jobs_.end()) at->second->OnServerMessage(procid, message);
+    return;
+  }
+  const auto agent = agents_.find(procid);
+  if (agent == agents_.end() || !agent->second.registered) return;
+  switch (message.body.type) {
+    case control::Body::PreflightResult:
+      OnPreflightResult(*message.body.AsPreflightResult());
+      return;
+    case control::Body::LogChunk: {
+      auto& chunk = *message.body.AsLogChunk();
+      const auto at = log_requests_.find(chunk.request);
+      if (at == log_requests_.end()) return;
+      if (!chunk.error.empty()) {
+        Fail(at->second.ticket, {ErrorCode::kNotFound, chunk.error});
+      } else {
+        answers_.push_back({at->second.ticket,
+                            nlohmann::json{{"worker", chunk.worker},
+                                           {"text", chunk.text},
+                                           {"offset", chunk.offset},
+                                           {"end", chunk.end}},
+                            false});
+      }
+      log_requests_.erase(at);
+      return;
+    }
+    default: break;
+  }
+  std::uint64_t job = message.task >> 32;
+  if (message.body.type == control::Body::TaskExited) job = message.body.AsTaskExited()->job;
+  if (message.body.type == control::Body::ReplayDone) job = message.body.AsReplayDone()->job;
+  const auto at = jobs_.find(job);
+  if (at != jobs_.end()) at->second->OnAgentMessage(procid, message);
+}
+
+std::uint32_t Core::FreeSlots(const std::string& agent) const {
+  const auto at = agents_.find(agent);
+  if (at == agents_.end()) return 0;
+  std::uint32_t used = 0;
+  for (const auto& [id, job] : jobs_) used += job->TasksOn(agent);
+  return at->second.slots > used ? at->second.slots - used : 0;
+}
+
+void Core::Send(const std::string& procid, control::MessageT message) {
+  message.leader_epoch = leader_epoch_;
+  sends_.push_back({procid, control::Encode(message)});
+}
+
+void Core::Tick(std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  if (now_ms >= next_ping_ms_) {
+    next_ping_ms_ = now_ms + options_.heartbeat_ms;
+    for (const Members* members : {&servers_, &agents_}) {
+      for (const auto& [procid, member] : *members) {
+        if (!member.registered) continue;
+        control::PingT ping;
+        ping.sent_ms = now_ms;
+        Send(procid, Make(std::move(ping)));
+      }
+    }
+  }
+  for (auto at = submissions_.begin(); at != submissions_.end();) {
+    if (now_ms < at->second.deadline_ms) {
+      ++at;
+      continue;
+    }
+    Fail(at->second.ticket,
+         {ErrorCode::kTimeout, "the check of the job's model and data did not end within " +
+                                   std::to_string(options_.preflight_ms / 1000) + " s on agent " +
+                                   at->second.agent});
+    at = submissions_.erase(at);
+  }
+  for (auto at = log_requests_.begin(); at != log_requests_.end();) {
+    if (now_ms < at->second.deadline_ms) {
+      ++at;
+      continue;
+    }
+    Fail(at->second.ticket, {ErrorCode::kUnreachable, "the agent does not answer"});
+    at = log_requests_.erase(at);
+  }
+  if (!servers_known_ || !agents_known_) return;
+  if (!settled_) {
+    if (now_ms < settle_until_ms_) return;
+    settled_ = true;
+    // Who was known to a former leader and is not here any more.
+    for (auto& [id, job] : jobs_) {
+      if (job->over()) continue;
+      std::vector<std::string> agents;
+      for (const WorkerSlot& worker : job->state().workers) agents.push_back(worker.agent);
+      for (const DeadWorker& dead : job->state().dead) agents.push_back(dead.agent);
+      for (const std::string& agent : agents) {
+        if (!agent.empty() && !agents_.contains(agent)) job->OnAgentGone(agent);
+      }
+    }
+  }
+  for (auto& [id, job] : jobs_) job->Tick();
+}
+
+// ---- operators
+
+void Core::Fail(Ticket ticket, Error error) { answers_.push_back({ticket, std::move(error), false}); }
+
+void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  auto spec = ParseJobJson(spec_json);
+  if (!spec.ok()) return Fail(ticket, spec.error());
+  if (!spec->checkpoint.from.empty()) {
+    const std::string& from = spec->checkpoint.from;
+    const Job* source = Find(from.substr(0, from.find('@')));
+    if (source == nullptr) {
+      return Fail(ticket, {ErrorCode::kNotFound, "checkpoint.from: there is no job " + from});
+    }
+    if (source->state().checkpoints.empty()) {
+      return Fail(ticket, {ErrorCode::kNotFound, "checkpoint.from: job " + from + " has no checkpoint"});
+    }
+  }
+  const Member* chosen = nullptr;
+  for (const auto& [procid, agent] : agents_) {
+    if (agent.alive() && (chosen == nullptr || FreeSlots(procid) > FreeSlots(chosen->procid))) {
+      chosen = &agent;
+    }
+  }
+  if (chosen == nullptr) {
+    return Fail(ticket, {ErrorCode::kUnreachable,
+                         "no ps-worker agent is registered with coordinator " + options_.id +
+                             ", so the job's model and data cannot be checked; start one and submit "
+                             "again (ds-cli node list shows who is there)"});
+  }
+  Submission submission;
+  submission.ticket = ticket;
+  submission.spec_json = ResolvedJson(*spec);
+  submission.spec = std::move(spec).value();
+  submission.dry_run = dry_run;
+  submission.agent = chosen->procid;
+  submission.deadline_ms = now_ms + options_.preflight_ms;
+  const std::uint64_t request = next_request_++;
+  control::PreflightT preflight;
+  preflight.request = request;
+  preflight.spec_json = submission.spec_json;
+  submissions_[request] = std::move(submission);
+  Send(chosen->procid, Make(std::move(preflight)));
+}
+
+void Core::OnPreflightResult(const control::PreflightResultT& result) {
+  const auto at = submissions_.find(result.request);
+  if (at == submissions_.end()) return;
+  Submission submission = std::move(at->second);
+  submissions_.erase(at);
+  if (!result.ok) return Fail(submission.ticket, {ErrorCode::kInvalid, result.error});
+  if (!result.layout || !result.data || result.data->records == 0) {
+    return Fail(submission.ticket,
+                {ErrorCode::kInvalid, "the check of the job found no model or no records"});
+  }
+  JobDefinition definition;
+  definition.spec = submission.spec;
+  definition.spec_json = submission.spec_json;
+  definition.layout = control::Clone(*result.layout);
+  definition.data = control::Clone(*result.data);
+  definition.shards = ChooseShardCount(definition.layout.blocks, definition.spec.resources.shards);
+  auto view = LayoutView::Create(definition.layout, definition.shards);
+  if (!view.ok()) return Fail(submission.ticket, Annotate(view.error(), "model layout: "));
+  if (submission.dry_run) {
+    nlohmann::json body = {{"spec", nlohmann::json::parse(submission.spec_json, nullptr, false)},
+                           {"parameters", definition.layout.parameters},
+                           {"blocks", definition.layout.blocks},
+                           {"shards", definition.shards},
+                           {"records", definition.data.records},
+                           {"test_records", definition.data.test_records}};
+    answers_.push_back({submission.ticket, std::move(body), false});
+    return;
+  }
+  Round from_round;
+  JobId from_job;
+  std::string from_directory;
+  const std::string& from = submission.spec.checkpoint.from;
+  if (!from.empty()) {
+    const Job* source = Find(from.substr(0, from.find('@')));
+    const CommittedCheckpoint* found = nullptr;
+    if (source != nullptr) {
+      const std::size_t sign = from.find('@');
+      for (const CommittedCheckpoint& checkpoint : source->state().checkpoints) {
+        if (sign == std::string::npos ||
+            std::to_string(checkpoint.round.value()) == from.substr(sign + 1)) {
+          found = &checkpoint;
+        }
+      }
+    }
+    if (found == nullptr) {
+      return Fail(submission.ticket,
+                  {ErrorCode::kNotFound, "checkpoint.from: there is no checkpoint " + from +
+                                             " (ds-cli ckpt list JOB shows them)"});
+    }
+    if (source->definition().layout.fingerprint != definition.layout.fingerprint ||
+        source->definition().shards != definition.shards) {
+      return Fail(submission.ticket,
+                  {ErrorCode::kInvalid, "checkpoint.from: the model of job " + from +
+                                            " has other tensors or shards than this one"});
+    }
+    from_round = found->round;
+    from_job = source->id();
+    from_directory = found->directory;
+  }
+  const std::uint64_t id = next_job_++;
+  control::PreflightResultT stored = control::Clone(result);
+  new_nodes_.push_back({JobPath(id, ""), "", true});
+  new_nodes_.push_back({JobPath(id, "spec"), submission.spec_json, true});
+  new_nodes_.push_back({JobPath(id, "layout"), Text(control::Encode(Make(std::move(stored)))), true});
+  auto job = std::make_unique<Job>(*this, std::move(definition), JobId(id), options_.job);
+  if (from_round.value() != 0) job->StartFrom(from_job, from_round, from_directory);
+  new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), true});
+  new_nodes_.push_back({JobPath(id, "events"), EventsToJson(job->state().events).dump(), true});
+  new_nodes_.push_back({JobPath(id, "map"), MapText(id, job->map()), true});
+  (void)job->TakeDirty();
+  answers_.push_back({submission.ticket, nlohmann::json{{"job", job->Describe()}}, true});
+  jobs_[id] = std::move(job);
+}
+
+void Core::Cancel(Ticket ticket, const std::string& name, const std::string& reason,
+                  std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* job = Find(name);
+  if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  if (job->over()) {
+    return Fail(ticket, {ErrorCode::kConflict, "job " + name + " is over: it has " +
+                                                   PhaseName(job->state().phase)});
+  }
+  job->Cancel(reason);
+  answers_.push_back({ticket, nlohmann::json{{"job", job->Describe()}}, false});
+}
+
+void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
+                   std::uint64_t offset, std::uint32_t limit, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  const Job* job = Find(name);
+  if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  if (worker >= job->state().workers.size()) {
+    return Fail(ticket, {ErrorCode::kNotFound,
+                         "job " + name + " has workers 0 to " +
+                             std::to_string(job->state().workers.size() - 1)});
+  }
+  const WorkerSlot& slot = job->state().workers[worker];
+  std::string procid = slot.agent;
+  for (const auto& [id, agent] : agents_) {
+    if (agent.alive() && (procid.empty() || !agents_.contains(procid)) &&
+        agent.name == slot.agent_name) {
+      procid = id;
+    }
+  }
+  if (procid.empty() || !agents_.contains(procid)) {
+    return Fail(ticket, {ErrorCode::kNotFound, "worker " + std::to_string(worker) + " of job " + name +
+                                                   " has no agent now that could read its log"});
+  }
+  const std::uint64_t request = next_request_++;
+  log_requests_[request] = {ticket, procid, now_ms + 10'000};
+  control::LogReadT read;
+  read.request = request;
+  read.job = job->id().value();
+  read.worker = worker;
+  read.offset = offset;
+  read.limit = limit;
+  Send(procid, Make(std::move(read)));
+}
+
+const Job* Core::Find(const std::string& name_or_id) const {
+  const Job* found = nullptr;
+  for (const auto& [id, job] : jobs_) {
+    if (job->state().name == name_or_id) found = job.get();  // the newest of that name
+  }
+  if (found != nullptr) return found;
+  for (const auto& [id, job] : jobs_) {
+    if (std::to_string(id) == name_or_id) return job.get();
+  }
+  return nullptr;
+}
+
+Job* Core::Find(const std::string& name_or_id) {
+  return const_cast<Job*>(std::as_const(*this).Find(name_or_id));
+}
+
+Result<nlohmann::json> Core::DescribeJob(const std::string& name) const {
+  const Job* job = Find(name);
+  if (job == nullptr) return Error{ErrorCode::kNotFound, "there is no job " + name};
+  nlohmann::json body = job->Describe();
+  body["spec"] = nlohmann::json::parse(job->definition().spec_json, nullptr, false);
+  return nlohmann::json{{"job", std::move(body)}};
+}
+
+nlohmann::json Core::DescribeJobs() const {
+  nlohmann::json list = nlohmann::json::array();
+  for (const auto& [id, job] : jobs_) list.push_back(job->Describe());
+  return {{"jobs", std::move(list)}};
+}
+
+Result<nlohmann::json> Core::DescribeEvents(const std::string& name, std::uint64_t after) const {
+  const Job* job = Find(name);
+  if (job == nullptr) return Error{ErrorCode::kNotFound, "there is no job " + name};
+  nlohmann::json list = nlohmann::json::array();
+  for (const JobEvent& event : job->state().events) {
+    if (event.seq <= after) continue;
+    list.push_back({{"seq", event.seq},
+                    {"time", TimeText(event.time_ms)},
+                    {"type", event.type},
+                    {"message", event.message}});
+  }
+  return nlohmann::json{{"events", std::move(list)}};
+}
+
+Result<nlohmann::json> Core::DescribeCheckpoints(const std::string& name) const {
+  const Job* job = Find(name);
+  if (job == nullptr) return Error{ErrorCode::kNotFound, "there is no job " + name};
+  return nlohmann::json{{"checkpoints", job->DescribeCheckpoints()}};
+}
+
+nlohmann::json Core::DescribeNodes() const {
+  nlohmann::json list = nlohmann::json::array();
+  const auto add = [&](const Members& members, bool server) {
+    for (const auto& [procid, member] : members) {
+      nlohmann::json jobs = nlohmann::json::array();
+      for (const auto& [id, job] : jobs_) {
+        if (job->over()) continue;
+        bool uses = !server && job->TasksOn(procid) > 0;
+        for (const auto& shard : job->map().shards) {
+          uses = uses || (server && job->map().servers[shard->server]->procid == procid);
+        }
+        if (uses) jobs.push_back(job->state().name);
+      }
+      nlohmann::json entry = {
+          {"name", member.name},
+          {"kind", server ? "server" : "worker"},
+          {"procid", procid},
+          {"host", member.host},
+          {"version", member.version},
+          {"state", member.alive() ? "ready" : member.present ? "registering" : "announcing"},
+          {"jobs", std::move(jobs)},
+          {"leader", false}};
+      if (server) {
+        entry["lanes"] = member.lanes;
+      } else {
+        entry["slots"] = member.slots;
+        entry["free_slots"] = FreeSlots(procid);
+      }
+      list.push_back(std::move(entry));
+    }
+  };
+  add(servers_, true);
+  add(agents_, false);
+  return {{"nodes", std::move(list)}};
+}
+
+// ---- output
+
+Output Core::TakeOutput(bool with_lazy) {
+  Output output;
+  output.writes = std::exchange(new_nodes_, {});
+  for (auto& [id, job] : jobs_) {
+    const Job::Dirty dirty = job->TakeDirty();
+    if (dirty.lazy && !dirty.state) {
+      output.lazy = true;
+      if (!with_lazy) {
+        job->MarkLazy();
+        continue;
+      }
+    }
+    if (dirty.map) output.writes.push_back({JobPath(id, "map"), MapText(id, job->map()), false});
+    if (dirty.events) {
+      output.writes.push_back(
+          {JobPath(id, "events"), EventsToJson(job->state().events).dump(), false});
+    }
+    if (dirty.state || dirty.lazy) {
+      output.writes.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), false});
+    }
+  }
+  output.sends = std::exchange(sends_, {});
+  output.answers = std::exchange(answers_, {});
+  return output;
+}
+
+}  // namespace ps::coordinator

@@ -1,0 +1,159 @@
+// The leading coordinator as a state machine: members, jobs, and requests of operators.
+//
+// Inputs are calls; what they cause is taken with TakeOutput() after each:
+// first the nodes to write (in one multi that checks the leadership), then the
+// messages and answers, which must not leave before that write is durable. So
+// whatever a member or an operator has heard survives the coordinator.
+// One loop owns it. No clock: the caller gives the time with each input.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "coordinator/core/job.h"
+#include "coordinator/core/members.h"
+
+namespace ps::coordinator {
+
+// Names one open request of an operator; the shell answers it once.
+using Ticket = std::uint64_t;
+
+struct NodeWrite {
+  std::string path;   // below the chroot
+  std::string data;
+  bool create = false;
+};
+
+struct Answer {
+  Ticket ticket = 0;
+  Result<nlohmann::json> body = nlohmann::json();
+  bool created = false;  // 201 instead of 200
+};
+
+struct Output {
+  std::vector<NodeWrite> writes;
+  struct Send {
+    std::string procid;
+    std::vector<std::byte> bytes;
+  };
+  std::vector<Send> sends;
+  std::vector<Answer> answers;
+  bool lazy = false;  // there is something to write, but it may wait a second
+
+  bool empty() const { return writes.empty() && sends.empty() && answers.empty(); }
+};
+
+// The nodes of one job as read from ZooKeeper.
+struct JobRecord {
+  std::uint64_t id = 0;
+  std::string spec;    // resolved JSON
+  std::string layout;  // control::Preflight result: layout and data, FlatBuffers
+  std::string state;
+  std::string map;
+  std::string events;
+};
+
+struct CoreOptions {
+  std::string id;                       // of this coordinator
+  std::uint64_t heartbeat_ms = 1000;
+  std::uint64_t settle_ms = 3000;       // after a take-over, for members to register
+  std::uint64_t preflight_ms = 90'000;
+  JobTimeouts job;
+};
+
+// A member as its ephemeral node announces it.
+struct Presence {
+  std::string procid;
+  std::string name;
+  std::string host;
+};
+
+class Core final : public Cluster {
+ public:
+  Core(CoreOptions options, std::uint64_t leader_epoch);
+
+  // Jobs of former leaders. A record that cannot be read is an error: the operator must know.
+  Status Load(const std::vector<JobRecord>& records, std::uint64_t now_ms);
+
+  void SetServers(const std::vector<Presence>& present, std::uint64_t now_ms);
+  void SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms);
+  // From the control socket; procid is the sender's identity. Unregistered senders are ignored
+  // until they introduce themselves.
+  void OnMessage(const std::string& procid, control::MessageT message, std::uint64_t now_ms);
+  void Tick(std::uint64_t now_ms);
+
+  // Operators. Each is answered through Output::answers.
+  void Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std::uint64_t now_ms);
+  void Cancel(Ticket ticket, const std::string& job, const std::string& reason,
+              std::uint64_t now_ms);
+  void ReadLog(Ticket ticket, const std::string& job, std::uint32_t worker, std::uint64_t offset,
+               std::uint32_t limit, std::uint64_t now_ms);
+  // Answered at once.
+  Result<nlohmann::json> DescribeJob(const std::string& job) const;
+  nlohmann::json DescribeJobs() const;
+  Result<nlohmann::json> DescribeEvents(const std::string& job, std::uint64_t after) const;
+  Result<nlohmann::json> DescribeCheckpoints(const std::string& job) const;
+  nlohmann::json DescribeNodes() const;
+
+  Output TakeOutput(bool with_lazy);
+
+  // Cluster:
+  std::uint64_t now_ms() const override { return now_ms_; }
+  const Members& servers() const override { return servers_; }
+  const Members& agents() const override { return agents_; }
+  std::uint32_t FreeSlots(const std::string& agent) const override;
+  void Send(const std::string& procid, control::MessageT message) override;
+
+ private:
+  struct Submission {
+    Ticket ticket = 0;
+    std::string spec_json;
+    JobSpec spec;
+    bool dry_run = false;
+    std::string agent;
+    std::uint64_t deadline_ms = 0;
+  };
+  struct LogRequest {
+    Ticket ticket = 0;
+    std::string agent;
+    std::uint64_t deadline_ms = 0;
+  };
+
+  const Job* Find(const std::string& name_or_id) const;
+  Job* Find(const std::string& name_or_id);
+  void SetPresent(Members& members, const std::vector<Presence>& present, bool servers);
+  void Gone(const std::string& procid, bool server);
+  void RegisterServer(const std::string& procid, const control::RegisterServerT& message);
+  void RegisterAgent(const std::string& procid, const control::RegisterAgentT& message);
+  void ReplaceNamesake(Members& members, const Member& member, bool server);
+  void OnPreflightResult(const control::PreflightResultT& result);
+  void Fail(Ticket ticket, Error error);
+
+  const CoreOptions options_;
+  const std::uint64_t leader_epoch_;
+  std::uint64_t now_ms_ = 0;
+  std::uint64_t settle_until_ms_ = 0;
+  bool servers_known_ = false;
+  bool agents_known_ = false;
+  bool settled_ = false;
+  std::uint64_t next_ping_ms_ = 0;
+  std::uint64_t next_request_ = 1;
+  std::uint64_t next_job_ = 1;
+
+  Members servers_;
+  Members agents_;
+  std::map<std::uint64_t, std::unique_ptr<Job>> jobs_;
+  std::map<std::uint64_t, Submission> submissions_;  // by request
+  std::map<std::uint64_t, LogRequest> log_requests_;
+  std::vector<NodeWrite> new_nodes_;
+  std::vector<Output::Send> sends_;
+  std::vector<Answer> answers_;
+};
+
+}  // namespace ps::coordinator

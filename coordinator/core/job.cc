@@ -1,0 +1,858 @@
+#include "coordinator/core/job.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "coordinator/core/job_round.h"
+#include "coordinator/core/placement.h"
+
+namespace ps::coordinator {
+namespace {
+
+using control::Make;
+
+constexpr std::uint32_t kLeasesInHand = 2;
+constexpr std::uint64_t kMaxBackoffMs = 30'000;
+
+std::uint64_t LeaseRecords(const JobDefinition& definition) {
+  // About an eighth of a worker's share of an epoch, at most 32 steps: small enough to balance
+  // workers of unequal speed, large enough that asking is rare.
+  const auto batch = static_cast<std::uint64_t>(definition.spec.training.batch_size);
+  const auto workers = static_cast<std::uint64_t>(definition.spec.training.workers);
+  const std::uint64_t batches = definition.data.records / (batch * workers * 8);
+  return batch * std::clamp<std::uint64_t>(batches, 1, 32);
+}
+
+LeaseBook NewLeases(const JobDefinition& definition) {
+  LeaseBook::Options options;
+  options.records = definition.data.records;
+  options.total = static_cast<std::uint64_t>(
+      std::llround(definition.spec.training.epochs * static_cast<double>(definition.data.records)));
+  options.batch = static_cast<std::uint64_t>(definition.spec.training.batch_size);
+  options.lease_records = LeaseRecords(definition);
+  options.workers = static_cast<std::uint64_t>(definition.spec.training.workers);
+  return LeaseBook(options);
+}
+
+std::string WorkerText(std::size_t slot, Incarnation incarnation) {
+  return "worker " + std::to_string(slot) + " (incarnation " + std::to_string(incarnation.value()) +
+         ")";
+}
+
+}  // namespace
+
+Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts)
+    : cluster_(cluster), definition_(std::move(definition)), timeouts_(timeouts) {
+  state_.id = id;
+  state_.name = definition_.spec.name;
+  state_.created_ms = cluster_.now_ms();
+  state_.workers.resize(static_cast<std::size_t>(definition_.spec.training.workers));
+  state_.first_clocks.assign(state_.workers.size(), 0);
+  state_.leases = NewLeases(definition_);
+  slots_.resize(state_.workers.size());
+  SetPhase(Phase::kQueued, "waits to be placed");
+  dirty_.map = true;
+}
+
+Job::Job(Cluster& cluster, JobDefinition definition, JobState state, control::MapT map,
+         const JobTimeouts& timeouts)
+    : cluster_(cluster),
+      definition_(std::move(definition)),
+      timeouts_(timeouts),
+      state_(std::move(state)),
+      map_(std::move(map)) {
+  slots_.resize(state_.workers.size());
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    slots_[slot].ready = state_.workers[slot].live;
+    slots_[slot].started_ms = cluster_.now_ms();
+  }
+  if (!over()) Event("leader", "a new coordinator has taken over");
+}
+
+Job::~Job() = default;
+
+void Job::StartFrom(JobId job, Round round, std::string directory) {
+  state_.start_job = job.value();
+  state_.start_round = round.value();
+  state_.start_directory = std::move(directory);
+  Event("start", "starts from checkpoint " + std::to_string(round.value()) + " of job " +
+                     std::to_string(job.value()));
+  dirty_.state = true;
+}
+
+// ---- the clock
+
+void Job::Tick() {
+  if (over()) return;
+  const std::uint64_t now = cluster_.now_ms();
+  if (state_.phase == Phase::kQueued) {
+    std::size_t servers = 0;
+    std::uint32_t slots = 0;
+    for (const auto& [procid, server] : cluster_.servers()) servers += server.alive() ? 1 : 0;
+    for (const auto& [procid, agent] : cluster_.agents()) {
+      if (agent.alive()) slots += cluster_.FreeSlots(procid);
+    }
+    std::string reason;
+    if (servers == 0) reason = "waits for a ps-server; none is registered";
+    if (slots < state_.workers.size()) {
+      reason += (reason.empty() ? "" : "; ");
+      reason += "waits for " + std::to_string(state_.workers.size()) + " free worker slots, " +
+                std::to_string(slots) + " free now";
+    }
+    if (!reason.empty()) {
+      if (reason != state_.reason) SetPhase(Phase::kQueued, reason);
+      return;
+    }
+    state_.started_ms = now;
+    SetPhase(Phase::kPlacing, "starts its tasks");
+  }
+  if (map_.shards.empty() || Homeless()) PlaceShards();
+  StartMissingTasks();
+  if (over()) return;
+  if (state_.phase == Phase::kPlacing) StartRunning();
+  if (state_.phase == Phase::kRecovering && !Homeless() && ShardsReady() && LiveCount() > 0) {
+    Event("recovered", "all shards are ready again");
+    SetPhase(Phase::kRunning, "");
+  }
+  if (round_ && now >= round_->started_ms + timeouts_.round_ms) {
+    std::string missing;
+    for (const Incarnation incarnation : round_->workers) {
+      if (!round_->cuts.contains(incarnation)) {
+        missing += " worker incarnation " + std::to_string(incarnation.value()) + " (marker)";
+      }
+    }
+    for (const std::string& server : round_->servers) {
+      if (!round_->prepared.contains(server)) missing += " server " + server + " (images)";
+      else if (!round_->manifest.empty() && !round_->written.contains(server)) {
+        missing += " server " + server + " (manifest)";
+      }
+    }
+    AbortRound("not complete after " + std::to_string(timeouts_.round_ms / 1000) +
+                   " s; missing:" + missing,
+               timeouts_.failed_round_retry_ms);
+  }
+  MaybeDrain();
+  MaybeBeginRound();
+  if (state_.phase == Phase::kEvaluating) SendEvaluate();
+}
+
+void Job::StartRunning() {
+  std::vector<std::size_t> ready;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!slots_[slot].ready) return;
+    ready.push_back(slot);
+  }
+  if (map_.shards.empty() || Homeless()) return;
+  SetPhase(Phase::kRunning, "");
+  MakeLive(ready);
+  Event("running", "training starts with " + std::to_string(ready.size()) + " workers on " +
+                       std::to_string(JobServers().size()) + " servers, " +
+                       std::to_string(definition_.shards) + " shards");
+}
+
+// ---- workers
+
+std::size_t Job::LiveCount() const {
+  std::size_t count = 0;
+  for (const WorkerSlot& slot : state_.workers) count += slot.live ? 1 : 0;
+  return count;
+}
+
+std::uint32_t Job::TasksOn(const std::string& agent) const {
+  if (over()) return 0;
+  std::uint32_t count = 0;
+  for (const WorkerSlot& slot : state_.workers) count += slot.agent == agent && slot.task != 0;
+  return count;
+}
+
+std::string Job::AgentOfWorker(WorkerId worker) const {
+  if (worker.value() >= state_.workers.size()) return "";
+  return state_.workers[worker.value()].agent;
+}
+
+std::optional<std::size_t> Job::SlotOfTask(const std::string& agent, std::uint64_t task) const {
+  for (std::size_t slot = 0; slot < state_.workers.size(); ++slot) {
+    if (state_.workers[slot].task == task && state_.workers[slot].agent == agent) return slot;
+  }
+  return std::nullopt;
+}
+
+void Job::StartMissingTasks() {
+  const std::uint64_t now = cluster_.now_ms();
+  // Near the end one task is enough to flush and evaluate.
+  const bool ending = state_.phase == Phase::kDraining || state_.phase == Phase::kEvaluating;
+  std::size_t present = 0;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    WorkerSlot& worker = state_.workers[slot];
+    if (worker.task == 0) continue;
+    ++present;
+    if (!worker.live && !slots_[slot].ready &&
+        now >= slots_[slot].started_ms + timeouts_.task_start_ms) {
+      control::StopTaskT stop;
+      stop.task = worker.task;
+      stop.reason = "not ready in time";
+      stop.kill = true;
+      cluster_.Send(worker.agent, Make(std::move(stop)));
+      slots_[slot].started_ms = now;  // its TaskExited follows
+    }
+  }
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    WorkerSlot& worker = state_.workers[slot];
+    if (worker.task != 0 || now < worker.retry_at_ms || (ending && present > 0)) continue;
+    const Member* best = nullptr;
+    std::uint32_t best_free = 0;
+    for (const auto& [procid, agent] : cluster_.agents()) {
+      if (!agent.alive()) continue;
+      const std::uint32_t free = cluster_.FreeSlots(procid);
+      if (free > best_free) {
+        best = &agent;
+        best_free = free;
+      }
+    }
+    if (best == nullptr) {
+      const std::string reason = "waits for a free worker slot for worker " + std::to_string(slot);
+      if (last_wait_reason_ != reason) {
+        last_wait_reason_ = reason;
+        Event("waiting", reason);
+      }
+      return;
+    }
+    last_wait_reason_.clear();
+    StartTask(slot, *best);
+    ++present;
+  }
+}
+
+void Job::StartTask(std::size_t slot, const Member& agent) {
+  WorkerSlot& worker = state_.workers[slot];
+  worker.incarnation = Incarnation(state_.next_incarnation++);
+  worker.agent = agent.procid;
+  worker.agent_name = agent.name;
+  worker.task = (state_.id.value() << 32) | worker.incarnation.value();
+  worker.live = false;
+  worker.retry_at_ms = 0;
+  Slot& memory = slots_[slot];
+  memory.ready = false;
+  memory.started_ms = cluster_.now_ms();
+  memory.failure.clear();
+  memory.drained = false;
+  memory.progress.reset();
+
+  control::StartTaskT start;
+  start.task = worker.task;
+  start.job = state_.id.value();
+  start.job_name = state_.name;
+  start.worker = static_cast<std::uint32_t>(slot);
+  start.incarnation = worker.incarnation.value();
+  start.generation = state_.generation;
+  start.spec_json = definition_.spec_json;
+  cluster_.Send(agent.procid, Make(std::move(start)));
+  Event("task", WorkerText(slot, worker.incarnation) + " starts on " + agent.name);
+  dirty_.state = true;
+}
+
+void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
+  if (ready.layout_fingerprint != definition_.layout.fingerprint) {
+    Finish(Phase::kFailed, WorkerText(slot, state_.workers[slot].incarnation) + " on " +
+                               state_.workers[slot].agent_name +
+                               " has another model than the one checked at submission; the model "
+                               "file must be the same on every node");
+    return;
+  }
+  if (ready.records != definition_.data.records ||
+      ready.data_fingerprint != definition_.data.fingerprint) {
+    Finish(Phase::kFailed, WorkerText(slot, state_.workers[slot].incarnation) + " on " +
+                               state_.workers[slot].agent_name +
+                               " has other training data than was checked at submission; the data "
+                               "must be the same on every node");
+    return;
+  }
+  slots_[slot].ready = true;
+  slots_[slot].early_failures = 0;
+  if (state_.phase == Phase::kPlacing) {
+    StartRunning();
+  } else if (!state_.workers[slot].live) {
+    MakeLive({slot});
+  }
+}
+
+void Job::MakeLive(const std::vector<std::size_t>& slots) {
+  const std::uint64_t clock = MaxClock();
+  for (const std::size_t slot : slots) {
+    state_.workers[slot].live = true;
+    state_.first_clocks[slot] = clock;
+  }
+  ++state_.live_version;
+  dirty_.state = true;
+  AbortRound("a worker joins", timeouts_.round_retry_ms);
+  for (const std::size_t slot : slots) {
+    control::TaskStartT start;
+    start.start = std::make_unique<control::JobStartT>(JobStart());
+    start.worker = static_cast<std::uint32_t>(slot);
+    start.incarnation = state_.workers[slot].incarnation.value();
+    start.first_clock = clock;
+    start.total_records = state_.leases.total();
+    SendToTask(slot, Make(std::move(start)));
+    if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
+  }
+  BroadcastUpdate(false, true);
+}
+
+void Job::OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed) {
+  slots_[slot].failure = failed.message;
+  Event("task failed", WorkerText(slot, state_.workers[slot].incarnation) + ": " + failed.message);
+  if (failed.permanent) {
+    Finish(Phase::kFailed, WorkerText(slot, state_.workers[slot].incarnation) + ": " +
+                               failed.message);
+  }
+}
+
+void Job::OnTaskExited(const std::string& agent, const control::TaskExitedT& exited) {
+  const auto slot = SlotOfTask(agent, exited.task);
+  if (!slot) return;
+  std::string why = exited.status < 0 ? "killed by signal " + std::to_string(-exited.status)
+                                      : "exited with status " + std::to_string(exited.status);
+  if (!slots_[*slot].failure.empty()) {
+    why += ": " + slots_[*slot].failure;
+  } else if (!exited.message.empty()) {
+    why += ": " + exited.message;
+  }
+  LoseTask(*slot, exited.ring.get(), why);
+}
+
+// The task of the slot is gone. With a ring its pushes will be replayed by its agent.
+void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::string& why) {
+  WorkerSlot& worker = state_.workers[slot];
+  Slot& memory = slots_[slot];
+  const Incarnation incarnation = worker.incarnation;
+  const std::string agent = worker.agent;
+  Event("worker lost", WorkerText(slot, incarnation) + " on " + worker.agent_name + " " + why);
+  if (memory.progress) AddUp(*memory.progress);
+  const bool was_live = worker.live;
+  const bool pushed = ring != nullptr && ring->last_clock > state_.first_clocks[slot];
+  if (was_live) {
+    AbortRound("a worker died", timeouts_.round_retry_ms);
+    if (ring != nullptr) {
+      // lease_id 0: it never pushed a record.
+      state_.leases.Return(incarnation, ring->lease_id, ring->lease_done);
+    } else {
+      state_.leases.Return(incarnation, std::nullopt, 0);
+    }
+    if (pushed || ring == nullptr) {
+      DeadWorker dead;
+      dead.worker = WorkerId(static_cast<std::uint32_t>(slot));
+      dead.incarnation = incarnation;
+      dead.first_clock = Clock(state_.first_clocks[slot]);
+      dead.agent = ring != nullptr ? agent : "";
+      state_.dead.push_back(dead);
+    } else if (ring != nullptr) {
+      control::DropRingT drop;
+      drop.job = state_.id.value();
+      drop.worker = static_cast<std::uint32_t>(slot);
+      drop.incarnation = incarnation.value();
+      cluster_.Send(agent, Make(std::move(drop)));
+    }
+  } else {
+    ++memory.early_failures;
+  }
+  worker.task = 0;
+  worker.agent.clear();
+  worker.live = false;
+  memory.ready = false;
+  memory.drained = false;
+  memory.progress.reset();
+  ++state_.restarts;
+  dirty_.state = true;
+  const std::uint64_t backoff =
+      memory.early_failures == 0
+          ? 0
+          : std::min<std::uint64_t>(kMaxBackoffMs,
+                                    1000ULL << std::min<std::uint32_t>(memory.early_failures, 10));
+  worker.retry_at_ms = cluster_.now_ms() + backoff;
+  if (state_.restarts > static_cast<std::uint64_t>(definition_.spec.resources.max_restarts)) {
+    Finish(Phase::kFailed, "its tasks were restarted more than resources.max_restarts (" +
+                               std::to_string(definition_.spec.resources.max_restarts) +
+                               ") times; the last: " + WorkerText(slot, incarnation) + " " + why);
+    return;
+  }
+  if (!was_live) return;
+  ++state_.live_version;
+  BroadcastUpdate(false, true);
+  if (pushed) SendReplay(state_.dead.back());
+  if (state_.phase == Phase::kRunning && LiveCount() == 0) {
+    SetPhase(Phase::kRecovering, "all workers are lost; new tasks start");
+  }
+  if (evaluator_ == incarnation) evaluator_ = Incarnation();
+}
+
+void Job::OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request) {
+  if (!state_.workers[slot].live) return;
+  const Incarnation incarnation = state_.workers[slot].incarnation;
+  control::LeaseGrantT grant;
+  for (control::LeaseT& lease : state_.leases.GrantedAbove(incarnation, request.highest_lease)) {
+    grant.leases.push_back(std::make_unique<control::LeaseT>(std::move(lease)));
+  }
+  while (request.have + grant.leases.size() < kLeasesInHand) {
+    auto lease = state_.leases.Grant(WorkerId(static_cast<std::uint32_t>(slot)), incarnation);
+    if (!lease) {
+      grant.no_more = true;
+      break;
+    }
+    grant.leases.push_back(std::make_unique<control::LeaseT>(std::move(*lease)));
+    dirty_.state = true;
+    if (state_.phase == Phase::kDraining) SetPhase(Phase::kRunning, "records came back");
+  }
+  SendToTask(slot, Make(std::move(grant)));
+}
+
+void Job::SendReplay(const DeadWorker& dead) {
+  control::ReplayT replay;
+  replay.job = state_.id.value();
+  replay.start = std::make_unique<control::JobStartT>(JobStart());
+  replay.worker = dead.worker.value();
+  replay.incarnation = dead.incarnation.value();
+  cluster_.Send(dead.agent, Make(std::move(replay)));
+}
+
+void Job::OnReplayDone(const control::ReplayDoneT& done) {
+  if (done.map_version != map_.version) return;
+  for (DeadWorker& dead : state_.dead) {
+    if (dead.incarnation.value() != done.incarnation || dead.replayed) continue;
+    dead.replayed = true;
+    dirty_.state = true;
+    Event("replayed", WorkerText(dead.worker.value(), dead.incarnation) + " up to clock " +
+                          std::to_string(done.last_clock));
+  }
+}
+
+void Job::AddUp(const control::ProgressT& progress) {
+  finished_.steps += progress.steps;
+  finished_.skipped += progress.skipped;
+  finished_.too_old += progress.too_old;
+  finished_.pushes += progress.pushes;
+  finished_.push_bytes += progress.push_bytes;
+  finished_.push_entries += progress.push_entries;
+  finished_.pulls += progress.pulls;
+  finished_.pull_bytes += progress.pull_bytes;
+  if (progress.metric_samples > finished_.metric_samples) {
+    finished_.metric = progress.metric;
+    finished_.metric_samples = progress.metric_samples;
+  }
+}
+
+// ---- members
+
+void Job::OnServerReady(const std::string& procid) {
+  if (over()) {
+    control::JobDropT drop;
+    drop.job = state_.id.value();
+    cluster_.Send(procid, Make(std::move(drop)));
+    return;
+  }
+  if (JobServers().contains(procid)) SendJobStart(procid);
+}
+
+void Job::OnServerGone(const std::string& procid) {
+  if (over() || !JobServers().contains(procid)) return;
+  std::size_t shards = 0;
+  std::string name = procid;
+  for (const auto& shard : map_.shards) {
+    const auto& server = *map_.servers[shard->server];
+    if (server.procid != procid) continue;
+    ++shards;
+    name = server.name;
+  }
+  Event("server lost", "server " + name + " is gone with " + std::to_string(shards) + " shards");
+  AbortRound("a server died", timeouts_.round_retry_ms);
+  if (state_.phase == Phase::kRunning) {
+    SetPhase(Phase::kRecovering, "server " + name + " is gone");
+  }
+}
+
+void Job::OnAgentGone(const std::string& procid) {
+  if (over()) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].task != 0 && state_.workers[slot].agent == procid) {
+      LoseTask(slot, nullptr, "went with its agent");
+      if (over()) return;
+    }
+  }
+  for (DeadWorker& dead : state_.dead) {
+    if (dead.agent != procid) continue;
+    dead.agent.clear();
+    dead.replayed = false;
+    ++state_.live_version;
+    dirty_.state = true;
+    BroadcastUpdate(false, true);
+  }
+}
+
+void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration) {
+  const auto drop = [&](const control::RingInfoT& ring) {
+    control::DropRingT message;
+    message.job = ring.job;
+    message.worker = ring.worker;
+    message.incarnation = ring.incarnation;
+    cluster_.Send(procid, Make(std::move(message)));
+  };
+  std::set<std::uint64_t> running;
+  for (const auto& task : registration.tasks) {
+    if (task->job != state_.id.value()) continue;
+    running.insert(task->task);
+    if (!SlotOfTask(procid, task->task) || over()) {
+      control::StopTaskT stop;
+      stop.task = task->task;
+      stop.reason = "the job does not know this task";
+      stop.kill = true;
+      cluster_.Send(procid, Make(std::move(stop)));
+    }
+  }
+  for (const auto& ring : registration.rings) {
+    if (ring->job != state_.id.value()) continue;
+    if (over() || ring->generation != state_.generation) {
+      drop(*ring);
+      continue;
+    }
+    const auto slot = SlotOfTask(procid, (state_.id.value() << 32) | ring->incarnation);
+    if (slot) continue;  // its TaskExited follows
+    const auto dead = std::find_if(state_.dead.begin(), state_.dead.end(), [&](const DeadWorker& d) {
+      return d.incarnation.value() == ring->incarnation;
+    });
+    if (dead == state_.dead.end()) {
+      // The agent may be back before its former self was noticed to be gone.
+      const auto former = std::find_if(
+          state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
+            return worker.task != 0 && worker.incarnation.value() == ring->incarnation;
+          });
+      if (former == state_.workers.end()) {
+        drop(*ring);
+      } else {
+        const auto lost = static_cast<std::size_t>(former - state_.workers.begin());
+        former->agent = procid;
+        LoseTask(lost, ring.get(), "went with its agent, which is back with its pushes");
+        if (over()) return;
+      }
+      continue;
+    }
+    if (dead->agent.empty()) {
+      dead->agent = procid;
+      state_.leases.Reclaim(dead->incarnation, ring->lease_id, ring->lease_done);
+      ++state_.live_version;
+      dirty_.state = true;
+      Event("ring found", "the agent " + registration.name + " is back with the pushes of " +
+                              WorkerText(dead->worker.value(), dead->incarnation));
+      BroadcastUpdate(false, true);
+    }
+    if (dead->agent == procid && !dead->replayed) SendReplay(*dead);
+  }
+  if (over()) return;
+  // A task of ours that the agent does not run has never started or its end was not told.
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const WorkerSlot& worker = state_.workers[slot];
+    if (worker.agent != procid || worker.task == 0) continue;
+    if (!running.contains(worker.task)) {
+      const control::RingInfoT* ring = nullptr;
+      for (const auto& offered : registration.rings) {
+        if (offered->job == state_.id.value() &&
+            offered->incarnation == worker.incarnation.value()) {
+          ring = offered.get();
+        }
+      }
+      LoseTask(slot, ring, "is not known to its agent");
+      if (over()) return;
+    } else if (worker.live) {
+      // What a former leader may have failed to deliver.
+      control::JobUpdateT update;
+      update.job = state_.id.value();
+      update.map = control::ClonePtr(map_);
+      update.live = control::ClonePtr(LiveSet());
+      update.restore = Restore().directory;
+      update.restore_job = Restore().job.value();
+      SendToTask(slot, Make(std::move(update)));
+      if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
+    }
+  }
+}
+
+void Job::OnServerMessage(const std::string& procid, const control::MessageT& message) {
+  if (over()) return;
+  switch (message.body.type) {
+    case control::Body::ServerReport: {
+      const auto& report = *message.body.AsServerReport();
+      for (const auto& shard : report.shards) {
+        if (shard->shard >= map_.shards.size()) continue;
+        const auto& entry = *map_.shards[shard->shard];
+        if (map_.servers[entry.server]->procid != procid) continue;
+        shard_states_[shard->shard] = *shard;
+      }
+      break;
+    }
+    case control::Body::RestoreFailed: {
+      const auto& failed = *message.body.AsRestoreFailed();
+      Finish(Phase::kFailed, "shard " + std::to_string(failed.shard) +
+                                 " could not be restored from checkpoint " +
+                                 std::to_string(failed.round) + ": " + failed.message);
+      break;
+    }
+    case control::Body::Prepared: OnPrepared(procid, *message.body.AsPrepared()); break;
+    case control::Body::PrepareFailed: {
+      const auto& failed = *message.body.AsPrepareFailed();
+      if (round_ && round_->number.value() == failed.round) {
+        AbortRound("server " + procid + ": " + failed.message, timeouts_.failed_round_retry_ms);
+      }
+      break;
+    }
+    case control::Body::ManifestWritten:
+      OnManifestWritten(procid, *message.body.AsManifestWritten());
+      break;
+    default: break;
+  }
+}
+
+void Job::OnAgentMessage(const std::string& procid, const control::MessageT& message) {
+  if (over()) return;
+  if (message.body.type == control::Body::TaskExited) {
+    OnTaskExited(procid, *message.body.AsTaskExited());
+    return;
+  }
+  if (message.body.type == control::Body::ReplayDone) {
+    OnReplayDone(*message.body.AsReplayDone());
+    return;
+  }
+  const auto slot = SlotOfTask(procid, message.task);
+  if (!slot) return;
+  const Incarnation incarnation = state_.workers[*slot].incarnation;
+  switch (message.body.type) {
+    case control::Body::TaskReady: OnTaskReady(*slot, *message.body.AsTaskReady()); break;
+    case control::Body::TaskFailed: OnTaskFailed(*slot, *message.body.AsTaskFailed()); break;
+    case control::Body::LeaseRequest: OnLeaseRequest(*slot, *message.body.AsLeaseRequest()); break;
+    case control::Body::LeaseProgress:
+      for (const auto& lease : message.body.AsLeaseProgress()->leases) {
+        state_.leases.Progress(incarnation, lease->id, lease->done);
+      }
+      dirty_.lazy = true;
+      break;
+    case control::Body::WorkerCut: OnWorkerCut(*slot, *message.body.AsWorkerCut()); break;
+    case control::Body::Progress:
+      slots_[*slot].progress = *message.body.AsProgress();
+      slots_[*slot].progress_ms = cluster_.now_ms();
+      break;
+    case control::Body::Drained: slots_[*slot].drained = true; break;
+    case control::Body::Evaluated: OnEvaluated(*slot, *message.body.AsEvaluated()); break;
+    case control::Body::ReadyForCheckpoint: round_wanted_ = true; break;
+    default: break;
+  }
+}
+
+// ---- the end
+
+void Job::MaybeDrain() {
+  if (state_.phase != Phase::kRunning && state_.phase != Phase::kDraining) return;
+  const bool replaying = std::any_of(state_.dead.begin(), state_.dead.end(), [](const DeadWorker& d) {
+    return !d.agent.empty() && !d.replayed;
+  });
+  if (!state_.leases.AllTrained() || replaying || LiveCount() == 0) {
+    if (state_.phase == Phase::kDraining && !state_.leases.AllTrained() && !round_) {
+      SetPhase(Phase::kRunning, "records came back from a lost worker");
+    }
+    return;
+  }
+  if (state_.phase == Phase::kRunning) {
+    if (round_ && !round_->final_round) return;  // let it finish
+    for (Slot& slot : slots_) slot.drained = false;
+    SetPhase(Phase::kDraining, "all records are trained; workers flush what they hold back");
+    for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+      if (state_.workers[slot].live) SendToTask(slot, Make(control::DrainT{}));
+    }
+    return;
+  }
+  if (round_ || cluster_.now_ms() < next_round_ms_ || Homeless() || !ShardsReady()) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].live && !slots_[slot].drained) return;
+  }
+  BeginRound(true);
+}
+
+void Job::SendEvaluate() {
+  if (evaluator_ != Incarnation()) return;
+  if (state_.checkpoints.empty()) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!state_.workers[slot].live) continue;
+    evaluator_ = state_.workers[slot].incarnation;
+    control::EvaluateT evaluate;
+    evaluate.round = state_.checkpoints.back().round.value();
+    evaluate.digests = final_digests_;
+    SendToTask(slot, Make(std::move(evaluate)));
+    return;
+  }
+}
+
+void Job::OnEvaluated(std::size_t slot, const control::EvaluatedT& evaluated) {
+  if (state_.phase != Phase::kEvaluating || state_.workers[slot].incarnation != evaluator_) return;
+  if (!evaluated.error.empty()) {
+    Finish(Phase::kFailed, "the final evaluation failed: " + evaluated.error);
+    return;
+  }
+  JobResult result;
+  result.metric = std::isfinite(evaluated.metric) ? evaluated.metric : 0;
+  result.loss = std::isfinite(evaluated.loss) ? evaluated.loss : 0;
+  result.records = evaluated.records;
+  result.metric_name = definition_.spec.training.metric;
+  state_.result = result;
+  Finish(Phase::kSucceeded, "");
+}
+
+void Job::Cancel(const std::string& reason) {
+  if (over()) return;
+  Finish(Phase::kCancelled, reason.empty() ? "cancelled by the operator" : reason);
+}
+
+void Job::Finish(Phase phase, const std::string& reason) {
+  AbortRound("the job ends", 0);
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    WorkerSlot& worker = state_.workers[slot];
+    if (worker.task != 0) {
+      if (slots_[slot].progress) AddUp(*slots_[slot].progress);
+      control::StopTaskT stop;
+      stop.task = worker.task;
+      stop.reason = std::string("the job has ") + PhaseName(phase);
+      stop.kill = phase != Phase::kSucceeded;
+      cluster_.Send(worker.agent, Make(std::move(stop)));
+      control::DropRingT drop;
+      drop.job = state_.id.value();
+      drop.worker = static_cast<std::uint32_t>(slot);
+      drop.incarnation = worker.incarnation.value();
+      cluster_.Send(worker.agent, Make(std::move(drop)));
+    }
+    worker.task = 0;
+    worker.live = false;
+  }
+  for (const DeadWorker& dead : state_.dead) {
+    if (dead.agent.empty()) continue;
+    control::DropRingT drop;
+    drop.job = state_.id.value();
+    drop.worker = dead.worker.value();
+    drop.incarnation = dead.incarnation.value();
+    cluster_.Send(dead.agent, Make(std::move(drop)));
+  }
+  state_.dead.clear();
+  for (const std::string& server : JobServers()) {
+    control::JobDropT drop;
+    drop.job = state_.id.value();
+    cluster_.Send(server, Make(std::move(drop)));
+  }
+  state_.finished_ms = cluster_.now_ms();
+  SetPhase(phase, reason);
+}
+
+void Job::SetPhase(Phase phase, const std::string& reason) {
+  if (phase != state_.phase || state_.next_event == 1) {
+    Event(PhaseName(phase), reason);
+  }
+  state_.phase = phase;
+  state_.reason = reason;
+  dirty_.state = true;
+}
+
+void Job::Event(const std::string& type, const std::string& message) {
+  state_.events.push_back(JobEvent{state_.next_event++, cluster_.now_ms(), type, message});
+  if (state_.events.size() > kMaxEvents) state_.events.pop_front();
+  dirty_.state = true;
+  dirty_.events = true;
+}
+
+Job::Dirty Job::TakeDirty() { return std::exchange(dirty_, Dirty{}); }
+
+// ---- messages
+
+control::LiveSetT Job::LiveSet() const {
+  control::LiveSetT live;
+  live.version = state_.live_version;
+  for (std::size_t slot = 0; slot < state_.workers.size(); ++slot) {
+    if (!state_.workers[slot].live) continue;
+    auto worker = std::make_unique<control::LiveWorkerT>();
+    worker->worker = static_cast<std::uint32_t>(slot);
+    worker->incarnation = state_.workers[slot].incarnation.value();
+    worker->first_clock = state_.first_clocks[slot];
+    worker->state = control::WorkerState::Live;
+    live.workers.push_back(std::move(worker));
+  }
+  for (const DeadWorker& dead : state_.dead) {
+    if (dead.agent.empty()) continue;
+    auto worker = std::make_unique<control::LiveWorkerT>();
+    worker->worker = dead.worker.value();
+    worker->incarnation = dead.incarnation.value();
+    worker->first_clock = dead.first_clock.value();
+    worker->state = control::WorkerState::Draining;
+    live.workers.push_back(std::move(worker));
+  }
+  return live;
+}
+
+control::JobStartT Job::JobStart() const {
+  control::JobStartT start;
+  start.job = state_.id.value();
+  start.name = state_.name;
+  start.generation = state_.generation;
+  start.spec_json = definition_.spec_json;
+  start.layout = control::ClonePtr(definition_.layout);
+  start.data = control::ClonePtr(definition_.data);
+  start.map = control::ClonePtr(map_);
+  start.live = control::ClonePtr(LiveSet());
+  const RestoreSource restore = Restore();
+  start.restore = restore.directory;
+  start.restore_job = restore.job.value();
+  start.committed_round = state_.checkpoints.empty() ? 0 : state_.checkpoints.back().round.value();
+  start.checkpoint_dir = "job-" + std::to_string(state_.id.value());
+  return start;
+}
+
+void Job::SendToTask(std::size_t slot, control::MessageT message) {
+  message.task = state_.workers[slot].task;
+  cluster_.Send(state_.workers[slot].agent, std::move(message));
+}
+
+void Job::BroadcastUpdate(bool with_map, bool with_live) {
+  const RestoreSource restore = Restore();
+  const auto update = [&] {
+    control::JobUpdateT message;
+    message.job = state_.id.value();
+    if (with_map) message.map = control::ClonePtr(map_);
+    if (with_live) message.live = control::ClonePtr(LiveSet());
+    message.restore = restore.directory;
+    message.restore_job = restore.job.value();
+    return message;
+  };
+  for (const std::string& server : JobServers()) cluster_.Send(server, Make(update()));
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].live) SendToTask(slot, Make(update()));
+  }
+  std::set<std::string> ghosts;
+  for (const DeadWorker& dead : state_.dead) {
+    if (!dead.agent.empty()) ghosts.insert(dead.agent);
+  }
+  for (const std::string& agent : ghosts) cluster_.Send(agent, Make(update()));
+}
+
+std::uint64_t Job::MaxClock() const {
+  std::uint64_t clock = 0;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    clock = std::max(clock, state_.first_clocks[slot]);
+    if (slots_[slot].progress) clock = std::max(clock, slots_[slot].progress->clock);
+  }
+  return clock;
+}
+
+std::uint64_t Job::MinClock() const {
+  std::optional<std::uint64_t> clock;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!state_.workers[slot].live) continue;
+    std::uint64_t own = state_.first_clocks[slot];
+    if (slots_[slot].progress) own = std::max(own, slots_[slot].progress->clock);
+    clock = clock ? std::min(*clock, own) : own;
+  }
+  return clock.value_or(0);
+}
+
+}  // namespace ps::coordinator

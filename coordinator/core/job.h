@@ -1,0 +1,184 @@
+// The life of one job: placement, workers, leases, checkpoint rounds, recovery, end.
+//
+// A state machine on the coordinator's loop. Handlers change the state and
+// Send() messages through the Cluster; the caller writes what became dirty to
+// ZooKeeper before it lets those messages go (docs/architecture.md, "Control
+// plane"). Nothing here reads a clock or does I/O.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "common/job/job_spec.h"
+#include "common/layout/layout.h"
+#include "coordinator/core/job_state.h"
+#include "coordinator/core/members.h"
+
+namespace ps::coordinator {
+
+// What is constant over the life of a job.
+struct JobDefinition {
+  JobSpec spec;
+  std::string spec_json;  // resolved
+  control::LayoutT layout;
+  control::DataInfoT data;
+  std::uint32_t shards = 0;
+};
+
+// How long things may take before the job acts on it.
+struct JobTimeouts {
+  std::uint64_t task_start_ms = 120'000;      // a task that was started must be ready
+  std::uint64_t round_ms = 60'000;            // a checkpoint round
+  std::uint64_t round_retry_ms = 2'000;       // after a round that was aborted
+  std::uint64_t failed_round_retry_ms = 10'000;
+  std::uint64_t rewind_grace_ms = 10'000;     // for lost agents to come back before a rewind
+};
+
+class Job {
+ public:
+  // A new job.
+  Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts);
+  // One that a former leader has left; members register again afterwards.
+  Job(Cluster& cluster, JobDefinition definition, JobState state, control::MapT map,
+      const JobTimeouts& timeouts);
+
+  JobId id() const { return state_.id; }
+  const JobState& state() const { return state_; }
+  const control::MapT& map() const { return map_; }
+  const JobDefinition& definition() const { return definition_; }
+  bool over() const { return IsOver(state_.phase); }
+
+  ~Job();
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  // The checkpoint to start from; before the first Tick.
+  void StartFrom(JobId job, Round round, std::string directory);
+
+  void Tick();
+  void OnServerReady(const std::string& procid);
+  void OnServerGone(const std::string& procid);
+  void OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration);
+  void OnAgentGone(const std::string& procid);
+  // A message of a server, an agent, or (task != 0) of a task of this job.
+  void OnServerMessage(const std::string& procid, const control::MessageT& message);
+  void OnAgentMessage(const std::string& procid, const control::MessageT& message);
+  void Cancel(const std::string& reason);
+
+  // Tasks of this job that occupy slots of the agent.
+  std::uint32_t TasksOn(const std::string& agent) const;
+  // Agent that runs or ran the worker's newest task; empty if none.
+  std::string AgentOfWorker(WorkerId worker) const;
+
+  // What has to be written. Progress of leases alone is lazy: it may wait a second.
+  struct Dirty {
+    bool state = false;
+    bool lazy = false;
+    bool map = false;
+    bool events = false;
+  };
+  Dirty TakeDirty();
+  void MarkLazy() { dirty_.lazy = true; }
+
+  // For people: JOB of the API.
+  nlohmann::json Describe() const;
+  nlohmann::json DescribeCheckpoints() const;
+
+ private:
+  struct Round_;
+  struct Slot {  // what is not persisted of a worker slot
+    bool ready = false;
+    std::uint64_t started_ms = 0;
+    std::uint32_t early_failures = 0;
+    std::string failure;          // last TaskFailed
+    bool drained = false;
+    std::optional<control::ProgressT> progress;
+    std::uint64_t progress_ms = 0;
+  };
+
+  // Workers.
+  std::size_t LiveCount() const;
+  std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
+  void StartMissingTasks();
+  void StartTask(std::size_t slot, const Member& agent);
+  void OnTaskReady(std::size_t slot, const control::TaskReadyT& ready);
+  void OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed);
+  void OnTaskExited(const std::string& agent, const control::TaskExitedT& exited);
+  void MakeLive(const std::vector<std::size_t>& slots);
+  void LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::string& why);
+  void OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request);
+  void OnReplayDone(const control::ReplayDoneT& done);
+  void SendReplay(const DeadWorker& dead);
+  void AddUp(const control::ProgressT& progress);
+
+  // Shards.
+  bool Homeless() const;
+  bool AllHomeless() const;
+  bool ShardsReady() const;
+  void PlaceShards();
+  void Rewind();
+  bool Unaccounted() const;
+  void SendJobStart(const std::string& server);
+  std::set<std::string> JobServers() const;
+
+  // Rounds.
+  void MaybeBeginRound();
+  void BeginRound(bool final_round);
+  void AbortRound(const std::string& reason, std::uint64_t retry_ms);
+  void OnWorkerCut(std::size_t slot, const control::WorkerCutT& cut);
+  void OnPrepared(const std::string& procid, const control::PreparedT& prepared);
+  void OnManifestWritten(const std::string& procid, const control::ManifestWrittenT& written);
+  void MaybeWriteManifest();
+  void CommitRound();
+
+  // Phases.
+  void StartRunning();
+  void MaybeDrain();
+  void SendEvaluate();
+  void OnEvaluated(std::size_t slot, const control::EvaluatedT& evaluated);
+  void Finish(Phase phase, const std::string& reason);
+  void SetPhase(Phase phase, const std::string& reason);
+  void Event(const std::string& type, const std::string& message);
+
+  // Messages.
+  control::LiveSetT LiveSet() const;
+  control::JobStartT JobStart() const;
+  void SendToTask(std::size_t slot, control::MessageT message);
+  void BroadcastUpdate(bool with_map, bool with_live);
+  struct RestoreSource {
+    Round round;
+    JobId job;
+    std::string directory;
+  };
+  RestoreSource Restore() const;
+  std::uint64_t MaxClock() const;
+  std::uint64_t MinClock() const;
+
+  Cluster& cluster_;
+  JobDefinition definition_;
+  const JobTimeouts timeouts_;
+  JobState state_;
+  control::MapT map_;
+
+  std::vector<Slot> slots_;
+  std::map<std::uint32_t, control::ShardStateT> shard_states_;
+  std::unique_ptr<Round_> round_;
+  std::uint64_t next_round_ms_ = 0;
+  bool round_wanted_ = false;
+  std::uint64_t rewind_at_ms_ = 0;
+  std::vector<Range> committed_remaining_next_;  // becomes committed_remaining with the round
+  std::vector<std::string> final_digests_;       // empty after a take-over: not checked then
+  Incarnation evaluator_;
+  control::ProgressT finished_;  // sums over tasks that are gone
+  std::string last_wait_reason_;
+  Dirty dirty_;
+};
+
+}  // namespace ps::coordinator

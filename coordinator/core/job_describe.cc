@@ -1,0 +1,172 @@
+// What the API says about a job.
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+
+#include "coordinator/core/describe.h"
+#include "coordinator/core/job.h"
+#include "coordinator/core/job_round.h"
+
+namespace ps::coordinator {
+namespace {
+
+nlohmann::json Number(double value) {
+  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
+}
+
+double Ratio(double a, double b) { return b > 0 ? a / b : 0; }
+
+nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::size_t shards) {
+  return {{"round", checkpoint.round.value()},
+          {"time", TimeText(checkpoint.time_ms)},
+          {"step", checkpoint.step},
+          {"samples", checkpoint.samples},
+          {"bytes", checkpoint.bytes},
+          {"duration_ms", checkpoint.duration_ms},
+          {"directory", checkpoint.directory},
+          {"manifest_hash", checkpoint.manifest_hash},
+          {"shards", shards},
+          {"final", checkpoint.final_round}};
+}
+
+}  // namespace
+
+std::string TimeText(std::uint64_t unix_ms) {
+  if (unix_ms == 0) return "";
+  const auto seconds = static_cast<std::time_t>(unix_ms / 1000);
+  std::tm parts{};
+  gmtime_r(&seconds, &parts);
+  char text[32];
+  if (std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S.", &parts) == 0) return "";
+  const std::string milliseconds = std::to_string(1000 + unix_ms % 1000).substr(1);
+  return text + milliseconds + "Z";
+}
+
+nlohmann::json Job::DescribeCheckpoints() const {
+  nlohmann::json list = nlohmann::json::array();
+  for (const CommittedCheckpoint& checkpoint : state_.checkpoints) {
+    list.push_back(DescribeCheckpoint(checkpoint, map_.shards.size()));
+  }
+  return list;
+}
+
+nlohmann::json Job::Describe() const {
+  const TrainingSpec& training = definition_.spec.training;
+  control::ProgressT sum = finished_;
+  double rate = 0;
+  double loss = 0;
+  std::size_t losses = 0;
+  nlohmann::json workers = nlohmann::json::array();
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const WorkerSlot& worker = state_.workers[slot];
+    nlohmann::json entry = {{"worker", slot},
+                            {"incarnation", worker.incarnation.value()},
+                            {"node", worker.agent_name},
+                            {"state", worker.live ? "live" : worker.task != 0 ? "starting" : "none"}};
+    if (slots_[slot].progress && worker.task != 0) {
+      const control::ProgressT& progress = *slots_[slot].progress;
+      sum.steps += progress.steps;
+      sum.skipped += progress.skipped;
+      sum.too_old += progress.too_old;
+      sum.pushes += progress.pushes;
+      sum.push_bytes += progress.push_bytes;
+      sum.push_entries += progress.push_entries;
+      sum.pulls += progress.pulls;
+      sum.pull_bytes += progress.pull_bytes;
+      if (progress.metric_samples > sum.metric_samples) {
+        sum.metric = progress.metric;
+        sum.metric_samples = progress.metric_samples;
+      }
+      rate += progress.samples_per_second;
+      if (progress.steps > 0 && std::isfinite(progress.loss)) {
+        loss += progress.loss;
+        ++losses;
+      }
+      entry.update({{"clock", progress.clock},
+                    {"steps", progress.steps},
+                    {"samples_per_second", Number(progress.samples_per_second)},
+                    {"loss", Number(progress.loss)},
+                    {"staleness_p50", Number(progress.staleness_p50)},
+                    {"staleness_p99", Number(progress.staleness_p99)},
+                    {"residual_norm", Number(progress.residual_norm)},
+                    {"retained_bytes", progress.retained_bytes},
+                    {"retained_limit", progress.retained_limit},
+                    {"wait_data_ms", progress.wait_data_ms},
+                    {"wait_pull_ms", progress.wait_pull_ms},
+                    {"wait_push_ms", progress.wait_push_ms},
+                    {"compute_ms", progress.compute_ms}});
+    }
+    workers.push_back(std::move(entry));
+  }
+  const std::uint64_t trained = state_.leases.trained();
+  const std::uint64_t total = state_.leases.total();
+  const auto parameters = static_cast<double>(definition_.layout.parameters);
+  nlohmann::json progress = {
+      {"epochs", training.epochs},
+      {"records", definition_.data.records},
+      {"samples_trained", trained},
+      {"samples_total", total},
+      {"repeated_samples", state_.leases.repeated()},
+      {"steps", sum.steps},
+      {"min_clock", MinClock()},
+      {"samples_per_second", Number(rate)},
+      {"loss", losses > 0 ? Number(loss / static_cast<double>(losses)) : nlohmann::json()},
+      {"metric", sum.metric_samples > 0 ? Number(sum.metric) : nlohmann::json()},
+      {"metric_samples", sum.metric_samples},
+      {"metric_name", training.metric},
+      {"pushes", sum.pushes},
+      {"push_bytes", sum.push_bytes},
+      {"push_entries", sum.push_entries},
+      {"pulls", sum.pulls},
+      {"pull_bytes", sum.pull_bytes},
+      {"push_bytes_per_step",
+       Ratio(static_cast<double>(sum.push_bytes), static_cast<double>(sum.pushes))},
+      {"pull_bytes_per_step",
+       Ratio(static_cast<double>(sum.pull_bytes), static_cast<double>(sum.pulls))},
+      {"dense_bytes", definition_.layout.parameters * 4},
+      {"push_bytes_per_entry",
+       Ratio(static_cast<double>(sum.push_bytes), static_cast<double>(sum.push_entries))},
+      {"pull_bytes_per_parameter",
+       Ratio(static_cast<double>(sum.pull_bytes), static_cast<double>(sum.pulls) * parameters)},
+      {"seconds_left", rate > 0 && !over() ? Number(static_cast<double>(total - trained) / rate)
+                                           : nlohmann::json()},
+      {"skipped", sum.skipped},
+      {"too_old", sum.too_old}};
+  nlohmann::json json = {{"id", state_.id.value()},
+                         {"name", state_.name},
+                         {"phase", PhaseName(state_.phase)},
+                         {"reason", state_.reason},
+                         {"created", TimeText(state_.created_ms)},
+                         {"started", TimeText(state_.started_ms)},
+                         {"finished", TimeText(state_.finished_ms)},
+                         {"seconds", state_.started_ms == 0
+                                         ? 0.0
+                                         : static_cast<double>((over() ? state_.finished_ms
+                                                                       : cluster_.now_ms()) -
+                                                               state_.started_ms) /
+                                               1000.0},
+                         {"generation", state_.generation},
+                         {"restarts", state_.restarts},
+                         {"parameters", definition_.layout.parameters},
+                         {"shards", definition_.shards},
+                         {"servers", JobServers().size()},
+                         {"workers", std::move(workers)},
+                         {"progress", std::move(progress)},
+                         {"checkpoints", state_.checkpoints.size()}};
+  if (!state_.checkpoints.empty()) {
+    json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back(), map_.shards.size());
+  }
+  if (round_) json["open_checkpoint"] = round_->number.value();
+  if (state_.result) {
+    json["result"] = {{"metric_name", state_.result->metric_name},
+                      {"metric", state_.result->metric},
+                      {"loss", state_.result->loss},
+                      {"records", state_.result->records}};
+    if (state_.result->metric_name == "accuracy") {
+      json["result"]["test_accuracy"] = state_.result->metric;
+    }
+  }
+  return json;
+}
+
+}  // namespace ps::coordinator

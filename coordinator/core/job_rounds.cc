@@ -1,0 +1,264 @@
+// Checkpoint rounds of a job: begin, cuts and images, manifest, commit or abort.
+#include <algorithm>
+#include <limits>
+
+#include "checkpoint/manifest.h"
+#include "coordinator/core/job.h"
+#include "coordinator/core/job_round.h"
+
+namespace ps::coordinator {
+
+using control::Make;
+
+void Job::MaybeBeginRound() {
+  if (state_.phase != Phase::kRunning || round_) return;
+  if (cluster_.now_ms() < next_round_ms_ || LiveCount() == 0) return;
+  const std::uint64_t last = state_.checkpoints.empty() ? 0 : state_.checkpoints.back().step;
+  const auto every = static_cast<std::uint64_t>(definition_.spec.checkpoint.every_steps);
+  const bool due = every > 0 && MinClock() >= last + every;
+  if (!due && !round_wanted_) return;
+  if (Homeless() || !ShardsReady()) return;
+  for (const DeadWorker& dead : state_.dead) {
+    if (!dead.agent.empty() && !dead.replayed) return;
+  }
+  // A task that is about to join would abort the round.
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].task != 0 && !state_.workers[slot].live) return;
+  }
+  BeginRound(false);
+}
+
+void Job::BeginRound(bool final_round) {
+  round_ = std::make_unique<Round_>();
+  round_->number = Round(state_.next_round++);
+  round_->final_round = final_round;
+  round_->started_ms = cluster_.now_ms();
+  round_->directory = "job-" + std::to_string(state_.id.value()) + "/ckpt-" +
+                      std::to_string(round_->number.value());
+  round_->servers = JobServers();
+  for (const WorkerSlot& worker : state_.workers) {
+    if (worker.live) round_->workers.insert(worker.incarnation);
+  }
+  for (const DeadWorker& dead : state_.dead) round_->covered_dead.push_back(dead.incarnation);
+  round_wanted_ = false;
+  dirty_.state = true;
+  state_.leases.BeginCut();
+  const auto begin = [&] {
+    control::RoundBeginT message;
+    message.job = state_.id.value();
+    message.round = round_->number.value();
+    message.live_version = state_.live_version;
+    message.map_version = map_.version;
+    message.final = final_round;
+    message.directory = round_->directory;
+    return message;
+  };
+  for (const std::string& server : round_->servers) cluster_.Send(server, Make(begin()));
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].live) SendToTask(slot, Make(begin()));
+  }
+}
+
+void Job::AbortRound(const std::string& reason, std::uint64_t retry_ms) {
+  if (!round_) return;
+  const auto abort = [&] {
+    control::RoundAbortT message;
+    message.job = state_.id.value();
+    message.round = round_->number.value();
+    message.reason = reason;
+    return message;
+  };
+  for (const std::string& server : round_->servers) cluster_.Send(server, Make(abort()));
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].live) SendToTask(slot, Make(abort()));
+  }
+  Event("checkpoint aborted", "checkpoint " + std::to_string(round_->number.value()) + ": " + reason);
+  next_round_ms_ = cluster_.now_ms() + retry_ms;
+  round_.reset();
+}
+
+void Job::OnWorkerCut(std::size_t slot, const control::WorkerCutT& cut) {
+  const Incarnation incarnation = state_.workers[slot].incarnation;
+  for (const auto& lease : cut.leases) {
+    state_.leases.Progress(incarnation, lease->id, lease->done);
+  }
+  dirty_.lazy = true;
+  if (!round_ || round_->number.value() != cut.round || !round_->workers.contains(incarnation) ||
+      round_->cuts.contains(incarnation)) {
+    return;
+  }
+  state_.leases.CutWorker(incarnation);
+  round_->cuts[incarnation] = {WorkerId(static_cast<std::uint32_t>(slot)), Clock(cut.clock)};
+  MaybeWriteManifest();
+}
+
+void Job::OnPrepared(const std::string& procid, const control::PreparedT& prepared) {
+  if (!round_ || round_->number.value() != prepared.round || !round_->servers.contains(procid)) {
+    return;
+  }
+  round_->prepared[procid] = control::Clone(prepared);
+  MaybeWriteManifest();
+}
+
+void Job::MaybeWriteManifest() {
+  if (!round_ || !round_->manifest.empty() || round_->cuts.size() < round_->workers.size() ||
+      round_->prepared.size() < round_->servers.size()) {
+    return;
+  }
+  checkpoint::Manifest manifest;
+  manifest.job = state_.id;
+  manifest.job_name = state_.name;
+  manifest.round = round_->number;
+  manifest.generation = state_.generation;
+  manifest.time_ms = cluster_.now_ms();
+  manifest.final_round = round_->final_round;
+  manifest.layout_fingerprint = definition_.layout.fingerprint;
+  manifest.program_version = PS_VERSION;
+  manifest.spec_json = definition_.spec_json;
+  for (const auto& table : definition_.layout.tables) {
+    checkpoint::ManifestTable entry;
+    entry.name = table->name;
+    entry.rule = table->rule;
+    entry.elements = table->elements;
+    for (const auto& tensor : table->tensors) {
+      entry.tensors.push_back({tensor->name, tensor->shape, tensor->offset, tensor->elements});
+    }
+    manifest.tables.push_back(std::move(entry));
+  }
+  manifest.shards.resize(map_.shards.size());
+  std::vector<bool> seen(map_.shards.size(), false);
+  round_->values_digests.assign(map_.shards.size(), "");
+  std::uint64_t samples = 0;
+  for (const auto& [procid, prepared] : round_->prepared) {
+    for (const auto& shard : prepared.shards) {
+      if (shard->shard >= seen.size() || seen[shard->shard]) continue;
+      const auto& entry = *map_.shards[shard->shard];
+      if (map_.servers[entry.server]->procid != procid || entry.epoch != shard->epoch) continue;
+      seen[shard->shard] = true;
+      manifest.shards[shard->shard] = {ShardId(shard->shard), procid,        Epoch(shard->epoch),
+                                       shard->version,        shard->bytes,  shard->digest,
+                                       shard->values_digest};
+      round_->values_digests[shard->shard] = shard->values_digest;
+      round_->bytes += shard->bytes;
+      samples = std::max(samples, shard->samples);
+    }
+  }
+  if (std::find(seen.begin(), seen.end(), false) != seen.end()) {
+    AbortRound("a server did not write all of its shards", timeouts_.failed_round_retry_ms);
+    return;
+  }
+  round_->step = std::numeric_limits<std::uint64_t>::max();
+  for (const auto& [incarnation, cut] : round_->cuts) {
+    manifest.cuts.push_back({cut.worker, incarnation, cut.clock});
+    round_->step = std::min(round_->step, cut.clock.value());
+  }
+  manifest.step = round_->step;
+  for (const Range& range : state_.leases.RemainingAtCut()) {
+    manifest.data.remaining.push_back({range.begin, range.end});
+  }
+  manifest.data.total_positions = state_.leases.total();
+  manifest.data.repeated = state_.leases.repeated();
+  round_->samples = samples;
+  manifest.samples = samples;
+  auto text = checkpoint::ToJson(manifest);
+  if (!text.ok()) {
+    AbortRound("manifest: " + text.error().message, timeouts_.failed_round_retry_ms);
+    return;
+  }
+  round_->manifest = std::move(text).value();
+  round_->manifest_hash = checkpoint::Hash(round_->manifest);
+  committed_remaining_next_.clear();
+  for (const auto& range : manifest.data.remaining) {
+    committed_remaining_next_.push_back({range.begin, range.end});
+  }
+  for (const std::string& server : round_->servers) {
+    control::WriteManifestT write;
+    write.job = state_.id.value();
+    write.round = round_->number.value();
+    write.directory = round_->directory;
+    write.manifest = round_->manifest;
+    cluster_.Send(server, Make(std::move(write)));
+  }
+}
+
+void Job::OnManifestWritten(const std::string& procid, const control::ManifestWrittenT& written) {
+  if (!round_ || round_->manifest.empty() || round_->number.value() != written.round) return;
+  if (!round_->servers.contains(procid)) return;
+  round_->written.insert(procid);
+  if (round_->written.size() == round_->servers.size()) CommitRound();
+}
+
+// The state node that is written next is the commit point; RoundCommitted leaves after it.
+void Job::CommitRound() {
+  const std::unique_ptr<Round_> round = std::move(round_);
+  CommittedCheckpoint checkpoint;
+  checkpoint.round = round->number;
+  checkpoint.time_ms = cluster_.now_ms();
+  checkpoint.step = round->step;
+  checkpoint.samples = round->samples;
+  checkpoint.bytes = round->bytes;
+  checkpoint.duration_ms = cluster_.now_ms() - round->started_ms;
+  checkpoint.directory = round->directory;
+  checkpoint.manifest_hash = round->manifest_hash;
+  checkpoint.final_round = round->final_round;
+  state_.checkpoints.push_back(checkpoint);
+  state_.committed_remaining = committed_remaining_next_;
+  const auto keep = static_cast<std::size_t>(
+      std::max<std::int64_t>(definition_.spec.checkpoint.keep, 1));
+  while (state_.checkpoints.size() > keep) state_.checkpoints.erase(state_.checkpoints.begin());
+  dirty_.state = true;
+  Event("checkpoint", "checkpoint " + std::to_string(round->number.value()) + " at step " +
+                          std::to_string(round->step) + ", " + std::to_string(round->bytes) +
+                          " bytes in " + std::to_string(checkpoint.duration_ms) + " ms");
+
+  // The images hold what the dead had pushed: nobody needs to replay it again.
+  bool live_changed = false;
+  for (auto dead = state_.dead.begin(); dead != state_.dead.end();) {
+    const bool covered = std::find(round->covered_dead.begin(), round->covered_dead.end(),
+                                   dead->incarnation) != round->covered_dead.end();
+    if (!covered) {
+      ++dead;
+      continue;
+    }
+    if (!dead->agent.empty()) {
+      control::DropRingT drop;
+      drop.job = state_.id.value();
+      drop.worker = dead->worker.value();
+      drop.incarnation = dead->incarnation.value();
+      cluster_.Send(dead->agent, Make(std::move(drop)));
+      live_changed = true;
+    }
+    dead = state_.dead.erase(dead);
+  }
+  const auto committed = [&] {
+    control::RoundCommittedT message;
+    message.job = state_.id.value();
+    message.round = round->number.value();
+    for (const auto& [incarnation, cut] : round->cuts) {
+      auto entry = std::make_unique<control::WorkerCutEntryT>();
+      entry->worker = cut.worker.value();
+      entry->incarnation = incarnation.value();
+      entry->clock = cut.clock.value();
+      message.cuts.push_back(std::move(entry));
+    }
+    for (const CommittedCheckpoint& kept : state_.checkpoints) {
+      message.keep.push_back(kept.round.value());
+    }
+    return message;
+  };
+  for (const std::string& server : round->servers) cluster_.Send(server, Make(committed()));
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (state_.workers[slot].live) SendToTask(slot, Make(committed()));
+  }
+  if (live_changed) {
+    ++state_.live_version;
+    BroadcastUpdate(false, true);
+  }
+  if (round->final_round) {
+    final_digests_ = round->values_digests;
+    SetPhase(Phase::kEvaluating, "evaluates the final checkpoint");
+    SendEvaluate();
+  }
+}
+
+}  // namespace ps::coordinator

@@ -1,0 +1,209 @@
+#include "coordinator/core/job_state.h"
+
+#include <array>
+#include <utility>
+
+namespace ps::coordinator {
+namespace {
+
+constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
+    {Phase::kQueued, "queued"},
+    {Phase::kPlacing, "placing"},
+    {Phase::kRunning, "running"},
+    {Phase::kRecovering, "recovering"},
+    {Phase::kDraining, "draining"},
+    {Phase::kEvaluating, "evaluating"},
+    {Phase::kSucceeded, "succeeded"},
+    {Phase::kFailed, "failed"},
+    {Phase::kCancelled, "cancelled"},
+}};
+
+}  // namespace
+
+const char* PhaseName(Phase phase) {
+  for (const auto& entry : kPhases) {
+    if (entry.first == phase) return entry.second;
+  }
+  return "unknown";
+}
+
+std::optional<Phase> PhaseFromName(const std::string& name) {
+  for (const auto& entry : kPhases) {
+    if (name == entry.second) return entry.first;
+  }
+  return std::nullopt;
+}
+
+nlohmann::json StateToJson(const JobState& state) {
+  nlohmann::json workers = nlohmann::json::array();
+  for (const WorkerSlot& slot : state.workers) {
+    workers.push_back({{"incarnation", slot.incarnation.value()},
+                       {"agent", slot.agent},
+                       {"agent_name", slot.agent_name},
+                       {"task", slot.task},
+                       {"live", slot.live},
+                       {"retry_at_ms", slot.retry_at_ms}});
+  }
+  nlohmann::json dead = nlohmann::json::array();
+  for (const DeadWorker& worker : state.dead) {
+    dead.push_back({{"worker", worker.worker.value()},
+                    {"incarnation", worker.incarnation.value()},
+                    {"first_clock", worker.first_clock.value()},
+                    {"agent", worker.agent},
+                    {"replayed", worker.replayed}});
+  }
+  nlohmann::json checkpoints = nlohmann::json::array();
+  for (const CommittedCheckpoint& checkpoint : state.checkpoints) {
+    checkpoints.push_back({{"round", checkpoint.round.value()},
+                           {"time_ms", checkpoint.time_ms},
+                           {"step", checkpoint.step},
+                           {"samples", checkpoint.samples},
+                           {"bytes", checkpoint.bytes},
+                           {"duration_ms", checkpoint.duration_ms},
+                           {"directory", checkpoint.directory},
+                           {"manifest_hash", checkpoint.manifest_hash},
+                           {"final", checkpoint.final_round}});
+  }
+  nlohmann::json remaining = nlohmann::json::array();
+  for (const Range& range : state.committed_remaining) {
+    remaining.push_back({range.begin, range.end});
+  }
+  nlohmann::json json = {
+      {"version", 1},
+      {"id", state.id.value()},
+      {"name", state.name},
+      {"phase", PhaseName(state.phase)},
+      {"reason", state.reason},
+      {"generation", state.generation},
+      {"created_ms", state.created_ms},
+      {"started_ms", state.started_ms},
+      {"finished_ms", state.finished_ms},
+      {"live_version", state.live_version},
+      {"next_incarnation", state.next_incarnation},
+      {"next_round", state.next_round},
+      {"restarts", state.restarts},
+      {"next_event", state.next_event},
+      {"workers", workers},
+      {"first_clocks", state.first_clocks},
+      {"dead", dead},
+      {"leases", state.leases.ToJson()},
+      {"committed_remaining", remaining},
+      {"checkpoints", checkpoints},
+      {"start_job", state.start_job},
+      {"start_round", state.start_round},
+      {"start_directory", state.start_directory},
+  };
+  if (state.result) {
+    json["result"] = {{"metric", state.result->metric},
+                      {"loss", state.result->loss},
+                      {"records", state.result->records},
+                      {"metric_name", state.result->metric_name}};
+  }
+  return json;
+}
+
+Result<JobState> StateFromJson(const nlohmann::json& json) {
+  try {
+    if (json.at("version").get<int>() != 1) {
+      return Error{ErrorCode::kInvalid,
+                   "job state of version " + json.at("version").dump() + ", this program reads 1"};
+    }
+    JobState state;
+    state.id = JobId(json.at("id").get<std::uint64_t>());
+    state.name = json.at("name").get<std::string>();
+    const auto phase = PhaseFromName(json.at("phase").get<std::string>());
+    if (!phase) return Error{ErrorCode::kInvalid, "job state: unknown phase"};
+    state.phase = *phase;
+    state.reason = json.at("reason").get<std::string>();
+    state.generation = json.at("generation").get<std::uint32_t>();
+    state.created_ms = json.at("created_ms").get<std::uint64_t>();
+    state.started_ms = json.at("started_ms").get<std::uint64_t>();
+    state.finished_ms = json.at("finished_ms").get<std::uint64_t>();
+    state.live_version = json.at("live_version").get<std::uint64_t>();
+    state.next_incarnation = json.at("next_incarnation").get<std::uint32_t>();
+    state.next_round = json.at("next_round").get<std::uint64_t>();
+    state.restarts = json.at("restarts").get<std::uint64_t>();
+    state.next_event = json.at("next_event").get<std::uint64_t>();
+    for (const auto& entry : json.at("workers")) {
+      WorkerSlot slot;
+      slot.incarnation = Incarnation(entry.at("incarnation").get<std::uint32_t>());
+      slot.agent = entry.at("agent").get<std::string>();
+      slot.agent_name = entry.at("agent_name").get<std::string>();
+      slot.task = entry.at("task").get<std::uint64_t>();
+      slot.live = entry.at("live").get<bool>();
+      slot.retry_at_ms = entry.at("retry_at_ms").get<std::uint64_t>();
+      state.workers.push_back(std::move(slot));
+    }
+    state.first_clocks = json.at("first_clocks").get<std::vector<std::uint64_t>>();
+    if (state.first_clocks.size() != state.workers.size()) {
+      return Error{ErrorCode::kInvalid, "job state: workers and their first clocks differ"};
+    }
+    for (const auto& entry : json.at("dead")) {
+      DeadWorker worker;
+      worker.worker = WorkerId(entry.at("worker").get<std::uint32_t>());
+      worker.incarnation = Incarnation(entry.at("incarnation").get<std::uint32_t>());
+      worker.first_clock = Clock(entry.at("first_clock").get<std::uint64_t>());
+      worker.agent = entry.at("agent").get<std::string>();
+      worker.replayed = entry.at("replayed").get<bool>();
+      state.dead.push_back(std::move(worker));
+    }
+    state.leases = PS_TRY(LeaseBook::FromJson(json.at("leases")));
+    for (const auto& range : json.at("committed_remaining")) {
+      state.committed_remaining.push_back(
+          {range.at(0).get<std::uint64_t>(), range.at(1).get<std::uint64_t>()});
+    }
+    for (const auto& entry : json.at("checkpoints")) {
+      CommittedCheckpoint checkpoint;
+      checkpoint.round = Round(entry.at("round").get<std::uint64_t>());
+      checkpoint.time_ms = entry.at("time_ms").get<std::uint64_t>();
+      checkpoint.step = entry.at("step").get<std::uint64_t>();
+      checkpoint.samples = entry.at("samples").get<std::uint64_t>();
+      checkpoint.bytes = entry.at("bytes").get<std::uint64_t>();
+      checkpoint.duration_ms = entry.at("duration_ms").get<std::uint64_t>();
+      checkpoint.directory = entry.at("directory").get<std::string>();
+      checkpoint.manifest_hash = entry.at("manifest_hash").get<std::string>();
+      checkpoint.final_round = entry.at("final").get<bool>();
+      state.checkpoints.push_back(std::move(checkpoint));
+    }
+    state.start_job = json.at("start_job").get<std::uint64_t>();
+    state.start_round = json.at("start_round").get<std::uint64_t>();
+    state.start_directory = json.at("start_directory").get<std::string>();
+    if (json.contains("result")) {
+      const auto& result = json.at("result");
+      state.result = JobResult{result.at("metric").get<double>(), result.at("loss").get<double>(),
+                               result.at("records").get<std::uint64_t>(),
+                               result.at("metric_name").get<std::string>()};
+    }
+    return state;
+  } catch (const nlohmann::json::exception& e) {
+    return Error{ErrorCode::kInvalid, std::string("job state: ") + e.what()};
+  }
+}
+
+nlohmann::json EventsToJson(const std::deque<JobEvent>& events) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const JobEvent& event : events) {
+    json.push_back({{"seq", event.seq},
+                    {"time_ms", event.time_ms},
+                    {"type", event.type},
+                    {"message", event.message}});
+  }
+  return json;
+}
+
+Result<std::deque<JobEvent>> EventsFromJson(const nlohmann::json& json) {
+  try {
+    std::deque<JobEvent> events;
+    for (const auto& entry : json) {
+      events.push_back(JobEvent{entry.at("seq").get<std::uint64_t>(),
+                                entry.at("time_ms").get<std::uint64_t>(),
+                                entry.at("type").get<std::string>(),
+                                entry.at("message").get<std::string>()});
+    }
+    return events;
+  } catch (const nlohmann::json::exception& e) {
+    return Error{ErrorCode::kInvalid, std::string("job events: ") + e.what()};
+  }
+}
+
+}  // namespace ps::coordinator

@@ -1,0 +1,120 @@
+// What ZooKeeper keeps of a job: all that a new leader needs to go on.
+//
+// /jobs/<id>/state is ToJson of this; the routing map is a node of its own. What
+// is not here (progress reports, which shards are ready, an open checkpoint
+// round) is learnt again from the members or aborted by a take-over.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "common/ids.h"
+#include "common/messages/control.h"
+#include "common/result.h"
+#include "coordinator/core/leases.h"
+
+namespace ps::coordinator {
+
+enum class Phase {
+  kQueued,      // waits for servers and worker slots
+  kPlacing,     // tasks start, shards are placed
+  kRunning,
+  kRecovering,  // some shards or all workers are missing
+  kDraining,    // all records trained; residuals are flushed, the last checkpoint is written
+  kEvaluating,
+  kSucceeded,
+  kFailed,
+  kCancelled,
+};
+const char* PhaseName(Phase phase);
+std::optional<Phase> PhaseFromName(const std::string& name);
+inline bool IsOver(Phase phase) {
+  return phase == Phase::kSucceeded || phase == Phase::kFailed || phase == Phase::kCancelled;
+}
+
+// One slot of the job. `incarnation` 0: no task yet.
+struct WorkerSlot {
+  Incarnation incarnation;
+  std::string agent;        // procid, empty: none
+  std::string agent_name;
+  std::uint64_t task = 0;
+  bool live = false;        // in the live set: it has been told to train
+  std::uint64_t retry_at_ms = 0;
+};
+
+// A dead incarnation whose pushes no checkpoint covers yet.
+struct DeadWorker {
+  WorkerId worker;
+  Incarnation incarnation;
+  Clock first_clock;
+  std::string agent;      // procid that has the ring; empty: nobody (the agent is gone)
+  bool replayed = false;  // under the present map
+  friend bool operator==(const DeadWorker&, const DeadWorker&) = default;
+};
+
+struct CommittedCheckpoint {
+  Round round;
+  std::uint64_t time_ms = 0;
+  std::uint64_t step = 0;
+  std::uint64_t samples = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t duration_ms = 0;
+  std::string directory;      // relative to the servers' checkpoint directory
+  std::string manifest_hash;
+  bool final_round = false;
+};
+
+struct JobEvent {
+  std::uint64_t seq = 0;
+  std::uint64_t time_ms = 0;
+  std::string type;
+  std::string message;
+};
+
+struct JobResult {
+  double metric = 0;
+  double loss = 0;
+  std::uint64_t records = 0;
+  std::string metric_name;
+};
+
+struct JobState {
+  JobId id;
+  std::string name;
+  Phase phase = Phase::kQueued;
+  std::string reason;
+  std::uint32_t generation = 1;
+  std::uint64_t created_ms = 0;
+  std::uint64_t started_ms = 0;
+  std::uint64_t finished_ms = 0;
+  std::uint64_t live_version = 0;
+  std::uint32_t next_incarnation = 1;
+  std::uint64_t next_round = 1;
+  std::uint64_t restarts = 0;
+  std::uint64_t next_event = 1;
+  std::vector<WorkerSlot> workers;
+  std::vector<std::uint64_t> first_clocks;  // of each slot's live incarnation
+  std::vector<DeadWorker> dead;
+  LeaseBook leases;
+  std::vector<Range> committed_remaining;   // data position of the newest checkpoint
+  std::vector<CommittedCheckpoint> checkpoints;  // oldest first
+  std::uint64_t start_job = 0;   // checkpoint the job started from, if any
+  std::uint64_t start_round = 0;
+  std::string start_directory;
+  std::optional<JobResult> result;
+  std::deque<JobEvent> events;   // a node of its own, the newest kMaxEvents
+};
+
+inline constexpr std::size_t kMaxEvents = 500;
+
+nlohmann::json StateToJson(const JobState& state);
+Result<JobState> StateFromJson(const nlohmann::json& json);
+nlohmann::json EventsToJson(const std::deque<JobEvent>& events);
+Result<std::deque<JobEvent>> EventsFromJson(const nlohmann::json& json);
+
+}  // namespace ps::coordinator

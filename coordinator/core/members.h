@@ -1,0 +1,46 @@
+// The servers and agents of the cluster, as the leader knows them.
+//
+// A member is present while its ephemeral node exists and registered once it has
+// introduced itself to this leader; it is used when it is both. Identity is the
+// procid: a restarted daemon is a new member, its predecessor of the same name
+// is gone at that moment, without waiting for its session to end.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/ids.h"
+#include "common/messages/control.h"
+
+namespace ps::coordinator {
+
+struct Member {
+  std::string procid;
+  std::string name;
+  std::string host;
+  std::string version;
+  bool present = false;
+  bool registered = false;
+  std::vector<std::string> lanes;  // servers
+  std::uint32_t slots = 0;         // agents
+
+  bool alive() const { return present && registered; }
+};
+
+using Members = std::map<std::string, Member>;  // by procid
+
+// What a job needs of the coordinator around it.
+class Cluster {
+ public:
+  virtual ~Cluster() = default;
+  virtual std::uint64_t now_ms() const = 0;  // Unix time
+  virtual const Members& servers() const = 0;
+  virtual const Members& agents() const = 0;
+  // Slots of the agent that no task of any job occupies.
+  virtual std::uint32_t FreeSlots(const std::string& agent) const = 0;
+  virtual void Send(const std::string& procid, control::MessageT message) = 0;
+};
+
+}  // namespace ps::coordinator

@@ -1,0 +1,185 @@
+// The REST API: docs/openapi.yaml has every path and field.
+#include <charconv>
+
+#include <spdlog/spdlog.h>
+
+#include "coordinator/shell/coordinator.h"
+
+namespace ps::coordinator {
+namespace {
+
+int HttpStatus(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kUsage: return 400;
+    case ErrorCode::kInvalid: return 422;
+    case ErrorCode::kNotFound: return 404;
+    case ErrorCode::kConflict: return 409;
+    case ErrorCode::kDenied: return 403;
+    case ErrorCode::kUnreachable:
+    case ErrorCode::kClosed: return 503;
+    case ErrorCode::kTimeout: return 504;
+    default: return 500;
+  }
+}
+
+std::string CodeWord(ErrorCode code) {
+  std::string word = ErrorCodeName(code);
+  for (char& letter : word) {
+    if (letter == ' ') letter = '_';
+  }
+  return word;
+}
+
+net::HttpResponse Json(nlohmann::json body) {
+  body.emplace("apiVersion", "ds/v1");
+  return net::JsonResponse(200, body);
+}
+
+net::HttpResponse From(Result<nlohmann::json> body) {
+  return body.ok() ? Json(std::move(body).value()) : ApiError(body.error());
+}
+
+std::vector<std::string> Split(const std::string& path) {
+  std::vector<std::string> parts;
+  std::size_t begin = 0;
+  while (begin < path.size()) {
+    const std::size_t end = std::min(path.find('/', begin), path.size());
+    if (end > begin) parts.push_back(path.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+Result<std::uint64_t> QueryNumber(const net::HttpRequest& request, const std::string& name,
+                                  std::uint64_t fallback) {
+  const std::string text = request.QueryOr(name, "");
+  if (text.empty()) return fallback;
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return Error{ErrorCode::kUsage, "query parameter " + name + ": '" + text + "' is not a number"};
+  }
+  return value;
+}
+
+}  // namespace
+
+net::HttpResponse ApiError(const Error& error) {
+  return net::JsonResponse(
+      HttpStatus(error.code),
+      {{"apiVersion", "ds/v1"},
+       {"error", {{"code", CodeWord(error.code)}, {"message", error.message}}}});
+}
+
+void Coordinator::OnRequest(const net::HttpRequest& request, net::Responder responder) {
+  if (request.path == "/healthz") {
+    responder.Answer(net::TextResponse(200, "ok\n"));
+    return;
+  }
+  if (request.path == "/v1/version") {
+    responder.Answer(
+        Json({{"version", PS_VERSION}, {"leader", core_ != nullptr}, {"id", options_.id}}));
+    return;
+  }
+  if (request.path.rfind("/v1/", 0) != 0) {
+    responder.Answer(ApiError({ErrorCode::kNotFound, "no such path: " + request.path}));
+    return;
+  }
+  if (!core_) {
+    const std::string leader = LeaderHttp();
+    if (session_->connected() && !leader.empty() && leader != "http://" + http_endpoint_) {
+      responder.Answer(net::RedirectResponse(leader + request.target));
+    } else if (leadership_) {
+      responder.Answer(ApiError({ErrorCode::kUnreachable, "coordinator " + options_.id +
+                                                              " is taking over; ask again"}));
+    } else {
+      const std::string trouble = session_->Trouble();
+      responder.Answer(ApiError(
+          {ErrorCode::kUnreachable,
+           "no coordinator leads: " + (trouble.empty() ? "the election is open; ask again" : trouble)}));
+    }
+    return;
+  }
+  Route(request, responder);
+  Flush(false);
+}
+
+void Coordinator::Route(const net::HttpRequest& request, const net::Responder& responder) {
+  const auto now = static_cast<std::uint64_t>(net::WallClockMs());
+  const std::vector<std::string> parts = Split(request.path);  // "v1", "jobs", ...
+  const bool get = request.method == "GET";
+  const bool post = request.method == "POST";
+  const auto ticket = [&] {
+    tickets_.emplace(next_ticket_, responder);
+    return next_ticket_++;
+  };
+  const auto body = [&]() -> Result<nlohmann::json> {
+    auto json = nlohmann::json::parse(request.body, nullptr, false);
+    if (json.is_object()) return json;
+    return Error{ErrorCode::kUsage, "the request's body is not a JSON object"};
+  };
+  if (parts.size() == 2 && parts[1] == "nodes" && get) {
+    nlohmann::json nodes = core_->DescribeNodes();
+    for (const auto& [name, node] : coordinators_) {
+      const auto json = nlohmann::json::parse(node.data, nullptr, false);
+      if (!json.is_object()) continue;
+      const std::string http = json.value("http", std::string());
+      nodes["nodes"].push_back({{"name", json.value("id", name)},
+                                {"kind", "coordinator"},
+                                {"procid", name},
+                                {"host", http},
+                                {"version", PS_VERSION},
+                                {"state", "ready"},
+                                {"jobs", nlohmann::json::array()},
+                                {"leader", http == "http://" + http_endpoint_}});
+    }
+    return responder.Answer(Json(std::move(nodes)));
+  }
+  if (parts.size() >= 2 && parts[1] == "jobs") {
+    if (parts.size() == 2 && get) return responder.Answer(Json(core_->DescribeJobs()));
+    if (parts.size() == 2 && post) {
+      const auto json = body();
+      if (!json.ok()) return responder.Answer(ApiError(json.error()));
+      if (!json->contains("spec") || !json->at("spec").is_object()) {
+        return responder.Answer(ApiError({ErrorCode::kUsage, "the body has no object `spec`"}));
+      }
+      const bool dry_run = json->contains("dry_run") && json->at("dry_run").is_boolean() &&
+                           json->at("dry_run").get<bool>();
+      return core_->Submit(ticket(), json->at("spec").dump(), dry_run, now);
+    }
+    if (parts.size() == 3 && get) return responder.Answer(From(core_->DescribeJob(parts[2])));
+    if (parts.size() == 4 && get && parts[3] == "events") {
+      const auto after = QueryNumber(request, "after", 0);
+      if (!after.ok()) return responder.Answer(ApiError(after.error()));
+      return responder.Answer(From(core_->DescribeEvents(parts[2], *after)));
+    }
+    if (parts.size() == 4 && get && parts[3] == "checkpoints") {
+      return responder.Answer(From(core_->DescribeCheckpoints(parts[2])));
+    }
+    if (parts.size() == 4 && get && parts[3] == "logs") {
+      const auto worker = QueryNumber(request, "worker", 0);
+      const auto offset = QueryNumber(request, "offset", 0);
+      const auto limit = QueryNumber(request, "limit", 65536);
+      for (const auto* number : {&worker, &offset, &limit}) {
+        if (!number->ok()) return responder.Answer(ApiError(number->error()));
+      }
+      return core_->ReadLog(ticket(), parts[2], static_cast<std::uint32_t>(*worker), *offset,
+                            static_cast<std::uint32_t>(std::min<std::uint64_t>(*limit, 1u << 20)),
+                            now);
+    }
+    if (parts.size() == 4 && post && parts[3] == "cancel") {
+      const auto json = request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
+      if (!json.ok()) return responder.Answer(ApiError(json.error()));
+      const auto reason = json->find("reason");
+      return core_->Cancel(ticket(), parts[2],
+                           reason != json->end() && reason->is_string()
+                               ? reason->get<std::string>()
+                               : std::string(),
+                           now);
+    }
+  }
+  responder.Answer(ApiError(
+      {ErrorCode::kNotFound, request.method + " " + request.path + " is not part of the API"}));
+}
+
+}  // namespace ps::coordinator

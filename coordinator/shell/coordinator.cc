@@ -1,0 +1,232 @@
+#include "coordinator/shell/coordinator.h"
+
+#include <spdlog/spdlog.h>
+
+#include <utility>
+
+#include "common/messages/control.h"
+#include "common/zookeeper/member.h"
+
+namespace ps::coordinator {
+namespace {
+
+std::vector<Presence> Presences(const zk::ChildrenWatcher::Children& children) {
+  std::vector<Presence> list;
+  for (const auto& [name, node] : children) {
+    const auto json = nlohmann::json::parse(node.data, nullptr, false);
+    if (!json.is_object()) continue;
+    list.push_back({name, json.value("name", name), json.value("host", std::string())});
+  }
+  return list;
+}
+
+std::string Text(const zmq::message_t& frame) {
+  return {static_cast<const char*>(frame.data()), frame.size()};
+}
+
+}  // namespace
+
+Coordinator::Coordinator(net::Loop& loop, CoordinatorOptions options)
+    : loop_(loop),
+      options_(std::move(options)),
+      context_(net::MakeContext()),
+      tick_(loop),
+      retry_(loop) {}
+
+Coordinator::~Coordinator() { StepDown("the coordinator stops"); }
+
+Status Coordinator::Start() {
+  net::ZmqOptions socket_options;
+  socket_options.name = "control socket";
+  control_ = PS_TRY(net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kRouter, socket_options));
+  control_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnControl(std::move(frames)); });
+  std::string control_endpoint = PS_TRY(
+      control_->Bind("tcp://" + options_.bind + ":" + std::to_string(options_.control_port)));
+
+  net::HttpServerOptions http_options;
+  http_options.answer_timeout = net::Milliseconds(110'000);  // a submission waits for its check
+  http_ = std::make_unique<net::HttpServer>(loop_, options_.bind, options_.http_port, http_options);
+  http_->OnRequest([this](const net::HttpRequest& request, net::Responder responder) {
+    OnRequest(request, std::move(responder));
+  });
+  http_endpoint_ = PS_TRY(http_->Start());
+  if (!options_.advertise.empty()) {
+    control_endpoint = net::EndpointWithHost(control_endpoint, options_.advertise);
+    http_endpoint_ =
+        options_.advertise + http_endpoint_.substr(http_endpoint_.rfind(':'));
+  }
+
+  zk::Session::Options session_options;
+  session_options.hosts = options_.zookeeper;
+  session_options.session_timeout = std::chrono::milliseconds(options_.session_timeout_ms);
+  session_ = std::make_unique<zk::Session>(loop_.context(), session_options);
+  servers_watcher_ = std::make_unique<zk::ChildrenWatcher>(
+      *session_, "/servers", [this](const zk::ChildrenWatcher::Children& children) {
+        servers_ = children;
+        FeedMembers();
+      });
+  agents_watcher_ = std::make_unique<zk::ChildrenWatcher>(
+      *session_, "/agents", [this](const zk::ChildrenWatcher::Children& children) {
+        agents_ = children;
+        FeedMembers();
+      });
+  coordinators_watcher_ = std::make_unique<zk::ChildrenWatcher>(
+      *session_, "/coordinators",
+      [this](const zk::ChildrenWatcher::Children& children) { coordinators_ = children; });
+  zk::Election::Options election_options;
+  election_options.data = nlohmann::json{{"id", options_.id},
+                                         {"control", control_endpoint},
+                                         {"http", "http://" + http_endpoint_}}
+                              .dump();
+  election_ = std::make_unique<zk::Election>(
+      *session_, election_options,
+      [this](const std::optional<zk::Leadership>& leadership) { OnLeadership(leadership); });
+  PS_TRY(session_->Start());
+  tick_.Every(net::Milliseconds(100), [this] { OnTick(); });
+  spdlog::info("coordinator {} listens on {} (control) and http://{} (API)", options_.id,
+               control_endpoint, http_endpoint_);
+  return Ok();
+}
+
+void Coordinator::OnLeadership(const std::optional<zk::Leadership>& leadership) {
+  StepDown("the leadership is lost");
+  leadership_ = leadership;
+  if (leadership_) TakeOver();
+}
+
+void Coordinator::TakeOver() {
+  spdlog::info("leads from now on, leader epoch {}", leadership_->epoch);
+  term_ = std::make_shared<int>(0);
+  ReadJobs(*session_, term_, [this](Result<std::vector<JobRecord>> records) {
+    const auto again = [this](const std::string& why) {
+      spdlog::error("cannot take over: {}; tries again in 5 s", why);
+      retry_.After(net::Milliseconds(5000), [this] {
+        if (leadership_ && !core_) TakeOver();
+      });
+    };
+    if (!records.ok()) return again(records.error().message);
+    CoreOptions options;
+    options.id = options_.id;
+    auto core = std::make_unique<Core>(options, leadership_->epoch);
+    const Status loaded = core->Load(*records, static_cast<std::uint64_t>(net::WallClockMs()));
+    if (!loaded.ok()) return again(loaded.error().message);
+    spdlog::info("took over {} jobs", records->size());
+    core_ = std::move(core);
+    store_ = std::make_unique<Store>(
+        *session_, *leadership_, [this](Output& output) { Release(output); },
+        [this](const std::string& why) {
+          // Not from inside the store: it is destroyed here.
+          loop_.Post([this, why, term = std::weak_ptr<void>(term_)] {
+            if (term.expired()) return;
+            StepDown("a write to ZooKeeper failed: " + why);
+            if (leadership_) TakeOver();
+          });
+        });
+    FeedMembers();
+  });
+}
+
+void Coordinator::StepDown(const std::string& why) {
+  if (core_) spdlog::warn("does not lead any more: {}", why);
+  term_.reset();
+  store_.reset();
+  core_.reset();
+  identity_of_.clear();
+  procid_of_.clear();
+  for (const auto& [ticket, responder] : tickets_) {
+    responder.Answer(ApiError({ErrorCode::kUnreachable,
+                               "the coordinator lost its leadership before the answer; look "
+                               "whether it was done before trying again"}));
+  }
+  tickets_.clear();
+}
+
+void Coordinator::FeedMembers() {
+  if (!core_) return;
+  const auto now = static_cast<std::uint64_t>(net::WallClockMs());
+  if (servers_) core_->SetServers(Presences(*servers_), now);
+  if (agents_) core_->SetAgents(Presences(*agents_), now);
+  Flush(false);
+}
+
+void Coordinator::OnControl(std::vector<zmq::message_t>&& frames) {
+  if (!core_) return;
+  if (frames.size() != 2) {
+    ++bad_messages_;
+    return;
+  }
+  const std::string identity = Text(frames[0]);
+  auto message = control::Decode(
+      {static_cast<const std::byte*>(frames[1].data()), frames[1].size()});
+  if (!message.ok()) {
+    ++bad_messages_;
+    spdlog::warn("control socket: {}", message.error().message);
+    return;
+  }
+  std::string procid;
+  if (const auto* server = message->body.AsRegisterServer()) procid = server->procid;
+  if (const auto* agent = message->body.AsRegisterAgent()) procid = agent->procid;
+  if (!procid.empty()) {
+    procid_of_.erase(identity_of_[procid]);
+    identity_of_[procid] = identity;
+    procid_of_[identity] = procid;
+    spdlog::info("{} {} registered", control::BodyName(*message) + 8, procid);
+  }
+  const auto known = procid_of_.find(identity);
+  if (known == procid_of_.end()) return;
+  core_->OnMessage(known->second, std::move(*message),
+                   static_cast<std::uint64_t>(net::WallClockMs()));
+  Flush(false);
+}
+
+void Coordinator::OnTick() {
+  if (!core_) return;
+  core_->Tick(static_cast<std::uint64_t>(net::WallClockMs()));
+  const std::int64_t now = loop_.NowMs();
+  const bool lazy = now - last_lazy_ms_ >= 1000;
+  if (lazy) last_lazy_ms_ = now;
+  Flush(lazy);
+}
+
+void Coordinator::Flush(bool with_lazy) {
+  if (!core_ || !store_) return;
+  Output output = core_->TakeOutput(with_lazy);
+  if (!output.empty()) store_->Write(std::move(output));
+}
+
+void Coordinator::Release(Output& output) {
+  for (Output::Send& send : output.sends) {
+    const auto identity = identity_of_.find(send.procid);
+    if (identity == identity_of_.end()) continue;
+    net::ZmqSocket::Frames frames;
+    frames.push_back(net::CopyFrame(identity->second.data(), identity->second.size()));
+    frames.push_back(net::TakeFrame(std::move(send.bytes)));
+    const Status sent = control_->Send(std::move(frames));
+    // A member that cannot be reached registers again and is told all anew.
+    if (!sent.ok()) spdlog::debug("to {}: {}", send.procid, sent.error().message);
+  }
+  for (Answer& answer : output.answers) {
+    const auto at = tickets_.find(answer.ticket);
+    if (at == tickets_.end()) continue;
+    if (answer.body.ok()) {
+      answer.body->emplace("apiVersion", "ds/v1");
+      at->second.Answer(net::JsonResponse(answer.created ? 201 : 200, *answer.body));
+    } else {
+      at->second.Answer(ApiError(answer.body.error()));
+    }
+    tickets_.erase(at);
+  }
+}
+
+std::string Coordinator::LeaderHttp() const {
+  std::vector<std::string> names;
+  for (const auto& [name, node] : coordinators_) names.push_back(name);
+  const auto lowest = zk::LowestSequence(names);
+  if (!lowest) return "";
+  const auto at = coordinators_.find(*lowest);
+  if (at == coordinators_.end()) return "";
+  const auto json = nlohmann::json::parse(at->second.data, nullptr, false);
+  return json.is_object() ? json.value("http", std::string()) : "";
+}
+
+}  // namespace ps::coordinator

@@ -1,0 +1,747 @@
+// The coordinator's rules, driven by a small cluster of scripted members.
+#include "coordinator/core/core.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <set>
+
+#include "checkpoint/manifest.h"
+
+namespace ps::coordinator {
+namespace {
+
+using control::Body;
+
+const char kSpec[] = R"(
+apiVersion: ds/v1
+kind: TrainJob
+name: count
+model: {type: ledger, blocks: 4}
+data: {train: {format: counter, records: 6400}}
+training: {workers: 2, batch_size: 32, epochs: 1, loss: none, metric: none}
+optimizer: {type: sgd, learning_rate: 1.0, reference_batch: 32}
+checkpoint: {every_steps: 10}
+)";
+
+std::string SpecJson() {
+  auto spec = ParseJobYaml(kSpec, "spec.yaml", "/");
+  PS_CHECK(spec.ok(), spec.ok() ? "" : spec.error().message);
+  return ResolvedJson(*spec);
+}
+
+control::PreflightResultT GoodPreflight(std::uint64_t request) {
+  control::PreflightResultT result;
+  result.request = request;
+  result.ok = true;
+  result.layout = std::make_unique<control::LayoutT>();
+  auto table = std::make_unique<control::TableInfoT>();
+  table->name = "parameters";
+  table->elements = 4 * 65536;
+  table->block_elements.assign(4, 65536);
+  auto tensor = std::make_unique<control::TensorInfoT>();
+  tensor->name = "counts";
+  tensor->shape = {4 * 65536};
+  tensor->elements = 4 * 65536;
+  table->tensors.push_back(std::move(tensor));
+  result.layout->tables.push_back(std::move(table));
+  result.layout->blocks = 4;
+  result.layout->parameters = 4 * 65536;
+  result.layout->fingerprint = 77;
+  result.data = std::make_unique<control::DataInfoT>();
+  result.data->records = 6400;
+  result.data->fingerprint = 5;
+  return result;
+}
+
+// What ZooKeeper would hold, what members have heard, and what operators were told.
+class CoreTest : public ::testing::Test {
+ protected:
+  CoreTest() { Start(1); }
+
+  void Start(std::uint64_t epoch) {
+    CoreOptions options;
+    options.id = "c0";
+    options.settle_ms = 0;
+    core_ = std::make_unique<Core>(options, epoch);
+  }
+
+  void Flush() {
+    Output output = core_->TakeOutput(true);
+    for (NodeWrite& write : output.writes) {
+      EXPECT_EQ(write.create, !nodes_.contains(write.path)) << write.path;
+      nodes_[write.path] = write.data;
+    }
+    for (Output::Send& send : output.sends) {
+      auto message = control::Decode(send.bytes);
+      ASSERT_TRUE(message.ok());
+      if (message->body.type == Body::Ping) continue;
+      inbox_[send.procid].push_back(std::move(message).value());
+    }
+    for (Answer& answer : output.answers) answers_.push_back(std::move(answer));
+  }
+
+  void Tick(std::uint64_t ms = 100) {
+    now_ += ms;
+    core_->Tick(now_);
+    Flush();
+  }
+
+  template <typename BodyT>
+  void Say(const std::string& procid, BodyT body, std::uint64_t task = 0) {
+    core_->OnMessage(procid, control::Make(std::move(body), task), now_);
+    Flush();
+  }
+
+  void Announce() {
+    std::vector<Presence> servers, agents;
+    for (const auto& name : servers_) servers.push_back({"p-" + name, name, "host"});
+    for (const auto& name : agents_) agents.push_back({"p-" + name, name, "host"});
+    core_->SetServers(servers, now_);
+    core_->SetAgents(agents, now_);
+    Flush();
+  }
+
+  void AddServer(const std::string& name) {
+    servers_.insert(name);
+    Announce();
+    Register(name);
+  }
+  void Register(const std::string& name) {
+    control::RegisterServerT message;
+    message.name = name;
+    message.procid = "p-" + name;
+    message.host = "host";
+    message.lanes = {"tcp://" + name + ":1"};
+    Say("p-" + name, std::move(message));
+  }
+  void AddAgent(const std::string& name, std::vector<control::RingInfoT> rings = {}) {
+    agents_.insert(name);
+    Announce();
+    control::RegisterAgentT message;
+    message.name = name;
+    message.procid = "p-" + name;
+    message.host = "host";
+    message.slots = 1;
+    for (const auto& [task, worker] : tasks_) {
+      if (worker.agent != "p-" + name) continue;
+      auto info = std::make_unique<control::TaskInfoT>();
+      info->task = task;
+      info->job = 1;
+      message.tasks.push_back(std::move(info));
+    }
+    for (const auto& ring : rings) message.rings.push_back(control::ClonePtr(ring));
+    Say("p-" + name, std::move(message));
+  }
+
+  // Messages of one type to a member, removed from its inbox.
+  std::vector<control::MessageT> Take(const std::string& procid, Body type) {
+    std::vector<control::MessageT> taken, rest;
+    for (auto& message : inbox_[procid]) {
+      (message.body.type == type ? taken : rest).push_back(std::move(message));
+    }
+    inbox_[procid] = std::move(rest);
+    return taken;
+  }
+
+  void Submit() {
+    core_->Submit(1, SpecJson(), false, now_);
+    Flush();
+    for (const auto& name : agents_) {
+      for (const auto& message : Take("p-" + name, Body::Preflight)) {
+        Say("p-" + name, GoodPreflight(message.body.AsPreflight()->request));
+      }
+    }
+    ASSERT_EQ(answers_.size(), 1u);
+    ASSERT_TRUE(answers_[0].body.ok()) << answers_[0].body.error().message;
+  }
+
+  // Tasks the core has started; each says it is ready.
+  void ServeStarts() {
+    for (const auto& name : agents_) {
+      for (const auto& message : Take("p-" + name, Body::StartTask)) {
+        const auto& start = *message.body.AsStartTask();
+        tasks_[start.task] = {start.worker, start.incarnation, "p-" + name};
+        control::TaskReadyT ready;
+        ready.layout_fingerprint = 77;
+        ready.data_fingerprint = 5;
+        ready.records = 6400;
+        Say("p-" + name, std::move(ready), start.task);
+      }
+    }
+  }
+
+  void ReportShards() {
+    for (const auto& name : servers_) {
+      control::ServerReportT report;
+      report.job = 1;
+      const auto& map = Map();
+      for (std::uint32_t i = 0; i < map.shards.size(); ++i) {
+        if (map.servers[map.shards[i]->server]->procid != "p-" + name) continue;
+        auto state = std::make_unique<control::ShardStateT>();
+        state->shard = i;
+        state->epoch = map.shards[i]->epoch;
+        report.shards.push_back(std::move(state));
+      }
+      Say("p-" + name, std::move(report));
+    }
+  }
+
+  control::MapT Map() {
+    const std::string& text = nodes_["/jobs/0000000001/map"];
+    auto message = control::Decode({reinterpret_cast<const std::byte*>(text.data()), text.size()});
+    return std::move(*message->body.AsJobUpdate()->map);
+  }
+
+  nlohmann::json Describe() { return core_->DescribeJob("count")->at("job"); }
+  std::string PhaseNow() { return Describe()["phase"]; }
+  std::string Events() {
+    std::string text;
+    const auto body = core_->DescribeEvents("count", 0);
+    for (const auto& event : body->at("events")) {
+      text += event["type"].get<std::string>() + ": " + event["message"].get<std::string>() + "\n";
+    }
+    return text;
+  }
+
+  void StartRunning() {
+    AddServer("s0");
+    AddServer("s1");
+    AddAgent("a0");
+    AddAgent("a1");
+    Submit();
+    Tick();
+    ServeStarts();
+    ReportShards();
+    Tick();
+    ASSERT_EQ(PhaseNow(), "running");
+  }
+
+  void Progress(std::uint64_t clock) {
+    for (const auto& [task, worker] : tasks_) {
+      control::ProgressT progress;
+      progress.clock = clock;
+      progress.steps = clock;
+      Say(worker.agent, std::move(progress), task);
+    }
+  }
+
+  // Plays an open round to its commit. Returns the manifest.
+  std::string PlayRound(std::uint64_t clock) {
+    std::uint64_t round = 0;
+    for (const auto& name : servers_) {
+      for (const auto& message : Take("p-" + name, Body::RoundBegin)) {
+        round = message.body.AsRoundBegin()->round;
+      }
+    }
+    EXPECT_NE(round, 0u);
+    for (const auto& [task, worker] : tasks_) {
+      control::WorkerCutT cut;
+      cut.round = round;
+      cut.clock = clock;
+      Say(worker.agent, std::move(cut), task);
+    }
+    const auto map = Map();
+    for (const auto& name : servers_) {
+      control::PreparedT prepared;
+      prepared.job = 1;
+      prepared.round = round;
+      for (std::uint32_t i = 0; i < map.shards.size(); ++i) {
+        if (map.servers[map.shards[i]->server]->procid != "p-" + name) continue;
+        auto shard = std::make_unique<control::PreparedShardT>();
+        shard->shard = i;
+        shard->epoch = map.shards[i]->epoch;
+        shard->bytes = 100;
+        shard->digest = std::string(32, 'a');
+        shard->values_digest = std::string(32, 'b');
+        prepared.shards.push_back(std::move(shard));
+      }
+      Say("p-" + name, std::move(prepared));
+    }
+    std::string manifest;
+    for (const auto& name : servers_) {
+      for (const auto& message : Take("p-" + name, Body::WriteManifest)) {
+        manifest = message.body.AsWriteManifest()->manifest;
+        control::ManifestWrittenT written;
+        written.job = 1;
+        written.round = round;
+        Say("p-" + name, std::move(written));
+      }
+    }
+    return manifest;
+  }
+
+  control::TaskExitedT Exited(std::uint64_t task, bool with_ring, std::uint64_t last_clock = 20) {
+    control::TaskExitedT exited;
+    exited.task = task;
+    exited.job = 1;
+    exited.worker = tasks_[task].worker;
+    exited.incarnation = tasks_[task].incarnation;
+    exited.status = -9;
+    if (with_ring) {
+      exited.ring = std::make_unique<control::RingInfoT>();
+      exited.ring->job = 1;
+      exited.ring->worker = exited.worker;
+      exited.ring->incarnation = exited.incarnation;
+      exited.ring->generation = 1;
+      exited.ring->last_clock = last_clock;
+    }
+    return exited;
+  }
+
+  struct TaskOf {
+    std::uint32_t worker = 0;
+    std::uint32_t incarnation = 0;
+    std::string agent;
+  };
+  std::unique_ptr<Core> core_;
+  std::uint64_t now_ = 1'000'000;
+  std::set<std::string> servers_, agents_;
+  std::map<std::string, std::string> nodes_;
+  std::map<std::string, std::vector<control::MessageT>> inbox_;
+  std::vector<Answer> answers_;
+  std::map<std::uint64_t, TaskOf> tasks_;
+};
+
+TEST_F(CoreTest, SubmissionWithoutAnAgentSaysWhatIsMissing) {
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
+  EXPECT_NE(answers_[0].body.error().message.find("no ps-worker agent"), std::string::npos);
+  EXPECT_TRUE(nodes_.empty());
+}
+
+TEST_F(CoreTest, SubmissionThatFailsItsCheckCreatesNothing) {
+  AddAgent("a0");
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  const auto asked = Take("p-a0", Body::Preflight);
+  ASSERT_EQ(asked.size(), 1u);
+  control::PreflightResultT bad;
+  bad.request = asked[0].body.AsPreflight()->request;
+  bad.error = "no such file: x";
+  Say("p-a0", std::move(bad));
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(answers_[0].body.error().message, "no such file: x");
+  EXPECT_TRUE(nodes_.empty());
+}
+
+TEST_F(CoreTest, CheckThatNeverEndsIsAnsweredInTheEnd) {
+  AddAgent("a0");
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  Tick(91'000);
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kTimeout);
+}
+
+TEST_F(CoreTest, DryRunCreatesNothing) {
+  AddAgent("a0");
+  core_->Submit(9, SpecJson(), true, now_);
+  Flush();
+  const auto asked = Take("p-a0", Body::Preflight);
+  Say("p-a0", GoodPreflight(asked[0].body.AsPreflight()->request));
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ((*answers_[0].body)["records"], 6400);
+  EXPECT_EQ((*answers_[0].body)["shards"], 4);
+  EXPECT_TRUE(nodes_.empty());
+}
+
+TEST_F(CoreTest, QueuedJobNamesWhatItWaitsFor) {
+  AddAgent("a0");
+  Submit();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "queued");
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("ps-server"), std::string::npos) << reason;
+  EXPECT_NE(reason.find("2 free worker slots"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, JobStartsOnceServersAndWorkersAreThere) {
+  StartRunning();
+  for (const auto& [task, worker] : tasks_) {
+    const auto starts = Take(worker.agent, Body::TaskStart);
+    ASSERT_EQ(starts.size(), 1u);
+    const auto& start = *starts[0].body.AsTaskStart();
+    EXPECT_EQ(start.first_clock, 0u);
+    EXPECT_EQ(start.start->live->workers.size(), 2u);
+    EXPECT_EQ(start.start->map->shards.size(), 4u);
+  }
+  EXPECT_EQ(Take("p-s0", Body::JobStart).size(), 1u);
+}
+
+TEST_F(CoreTest, TaskWithAnotherModelFailsTheJob) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  const auto starts = Take("p-a0", Body::StartTask);
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = 78;
+  Say("p-a0", std::move(ready), starts.at(0).body.AsStartTask()->task);
+  EXPECT_EQ(PhaseNow(), "failed");
+  EXPECT_NE(Describe()["reason"].get<std::string>().find("another model"), std::string::npos);
+}
+
+TEST_F(CoreTest, LeasesAreWrittenBeforeTheyAreSent) {
+  StartRunning();
+  const auto task = tasks_.begin()->first;
+  const auto agent = tasks_.begin()->second.agent;
+  core_->OnMessage(agent, control::Make(control::LeaseRequestT{}, task), now_);
+  const Output output = core_->TakeOutput(false);
+  bool state_written = false;
+  for (const auto& write : output.writes) state_written |= write.path.ends_with("/state");
+  EXPECT_TRUE(state_written);
+  ASSERT_EQ(output.sends.size(), 1u);
+  const auto grant = control::Decode(output.sends[0].bytes);
+  EXPECT_EQ(grant->body.AsLeaseGrant()->leases.size(), 2u);
+  EXPECT_EQ(grant->task, task);
+}
+
+TEST_F(CoreTest, CheckpointIsCommittedWhenAllHaveDoneTheirPart) {
+  StartRunning();
+  Progress(11);
+  Tick();
+  const auto manifest = checkpoint::FromJson(PlayRound(11));
+  ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+  EXPECT_EQ(manifest->step, 11u);
+  EXPECT_EQ(manifest->cuts.size(), 2u);
+  EXPECT_EQ(Describe()["checkpoints"], 1);
+  for (const auto& [task, worker] : tasks_) {
+    EXPECT_EQ(Take(worker.agent, Body::RoundCommitted).size(), 1u);
+  }
+  EXPECT_EQ(Take("p-s0", Body::RoundCommitted).size(), 1u);
+  // The next one is due ten steps later.
+  Tick();
+  EXPECT_TRUE(Take("p-s0", Body::RoundBegin).empty());
+  Progress(21);
+  Tick();
+  const auto begun = Take("p-s0", Body::RoundBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 2u);
+}
+
+TEST_F(CoreTest, RoundThatStallsIsAbortedAndItsNumberNotUsedAgain) {
+  StartRunning();
+  Progress(11);
+  Tick();
+  ASSERT_EQ(Take("p-s0", Body::RoundBegin).size(), 1u);
+  Tick(61'000);
+  EXPECT_EQ(Take("p-s0", Body::RoundAbort).size(), 1u);
+  EXPECT_NE(Events().find("missing"), std::string::npos);
+  Tick(11'000);
+  const auto begun = Take("p-s0", Body::RoundBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 2u);
+}
+
+TEST_F(CoreTest, KilledTaskIsReplayedAndReplaced) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  PlayRound(20);
+  const auto [task, worker] = *tasks_.begin();
+  Say(worker.agent, Exited(task, true, 25));
+  const auto replay = Take(worker.agent, Body::Replay);
+  ASSERT_EQ(replay.size(), 1u);
+  const auto& live = *replay[0].body.AsReplay()->start->live;
+  int draining = 0;
+  for (const auto& entry : live.workers) draining += entry->state == control::WorkerState::Draining;
+  EXPECT_EQ(draining, 1);
+  tasks_.erase(task);
+  Tick();
+  ServeStarts();
+  EXPECT_EQ(tasks_.size(), 2u);
+  const auto starts = Take(worker.agent, Body::TaskStart);
+  ASSERT_FALSE(starts.empty());
+  EXPECT_EQ(starts.back().body.AsTaskStart()->first_clock, 20u);
+
+  // No round while the replay is open; afterwards one that covers the dead, whose ring may go.
+  Progress(40);
+  Tick(3000);
+  EXPECT_TRUE(Take("p-s0", Body::RoundBegin).empty());
+  control::ReplayDoneT done;
+  done.job = 1;
+  done.worker = worker.worker;
+  done.incarnation = worker.incarnation;
+  done.last_clock = 25;
+  done.map_version = Map().version;
+  Say(worker.agent, std::move(done));
+  Tick(100);
+  PlayRound(40);
+  const auto drops = Take(worker.agent, Body::DropRing);
+  ASSERT_EQ(drops.size(), 1u);
+  EXPECT_EQ(drops[0].body.AsDropRing()->incarnation, worker.incarnation);
+}
+
+TEST_F(CoreTest, LostServerHasItsShardsRestoredOnTheOther) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  PlayRound(20);
+  servers_.erase("s1");
+  Announce();
+  EXPECT_EQ(PhaseNow(), "recovering");
+  Tick();
+  const auto map = Map();
+  for (const auto& shard : map.shards) {
+    EXPECT_EQ(map.servers[shard->server]->procid, "p-s0");
+    if (shard->epoch == 2) {
+      EXPECT_EQ(shard->restore_round, 1u);
+    }
+  }
+  EXPECT_EQ(PhaseNow(), "recovering");
+  ReportShards();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "running");
+  for (const auto& [task, worker] : tasks_) {
+    bool got_map = false;
+    for (const auto& message : Take(worker.agent, Body::JobUpdate)) {
+      got_map |= message.body.AsJobUpdate()->map != nullptr;
+    }
+    EXPECT_TRUE(got_map);
+  }
+}
+
+TEST_F(CoreTest, RestartedServerReplacesItsFormerSelfAtOnce) {
+  StartRunning();
+  // The old node is still in ZooKeeper when the new process introduces itself.
+  std::vector<Presence> servers = {{"p-s0", "s0", "host"}, {"p-s1", "s1", "host"},
+                                   {"p-s1b", "s1", "host"}};
+  core_->SetServers(servers, now_);
+  control::RegisterServerT message;
+  message.name = "s1";
+  message.procid = "p-s1b";
+  message.host = "host";
+  message.lanes = {"tcp://x"};
+  Say("p-s1b", std::move(message));
+  Tick();
+  bool uses_new = false;
+  const auto map = Map();
+  for (const auto& shard : map.shards) {
+    EXPECT_NE(map.servers[shard->server]->procid, "p-s1");
+    uses_new |= map.servers[shard->server]->procid == "p-s1b";
+  }
+  EXPECT_TRUE(uses_new);
+}
+
+TEST_F(CoreTest, LostAgentGivesItsRecordsBackAndIsReplacedElsewhere) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  Say(worker.agent, control::LeaseRequestT{}, task);
+  agents_.erase(worker.agent.substr(2));
+  Announce();
+  tasks_.erase(task);
+  EXPECT_NE(Events().find("went with its agent"), std::string::npos);
+  AddAgent("a9");
+  Tick();
+  ServeStarts();
+  EXPECT_EQ(tasks_.size(), 2u);
+  Say("p-a9", control::LeaseRequestT{}, tasks_.rbegin()->first);
+  const auto grants = Take("p-a9", Body::LeaseGrant);
+  ASSERT_EQ(grants.size(), 1u);
+  EXPECT_EQ(grants[0].body.AsLeaseGrant()->leases.at(0)->begin, 0u);
+}
+
+TEST_F(CoreTest, RestartedAgentBringsItsRingsBack) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  tasks_.erase(task);
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 5;
+  AddAgent(name, {ring});
+  EXPECT_EQ(Take(worker.agent, Body::Replay).size(), 1u);
+  EXPECT_NE(Events().find("ring found"), std::string::npos);
+}
+
+TEST_F(CoreTest, WhenAllIsLostTheJobGoesBackToItsCheckpoint) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  PlayRound(20);
+  servers_.clear();
+  agents_.clear();
+  Announce();
+  Tick();
+  AddServer("s7");
+  AddAgent("a7");
+  AddAgent("a8");
+  tasks_.clear();
+  Tick(100);
+  EXPECT_EQ(Describe()["generation"], 1);  // agents with rings may still come back
+  Tick(11'000);
+  EXPECT_EQ(Describe()["generation"], 2);
+  Tick();
+  ServeStarts();
+  ReportShards();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "running");
+  const auto map = Map();
+  for (const auto& shard : map.shards) EXPECT_EQ(shard->restore_round, 1u);
+}
+
+TEST_F(CoreTest, WhenAllIsLostButTheRingsComeBackNothingIsLost) {
+  StartRunning();
+  servers_.clear();
+  agents_.clear();
+  Announce();
+  AddServer("s7");
+  for (const auto& [task, worker] : std::map(tasks_)) {
+    control::RingInfoT ring;
+    ring.job = 1;
+    ring.worker = worker.worker;
+    ring.incarnation = worker.incarnation;
+    ring.generation = 1;
+    ring.last_clock = 5;
+    const std::string agent = "b" + std::to_string(worker.worker);
+    tasks_.erase(task);
+    AddAgent(agent, {ring});
+  }
+  Tick();
+  EXPECT_EQ(Describe()["generation"], 1);
+  EXPECT_FALSE(Take("p-b0", Body::Replay).empty());
+  ServeStarts();
+  ReportShards();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "running");
+}
+
+TEST_F(CoreTest, NewLeaderGoesOnWithWhatZooKeeperHolds) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  PlayRound(20);
+  Progress(40);
+  Tick();  // opens a round, which the take-over aborts
+  JobRecord record;
+  record.id = 1;
+  record.spec = nodes_["/jobs/0000000001/spec"];
+  record.layout = nodes_["/jobs/0000000001/layout"];
+  record.state = nodes_["/jobs/0000000001/state"];
+  record.map = nodes_["/jobs/0000000001/map"];
+  record.events = nodes_["/jobs/0000000001/events"];
+  Start(2);
+  inbox_.clear();
+  ASSERT_TRUE(core_->Load({record}, now_).ok());
+  Announce();
+  Register("s0");
+  Register("s1");
+  AddAgent("a0");
+  AddAgent("a1");
+  ReportShards();
+  Progress(40);
+  Tick();
+  EXPECT_EQ(PhaseNow(), "running");
+  const auto begun = Take("p-s0", Body::RoundBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 3u);  // round 2 was aborted by the take-over
+  EXPECT_EQ(begun[0].leader_epoch, 2u);
+  EXPECT_TRUE(Take("p-a0", Body::StopTask).empty());
+}
+
+TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
+  StartRunning();
+  // Both workers train all there is.
+  for (int turn = 0; turn < 1000 && PhaseNow() == "running"; ++turn) {
+    for (const auto& [task, worker] : tasks_) {
+      Say(worker.agent, control::LeaseRequestT{}, task);
+      for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
+        control::LeaseProgressT progress;
+        for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
+          progress.leases.push_back(control::ClonePtr(*lease));
+          progress.leases.back()->done = lease->end - lease->begin;
+        }
+        Say(worker.agent, std::move(progress), task);
+      }
+    }
+    Tick();
+  }
+  EXPECT_EQ(PhaseNow(), "draining");
+  for (const auto& [task, worker] : tasks_) {
+    EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
+    Say(worker.agent, control::DrainedT{}, task);
+  }
+  Tick();
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  std::uint64_t asked = 0;
+  for (const auto& [task, worker] : tasks_) {
+    for (const auto& message : Take(worker.agent, Body::Evaluate)) {
+      asked = message.task;
+      EXPECT_EQ(message.body.AsEvaluate()->digests.size(), 4u);
+    }
+  }
+  ASSERT_NE(asked, 0u);
+  control::EvaluatedT evaluated;
+  evaluated.metric = 0.5;
+  Say(tasks_[asked].agent, std::move(evaluated), asked);
+  EXPECT_EQ(PhaseNow(), "succeeded");
+  EXPECT_EQ(Describe()["progress"]["samples_trained"], 6400);
+  for (const auto& [task, worker] : tasks_) {
+    EXPECT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
+  }
+  EXPECT_EQ(Take("p-s0", Body::JobDrop).size(), 1u);
+}
+
+TEST_F(CoreTest, CancelledJobStopsItsTasksAndCannotBeCancelledAgain) {
+  StartRunning();
+  core_->Cancel(5, "count", "", now_);
+  Flush();
+  EXPECT_EQ(PhaseNow(), "cancelled");
+  EXPECT_EQ(Take("p-a0", Body::StopTask).size(), 1u);
+  core_->Cancel(6, "count", "", now_);
+  core_->Cancel(7, "nobody", "", now_);
+  Flush();
+  EXPECT_EQ(answers_[answers_.size() - 2].body.error().code, ErrorCode::kConflict);
+  EXPECT_EQ(answers_.back().body.error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(CoreTest, TaskThatKeepsDyingFailsTheJobWithItsWords) {
+  StartRunning();
+  for (int life = 0; life < 200 && PhaseNow() != "failed"; ++life) {
+    for (const auto& [task, worker] : std::map(tasks_)) {
+      control::TaskFailedT failed;
+      failed.message = "out of luck";
+      Say(worker.agent, std::move(failed), task);
+      Say(worker.agent, Exited(task, false));
+      tasks_.erase(task);
+    }
+    Tick(40'000);
+    ServeStarts();
+    ReportShards();
+    Tick();
+  }
+  EXPECT_EQ(PhaseNow(), "failed");
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("max_restarts"), std::string::npos) << reason;
+  EXPECT_NE(reason.find("out of luck"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, JunkFromStrangersChangesNothing) {
+  StartRunning();
+  const std::string before = nodes_["/jobs/0000000001/state"];
+  Say("stranger", Exited(tasks_.begin()->first, false));
+  control::PreparedT prepared;
+  prepared.job = 99;
+  Say("p-s0", std::move(prepared));
+  control::ServerReportT report;
+  report.job = 1;
+  report.shards.push_back(std::make_unique<control::ShardStateT>());
+  report.shards.back()->shard = 4000;
+  Say("p-s0", std::move(report));
+  EXPECT_EQ(nodes_["/jobs/0000000001/state"], before);
+  EXPECT_EQ(PhaseNow(), "running");
+}
+
+}  // namespace
+}  // namespace ps::coordinator
