@@ -16,26 +16,26 @@
 namespace ps {
 
 struct ModelSpec {
-  std::string type;                       // mlp | cnn | torchscript | ledger
-  std::vector<std::int64_t> layers;       // mlp: widths with input and output, e.g. [784, 1024, 10]
-  std::string activation = "relu";        // mlp: relu | tanh
+  std::string type;                  // mlp | cnn | torchscript | ledger
+  std::vector<std::int64_t> layers;  // mlp: widths with input and output, e.g. [784, 1024, 10]
+  std::string activation = "relu";   // mlp: relu | tanh
   std::vector<std::int64_t> channels = {16, 32};  // cnn: of its two convolutions
-  std::int64_t hidden = 128;              // cnn: units of the dense layer
-  bool batch_norm = true;                 // cnn
+  std::int64_t hidden = 128;                      // cnn: units of the dense layer
+  bool batch_norm = true;                         // cnn
   std::vector<std::int64_t> input_shape;  // cnn, torchscript: without the batch, e.g. [1, 28, 28]
   std::int64_t classes = 10;              // cnn
   std::string file;                       // torchscript: path on the worker nodes
-  std::int64_t blocks = 16;               // ledger: counts pushes exactly, to test a cluster (docs/job-file.md)
+  std::int64_t blocks = 16;  // ledger: counts pushes exactly, to test a cluster (docs/job-file.md)
   std::string initialization = "kaiming_uniform";  // kaiming_uniform | xavier_uniform | zeros
 };
 
 struct DataSourceSpec {
-  std::string format;   // idx | csv | counter
-  std::string images;   // idx: features, .gz or not
-  std::string labels;   // idx
-  std::string file;     // csv
-  std::string label;    // csv: name of the column (with header) or its number from 0
-  bool header = true;   // csv
+  std::string format;  // idx | csv | counter
+  std::string images;  // idx: features, .gz or not
+  std::string labels;  // idx
+  std::string file;    // csv
+  std::string label;   // csv: name of the column (with header) or its number from 0
+  bool header = true;  // csv
   char delimiter = ',';
   std::int64_t records = 0;  // counter: records without content, for the ledger model
 };
@@ -63,17 +63,18 @@ struct OptimizerSpec {
   std::string type = "worker_nesterov";  // worker_nesterov | sgd
   double momentum = 0.9;                 // worker_nesterov
   LearningRateSpec learning_rate;
-  std::int64_t reference_batch = 256;    // `base` belongs to this many samples
-  double weight_decay = 0;               // decoupled, on the server: w -= lr * weight_decay * w
-  double clip_norm = 0;                  // of one worker's gradient; 0: off
+  std::int64_t reference_batch = 256;  // `base` belongs to this many samples
+  double weight_decay = 0;             // decoupled, on the server: w -= lr * weight_decay * w
+  double clip_norm = 0;                // of one worker's gradient; 0: off
 };
 
 struct SparsificationSpec {
-  double ratio = 0.01;                   // kept entries of the large tensors; 1.0: dense
-  double warmup_epochs = 0;              // exponential from 25 % down to `ratio`
-  std::string index_codec = "auto";      // auto | gap8 | raw16
-  std::string value_codec = "bf16";      // bf16 | fp32
-  std::int64_t small_tensor_elements = 2048;  // tensors up to this size, and 1-D ones, are sent dense
+  double ratio = 0.01;               // kept entries of the large tensors; 1.0: dense
+  double warmup_epochs = 0;          // exponential from 25 % down to `ratio`
+  std::string index_codec = "auto";  // auto | gap8 | raw16
+  std::string value_codec = "bf16";  // bf16 | fp32
+  std::int64_t small_tensor_elements =
+      2048;  // tensors up to this size, and 1-D ones, are sent dense
 };
 
 struct TrainingSpec {
@@ -84,23 +85,23 @@ struct TrainingSpec {
   std::string loss = "cross_entropy";  // cross_entropy | mse | none (ledger)
   std::string metric = "accuracy";     // accuracy | mse | none
   std::int64_t staleness = 3;          // clocks the fastest may be ahead; -1: unlimited
-  std::int64_t max_version_gap = 0;    // TooOld beyond this many applied pushes; 0: max(8, 2 workers)
-  std::string pull_values = "auto";    // auto | bf16 | fp32
-  double evaluate_every_epochs = 1;    // live, on the test data; 0: only at the end
-  std::string on_nonfinite = "skip";   // skip | stop
+  std::int64_t max_version_gap = 0;  // TooOld beyond this many applied pushes; 0: max(8, 2 workers)
+  std::string pull_values = "auto";  // auto | bf16 | fp32
+  double evaluate_every_epochs = 1;  // live, on the test data; 0: only at the end
+  std::string on_nonfinite = "skip";  // skip | stop
   std::int64_t seed = 1;
 };
 
 struct CheckpointSpec {
-  std::int64_t every_steps = 1000;     // of the slowest live worker
+  std::int64_t every_steps = 1000;  // of the slowest live worker
   std::int64_t keep = 5;
-  std::string from;                    // JOB or JOB@ROUND: start from its values
+  std::string from;  // JOB or JOB@ROUND: start from its values
 };
 
 struct JobResources {
-  std::int64_t shards = 0;             // virtual shards; 0: one per block, at most 256
+  std::int64_t shards = 0;                  // virtual shards; 0: one per block, at most 256
   std::int64_t retention_mebibytes = 1024;  // per task
-  std::int64_t max_restarts = 100;     // of worker tasks, per job
+  std::int64_t max_restarts = 100;          // of worker tasks, per job
 };
 
 struct JobSpec {
@@ -124,6 +125,9 @@ Result<JobSpec> ParseJobYaml(const std::string& text, const std::string& file_na
 std::string ResolvedJson(const JobSpec& spec, int indent = -1);
 // The same as YAML, for people.
 std::string ResolvedYaml(const JobSpec& spec);
+
+// What is allowed and yet probably not meant, one sentence each.
+std::vector<std::string> JobWarnings(const JobSpec& spec);
 
 // The inverse of ResolvedJson; validates as ParseJobYaml does.
 Result<JobSpec> ParseJobJson(const std::string& json);

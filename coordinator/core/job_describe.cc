@@ -120,7 +120,7 @@ nlohmann::json Job::Describe() const {
       {"pulls", sum.pulls},
       {"pull_bytes", sum.pull_bytes},
       {"push_bytes_per_step",
-       Ratio(static_cast<double>(sum.push_bytes), static_cast<double>(sum.pushes))},
+       Ratio(static_cast<double>(sum.push_bytes), static_cast<double>(sum.steps))},
       {"pull_bytes_per_step",
        Ratio(static_cast<double>(sum.pull_bytes), static_cast<double>(sum.pulls))},
       {"dense_bytes", definition_.layout.parameters * 4},

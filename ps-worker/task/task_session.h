@@ -73,10 +73,24 @@ struct PullResult {
 // Space in the retention ring for one step. Segments are written one after the other.
 class PushBuilder {
  public:
+  struct Part {
+    ShardId shard;
+    std::uint32_t offset;
+    std::uint32_t bytes;
+  };
+
+  PushBuilder() = default;
+  // Memory that the session owns until CommitPush.
+  explicit PushBuilder(std::span<std::byte> memory)
+      : begin_(memory.data()), capacity_(memory.size()) {}
+
   // Unused rest of the reserved space. The caller writes a segment's blocks here, then Add()s it.
   std::span<std::byte> space();
   // Takes the first `bytes` of space() as the segment of `shard`. Each shard at most once.
   void Add(ShardId shard, std::size_t bytes);
+
+  // What was added, in that order.
+  const std::vector<Part>& parts() const { return parts_; }
 
  private:
   friend class TaskSession;
@@ -84,7 +98,6 @@ class PushBuilder {
   std::byte* begin_ = nullptr;
   std::size_t capacity_ = 0;
   std::size_t used_ = 0;
-  struct Part { ShardId shard; std::uint32_t offset; std::uint32_t bytes; };
   std::vector<Part> parts_;
 };
 
@@ -151,6 +164,9 @@ class TaskSession {
   virtual void ReportMetric(double metric, std::uint64_t samples_trained) = 0;
   virtual void Drained() = 0;
   virtual void Evaluated(const control::EvaluatedT& result) = 0;
+  // Why the job wants this task to end; empty while it does not. Then waits end with kClosed, which
+  // is no failure.
+  virtual std::string stop_reason() const { return {}; }
   // Tells the coordinator why this task ends; `permanent` if it would fail anywhere.
   virtual void Failed(bool permanent, const std::string& message) = 0;
 };

@@ -1,0 +1,248 @@
+#include "checkpoint/files.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <span>
+#include <system_error>
+#include <utility>
+
+#include "checkpoint/digest.h"
+#include "checkpoint/image.h"
+
+namespace ps::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kSealHeading = "ds-checkpoint-part 1\n";
+constexpr std::size_t kReadBytes = std::size_t{1} << 20;
+
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  ~FileDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+
+  int get() const { return fd_; }
+  // Close may be what reports a failed write.
+  int Close() { return ::close(std::exchange(fd_, -1)); }
+
+ private:
+  int fd_;
+};
+
+Status SyncPath(const fs::path& path, int flags) {
+  FileDescriptor file(::open(path.c_str(), flags | O_CLOEXEC));
+  if (file.get() < 0) return IoError(path, "cannot open to sync", errno);
+  if (::fsync(file.get()) != 0) return IoError(path, "cannot sync", errno);
+  return Ok();
+}
+
+// Reads the whole file in pieces; `take` gets each with its offset.
+Status ForEachPiece(const fs::path& path,
+                    const std::function<void(std::uint64_t, std::string_view)>& take) {
+  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return IoError(path, "cannot open", errno);
+  std::string buffer(kReadBytes, '\0');
+  std::uint64_t offset = 0;
+  while (true) {
+    const ssize_t got = ::pread(file.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return IoError(path, "cannot read", errno);
+    if (got == 0) return Ok();
+    take(offset, std::string_view(buffer.data(), static_cast<std::size_t>(got)));
+    offset += static_cast<std::uint64_t>(got);
+  }
+}
+
+Result<std::string> ReadTail(const fs::path& path, std::uint64_t file_bytes) {
+  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return IoError(path, "cannot open", errno);
+  std::string tail(static_cast<std::size_t>(std::min<std::uint64_t>(file_bytes, kTailBytes)), '\0');
+  std::size_t done = 0;
+  while (done < tail.size()) {
+    const ssize_t got = ::pread(file.get(), tail.data() + done, tail.size() - done,
+                                static_cast<off_t>(file_bytes - tail.size() + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return IoError(path, "cannot read", errno);
+    if (got == 0) return Error{ErrorCode::kInvalid, path.string() + ": the file is cut short"};
+    done += static_cast<std::size_t>(got);
+  }
+  return tail;
+}
+
+Result<std::string> DigestFile(const fs::path& path,
+                               const std::function<void(std::uint64_t)>& progress) {
+  Digester digester;
+  PS_TRY(ForEachPiece(path, [&](std::uint64_t, std::string_view piece) {
+    digester.Update(std::as_bytes(std::span(piece)));
+    if (progress) progress(piece.size());
+  }));
+  return digester.Hex();
+}
+
+// A file name of the part: no separators, nothing that leaves the directory.
+bool IsPlainName(std::string_view name) {
+  if (name.empty() || name.size() > 255 || name == "." || name == "..") return false;
+  return std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
+           c == '-' || c == '_';
+  });
+}
+
+}  // namespace
+
+Error IoError(const fs::path& path, const std::string& what, int error_number) {
+  return Error{error_number == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo,
+               path.string() + ": " + what + ": " +
+                   std::error_code(error_number, std::generic_category()).message()};
+}
+
+Status SyncFile(const fs::path& path) { return SyncPath(path, O_RDONLY); }
+
+Status SyncDirectory(const fs::path& path) { return SyncPath(path, O_RDONLY | O_DIRECTORY); }
+
+Status CreateDirectories(const fs::path& path) {
+  std::error_code error;
+  if (path.empty() || fs::is_directory(path, error)) return Ok();
+  const fs::path parent = path.parent_path();
+  if (parent != path) PS_TRY(CreateDirectories(parent));
+  if (::mkdir(path.c_str(), 0777) != 0 && errno != EEXIST) {
+    return IoError(path, "cannot create the directory", errno);
+  }
+  return SyncDirectory(parent.empty() ? fs::path(".") : parent);
+}
+
+Status WriteFileDurably(const fs::path& path, std::string_view content) {
+  fs::path temporary = path;
+  temporary += ".tmp";
+  FileDescriptor file(
+      ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.get() < 0) return IoError(temporary, "cannot create", errno);
+  while (!content.empty()) {
+    const ssize_t put = ::write(file.get(), content.data(), content.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return IoError(temporary, "cannot write", errno);
+    content.remove_prefix(static_cast<std::size_t>(put));
+  }
+  if (::fsync(file.get()) != 0) return IoError(temporary, "cannot sync", errno);
+  if (file.Close() != 0) return IoError(temporary, "cannot close", errno);
+  if (::rename(temporary.c_str(), path.c_str()) != 0) {
+    return IoError(path, "cannot rename into place", errno);
+  }
+  return SyncDirectory(path.has_parent_path() ? path.parent_path() : fs::path("."));
+}
+
+Result<std::string> ReadWholeFile(const fs::path& path, std::size_t limit) {
+  std::string content;
+  bool too_large = false;
+  PS_TRY(ForEachPiece(path, [&](std::uint64_t, std::string_view piece) {
+    if (content.size() + piece.size() > limit) {
+      too_large = true;
+    } else {
+      content.append(piece);
+    }
+  }));
+  if (too_large) {
+    return Error{ErrorCode::kInvalid,
+                 path.string() + ": larger than " + std::to_string(limit) + " bytes"};
+  }
+  return content;
+}
+
+Result<std::vector<SealedFile>> SealFiles(const fs::path& directory) {
+  std::vector<SealedFile> files;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name == kSealFile || !entry->is_regular_file(error)) continue;
+    SealedFile file;
+    file.name = name;
+    file.bytes = entry->file_size(error);
+    if (error) break;
+    file.digest = PS_TRY(DigestFile(entry->path(), {}));
+    file.tail_digest = HexDigest(PS_TRY(ReadTail(entry->path(), file.bytes)));
+    files.push_back(std::move(file));
+  }
+  if (error) return IoError(directory, "cannot list", error.value());
+  std::sort(files.begin(), files.end(),
+            [](const SealedFile& a, const SealedFile& b) { return a.name < b.name; });
+  return files;
+}
+
+std::string EncodeSeal(const std::vector<SealedFile>& files) {
+  std::string text(kSealHeading);
+  for (const SealedFile& file : files) {
+    text += file.digest + ' ' + file.tail_digest + ' ' + std::to_string(file.bytes) + ' ' +
+            file.name + '\n';
+  }
+  return text + "seal " + HexDigest(text) + '\n';
+}
+
+Result<std::vector<SealedFile>> DecodeSeal(std::string_view text) {
+  const Error bad{ErrorCode::kInvalid, "the seal is damaged"};
+  if (text.substr(0, kSealHeading.size()) != kSealHeading) {
+    if (text.substr(0, 19) == kSealHeading.substr(0, 19)) {
+      return Error{ErrorCode::kInvalid, "a part of format version " +
+                                            std::string(text.substr(19, text.find('\n') - 19)) +
+                                            ", this program reads 1"};
+    }
+    return bad;
+  }
+  std::vector<SealedFile> files;
+  std::string_view rest = text.substr(kSealHeading.size());
+  while (!rest.empty() && rest.substr(0, 5) != "seal ") {
+    const std::size_t newline = rest.find('\n');
+    if (newline == std::string_view::npos || newline < 67) return bad;
+    const std::string_view line = rest.substr(0, newline);
+    rest.remove_prefix(newline + 1);
+    SealedFile file;
+    file.digest = line.substr(0, 32);
+    file.tail_digest = line.substr(33, 32);
+    const std::size_t space = line.find(' ', 66);
+    if (space == std::string_view::npos) return bad;
+    const auto parsed = std::from_chars(line.data() + 66, line.data() + space, file.bytes);
+    if (parsed.ec != std::errc() || parsed.ptr != line.data() + space) return bad;
+    file.name = line.substr(space + 1);
+    if (!IsHexDigest(file.digest) || !IsHexDigest(file.tail_digest) || !IsPlainName(file.name)) {
+      return bad;
+    }
+    files.push_back(std::move(file));
+  }
+  // Whatever was not looked at above (separators, leading zeros, the digest) is compared here.
+  if (EncodeSeal(files) != text) return bad;
+  return files;
+}
+
+Status CheckSealedFile(const fs::path& directory, const SealedFile& file, bool whole,
+                       const std::function<void(std::uint64_t)>& progress) {
+  const fs::path path = directory / file.name;
+  const auto bad = [&](const std::string& what) {
+    return Error{ErrorCode::kInvalid, path.string() + ": " + what};
+  };
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return bad("the file is missing");
+  const std::uint64_t bytes = fs::file_size(path, error);
+  if (error) return IoError(path, "cannot read its size", error.value());
+  if (bytes != file.bytes) {
+    return bad(std::to_string(bytes) + " bytes, " + std::to_string(file.bytes) + " were written");
+  }
+  const std::string digest = whole ? PS_TRY(DigestFile(path, progress))
+                                   : HexDigest(PS_TRY(ReadTail(path, file.bytes)));
+  if (digest != (whole ? file.digest : file.tail_digest)) {
+    return bad("the content is not what was written");
+  }
+  return Ok();
+}
+
+}  // namespace ps::checkpoint

@@ -1,0 +1,51 @@
+// Durable files, and the seal over the files of a checkpoint part.
+//
+// The seal lists every file of a part with its size, the digest of the whole and
+// the digest of its last 64 KiB (in which RocksDB keeps what locates everything
+// else of a table), and ends with a digest of itself. Blocks on the disk; any
+// thread. kIo: the system refused; kInvalid: what is there is not what was sealed.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/result.h"
+
+namespace ps::checkpoint {
+
+inline constexpr const char* kSealFile = "SEAL";
+inline constexpr std::size_t kTailBytes = std::size_t{64} << 10;
+
+// "FILE: cannot sync: No space left on device".
+Error IoError(const std::filesystem::path& path, const std::string& what, int error_number);
+
+Status SyncFile(const std::filesystem::path& path);
+Status SyncDirectory(const std::filesystem::path& path);
+// Creates what is missing of `path` and makes each new entry durable in its parent.
+Status CreateDirectories(const std::filesystem::path& path);
+// Temporary file, fsync, rename, fsync of the directory.
+Status WriteFileDurably(const std::filesystem::path& path, std::string_view content);
+// kNotFound if there is none; kInvalid if it is larger than `limit`.
+Result<std::string> ReadWholeFile(const std::filesystem::path& path, std::size_t limit);
+
+struct SealedFile {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::string digest;
+  std::string tail_digest;
+};
+
+// Lists and reads all regular files of `directory` but the seal itself, in order of their names.
+Result<std::vector<SealedFile>> SealFiles(const std::filesystem::path& directory);
+std::string EncodeSeal(const std::vector<SealedFile>& files);
+Result<std::vector<SealedFile>> DecodeSeal(std::string_view text);
+
+// Compares size and tail, and with `whole` every byte.
+Status CheckSealedFile(const std::filesystem::path& directory, const SealedFile& file, bool whole,
+                       const std::function<void(std::uint64_t)>& progress);
+
+}  // namespace ps::checkpoint

@@ -1,0 +1,71 @@
+#include "checkpoint/image.h"
+
+#include <bit>
+
+#include "checkpoint/digest.h"
+#include "checkpoint/record.h"
+#include "common/messages/wire.h"
+
+namespace ps::checkpoint {
+
+static_assert(std::endian::native == std::endian::little, "values are stored as they lie in memory");
+
+Status CheckImage(const ShardImage& image) {
+  const auto bad = [&](const std::string& what) {
+    return Error{ErrorCode::kInvalid,
+                 "image of shard " + std::to_string(image.shard.value()) + ": " + what};
+  };
+  if (image.block_elements.empty()) return bad("no blocks");
+  std::uint64_t elements = 0;
+  for (const std::uint32_t count : image.block_elements) {
+    if (count == 0 || count > wire::kBlockElements) {
+      return bad("a block of " + std::to_string(count) + " elements");
+    }
+    elements += count;
+  }
+  if (elements != image.values.size()) {
+    return bad(std::to_string(image.values.size()) + " values for blocks of " +
+               std::to_string(elements) + " elements");
+  }
+  if (std::uint64_t{image.first_block} + image.block_elements.size() > UINT32_MAX) {
+    return bad("block numbers beyond 32 bits");
+  }
+  for (const WorkerMark& mark : image.marks) {
+    if (mark.watermark < mark.first_clock ||
+        mark.verdicts.size() > mark.watermark.value() - mark.first_clock.value()) {
+      return bad("watermark " + std::to_string(mark.watermark.value()) + " of worker " +
+                 std::to_string(mark.worker.value()) + " does not fit its first clock " +
+                 std::to_string(mark.first_clock.value()) + " and " +
+                 std::to_string(mark.verdicts.size()) + " verdicts");
+    }
+  }
+  return Ok();
+}
+
+std::string Digest(const ShardImage& image) {
+  const std::string meta = EncodeMeta(image);
+  Digester digester;
+  digester.Update(std::as_bytes(std::span(meta)));
+  digester.Update(std::as_bytes(std::span(image.values)));
+  return digester.Hex();
+}
+
+std::string ValuesDigest(std::span<const float> values) { return HexDigest(std::as_bytes(values)); }
+
+std::string HexDigest(std::span<const std::byte> bytes) {
+  Digester digester;
+  digester.Update(bytes);
+  return digester.Hex();
+}
+
+std::string HexDigest(std::string_view text) { return HexDigest(std::as_bytes(std::span(text))); }
+
+bool IsHexDigest(std::string_view text) {
+  if (text.size() != 32) return false;
+  for (const char c : text) {
+    if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'))) return false;
+  }
+  return true;
+}
+
+}  // namespace ps::checkpoint

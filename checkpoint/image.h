@@ -1,0 +1,65 @@
+// The state of one shard at the cut of a checkpoint round, and its digests.
+//
+// A plain value: the server fills it from the frozen shard, the writer stores
+// it, the reader gives it back equal. Digests are XXH3-128, as 32 hex digits,
+// over the canonical serialisation that FORMAT.md describes, so that they do
+// not depend on how, where or by which server the shard was written. Pure
+// functions, any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/ids.h"
+#include "common/result.h"
+
+namespace ps::checkpoint {
+
+// What the shard knows about the pushes of one incarnation of a worker.
+struct WorkerMark {
+  WorkerId worker;
+  Incarnation incarnation;
+  Clock first_clock;
+  Clock watermark;
+  // Of the clocks (watermark - size, watermark], oldest first.
+  std::vector<std::uint8_t> verdicts;
+
+  friend bool operator==(const WorkerMark&, const WorkerMark&) = default;
+};
+
+struct ShardImage {
+  JobId job;
+  Round round;
+  ShardId shard;
+  Epoch epoch;
+  std::uint32_t lineage = 0;
+  std::uint64_t version = 0;
+  std::uint64_t samples_trained = 0;
+  std::uint32_t first_block = 0;              // number in the job's block space
+  std::vector<std::uint32_t> block_elements;  // of each block, 1 .. 65,536
+  std::vector<float> values;                  // all blocks, one after the other
+  std::vector<WorkerMark> marks;
+
+  friend bool operator==(const ShardImage&, const ShardImage&) = default;
+};
+
+// kInvalid, naming the shard, unless the parts of the image agree with each other.
+Status CheckImage(const ShardImage& image);
+
+// Over everything in the image.
+std::string Digest(const ShardImage& image);
+
+// Over the fp32 values alone, which is what an evaluation of the checkpoint can check.
+std::string ValuesDigest(std::span<const float> values);
+
+// XXH3-128 of any bytes, as 32 lower-case hex digits.
+std::string HexDigest(std::span<const std::byte> bytes);
+std::string HexDigest(std::string_view text);
+// True for 32 lower-case hex digits.
+bool IsHexDigest(std::string_view text);
+
+}  // namespace ps::checkpoint

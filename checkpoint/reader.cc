@@ -1,0 +1,182 @@
+#include "checkpoint/reader.h"
+
+#include <rocksdb/db.h>
+
+#include <algorithm>
+#include <cstring>
+#include <system_error>
+
+#include "checkpoint/database.h"
+#include "checkpoint/files.h"
+#include "checkpoint/record.h"
+
+namespace ps::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kMaxSealBytes = std::size_t{16} << 20;
+
+std::string_view View(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+}  // namespace
+
+class Reader::Impl {
+ public:
+  explicit Impl(fs::path directory) : directory_(std::move(directory)) {}
+
+  Status Open() {
+    std::error_code error;
+    if (!fs::is_directory(directory_, error)) {
+      return Error{ErrorCode::kNotFound, directory_.string() + ": no such checkpoint part"};
+    }
+    PS_TRY(OpenSeal());
+    for (const SealedFile& file : files_) {
+      // Tables may be gigabytes; what leads RocksDB to their blocks lies in their tail.
+      const bool whole = fs::path(file.name).extension() != ".sst";
+      PS_TRY(CheckSealedFile(directory_, file, whole, {}));
+      part_bytes_ += file.bytes;
+    }
+    rocksdb::DB* opened = nullptr;
+    const rocksdb::Status status =
+        rocksdb::DB::OpenForReadOnly(DatabaseOptions(), directory_.string(), &opened);
+    database_.reset(opened);
+    if (!status.ok()) return DatabaseError(directory_, "cannot open the database", status);
+    return ListKeys();
+  }
+
+  const std::vector<ShardId>& shards() const { return shards_; }
+
+  Result<ShardImage> ReadShard(ShardId shard, const std::string& digest) const {
+    Result<ShardImage> image = ReadUnnamed(shard, digest);
+    if (!image.ok()) {
+      return Annotate(image.error(),
+                      directory_.string() + ": shard " + std::to_string(shard.value()) + ": ");
+    }
+    return image;
+  }
+
+  Status VerifyFiles(const std::function<void(std::uint64_t)>& progress) const {
+    for (const SealedFile& file : files_) {
+      PS_TRY(CheckSealedFile(directory_, file, /*whole=*/true, progress));
+    }
+    return Ok();
+  }
+
+ private:
+  Status OpenSeal() {
+    const fs::path path = directory_ / kSealFile;
+    Result<std::string> text = ReadWholeFile(path, kMaxSealBytes);
+    if (!text.ok()) {
+      if (text.error().code != ErrorCode::kNotFound) return text.error();
+      return Error{ErrorCode::kInvalid, path.string() + ": the file is missing"};
+    }
+    Result<std::vector<SealedFile>> files = DecodeSeal(*text);
+    if (!files.ok()) return Annotate(files.error(), path.string() + ": ");
+    files_ = std::move(*files);
+    return Ok();
+  }
+
+  Status ListKeys() {
+    rocksdb::ReadOptions options;
+    options.verify_checksums = true;
+    const std::string end = EncodeKey(RecordKind::kBlock, ShardId(0), 0);
+    const rocksdb::Slice upper(end);
+    options.iterate_upper_bound = &upper;
+    const std::unique_ptr<rocksdb::Iterator> iterator(database_->NewIterator(options));
+    for (iterator->SeekToFirst(); iterator->Valid(); iterator->Next()) {
+      Result<RecordKey> key = DecodeKey(View(iterator->key()));
+      if (!key.ok()) return Annotate(key.error(), directory_.string() + ": ");
+      shards_.push_back(key->shard);
+    }
+    if (!iterator->status().ok()) {
+      return DatabaseError(directory_, "cannot list the shards", iterator->status());
+    }
+    return Ok();
+  }
+
+  // The content of a record, checked; `holder` owns the bytes.
+  Result<std::string_view> Get(const std::string& key, rocksdb::PinnableSlice& holder) const {
+    rocksdb::ReadOptions options;
+    options.verify_checksums = true;
+    options.fill_cache = false;
+    holder.Reset();
+    const rocksdb::Status status =
+        database_->Get(options, database_->DefaultColumnFamily(), key, &holder);
+    if (status.IsNotFound()) return Error{ErrorCode::kInvalid, "a record is missing"};
+    if (!status.ok()) return DatabaseError(directory_, "cannot read", status);
+    return Unseal(key, View(holder));
+  }
+
+  Result<ShardImage> ReadUnnamed(ShardId shard, const std::string& digest) const {
+    if (!std::binary_search(shards_.begin(), shards_.end(), shard)) {
+      return Error{ErrorCode::kNotFound, "not in this part"};
+    }
+    rocksdb::PinnableSlice holder;
+    const std::string_view meta = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
+    ShardImage image = PS_TRY(DecodeMeta(meta));
+    if (image.shard != shard) {
+      return Error{ErrorCode::kInvalid, "the record is that of shard " +
+                                            std::to_string(image.shard.value())};
+    }
+    std::uint64_t elements = 0;
+    for (const std::uint32_t count : image.block_elements) elements += count;
+    if (elements > part_bytes_ / sizeof(float)) {
+      return Error{ErrorCode::kInvalid, std::to_string(elements) +
+                                            " elements, more than the files can hold"};
+    }
+    image.values.resize(elements);
+    float* values = image.values.data();
+    for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
+      const std::uint32_t block = image.first_block + static_cast<std::uint32_t>(i);
+      Result<std::string_view> content =
+          Get(EncodeKey(RecordKind::kBlock, shard, block), holder);
+      const std::string name = "block " + std::to_string(block) + ": ";
+      if (!content.ok()) return Annotate(content.error(), name);
+      if (content->size() != image.block_elements[i] * sizeof(float)) {
+        return Error{ErrorCode::kInvalid,
+                     name + std::to_string(content->size()) + " bytes for " +
+                         std::to_string(image.block_elements[i]) + " elements"};
+      }
+      if (!content->empty()) std::memcpy(values, content->data(), content->size());
+      values += image.block_elements[i];
+    }
+    PS_TRY(CheckImage(image));
+    if (!digest.empty()) {
+      const std::string found = Digest(image);
+      if (found != digest) {
+        return Error{ErrorCode::kInvalid, "its digest is " + found + ", the manifest says " + digest};
+      }
+    }
+    return image;
+  }
+
+  const fs::path directory_;
+  std::vector<SealedFile> files_;
+  std::uint64_t part_bytes_ = 0;
+  std::unique_ptr<rocksdb::DB> database_;
+  std::vector<ShardId> shards_;
+};
+
+Reader::Reader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Reader::Reader(Reader&&) noexcept = default;
+Reader& Reader::operator=(Reader&&) noexcept = default;
+Reader::~Reader() = default;
+
+Result<Reader> Reader::Open(const fs::path& directory) {
+  auto impl = std::make_unique<Impl>(directory);
+  PS_TRY(impl->Open());
+  return Reader(std::move(impl));
+}
+
+const std::vector<ShardId>& Reader::ListShards() const { return impl_->shards(); }
+
+Result<ShardImage> Reader::ReadShard(ShardId shard, const std::string& digest) const {
+  return impl_->ReadShard(shard, digest);
+}
+
+Status Reader::VerifyFiles(const std::function<void(std::uint64_t)>& progress) const {
+  return impl_->VerifyFiles(progress);
+}
+
+}  // namespace ps::checkpoint

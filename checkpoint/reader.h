@@ -1,0 +1,50 @@
+// Reads one server's part of a checkpoint round.
+//
+// Nothing that is read is trusted: the list of files is sealed with sizes and
+// digests, each block carries its own checksum, and a shard's digest can be
+// compared with that of the manifest. Whatever does not fit is kInvalid, with
+// the file or the shard in the message. Nothing in the directory is written.
+//
+// One thread at a time; several readers of one directory may be open at once.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "common/result.h"
+
+namespace ps::checkpoint {
+
+class Reader {
+ public:
+  // kNotFound if there is no such directory. Checks that every file is there, has its size, and,
+  // but for the large ones, its digest.
+  static Result<Reader> Open(const std::filesystem::path& directory);
+
+  Reader(Reader&&) noexcept;
+  Reader& operator=(Reader&&) noexcept;
+  ~Reader();
+
+  // In increasing order.
+  const std::vector<ShardId>& ListShards() const;
+
+  // kNotFound if the shard is not in this part. `digest`: what the manifest says; empty: not
+  // compared.
+  Result<ShardImage> ReadShard(ShardId shard, const std::string& digest = "") const;
+
+  // Reads every byte of every file and compares it with the seal. `progress`, which may be empty,
+  // gets the bytes of each piece that was read.
+  Status VerifyFiles(const std::function<void(std::uint64_t)>& progress) const;
+
+ private:
+  class Impl;
+  explicit Reader(std::unique_ptr<Impl> impl);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ps::checkpoint

@@ -1,0 +1,182 @@
+#include "checkpoint/record.h"
+
+#include <xxhash.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "checkpoint/manifest.h"
+
+namespace ps::checkpoint {
+namespace {
+
+constexpr std::string_view kMetaMagic = "DSSHARD:";
+
+template <typename T>
+void Put(std::string& out, T value) {
+  static_assert(std::is_unsigned_v<T>);
+  char bytes[sizeof(T)];
+  std::memcpy(bytes, &value, sizeof(T));
+  out.append(bytes, sizeof(T));
+}
+
+void PutBigEndian(std::string& out, std::uint32_t value) {
+  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(value >> shift));
+}
+
+std::uint32_t GetBigEndian(const char* bytes) {
+  std::uint32_t value = 0;
+  for (int i = 0; i < 4; ++i) value = (value << 8) | static_cast<unsigned char>(bytes[i]);
+  return value;
+}
+
+// Takes fields off the front; after a short read every later one yields 0 and ok() is false.
+class Cursor {
+ public:
+  explicit Cursor(std::string_view bytes) : rest_(bytes) {}
+
+  template <typename T>
+  T Take() {
+    T value{};
+    if (rest_.size() < sizeof(T)) {
+      ok_ = false;
+      rest_ = {};
+      return value;
+    }
+    std::memcpy(&value, rest_.data(), sizeof(T));
+    rest_.remove_prefix(sizeof(T));
+    return value;
+  }
+  std::string_view Take(std::size_t bytes) {
+    if (rest_.size() < bytes) {
+      ok_ = false;
+      rest_ = {};
+      return {};
+    }
+    const std::string_view taken = rest_.substr(0, bytes);
+    rest_.remove_prefix(bytes);
+    return taken;
+  }
+  bool ok() const { return ok_; }
+  std::size_t rest() const { return rest_.size(); }
+
+ private:
+  std::string_view rest_;
+  bool ok_ = true;
+};
+
+// The key is part of it, so that a value in the place of another is found.
+std::uint64_t Checksum(std::string_view key, std::string_view content) {
+  return XXH3_64bits_withSeed(content.data(), content.size(), XXH3_64bits(key.data(), key.size()));
+}
+
+Error Bad(const std::string& what) { return Error{ErrorCode::kInvalid, what}; }
+
+}  // namespace
+
+std::string EncodeKey(RecordKind kind, ShardId shard, std::uint32_t block) {
+  std::string key;
+  key.reserve(kKeyBytes);
+  key.push_back(static_cast<char>(kind));
+  PutBigEndian(key, shard.value());
+  PutBigEndian(key, block);
+  return key;
+}
+
+Result<RecordKey> DecodeKey(std::string_view key) {
+  if (key.size() != kKeyBytes) return Bad("a key of " + std::to_string(key.size()) + " bytes");
+  const auto kind = static_cast<std::uint8_t>(key[0]);
+  if (kind != static_cast<std::uint8_t>(RecordKind::kMeta) &&
+      kind != static_cast<std::uint8_t>(RecordKind::kBlock)) {
+    return Bad("a record of unknown kind " + std::to_string(kind));
+  }
+  RecordKey decoded;
+  decoded.kind = static_cast<RecordKind>(kind);
+  decoded.shard = ShardId(GetBigEndian(key.data() + 1));
+  decoded.block = GetBigEndian(key.data() + 5);
+  return decoded;
+}
+
+std::string Seal(std::string_view key, std::string_view content) {
+  std::string value;
+  value.reserve(kChecksumBytes + content.size());
+  Put<std::uint64_t>(value, Checksum(key, content));
+  value.append(content);
+  return value;
+}
+
+Result<std::string_view> Unseal(std::string_view key, std::string_view value) {
+  if (value.size() < kChecksumBytes) return Bad("a value too short for its checksum");
+  std::uint64_t stored = 0;
+  std::memcpy(&stored, value.data(), sizeof(stored));
+  const std::string_view content = value.substr(kChecksumBytes);
+  if (Checksum(key, content) != stored) return Bad("the checksum of a value does not match");
+  return content;
+}
+
+std::string EncodeMeta(const ShardImage& image) {
+  std::string out;
+  out.append(kMetaMagic);
+  Put<std::uint32_t>(out, kFormatVersion);
+  Put<std::uint32_t>(out, image.shard.value());
+  Put<std::uint64_t>(out, image.job.value());
+  Put<std::uint64_t>(out, image.round.value());
+  Put<std::uint32_t>(out, image.epoch.value());
+  Put<std::uint32_t>(out, image.lineage);
+  Put<std::uint64_t>(out, image.version);
+  Put<std::uint64_t>(out, image.samples_trained);
+  Put<std::uint32_t>(out, image.first_block);
+  Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.block_elements.size()));
+  for (const std::uint32_t elements : image.block_elements) Put<std::uint32_t>(out, elements);
+  Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.marks.size()));
+  for (const WorkerMark& mark : image.marks) {
+    Put<std::uint32_t>(out, mark.worker.value());
+    Put<std::uint32_t>(out, mark.incarnation.value());
+    Put<std::uint64_t>(out, mark.first_clock.value());
+    Put<std::uint64_t>(out, mark.watermark.value());
+    Put<std::uint32_t>(out, static_cast<std::uint32_t>(mark.verdicts.size()));
+    out.append(mark.verdicts.begin(), mark.verdicts.end());
+  }
+  return out;
+}
+
+Result<ShardImage> DecodeMeta(std::string_view bytes) {
+  Cursor cursor(bytes);
+  if (cursor.Take(kMetaMagic.size()) != kMetaMagic) return Bad("not a record of a shard");
+  const auto format = cursor.Take<std::uint32_t>();
+  if (format != kFormatVersion) {
+    return Bad("format version " + std::to_string(format) + ", this program reads " +
+               std::to_string(kFormatVersion));
+  }
+  ShardImage image;
+  image.shard = ShardId(cursor.Take<std::uint32_t>());
+  image.job = JobId(cursor.Take<std::uint64_t>());
+  image.round = Round(cursor.Take<std::uint64_t>());
+  image.epoch = Epoch(cursor.Take<std::uint32_t>());
+  image.lineage = cursor.Take<std::uint32_t>();
+  image.version = cursor.Take<std::uint64_t>();
+  image.samples_trained = cursor.Take<std::uint64_t>();
+  image.first_block = cursor.Take<std::uint32_t>();
+  const auto blocks = cursor.Take<std::uint32_t>();
+  if (!cursor.ok() || blocks > cursor.rest() / sizeof(std::uint32_t)) return Bad("cut short");
+  image.block_elements.reserve(blocks);
+  for (std::uint32_t i = 0; i < blocks; ++i) {
+    image.block_elements.push_back(cursor.Take<std::uint32_t>());
+  }
+  const auto marks = cursor.Take<std::uint32_t>();
+  for (std::uint32_t i = 0; i < marks && cursor.ok(); ++i) {
+    WorkerMark mark;
+    mark.worker = WorkerId(cursor.Take<std::uint32_t>());
+    mark.incarnation = Incarnation(cursor.Take<std::uint32_t>());
+    mark.first_clock = Clock(cursor.Take<std::uint64_t>());
+    mark.watermark = Clock(cursor.Take<std::uint64_t>());
+    const std::string_view verdicts = cursor.Take(cursor.Take<std::uint32_t>());
+    mark.verdicts.assign(verdicts.begin(), verdicts.end());
+    image.marks.push_back(std::move(mark));
+  }
+  if (!cursor.ok()) return Bad("cut short");
+  if (cursor.rest() != 0) return Bad(std::to_string(cursor.rest()) + " bytes too many");
+  return image;
+}
+
+}  // namespace ps::checkpoint

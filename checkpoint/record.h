@@ -1,0 +1,42 @@
+// Keys and values of the database of a checkpoint part, byte by byte as FORMAT.md has them.
+//
+// Encode* never fail on an image that passed CheckImage. Decode* are safe on any
+// bytes: kInvalid says what is wrong, and never depends on how long a count
+// claims to be. Pure functions, any thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "checkpoint/image.h"
+#include "common/result.h"
+
+namespace ps::checkpoint {
+
+enum class RecordKind : std::uint8_t { kMeta = 1, kBlock = 2 };
+
+inline constexpr std::size_t kKeyBytes = 9;
+inline constexpr std::size_t kChecksumBytes = 8;
+
+// kind, shard and block, big-endian, so that the order of keys is that of the numbers.
+std::string EncodeKey(RecordKind kind, ShardId shard, std::uint32_t block);
+
+struct RecordKey {
+  RecordKind kind = RecordKind::kMeta;
+  ShardId shard;
+  std::uint32_t block = 0;
+};
+Result<RecordKey> DecodeKey(std::string_view key);
+
+// XXH3-64 of the content, seeded with that of the key, then the content.
+std::string Seal(std::string_view key, std::string_view content);
+// The content of a sealed value, borrowed from it.
+Result<std::string_view> Unseal(std::string_view key, std::string_view value);
+
+// Everything of the image but its values.
+std::string EncodeMeta(const ShardImage& image);
+Result<ShardImage> DecodeMeta(std::string_view bytes);
+
+}  // namespace ps::checkpoint

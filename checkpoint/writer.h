@@ -1,0 +1,66 @@
+// Writes one server's part of a checkpoint round.
+//
+// The part is a RocksDB database (FORMAT.md), built in `<directory>.partial` and
+// renamed to `<directory>` by Finish(), after every file and the directory have
+// reached the disk. A crash before that leaves only *.partial, which
+// RemovePartial() deletes. A failed write or fsync is an error of the round: the
+// writer is then unusable and nothing is tried again, since after a failed fsync
+// the kernel may have dropped the pages.
+//
+// One thread at a time. Blocks on the disk.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "common/result.h"
+
+namespace ps::checkpoint {
+
+struct WrittenShard {
+  ShardId shard;
+  Epoch epoch;
+  std::uint64_t version = 0;
+  std::uint64_t bytes = 0;  // keys and values stored for it
+  std::string digest;
+  std::string values_digest;
+};
+
+class Writer {
+ public:
+  // Creates missing parents of `directory`. `expected_bytes` is the size of all values to come:
+  // with less than twice that free on the file system it is refused (kIo) before anything is
+  // written. kConflict if `directory` exists already. A leftover `<directory>.partial` is replaced.
+  static Result<Writer> Open(const std::filesystem::path& directory, std::uint64_t expected_bytes);
+
+  Writer(Writer&&) noexcept;
+  Writer& operator=(Writer&&) noexcept;
+  // Without a Finish() before it, leaves the partial directory behind.
+  ~Writer();
+
+  // Each shard at most once, in any order.
+  Status Add(const ShardImage& image);
+
+  // Makes the part durable and visible; in the order of the Add() calls. No call may follow.
+  Result<std::vector<WrittenShard>> Finish();
+
+ private:
+  class Impl;
+  explicit Writer(std::unique_ptr<Impl> impl);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+// Deletes `<directory>.partial`, if there is one.
+Status RemovePartial(const std::filesystem::path& directory);
+
+// Deletes a finished part, its manifest first, so that a crash half-way leaves a part that does not
+// claim to be complete; then the round directory above it if nothing else is in it. Ok if the part
+// does not exist.
+Status RemovePart(const std::filesystem::path& directory);
+
+}  // namespace ps::checkpoint

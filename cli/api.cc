@@ -1,0 +1,163 @@
+#include "cli/api.h"
+
+#include <algorithm>
+#include <cctype>
+
+namespace ps::cli {
+namespace {
+
+constexpr std::int64_t kOneServerMs = 5'000;
+// A submission loads the model and looks through the data first.
+constexpr std::int64_t kPostMs = 60'000;
+constexpr int kRedirectsMax = 5;
+constexpr std::chrono::milliseconds kLeaderPause{300};
+
+std::string WithoutSlash(std::string url) {
+  while (!url.empty() && url.back() == '/') url.pop_back();
+  return url;
+}
+
+// "http://host:port" of a URL that a standby named; "" if it is only a path.
+std::string OriginOf(const std::string& url) {
+  const auto scheme = url.find("://");
+  if (scheme == std::string::npos) return "";
+  const auto slash = url.find('/', scheme + 3);
+  return slash == std::string::npos ? url : url.substr(0, slash);
+}
+
+}  // namespace
+
+std::string UrlEncode(const std::string& text) {
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  std::string encoded;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (std::isalnum(byte) != 0 || c == '-' || c == '.' || c == '_' || c == '~') {
+      encoded += c;
+    } else {
+      encoded += '%';
+      encoded += kHex[byte >> 4];
+      encoded += kHex[byte & 15];
+    }
+  }
+  return encoded;
+}
+
+Error ErrorOfAnswer(int status, const std::string& body, const std::string& url) {
+  const Json json = Json::parse(body, nullptr, false);
+  const Json& error = MemberOf(json, "error");
+  std::string message = error.is_object() ? TextOf(error, "message") : TextOf(json, "error");
+  if (message.empty()) {
+    message = url + " answered with HTTP status " + std::to_string(status);
+    if (!body.empty() && json.is_discarded()) message += ": " + Printable(body.substr(0, 200));
+  }
+  ErrorCode code = ErrorCode::kInternal;
+  switch (status) {
+    case 400:
+    case 413:
+    case 422: code = ErrorCode::kInvalid; break;
+    case 401:
+    case 403: code = ErrorCode::kDenied; break;
+    case 404: code = ErrorCode::kNotFound; break;
+    case 409: code = ErrorCode::kConflict; break;
+    case 502:
+    case 503:
+    case 504: code = ErrorCode::kUnreachable; break;
+    default: break;
+  }
+  return Error{code, message};
+}
+
+Api::Api(Environment& environment, Context context)
+    : environment_(environment), context_(std::move(context)) {
+  for (auto& url : context_.coordinators) url = WithoutSlash(url);
+}
+
+Result<Json> Api::Get(const std::string& path) { return Call("GET", path, "", kOneServerMs); }
+
+Result<Json> Api::Post(const std::string& path, const Json& body) {
+  // Finds the leader with a call that is answered at once, so that the long one meets no dead host.
+  PS_TRY(Get("/v1/version"));
+  return Call("POST", path, body.dump(-1, ' ', false, Json::error_handler_t::replace), kPostMs);
+}
+
+Result<Json> Api::Call(const std::string& method, const std::string& path, const std::string& body,
+                       std::int64_t one_server_ms) {
+  const std::int64_t end = environment_.now_ms() + deadline_ms_;
+  const bool repeatable = method == "GET";
+  while (true) {
+    bool wait_for_leader = false;
+    std::string asked;
+    for (const std::string& coordinator : std::vector<std::string>(context_.coordinators)) {
+      std::string origin = coordinator;
+      for (int redirects = 0; redirects <= kRedirectsMax; ++redirects) {
+        if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
+        const std::int64_t left = end - environment_.now_ms();
+        if (left <= 0) break;
+        const std::int64_t limit = repeatable ? std::min(left, one_server_ms) : one_server_ms;
+        const auto reply =
+            net::HttpCall(method, origin + path, body, std::chrono::milliseconds(limit));
+        if (!reply.ok()) {
+          const Error& error = reply.error();
+          const bool sent =
+              error.code == ErrorCode::kTimeout || error.code == ErrorCode::kMaybeApplied;
+          if (sent && !repeatable) {
+            return Error{ErrorCode::kMaybeApplied,
+                         error.message +
+                             "; the request may have been carried out, look (`ds-cli "
+                             "job list`) before you try again"};
+          }
+          if (error.code == ErrorCode::kUsage) return error;
+          asked += (asked.empty() ? "" : "; ") + origin + " (" + error.message + ")";
+          break;
+        }
+        if (reply->status == 307 || reply->status == 308) {
+          const std::string leader = OriginOf(reply->location);
+          if (leader.empty() || leader == origin) {
+            asked += (asked.empty() ? "" : "; ") + origin + " (sends nowhere)";
+            wait_for_leader = true;
+            break;
+          }
+          origin = leader;
+          continue;
+        }
+        if (reply->status >= 200 && reply->status < 300) {
+          // The one that answered comes first from now on; the leader may not have been listed.
+          auto& urls = context_.coordinators;
+          if (const auto found = std::find(urls.begin(), urls.end(), origin); found != urls.end()) {
+            std::rotate(urls.begin(), found, found + 1);
+          } else {
+            urls.insert(urls.begin(), origin);
+          }
+          Json json = Json::parse(reply->body, nullptr, false);
+          if (json.is_discarded() || !json.is_object()) {
+            return Error{ErrorCode::kInternal, origin + path +
+                                                   " answered with something that is "
+                                                   "not a JSON object; is it a "
+                                                   "coordinator?"};
+          }
+          return json;
+        }
+        Error error = ErrorOfAnswer(reply->status, reply->body, origin + path);
+        if (reply->status == 504 && !repeatable) {
+          error.code = ErrorCode::kMaybeApplied;
+          return error;
+        }
+        if (error.code != ErrorCode::kUnreachable) return error;
+        // No leader yet, or it is not ready. It did nothing, so that any request may be repeated.
+        wait_for_leader = true;
+        asked += (asked.empty() ? "" : "; ") + origin + " (" + error.message + ")";
+        break;
+      }
+    }
+    if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
+    if (!wait_for_leader || environment_.now_ms() + kLeaderPause.count() >= end) {
+      if (asked.empty()) asked = "no time was left to ask";
+      return Error{ErrorCode::kUnreachable, "no coordinator is ready to answer (known from " +
+                                                context_.source + "): " + asked};
+    }
+    environment_.sleep(kLeaderPause);
+  }
+}
+
+}  // namespace ps::cli

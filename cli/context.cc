@@ -1,0 +1,111 @@
+#include "cli/context.h"
+
+#include <unistd.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "cli/output.h"
+
+namespace ps::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uintmax_t kContextBytesMax = 1U << 20;
+
+std::vector<std::string> SplitUrls(const std::string& text) {
+  std::vector<std::string> urls;
+  std::string url;
+  std::istringstream stream(text);
+  while (std::getline(stream, url, ',')) {
+    if (!url.empty()) urls.push_back(url);
+  }
+  return urls;
+}
+
+}  // namespace
+
+fs::path ContextPath(const Environment& environment) {
+  if (const std::string path = environment.variable("DS_STATE"); !path.empty()) return path;
+  if (const std::string state = environment.variable("XDG_STATE_HOME"); !state.empty()) {
+    return fs::path(state) / "ds" / "local.json";
+  }
+  const std::string home = environment.variable("HOME");
+  return fs::path(home.empty() ? "/" : home) / ".local" / "state" / "ds" / "local.json";
+}
+
+Result<Context> ReadContextFile(const Environment& environment) {
+  const fs::path path = ContextPath(environment);
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  std::ifstream stream(path, std::ios::binary);
+  if (error || !stream) return Error{ErrorCode::kNotFound, path.string() + " does not exist"};
+  if (size > kContextBytesMax) return Error{ErrorCode::kInvalid, path.string() + " is too large"};
+  std::stringstream text;
+  text << stream.rdbuf();
+  const Json json = Json::parse(text.str(), nullptr, false);
+  const Json& urls = MemberOf(json, "coordinators");
+  if (!urls.is_array() || urls.empty()) {
+    return Error{ErrorCode::kInvalid, path.string() +
+                                          " names no coordinators; `ds-cli local down` "
+                                          "and `ds-cli local up` write it anew"};
+  }
+  Context context;
+  for (const Json& url : urls) {
+    if (url.is_string()) context.coordinators.push_back(url.get<std::string>());
+  }
+  context.source = path.string();
+  context.directory = TextOf(json, "directory");
+  return context;
+}
+
+Status WriteContextFile(const Environment& environment, const Context& context) {
+  const fs::path path = ContextPath(environment);
+  std::error_code error;
+  if (path.has_parent_path()) fs::create_directories(path.parent_path(), error);
+  const fs::path temporary = path.string() + "." + std::to_string(::getpid()) + ".tmp";
+  {
+    std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
+    stream << JsonText(
+        Json{{"coordinators", context.coordinators}, {"directory", context.directory}});
+    stream.flush();
+    if (!stream) return Error{ErrorCode::kIo, "cannot write " + temporary.string()};
+  }
+  fs::rename(temporary, path, error);
+  if (error) return Error{ErrorCode::kIo, "cannot write " + path.string() + ": " + error.message()};
+  return Ok();
+}
+
+Status RemoveContextFile(const Environment& environment) {
+  std::error_code error;
+  fs::remove(ContextPath(environment), error);
+  if (error) {
+    return Error{ErrorCode::kIo,
+                 "cannot remove " + ContextPath(environment).string() + ": " + error.message()};
+  }
+  return Ok();
+}
+
+Result<Context> FindContext(const Environment& environment, const std::vector<std::string>& flags) {
+  Context context;
+  for (const auto& flag : flags) {
+    for (auto& url : SplitUrls(flag)) context.coordinators.push_back(std::move(url));
+  }
+  if (!context.coordinators.empty()) {
+    context.source = "--coordinator";
+    return context;
+  }
+  context.coordinators = SplitUrls(environment.variable("DS_COORDINATOR"));
+  if (!context.coordinators.empty()) {
+    context.source = "DS_COORDINATOR";
+    return context;
+  }
+  auto file = ReadContextFile(environment);
+  if (file.ok() || file.error().code == ErrorCode::kInvalid) return file;
+  return Error{ErrorCode::kUnreachable,
+               "no coordinator is known: neither --coordinator nor DS_COORDINATOR is given, and " +
+                   file.error().message + " (`ds-cli local up` starts a cluster and writes it)"};
+}
+
+}  // namespace ps::cli

@@ -1,0 +1,33 @@
+// Which coordinators a command speaks to, and where that was said.
+//
+// In this order: --coordinator, DS_COORDINATOR (separated by commas), the file
+// that `local up` writes ($DS_STATE or ~/.local/state/ds/local.json).
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cli/environment.h"
+#include "common/result.h"
+
+namespace ps::cli {
+
+struct Context {
+  std::vector<std::string> coordinators;  // URLs
+  std::string source;                     // "--coordinator", "DS_COORDINATOR" or the file
+  std::string directory;                  // of the local cluster, from the file
+};
+
+std::filesystem::path ContextPath(const Environment& environment);
+
+// kNotFound if there is no file, kInvalid if it makes no sense.
+Result<Context> ReadContextFile(const Environment& environment);
+// Replaces the file at once, by a rename.
+Status WriteContextFile(const Environment& environment, const Context& context);
+Status RemoveContextFile(const Environment& environment);
+
+// kUnreachable, with all places that were looked at, if no coordinator is known.
+Result<Context> FindContext(const Environment& environment, const std::vector<std::string>& flags);
+
+}  // namespace ps::cli

@@ -1,0 +1,895 @@
+#include "common/job/job_spec.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <type_traits>
+
+#include "common/job/document.h"
+
+namespace ps {
+namespace {
+
+using job::Node;
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kApiVersion = "ds/v1";
+constexpr const char* kKind = "TrainJob";
+constexpr std::size_t kFindingsMax = 100;
+constexpr std::int64_t kParametersMax = 2'000'000'000;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// ---- what a field may hold
+
+struct Range {
+  double least = -kInfinity;
+  double most = kInfinity;
+  bool least_excluded = false;
+  bool most_excluded = false;
+
+  bool Holds(double value) const {
+    return (least_excluded ? value > least : value >= least) &&
+           (most_excluded ? value < most : value <= most);
+  }
+};
+
+struct Whole {
+  std::int64_t least;
+  std::int64_t most;
+};
+
+struct Count {
+  std::size_t least;
+  std::size_t most;
+};
+
+enum class TextRule {
+  kPlain,
+  kPath,    // made absolute
+  kName,    // of a job
+  kColumn,  // a name or a number
+  kOrigin,  // JOB or JOB@ROUND
+};
+
+enum class Need { kOptional, kRequired };
+
+// When a field has a meaning: `applies` is false for, say, a mlp's layers in a cnn.
+struct When {
+  bool applies = true;
+  const char* what = "";
+};
+
+// ---- the fields. One list serves the reader and the writer, so that they cannot differ.
+
+template <typename Visitor>
+void Visit(Visitor& v, ModelSpec& m) {
+  v.Choice("type", m.type, {"mlp", "cnn", "torchscript", "ledger"}, Need::kRequired);
+  const bool known = !m.type.empty();
+  const When mlp{!known || m.type == "mlp", "model type mlp"};
+  const When cnn{!known || m.type == "cnn", "model type cnn"};
+  const When script{!known || m.type == "torchscript", "model type torchscript"};
+  const When ledger{!known || m.type == "ledger", "model type ledger"};
+  const When shaped{!known || m.type == "cnn" || m.type == "torchscript",
+                    "model types cnn and torchscript"};
+  const When made{!known || m.type == "mlp" || m.type == "cnn", "model types mlp and cnn"};
+  const auto need = [known](const When& when) {
+    return known && when.applies ? Need::kRequired : Need::kOptional;
+  };
+  v.Integers("layers", m.layers, Count{2, 64}, Whole{1, 1'000'000}, need(mlp), mlp);
+  v.Choice("activation", m.activation, {"relu", "tanh"}, Need::kOptional, mlp);
+  v.Integers("channels", m.channels, Count{2, 2}, Whole{1, 4096}, Need::kOptional, cnn);
+  v.Integer("hidden", m.hidden, Whole{1, 65'536}, cnn);
+  v.Flag("batch_norm", m.batch_norm, cnn);
+  const Count dimensions = m.type == "cnn" ? Count{3, 3} : Count{1, 8};
+  v.Integers("input_shape", m.input_shape, dimensions, Whole{1, 1'000'000}, need(shaped), shaped);
+  v.Integer("classes", m.classes, Whole{1, 1'000'000}, cnn);
+  v.Text("file", m.file, TextRule::kPath, need(script), script);
+  v.Integer("blocks", m.blocks, Whole{1, 65'536}, ledger);
+  v.Choice("initialization", m.initialization, {"kaiming_uniform", "xavier_uniform", "zeros"},
+           Need::kOptional, made);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, DataSourceSpec& s) {
+  v.Choice("format", s.format, {"idx", "csv", "counter"},
+           s.format.empty() ? Need::kRequired : Need::kOptional);
+  const bool known = !s.format.empty();
+  const When idx{!known || s.format == "idx", "data format idx"};
+  const When csv{!known || s.format == "csv", "data format csv"};
+  const When counter{!known || s.format == "counter", "data format counter"};
+  const auto need = [known](const When& when) {
+    return known && when.applies ? Need::kRequired : Need::kOptional;
+  };
+  v.Text("images", s.images, TextRule::kPath, need(idx), idx);
+  v.Text("labels", s.labels, TextRule::kPath, need(idx), idx);
+  v.Text("file", s.file, TextRule::kPath, need(csv), csv);
+  v.Text("label", s.label, TextRule::kColumn, s.label.empty() ? need(csv) : Need::kOptional, csv);
+  v.Flag("header", s.header, csv);
+  v.Character("delimiter", s.delimiter, csv);
+  v.Integer("records", s.records, Whole{1, std::int64_t{1} << 40}, counter, need(counter));
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, DataSpec& d) {
+  v.Section("train", d.train, Need::kRequired);
+  v.Section("test", d.test, d.train);
+  v.Number("scale", d.scale, Range{0, 1e9, true, false});
+  v.Number("mean", d.mean, Range{-1e9, 1e9, false, false});
+  v.Number("standard_deviation", d.standard_deviation, Range{0, 1e9, true, false});
+  v.Flag("shuffle", d.shuffle);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, TrainingSpec& t) {
+  v.Integer("workers", t.workers, Whole{1, 1024});
+  v.Integer("threads_per_worker", t.threads_per_worker, Whole{1, 256});
+  v.Integer("batch_size", t.batch_size, Whole{1, 1'048'576});
+  v.Number("epochs", t.epochs, Range{0, 1e6, true, false});
+  v.Choice("loss", t.loss, {"cross_entropy", "mse", "none"}, Need::kOptional);
+  v.Choice("metric", t.metric, {"accuracy", "mse", "none"}, Need::kOptional);
+  v.Staleness("staleness", t.staleness);
+  v.Integer("max_version_gap", t.max_version_gap, Whole{0, 1'000'000'000});
+  v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32"}, Need::kOptional);
+  v.Number("evaluate_every_epochs", t.evaluate_every_epochs, Range{0, 1e6, false, false});
+  v.Choice("on_nonfinite", t.on_nonfinite, {"skip", "stop"}, Need::kOptional);
+  v.Integer("seed", t.seed, Whole{0, std::numeric_limits<std::int64_t>::max()});
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, LearningRateSpec& r) {
+  v.Number("base", r.base, Range{0, 1e6, true, false});
+  v.Choice("schedule", r.schedule, {"constant", "cosine", "step"}, Need::kOptional);
+  const When step{r.schedule == "step", "the schedule step"};
+  const When cosine{r.schedule == "cosine", "the schedule cosine"};
+  v.Number("step_factor", r.step_factor, Range{0, 1, true, false}, step);
+  v.Numbers("step_epochs", r.step_epochs, Count{1, 1000}, Range{0, 1e6, true, false},
+            step.applies ? Need::kRequired : Need::kOptional, step);
+  v.Number("warmup_epochs", r.warmup_epochs, Range{0, 1e6, false, false});
+  v.Number("final_factor", r.final_factor, Range{0, 1, false, false}, cosine);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, OptimizerSpec& o) {
+  v.Choice("type", o.type, {"worker_nesterov", "sgd"}, Need::kOptional);
+  v.Number("momentum", o.momentum, Range{0, 1, false, true},
+           When{o.type == "worker_nesterov", "optimizer type worker_nesterov"});
+  v.LearningRate("learning_rate", o.learning_rate);
+  v.Integer("reference_batch", o.reference_batch, Whole{1, 1'048'576});
+  v.Number("weight_decay", o.weight_decay, Range{0, 1, false, true});
+  v.Number("clip_norm", o.clip_norm, Range{0, 1e9, false, false});
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, SparsificationSpec& s) {
+  v.Number("ratio", s.ratio, Range{0, 1, true, false});
+  v.Number("warmup_epochs", s.warmup_epochs, Range{0, 1e6, false, false});
+  v.Choice("index_codec", s.index_codec, {"auto", "gap8", "raw16"}, Need::kOptional);
+  v.Choice("value_codec", s.value_codec, {"bf16", "fp32"}, Need::kOptional);
+  v.Integer("small_tensor_elements", s.small_tensor_elements, Whole{0, 1'000'000'000});
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, CheckpointSpec& c) {
+  v.Integer("every_steps", c.every_steps, Whole{1, 1'000'000'000});
+  v.Integer("keep", c.keep, Whole{1, 1000});
+  v.Text("from", c.from, TextRule::kOrigin, Need::kOptional);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, JobResources& r) {
+  v.Integer("shards", r.shards, Whole{0, 4096});
+  v.Integer("retention_mebibytes", r.retention_mebibytes, Whole{1, 1'048'576});
+  v.Integer("max_restarts", r.max_restarts, Whole{0, 1'000'000});
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, JobSpec& s) {
+  v.Fixed("apiVersion", kApiVersion);
+  v.Fixed("kind", kKind);
+  v.Text("name", s.name, TextRule::kName, Need::kRequired);
+  v.Section("model", s.model, Need::kRequired);
+  v.Section("data", s.data, Need::kRequired);
+  v.Section("training", s.training, Need::kOptional);
+  v.Section("optimizer", s.optimizer, Need::kOptional);
+  v.Section("sparsification", s.sparsification, Need::kOptional);
+  v.Section("checkpoint", s.checkpoint, Need::kOptional);
+  v.Section("resources", s.resources, Need::kOptional);
+}
+
+// ---- words for messages
+
+std::string NumberText(double value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  return std::string(text, end);
+}
+
+std::string RangeText(const Range& range) {
+  std::string text;
+  if (range.least != -kInfinity) {
+    text = (range.least_excluded ? "more than " : "at least ") + NumberText(range.least);
+  }
+  if (range.most != kInfinity) {
+    if (!text.empty()) text += " and ";
+    text += (range.most_excluded ? "less than " : "at most ") + NumberText(range.most);
+  }
+  return text;
+}
+
+std::string WholeText(const Whole& range) {
+  if (range.most == std::numeric_limits<std::int64_t>::max()) {
+    return "at least " + std::to_string(range.least);
+  }
+  return std::to_string(range.least) + " to " + std::to_string(range.most);
+}
+
+std::string Joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const auto& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+bool ParseNumber(const Node& node, double& value) {
+  if (node.kind != Node::Kind::kScalar || node.quoted || node.text.empty()) return false;
+  const char* begin = node.text.data();
+  const char* end = begin + node.text.size();
+  if (*begin == '+') ++begin;
+  const auto [rest, failure] = std::from_chars(begin, end, value);
+  return failure == std::errc() && rest == end && std::isfinite(value);
+}
+
+bool ParseInteger(const Node& node, std::int64_t& value) {
+  if (node.kind != Node::Kind::kScalar || node.quoted) return false;
+  const char* end = node.text.data() + node.text.size();
+  const auto [rest, failure] = std::from_chars(node.text.data(), end, value);
+  return failure == std::errc() && rest == end;
+}
+
+bool IsLower(char c) { return c >= 'a' && c <= 'z'; }
+bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+
+bool IsJobName(const std::string& name) {
+  if (name.empty() || name.size() > 63 || !IsLower(name.front()) || name.back() == '-') {
+    return false;
+  }
+  return std::all_of(name.begin(), name.end(),
+                     [](char c) { return IsLower(c) || IsDigit(c) || c == '-'; });
+}
+
+bool IsNumeral(const std::string& text) {
+  return !text.empty() && text.size() <= 18 && std::all_of(text.begin(), text.end(), IsDigit);
+}
+
+// JOB or JOB@ROUND, with the job's name or number.
+bool IsOrigin(const std::string& text) {
+  const auto at = text.find('@');
+  const std::string name = text.substr(0, at);
+  if (!IsJobName(name) && !IsNumeral(name)) return false;
+  return at == std::string::npos || IsNumeral(text.substr(at + 1));
+}
+
+// ---- reading
+
+// What one parse knows: the findings, and where each key stands.
+struct Report {
+  std::string file;
+  std::string base_directory;
+  std::vector<std::pair<int, std::string>> findings;  // line, text
+  std::map<std::string, int> lines;                   // of the paths that were given
+
+  void Add(int line, const std::string& path, const std::string& what) {
+    if (findings.size() > kFindingsMax) return;
+    findings.emplace_back(line, path.empty() ? what : path + ": " + what);
+  }
+  bool Given(const std::string& path) const { return lines.count(path) > 0; }
+  // The line of the path, or of the nearest section around it.
+  int Line(std::string path) const {
+    while (true) {
+      if (const auto found = lines.find(path); found != lines.end()) return found->second;
+      const auto dot = path.rfind('.');
+      if (dot == std::string::npos) break;
+      path.resize(dot);
+    }
+    const auto root = lines.find("");
+    return root == lines.end() ? 0 : root->second;
+  }
+  void AddAt(const std::string& path, const std::string& what) { Add(Line(path), path, what); }
+
+  Error ToError() {
+    std::stable_sort(findings.begin(), findings.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::string text;
+    std::size_t count = 0;
+    for (const auto& [line, what] : findings) {
+      if (!text.empty()) text += '\n';
+      if (count++ == kFindingsMax) {
+        text += file + ": more findings are not shown";
+        break;
+      }
+      text += line > 0 ? file + ":" + std::to_string(line) + ": " : file + ": ";
+      text += what;
+    }
+    return Error{ErrorCode::kInvalid, text};
+  }
+};
+
+class Reader {
+ public:
+  Reader(const Node* map, std::string path, Report& report)
+      : map_(map), path_(std::move(path)), report_(report) {
+    if (map_ != nullptr) report_.lines[path_] = map_->line;
+  }
+
+  void Fixed(const char* key, const char* value) {
+    const Node* node = Take(key, Need::kRequired, {});
+    if (node == nullptr) return;
+    if (node->kind != Node::Kind::kScalar || node->text != value) {
+      Finding(*node, key, std::string("must be ") + value + ", found " + DescribeNode(*node));
+    }
+  }
+
+  void Choice(const char* key, std::string& value, const std::vector<std::string>& words, Need need,
+              When when = {}) {
+    const Node* node = Take(key, need, when);
+    if (node == nullptr) return;
+    if (node->kind == Node::Kind::kScalar &&
+        std::find(words.begin(), words.end(), node->text) != words.end()) {
+      value = node->text;
+      return;
+    }
+    std::string what = "must be one of " + Joined(words) + ", found " + DescribeNode(*node);
+    if (node->kind == Node::Kind::kScalar) {
+      const std::string nearest = job::NearestWord(node->text, words);
+      if (!nearest.empty()) what += ", did you mean `" + nearest + "`?";
+    }
+    Finding(*node, key, what);
+  }
+
+  void Text(const char* key, std::string& value, TextRule rule, Need need, When when = {}) {
+    const Node* node = Take(key, need, when);
+    if (node == nullptr) return;
+    std::int64_t number = 0;
+    const bool numeral_allowed = rule == TextRule::kColumn || rule == TextRule::kOrigin;
+    double any = 0;
+    if (node->kind != Node::Kind::kScalar ||
+        (!node->quoted && (node->text == "true" || node->text == "false")) ||
+        (ParseNumber(*node, any) && !(numeral_allowed && ParseInteger(*node, number)))) {
+      const bool scalar = node->kind == Node::Kind::kScalar;
+      Finding(*node, key,
+              "must be text, found " + DescribeNode(*node) + (scalar ? "; put it in quotes" : ""));
+      return;
+    }
+    const std::string& text = node->text;
+    if (text.empty() || text.size() > 4096) {
+      Finding(*node, key, "must have 1 to 4096 characters");
+      return;
+    }
+    if (std::any_of(text.begin(), text.end(),
+                    [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; })) {
+      Finding(*node, key, "must not hold control characters");
+      return;
+    }
+    switch (rule) {
+      case TextRule::kPlain:
+      case TextRule::kColumn: value = text; return;
+      case TextRule::kPath: value = Absolute(text); return;
+      case TextRule::kName:
+        if (IsJobName(text)) {
+          value = text;
+        } else {
+          Finding(*node, key,
+                  "must be 1 to 63 lower-case letters, digits and `-`, begin with a letter and not "
+                  "end with `-`, found " +
+                      DescribeNode(*node));
+        }
+        return;
+      case TextRule::kOrigin:
+        if (IsOrigin(text)) {
+          value = text;
+        } else {
+          Finding(
+              *node, key,
+              "must be JOB or JOB@ROUND with a job's name or number, found " + DescribeNode(*node));
+        }
+        return;
+    }
+  }
+
+  void Integer(const char* key, std::int64_t& value, Whole range, When when = {},
+               Need need = Need::kOptional) {
+    if (const Node* node = Take(key, need, when)) ReadInteger(*node, key, range, value);
+  }
+
+  void Number(const char* key, double& value, Range range, When when = {}) {
+    if (const Node* node = Take(key, Need::kOptional, when)) ReadNumber(*node, key, range, value);
+  }
+
+  void Flag(const char* key, bool& value, When when = {}) {
+    const Node* node = Take(key, Need::kOptional, when);
+    if (node == nullptr) return;
+    if (node->kind == Node::Kind::kScalar && !node->quoted &&
+        (node->text == "true" || node->text == "false")) {
+      value = node->text == "true";
+      return;
+    }
+    Finding(*node, key, "must be true or false, found " + DescribeNode(*node));
+  }
+
+  void Character(const char* key, char& value, When when = {}) {
+    const Node* node = Take(key, Need::kOptional, when);
+    if (node == nullptr) return;
+    const std::string text = node->text == "tab" ? "\t" : node->text;
+    const bool one = node->kind == Node::Kind::kScalar && text.size() == 1;
+    const char c = one ? text[0] : '\0';
+    if (!one || (c != '\t' && (c < 0x20 || c > 0x7e)) || c == '"' || c == '.' || c == '-' ||
+        c == '+' || std::isalnum(static_cast<unsigned char>(c)) != 0) {
+      Finding(*node, key,
+              "must be one character such as `,`, `;`, `|` or tab, found " + DescribeNode(*node));
+      return;
+    }
+    value = c;
+  }
+
+  void Integers(const char* key, std::vector<std::int64_t>& values, Count count, Whole range,
+                Need need, When when = {}) {
+    ReadList(key, values, count, need, when, "whole numbers",
+             [&](const Node& node, std::int64_t& value) {
+               return ReadInteger(node, key, range, value);
+             });
+  }
+
+  void Numbers(const char* key, std::vector<double>& values, Count count, Range range, Need need,
+               When when = {}) {
+    ReadList(key, values, count, need, when, "numbers",
+             [&](const Node& node, double& value) { return ReadNumber(node, key, range, value); });
+  }
+
+  void Staleness(const char* key, std::int64_t& value) {
+    const Node* node = Take(key, Need::kOptional, {});
+    if (node == nullptr) return;
+    std::int64_t number = 0;
+    if (ParseInteger(*node, number) && number == 0) {
+      Finding(*node, key,
+              "bulk-synchronous training (staleness 0) is not supported by this version, use 1 or "
+              "more");
+      return;
+    }
+    if (ParseInteger(*node, number) && (number == -1 || (number >= 1 && number <= 1'000'000))) {
+      value = number;
+      return;
+    }
+    Finding(
+        *node, key,
+        "must be a whole number of at least 1, or -1 for unlimited, found " + DescribeNode(*node));
+  }
+
+  void LearningRate(const char* key, LearningRateSpec& value) {
+    if (map_ != nullptr) {
+      if (const Node* node = map_->Find(key);
+          node != nullptr && node->kind == Node::Kind::kScalar) {
+        known_.push_back(key);
+        report_.lines[Path(key)] = node->line;
+        ReadNumber(*node, key, Range{0, 1e6, true, false}, value.base);
+        return;
+      }
+    }
+    Section(key, value, Need::kOptional);
+  }
+
+  template <typename Spec>
+  void Section(const char* key, Spec& spec, Need need) {
+    ReadSection(key, Take(key, need, {}), spec);
+  }
+
+  // The test data: what it does not say of the format is as in the training data.
+  void Section(const char* key, std::optional<DataSourceSpec>& spec, const DataSourceSpec& like) {
+    const Node* node = Take(key, Need::kOptional, {});
+    if (node == nullptr) return;
+    DataSourceSpec source;
+    source.format = like.format;
+    source.label = like.label;
+    source.header = like.header;
+    source.delimiter = like.delimiter;
+    ReadSection(key, node, source);
+    spec = source;
+  }
+
+  // Names every key that no call above asked for.
+  void Finish() {
+    if (map_ == nullptr) return;
+    for (const auto& [key, node] : map_->entries) {
+      if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
+      const std::string nearest = job::NearestWord(key, known_);
+      Finding(node, key,
+              nearest.empty() ? "unknown key; the keys here are " + Joined(known_)
+                              : "unknown key, did you mean `" + nearest + "`?");
+    }
+  }
+
+ private:
+  std::string Path(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+  void Finding(const Node& node, const std::string& key, const std::string& what) {
+    report_.Add(node.line, Path(key.size() > 64 ? key.substr(0, 61) + "..." : key), what);
+  }
+
+  // The node of a key that is there and has a meaning; else reports what is wrong with that.
+  const Node* Take(const char* key, Need need, When when) {
+    known_.push_back(key);
+    const Node* node = map_ == nullptr ? nullptr : map_->Find(key);
+    if (node != nullptr) report_.lines[Path(key)] = node->line;
+    if (node != nullptr && !when.applies) {
+      Finding(*node, key, std::string("belongs to ") + when.what + " only");
+      return nullptr;
+    }
+    if (node != nullptr && node->kind == Node::Kind::kNull) {
+      report_.Add(node->line, Path(key), "has no value");
+      return nullptr;
+    }
+    if (node == nullptr && need == Need::kRequired) report_.AddAt(Path(key), "is missing");
+    return node;
+  }
+
+  template <typename Spec>
+  void ReadSection(const char* key, const Node* node, Spec& spec) {
+    if (node == nullptr) return;
+    if (node->kind != Node::Kind::kMap) {
+      Finding(*node, key, "must be a map of keys, found " + DescribeNode(*node));
+      return;
+    }
+    Reader reader(node, Path(key), report_);
+    Visit(reader, spec);
+    reader.Finish();
+  }
+
+  bool ReadInteger(const Node& node, const char* key, Whole range, std::int64_t& value) {
+    std::int64_t number = 0;
+    if (!ParseInteger(node, number)) {
+      Finding(node, key, "must be a whole number, found " + DescribeNode(node));
+      return false;
+    }
+    if (number < range.least || number > range.most) {
+      Finding(node, key, "must be " + WholeText(range) + ", found " + node.text);
+      return false;
+    }
+    value = number;
+    return true;
+  }
+
+  bool ReadNumber(const Node& node, const char* key, Range range, double& value) {
+    double number = 0;
+    if (!ParseNumber(node, number)) {
+      Finding(node, key, "must be a number, found " + DescribeNode(node));
+      return false;
+    }
+    if (!range.Holds(number)) {
+      Finding(node, key, "must be " + RangeText(range) + ", found " + node.text);
+      return false;
+    }
+    value = number;
+    return true;
+  }
+
+  template <typename T, typename Read>
+  void ReadList(const char* key, std::vector<T>& values, Count count, Need need, When when,
+                const char* what, const Read& read) {
+    const Node* node = Take(key, need, when);
+    if (node == nullptr) return;
+    if (node->kind != Node::Kind::kList) {
+      Finding(*node, key,
+              std::string("must be a list of ") + what + ", found " + DescribeNode(*node));
+      return;
+    }
+    if (node->items.size() < count.least || node->items.size() > count.most) {
+      const std::string wanted = count.least == count.most ? std::to_string(count.least)
+                                                           : std::to_string(count.least) + " to " +
+                                                                 std::to_string(count.most);
+      Finding(*node, key,
+              "must have " + wanted + " entries, found " + std::to_string(node->items.size()));
+      return;
+    }
+    std::vector<T> read_values;
+    for (const Node& item : node->items) {
+      T value{};
+      if (!read(item, value)) return;
+      read_values.push_back(value);
+    }
+    values = std::move(read_values);
+  }
+
+  std::string Absolute(const std::string& path) const {
+    const std::filesystem::path given(path);
+    if (given.is_absolute() || report_.base_directory.empty()) return path;
+    return (std::filesystem::path(report_.base_directory) / given).lexically_normal().string();
+  }
+
+  const Node* const map_;
+  const std::string path_;
+  Report& report_;
+  std::vector<std::string> known_;
+};
+
+// ---- writing
+
+class Writer {
+ public:
+  Json Take() { return std::move(json_); }
+
+  void Fixed(const char* key, const char* value) { json_[key] = value; }
+  void Choice(const char* key, const std::string& value, const std::vector<std::string>&, Need,
+              When when = {}) {
+    if (when.applies) json_[key] = value;
+  }
+  void Text(const char* key, const std::string& value, TextRule, Need, When when = {}) {
+    if (when.applies && !value.empty()) json_[key] = value;
+  }
+  void Integer(const char* key, std::int64_t value, Whole, When when = {}, Need = Need::kOptional) {
+    if (when.applies) json_[key] = value;
+  }
+  void Number(const char* key, double value, Range, When when = {}) {
+    if (when.applies) json_[key] = value;
+  }
+  void Flag(const char* key, bool value, When when = {}) {
+    if (when.applies) json_[key] = value;
+  }
+  void Character(const char* key, char value, When when = {}) {
+    if (when.applies) json_[key] = value == '\t' ? std::string("tab") : std::string(1, value);
+  }
+  void Integers(const char* key, const std::vector<std::int64_t>& values, Count, Whole, Need,
+                When when = {}) {
+    if (when.applies) json_[key] = values;
+  }
+  void Numbers(const char* key, const std::vector<double>& values, Count, Range, Need,
+               When when = {}) {
+    if (when.applies) json_[key] = values;
+  }
+  void Staleness(const char* key, std::int64_t value) { json_[key] = value; }
+  void LearningRate(const char* key, LearningRateSpec& value) {
+    Section(key, value, Need::kOptional);
+  }
+  template <typename Spec>
+  void Section(const char* key, Spec& spec, Need) {
+    Writer writer;
+    Visit(writer, spec);
+    json_[key] = writer.Take();
+  }
+  void Section(const char* key, std::optional<DataSourceSpec>& spec, const DataSourceSpec&) {
+    if (spec) Section(key, *spec, Need::kOptional);
+  }
+
+ private:
+  Json json_ = Json::object();
+};
+
+// ---- rules across fields
+
+void CheckModel(const JobSpec& spec, Report& report) {
+  const ModelSpec& model = spec.model;
+  if (model.type == "mlp") {
+    // Each width is at most a million and there are at most 64: this cannot overflow.
+    std::int64_t parameters = 0;
+    for (std::size_t i = 1; i < model.layers.size(); ++i) {
+      parameters += model.layers[i - 1] * model.layers[i] + model.layers[i];
+    }
+    if (parameters > kParametersMax) {
+      report.AddAt("model.layers", "make " + std::to_string(parameters) +
+                                       " parameters; a job may have at most 2000000000");
+    }
+  }
+  if (model.type == "cnn" && model.input_shape.size() == 3) {
+    const auto& shape = model.input_shape;
+    if (shape[0] > 4096 || shape[1] > 65'536 || shape[2] > 65'536) {
+      report.AddAt("model.input_shape",
+                   "must be [channels, height, width] of at most 4096 channels "
+                   "and 65536 x 65536");
+    } else if (shape[1] < 4 || shape[2] < 4) {
+      report.AddAt("model.input_shape",
+                   "must be [channels, height, width] with a height and width of at least 4, which "
+                   "are halved twice");
+    } else {
+      const std::int64_t flat = model.channels[1] * (shape[1] / 4) * (shape[2] / 4);
+      if (flat > kParametersMax / model.hidden) {
+        report.AddAt("model.hidden", "makes more than 2000000000 parameters with this input_shape");
+      }
+    }
+  }
+}
+
+void CheckData(const JobSpec& spec, Report& report) {
+  const bool ledger = spec.model.type == "ledger";
+  const bool counter = spec.data.train.format == "counter";
+  if (ledger && !counter && !spec.data.train.format.empty()) {
+    report.AddAt("data.train.format",
+                 "must be counter for the ledger model, found `" + spec.data.train.format + "`");
+  }
+  if (!ledger && counter && !spec.model.type.empty()) {
+    report.AddAt("data.train.format",
+                 "counter has records without content, which only the ledger model can train on");
+  }
+  if (spec.data.test && (counter || spec.data.test->format == "counter")) {
+    report.AddAt("data.test", "must not be given with counter data, there is nothing to test");
+  }
+  const auto check_column = [&report](const DataSourceSpec& source, const std::string& path) {
+    if (source.format == "csv" && !source.header && !source.label.empty() &&
+        !IsNumeral(source.label)) {
+      report.AddAt(
+          path + ".label",
+          "must be the number of a column (from 0) because the file has no header, found `" +
+              source.label + "`");
+    }
+  };
+  check_column(spec.data.train, "data.train");
+  if (spec.data.test) check_column(*spec.data.test, "data.test");
+}
+
+void CheckTraining(const JobSpec& spec, Report& report) {
+  const TrainingSpec& training = spec.training;
+  if (spec.model.type == "ledger") {
+    if (training.loss != "none") {
+      report.AddAt("training.loss",
+                   "must be none for the ledger model, found `" + training.loss + "`");
+    }
+    if (training.metric != "none") {
+      report.AddAt("training.metric",
+                   "must be none for the ledger model, found `" + training.metric + "`");
+    }
+    return;
+  }
+  if (training.loss == "none") {
+    report.AddAt("training.loss", "none is for the ledger model only");
+  }
+  if (training.metric == "accuracy" && training.loss == "mse") {
+    report.AddAt("training.metric", "accuracy needs the loss cross_entropy; use mse or none");
+  }
+  if (training.metric == "mse" && training.loss == "cross_entropy") {
+    report.AddAt("training.metric", "mse needs the loss mse; use accuracy or none");
+  }
+}
+
+void CheckSchedules(const JobSpec& spec, Report& report) {
+  const LearningRateSpec& rate = spec.optimizer.learning_rate;
+  if (rate.warmup_epochs > spec.training.epochs) {
+    report.AddAt(
+        "optimizer.learning_rate.warmup_epochs",
+        "is longer than the training, which has " + NumberText(spec.training.epochs) + " epochs");
+  }
+  for (std::size_t i = 1; i < rate.step_epochs.size(); ++i) {
+    if (rate.step_epochs[i] <= rate.step_epochs[i - 1]) {
+      report.AddAt("optimizer.learning_rate.step_epochs", "must increase");
+      break;
+    }
+  }
+  if (spec.sparsification.warmup_epochs > spec.training.epochs) {
+    report.AddAt("sparsification.warmup_epochs", "is longer than the training, which has " +
+                                                     NumberText(spec.training.epochs) + " epochs");
+  }
+}
+
+// Fills in the defaults that depend on another field.
+void Resolve(JobSpec& spec) {
+  if (spec.data.scale == 0) spec.data.scale = spec.data.train.format == "idx" ? 1.0 / 255.0 : 1.0;
+}
+
+Result<JobSpec> ReadJob(const Node& root, const std::string& file,
+                        const std::string& base_directory) {
+  Report report;
+  report.file = file;
+  report.base_directory = base_directory;
+  JobSpec spec;
+  if (root.kind != Node::Kind::kMap) {
+    report.Add(root.line, "",
+               "must be a map of keys (apiVersion, kind, name, ...), found " + DescribeNode(root));
+    return report.ToError();
+  }
+  Reader reader(&root, "", report);
+  Visit(reader, spec);
+  reader.Finish();
+
+  if (spec.model.type == "ledger") {
+    if (!report.Given("training.loss")) spec.training.loss = "none";
+    if (!report.Given("training.metric")) spec.training.metric = "none";
+  } else if (spec.training.loss == "mse" && !report.Given("training.metric")) {
+    spec.training.metric = "mse";
+  }
+  CheckModel(spec, report);
+  CheckData(spec, report);
+  CheckTraining(spec, report);
+  CheckSchedules(spec, report);
+  if (!report.findings.empty()) return report.ToError();
+  Resolve(spec);
+  return spec;
+}
+
+Json ToJson(JobSpec spec) {
+  Resolve(spec);
+  Writer writer;
+  Visit(writer, spec);
+  return writer.Take();
+}
+
+// ---- YAML for people
+
+std::string YamlScalar(const Json& json) {
+  if (!json.is_string()) return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const auto& text = json.get_ref<const std::string&>();
+  static const std::set<std::string> kWords = {"true", "false", "null", "yes", "no",
+                                               "on",   "off",   "y",    "n"};
+  const bool plain = !text.empty() &&
+                     (std::isalpha(static_cast<unsigned char>(text[0])) != 0 || text[0] == '/') &&
+                     kWords.count(text) == 0 && std::all_of(text.begin(), text.end(), [](char c) {
+                       return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' ||
+                              c == '-' || c == '/' || c == '.' || c == '@';
+                     });
+  // A JSON string is a double-quoted YAML scalar.
+  return plain ? text : json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+void WriteYaml(const Json& map, int indent, std::string& out) {
+  for (const auto& item : map.items()) {
+    out.append(static_cast<std::size_t>(indent), ' ');
+    out += item.key() + ":";
+    if (item.value().is_object()) {
+      out += '\n';
+      WriteYaml(item.value(), indent + 2, out);
+      continue;
+    }
+    if (item.value().is_array()) {
+      out += " [";
+      bool first = true;
+      for (const auto& entry : item.value()) {
+        if (!first) out += ", ";
+        first = false;
+        out += YamlScalar(entry);
+      }
+      out += "]\n";
+      continue;
+    }
+    out += " " + YamlScalar(item.value()) + "\n";
+  }
+}
+
+}  // namespace
+
+Result<JobSpec> ParseJobYaml(const std::string& text, const std::string& file_name,
+                             const std::string& base_directory) {
+  const Node root = PS_TRY(job::ParseYamlDocument(text, file_name));
+  return ReadJob(root, file_name, base_directory);
+}
+
+Result<JobSpec> ParseJobJson(const std::string& json) {
+  const Node root = PS_TRY(job::ParseJsonDocument(json, "job spec"));
+  return ReadJob(root, "job spec", "");
+}
+
+std::string ResolvedJson(const JobSpec& spec, int indent) {
+  return ToJson(spec).dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string ResolvedYaml(const JobSpec& spec) {
+  std::string out;
+  WriteYaml(ToJson(spec), 0, out);
+  return out;
+}
+
+std::vector<std::string> JobWarnings(const JobSpec& spec) {
+  std::vector<std::string> warnings;
+  if (spec.training.workers > 8) {
+    warnings.push_back("training.workers is " + std::to_string(spec.training.workers) +
+                       ": with more than 8 workers sparse asynchronous updates may cost accuracy");
+  }
+  if (spec.training.staleness < 0) {
+    warnings.emplace_back(
+        "training.staleness is unlimited: one slow worker may train on old values");
+  }
+  if (!spec.data.test && spec.model.type != "ledger" && spec.training.metric != "none") {
+    warnings.emplace_back("data.test is not given: the job ends without a final " +
+                          spec.training.metric);
+  }
+  return warnings;
+}
+
+}  // namespace ps

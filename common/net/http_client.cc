@@ -1,0 +1,185 @@
+#include "common/net/http_client.h"
+
+#include <algorithm>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <boost/beast/version.hpp>
+#include <charconv>
+#include <chrono>
+#include <optional>
+#include <string_view>
+
+namespace ps::net {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using tcp = boost::asio::ip::tcp;
+using boost::system::error_code;
+
+namespace {
+
+constexpr std::uint64_t kReplyBytesMax = std::uint64_t{64} << 20;
+
+// One call, as a chain of operations on an io_context of its own; the deadline is that of the
+// io_context's run, so it covers each of them.
+class Call {
+ public:
+  Call(const HttpUrl& url, http::verb verb, const std::string& body)
+      : host_(url.host),
+        port_(url.port),
+        where_((url.host.find(':') != std::string::npos ? "[" + url.host + "]" : url.host) + ":" +
+               url.port),
+        request_(verb, url.target, 11) {
+    request_.set(http::field::host, where_);
+    request_.set(http::field::user_agent, "ds/" PS_VERSION);
+    request_.keep_alive(false);
+    if (!body.empty()) {
+      request_.set(http::field::content_type, "application/json");
+      request_.body() = body;
+    }
+    request_.prepare_payload();
+    parser_.body_limit(kReplyBytesMax);
+    // The answer to HEAD names a length but has no body.
+    parser_.skip(verb == http::verb::head);
+  }
+
+  Result<HttpReply> Run(Milliseconds deadline) {
+    resolver_.async_resolve(host_, port_, [this](const error_code& error, auto results) {
+      if (error) return Finish(ErrorCode::kUnreachable, "cannot find host " + host_ + ": ", error);
+      Connect(results);
+    });
+    io_.run_for(deadline);
+    if (!result_) {
+      const std::string within = " within " + std::to_string(deadline.count()) + " ms";
+      if (!connected_) {
+        return Error{ErrorCode::kUnreachable, where_ + " does not accept a connection" + within};
+      }
+      return Error{ErrorCode::kTimeout,
+                   where_ + " accepted the connection but did not answer" + within};
+    }
+    return std::move(*result_);
+  }
+
+ private:
+  void Connect(const tcp::resolver::results_type& results) {
+    stream_.async_connect(results, [this](const error_code& error, const tcp::endpoint&) {
+      if (error == asio::error::connection_refused) {
+        return Finish(ErrorCode::kUnreachable, "nothing listens on " + where_, {});
+      }
+      if (error)
+        return Finish(ErrorCode::kUnreachable, "cannot connect to " + where_ + ": ", error);
+      connected_ = true;
+      Write();
+    });
+  }
+
+  void Write() {
+    http::async_write(stream_, request_, [this](const error_code& error, std::size_t) {
+      // Who refuses a request early may have closed already; its answer can be read even so.
+      write_error_ = error;
+      Read();
+    });
+  }
+
+  void Read() {
+    http::async_read(stream_, buffer_, parser_, [this](const error_code& error, std::size_t) {
+      if (error) {
+        const bool junk = error.category() == make_error_code(http::error::bad_method).category() &&
+                          error != http::error::end_of_stream &&
+                          error != http::error::partial_message;
+        if (junk) {
+          return Finish(ErrorCode::kInvalid,
+                        "what listens on " + where_ + " gave no valid answer: ", error);
+        }
+        return Finish(ErrorCode::kMaybeApplied,
+                      where_ + " closed the connection before its answer was complete: ",
+                      write_error_ ? write_error_ : error);
+      }
+      const auto& message = parser_.get();
+      HttpReply reply;
+      reply.status = static_cast<int>(message.result_int());
+      reply.content_type = std::string(message[http::field::content_type]);
+      reply.location = std::string(message[http::field::location]);
+      reply.body = message.body();
+      result_ = std::move(reply);
+    });
+  }
+
+  void Finish(ErrorCode code, const std::string& text, const error_code& error) {
+    result_ = Error{code, error ? text + error.message() : text};
+  }
+
+  const std::string host_;
+  const std::string port_;
+  const std::string where_;
+  asio::io_context io_{1};
+  tcp::resolver resolver_{io_};
+  beast::tcp_stream stream_{io_};
+  beast::flat_buffer buffer_;
+  http::request<http::string_body> request_;
+  http::response_parser<http::string_body> parser_;
+  error_code write_error_;
+  bool connected_ = false;
+  std::optional<Result<HttpReply>> result_;
+};
+
+bool HasControlOrSpace(const std::string& text) {
+  return std::any_of(text.begin(), text.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte <= 0x20 || byte == 0x7f;
+  });
+}
+
+}  // namespace
+
+Result<HttpUrl> ParseHttpUrl(const std::string& url) {
+  const Error bad{ErrorCode::kUsage, "'" + url + "' is not a URL like http://host:port/path"};
+  std::string rest = url;
+  const auto scheme = rest.find("://");
+  if (scheme != std::string::npos) {
+    if (rest.substr(0, scheme) != "http") return bad;
+    rest.erase(0, scheme + 3);
+  }
+  HttpUrl result;
+  const auto slash = std::min(rest.find_first_of("/?"), rest.size());
+  result.target = rest.substr(slash);
+  if (result.target.empty() || result.target[0] != '/') result.target.insert(0, "/");
+  const std::string authority = rest.substr(0, slash);
+  std::size_t colon = authority.rfind(':');
+  if (!authority.empty() && authority[0] == '[') {
+    const auto bracket = authority.find(']');
+    if (bracket == std::string::npos) return bad;
+    result.host = authority.substr(1, bracket - 1);
+    colon = bracket + 1 < authority.size() ? bracket + 1 : std::string::npos;
+    if (colon != std::string::npos && authority[colon] != ':') return bad;
+  } else {
+    result.host = authority.substr(0, colon);
+    if (result.host.find(':') != std::string::npos) return bad;
+  }
+  result.port = colon == std::string::npos ? "80" : authority.substr(colon + 1);
+  unsigned port = 0;
+  const char* const end = result.port.data() + result.port.size();
+  const auto parsed = std::from_chars(result.port.data(), end, port);
+  if (parsed.ec != std::errc() || parsed.ptr != end || port == 0 || port > 65535) return bad;
+  if (result.host.empty() || HasControlOrSpace(result.host) || HasControlOrSpace(result.target) ||
+      result.host.find('@') != std::string::npos) {
+    return bad;
+  }
+  return result;
+}
+
+Result<HttpReply> HttpCall(const std::string& method, const std::string& url,
+                           const std::string& body, Milliseconds deadline) {
+  const HttpUrl parsed = PS_TRY(ParseHttpUrl(url));
+  const http::verb verb = http::string_to_verb(method);
+  if (verb == http::verb::unknown) {
+    return Error{ErrorCode::kUsage, "'" + method + "' is not an HTTP method"};
+  }
+  Call call(parsed, verb, body);
+  return call.Run(deadline);
+}
+
+}  // namespace ps::net

@@ -1,0 +1,74 @@
+#include "ps-server/core/change_log.h"
+
+#include <cstring>
+
+namespace ps::server {
+
+void ChangeLog::Reset(std::uint64_t version) {
+  records_.clear();
+  head_ = 0;
+  used_ = 0;
+  known_since_ = version;
+}
+
+ChangeLog::EntryHeader ChangeLog::LoadHeader(std::size_t at) const {
+  EntryHeader header;
+  std::memcpy(&header, ring_.data() + at, sizeof(header));
+  return header;
+}
+
+void ChangeLog::ForgetOldest() {
+  const Record& oldest = records_.front();
+  used_ -= oldest.bytes + oldest.skipped;
+  known_since_ = oldest.version;
+  records_.pop_front();
+  if (records_.empty()) {
+    head_ = 0;
+    used_ = 0;
+  }
+}
+
+void ChangeLog::Append(std::uint64_t version, std::span<const codec::BlockView> blocks,
+                       bool whole_blocks) {
+  std::size_t bytes = 0;
+  for (const codec::BlockView& block : blocks) {
+    if (block.count() == 0 && !whole_blocks) continue;
+    bytes += sizeof(EntryHeader);
+    if (!whole_blocks) bytes += block.index_bytes.size();
+  }
+  if (bytes == 0) return;
+  if (bytes > capacity_) {
+    Reset(version);
+    return;
+  }
+  if (ring_.empty()) ring_.resize(capacity_);
+  // A record is contiguous: what is left at the end of the ring may have to be skipped.
+  for (;;) {
+    const bool wraps = head_ + bytes > capacity_;
+    const std::size_t skipped = wraps ? capacity_ - head_ : 0;
+    if (used_ + skipped + bytes <= capacity_) {
+      if (wraps) head_ = 0;
+      records_.push_back(Record{version, head_, bytes, skipped});
+      used_ += skipped + bytes;
+      break;
+    }
+    ForgetOldest();
+  }
+  std::size_t at = head_;
+  for (const codec::BlockView& block : blocks) {
+    if (block.count() == 0 && !whole_blocks) continue;
+    const bool whole = whole_blocks || block.dense();
+    EntryHeader header{};
+    header.block = block.header.block();
+    header.bytes = whole ? 0 : static_cast<std::uint32_t>(block.index_bytes.size());
+    header.codec = whole ? static_cast<std::uint32_t>(wire::IndexCodec::Dense)
+                         : std::uint32_t{block.header.index_codec()};
+    std::memcpy(ring_.data() + at, &header, sizeof(header));
+    at += sizeof(header);
+    if (header.bytes > 0) std::memcpy(ring_.data() + at, block.index_bytes.data(), header.bytes);
+    at += header.bytes;
+  }
+  head_ = at;
+}
+
+}  // namespace ps::server

@@ -1,0 +1,93 @@
+// Which entries of a shard the most recent pushes changed.
+//
+// A pull that names the version it has gets the entries of all newer pushes, so
+// the log keeps each push's index streams, compressed as they came, in a ring of
+// bounded size. When room is needed the oldest pushes are forgotten; a pull that
+// would need them gets a snapshot. The log costs no memory before the first
+// push. One thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "common/codec/block_codec.h"
+
+namespace ps::server {
+
+class ChangeLog {
+ public:
+  // One block that a push touched.
+  struct Touched {
+    std::uint32_t block = 0;         // number in the job's block space
+    bool whole = false;              // every entry of the block
+    wire::IndexCodec codec = wire::IndexCodec::Dense;
+    std::span<const std::byte> index_bytes;  // borrowed until the next Append
+  };
+
+  explicit ChangeLog(std::size_t capacity_bytes) : capacity_(capacity_bytes) {}
+
+  // Forgets everything: what changed up to `version` is not known.
+  void Reset(std::uint64_t version);
+
+  // The push that made the shard's version `version`; versions increase. With `whole_blocks` each
+  // listed block counts as changed in full.
+  void Append(std::uint64_t version, std::span<const codec::BlockView> blocks, bool whole_blocks);
+
+  // True if every change after `version` is in the log.
+  bool Covers(std::uint64_t version) const { return version >= known_since_; }
+
+  // Calls visit(Touched) for every block of every push after `version`, in no particular order.
+  template <typename Visit>
+  void ForEachAfter(std::uint64_t version, Visit visit) const {
+    for (auto record = records_.rbegin(); record != records_.rend(); ++record) {
+      if (record->version <= version) break;
+      VisitRecord(*record, visit);
+    }
+  }
+
+  std::size_t bytes() const { return used_; }
+
+ private:
+  struct Record {
+    std::uint64_t version = 0;
+    std::size_t offset = 0;  // into ring_
+    std::size_t bytes = 0;   // contiguous
+    std::size_t skipped = 0; // unused bytes before it, at the end of the ring
+  };
+  struct EntryHeader {
+    std::uint32_t block;
+    std::uint32_t bytes;  // of the index stream
+    std::uint32_t codec;  // Dense: the whole block
+  };
+
+  template <typename Visit>
+  void VisitRecord(const Record& record, Visit& visit) const {
+    std::size_t at = record.offset;
+    const std::size_t end = record.offset + record.bytes;
+    while (at < end) {
+      const EntryHeader header = LoadHeader(at);
+      at += sizeof(EntryHeader);
+      Touched touched;
+      touched.block = header.block;
+      touched.codec = static_cast<wire::IndexCodec>(header.codec);
+      touched.whole = touched.codec == wire::IndexCodec::Dense;
+      touched.index_bytes = std::span<const std::byte>(ring_).subspan(at, header.bytes);
+      at += header.bytes;
+      visit(touched);
+    }
+  }
+  EntryHeader LoadHeader(std::size_t at) const;
+  void ForgetOldest();
+
+  const std::size_t capacity_;
+  std::vector<std::byte> ring_;
+  std::deque<Record> records_;
+  std::size_t head_ = 0;  // where the next record goes
+  std::size_t used_ = 0;  // bytes of records and skipped ends
+  std::uint64_t known_since_ = 0;
+};
+
+}  // namespace ps::server

@@ -1,0 +1,39 @@
+// What a pushed block does to the values of that block, and which positions it touches.
+//
+// Every function reads the encoded bytes in place (they may start at any
+// address) and writes each value once. The block must have passed
+// codec::ParseSegment for exactly `values.size()` elements: nothing is checked
+// again here. Pure; any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/codec/block_codec.h"
+
+namespace ps::server {
+
+// w -= rate * v
+void ApplySgd(std::span<float> values, const codec::BlockView& push, float rate);
+// b += (v - b) * weight
+void ApplyAverage(std::span<float> values, const codec::BlockView& push, float weight);
+// b = max(b, v)
+void ApplyMaximum(std::span<float> values, const codec::BlockView& push);
+// w -= factor * w
+void DecayWeights(std::span<float> values, float factor);
+
+// One bit for each position of a block.
+inline constexpr std::size_t kBitmapWords = wire::kBlockElements / 64;
+using BlockBitmap = std::span<std::uint64_t, kBitmapWords>;
+
+// Sets the bits that an index stream of a checked block names.
+void MarkPositions(wire::IndexCodec codec, std::span<const std::byte> index_bytes,
+                   BlockBitmap bitmap);
+std::uint32_t CountPositions(std::span<const std::uint64_t, kBitmapWords> bitmap);
+// The set bits, increasing; `positions` is replaced.
+void CollectPositions(std::span<const std::uint64_t, kBitmapWords> bitmap,
+                      std::vector<std::uint16_t>& positions);
+
+}  // namespace ps::server

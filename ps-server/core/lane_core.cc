@@ -1,0 +1,699 @@
+#include "ps-server/core/lane_core.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "common/check.h"
+
+namespace ps::server {
+namespace {
+
+std::uint8_t AllowedFlags(wire::Kind kind) {
+  switch (kind) {
+    case wire::Kind::Push: return wire::kCoversLane | wire::kReplay;
+    case wire::Kind::Pull: return wire::kPullFp32 | wire::kPullSnapshot;
+    case wire::Kind::Hold: return wire::kHoldOn;
+    default: return 0;
+  }
+}
+
+bool IsRequest(wire::Kind kind) {
+  switch (kind) {
+    case wire::Kind::Hello:
+    case wire::Kind::Init:
+    case wire::Kind::Push:
+    case wire::Kind::Pull:
+    case wire::Kind::Marker:
+    case wire::Kind::Hold: return true;
+    default: return false;
+  }
+}
+
+wire::Segment StateSegment(ShardId id, const Shard* shard, wire::Code code,
+                           std::uint64_t version) {
+  return wire::Segment(id.value(), shard != nullptr ? shard->epoch().value() : 0, version,
+                       shard != nullptr ? shard->lineage() : 0, static_cast<std::uint8_t>(code), 0,
+                       0, 0, 0);
+}
+
+}  // namespace
+
+LaneCounters& LaneCounters::operator+=(const LaneCounters& other) {
+  pushes += other.pushes;
+  pushes_applied += other.pushes_applied;
+  pushes_repeated += other.pushes_repeated;
+  pushes_too_old += other.pushes_too_old;
+  pushes_non_finite += other.pushes_non_finite;
+  pushes_gap += other.pushes_gap;
+  pulls += other.pulls;
+  pulls_parked += other.pulls_parked;
+  pulls_replaced += other.pulls_replaced;
+  shards_unchanged += other.shards_unchanged;
+  shards_sparse += other.shards_sparse;
+  shards_snapshot += other.shards_snapshot;
+  freezes += other.freezes;
+  bytes_in += other.bytes_in;
+  bytes_out += other.bytes_out;
+  for (std::size_t code = 0; code < kCodes; ++code) refused[code] += other.refused[code];
+  return *this;
+}
+
+// Whom to answer, and what the request said.
+struct LaneCore::Peer {
+  std::string identity;
+  wire::LaneHeader header;
+};
+
+struct LaneCore::Job {
+  struct ParkedPull {
+    Incarnation incarnation;
+    Peer peer;
+    std::vector<wire::Segment> asked;
+  };
+  struct WaitingMarker {
+    Incarnation incarnation;
+    Round round;
+    Clock clock;
+    Peer peer;
+  };
+  struct OpenRound {
+    Round round;
+    std::uint64_t live_version = 0;
+    std::uint64_t map_version = 0;
+  };
+
+  explicit Job(JobSetup setup)
+      : id(setup.job), layout(std::move(setup.layout)), rules(std::move(setup.rules)) {
+    shards.resize(layout.shard_count());
+    seen.resize(layout.shard_count(), 0);
+  }
+
+  Shard* Find(std::uint32_t shard) {
+    return shard < shards.size() ? shards[shard].get() : nullptr;
+  }
+
+  Member* FindMember(Incarnation incarnation) {
+    const auto at = std::lower_bound(
+        live.members.begin(), live.members.end(), incarnation,
+        [](const Member& member, Incarnation wanted) { return member.incarnation < wanted; });
+    return at != live.members.end() && at->incarnation == incarnation ? &*at : nullptr;
+  }
+
+  void MembersChanged() {
+    for (const ShardId shard : own) shards[shard.value()]->MembersChanged();
+  }
+
+  std::uint32_t LiveWorkers() const {
+    return static_cast<std::uint32_t>(
+        std::count_if(live.members.begin(), live.members.end(),
+                      [](const Member& member) { return !member.draining; }));
+  }
+
+  const JobId id;
+  const LayoutView layout;
+  const JobRules rules;
+
+  bool has_map = false;
+  std::uint64_t map_version = 0;
+  bool has_live = false;
+  LiveMembers live;
+  std::uint32_t live_workers = 0;
+  std::vector<std::unique_ptr<Shard>> shards;  // by number; null: not on this lane
+  std::vector<ShardId> own;                    // increasing
+  std::vector<ParkedPull> parked;
+  std::vector<WaitingMarker> markers;
+  std::optional<OpenRound> open;
+  Round last_round;    // the highest begun or aborted
+  Round frozen_round;  // the last that this lane completed, not aborted since
+  LaneCounters counters;
+
+  // seen[shard] == seen_mark: the message at hand lists the shard.
+  std::vector<std::uint64_t> seen;
+  std::uint64_t seen_mark = 0;
+};
+
+LaneCore::LaneCore() = default;
+LaneCore::~LaneCore() = default;
+
+LaneCore::Job* LaneCore::FindJob(JobId job) {
+  const auto at = jobs_.find(job);
+  return at != jobs_.end() ? at->second.get() : nullptr;
+}
+
+const Shard* LaneCore::FindShard(JobId job, ShardId shard) const {
+  const auto at = jobs_.find(job);
+  return at != jobs_.end() ? at->second->Find(shard.value()) : nullptr;
+}
+
+// ---- replies
+
+void LaneCore::Reply(const Peer& peer, wire::LaneHeader header,
+                     std::span<const wire::Segment> segments, ByteBuffer payload) {
+  header.mutate_payload_bytes(payload.size());
+  LaneReply reply{peer.identity, wire::BuildHead(header, segments), std::move(payload)};
+  const std::uint64_t bytes = reply.head.size() + reply.payload.size();
+  counters_.bytes_out += bytes;
+  if (Job* job = FindJob(JobId(header.job()))) job->counters.bytes_out += bytes;
+  replies_.push_back(std::move(reply));
+}
+
+namespace {
+
+// The header of an answer: it repeats whom it is for and which request it answers.
+wire::LaneHeader AnswerTo(const wire::LaneHeader& request, wire::Kind kind,
+                          std::uint64_t map_version, wire::Code code) {
+  return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
+                          request.job(), request.worker(), request.incarnation(), request.clock(),
+                          request.request(), map_version, 0, static_cast<std::uint32_t>(code), 0);
+}
+
+}  // namespace
+
+void LaneCore::Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments) {
+  ++counters_.refused[static_cast<std::size_t>(code)];
+  Job* job = FindJob(JobId(peer.header.job()));
+  if (job != nullptr) ++job->counters.refused[static_cast<std::size_t>(code)];
+  Reply(peer,
+        AnswerTo(peer.header, wire::Kind::Nack, job != nullptr ? job->map_version : 0, code),
+        segments, {});
+}
+
+std::vector<LaneReply> LaneCore::TakeReplies() { return std::exchange(replies_, {}); }
+std::vector<LaneEvent> LaneCore::TakeEvents() { return std::exchange(events_, {}); }
+
+std::size_t LaneCore::parked_pulls() const {
+  std::size_t parked = 0;
+  for (const auto& [id, job] : jobs_) parked += job->parked.size();
+  return parked;
+}
+
+std::vector<JobStatus> LaneCore::Report() const {
+  std::vector<JobStatus> status;
+  for (const auto& [id, job] : jobs_) {
+    JobStatus one;
+    one.job = id;
+    one.map_version = job->map_version;
+    one.parked_pulls = job->parked.size();
+    one.counters = job->counters;
+    for (const ShardId shard : job->own) {
+      const Shard& own = *job->shards[shard.value()];
+      one.shards.push_back(ShardStatus{shard, own.epoch(), own.state(), own.version()});
+    }
+    status.push_back(std::move(one));
+  }
+  return status;
+}
+
+// ---- messages
+
+void LaneCore::OnMessage(std::string_view from, std::span<const std::byte> head,
+                         std::span<const std::byte> payload) {
+  counters_.bytes_in += head.size() + payload.size();
+  Peer peer{std::string(from), {}};
+  if (const Status parsed = wire::ParseInto(head, head_); !parsed.ok()) {
+    ++counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    // Who does not begin with our magic would not understand the answer either.
+    if (head.size() < sizeof(wire::LaneHeader)) return;
+    std::memcpy(&peer.header, head.data(), sizeof(wire::LaneHeader));
+    if (peer.header.magic() != wire::kMagic) return;
+    --counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    if (peer.header.version() != wire::kProtocolVersion) {
+      Nack(peer, wire::Code::BadVersion);
+    } else if (peer.header.segments() > wire::kMaxSegments ||
+               peer.header.payload_bytes() > wire::kMaxPayloadBytes) {
+      Nack(peer, wire::Code::TooLarge);
+    } else {
+      Nack(peer, wire::Code::Malformed);
+    }
+    return;
+  }
+  peer.header = head_.header;
+  Dispatch(peer, payload);
+}
+
+void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload) {
+  const wire::LaneHeader& header = peer.header;
+  const auto kind = static_cast<wire::Kind>(header.kind());
+  // A Nack is never answered: two sides that refuse each other would do so for ever.
+  if (!IsRequest(kind)) {
+    ++counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    return;
+  }
+  if (header.payload_bytes() != payload.size() ||
+      (header.flags() & static_cast<unsigned>(~AllowedFlags(kind))) != 0) {
+    return Nack(peer, wire::Code::Malformed);
+  }
+  Job* job = FindJob(JobId(header.job()));
+  if (job == nullptr) return Nack(peer, wire::Code::UnknownJob);
+  job->counters.bytes_in +=
+      sizeof(wire::LaneHeader) + head_.segments.size() * sizeof(wire::Segment) + payload.size();
+  Member* member = job->FindMember(Incarnation(header.incarnation()));
+  if (member == nullptr || member->worker != WorkerId(header.worker())) {
+    return Nack(peer, wire::Code::NotLive);
+  }
+  switch (kind) {
+    case wire::Kind::Hello: return OnHello(*job, peer);
+    case wire::Kind::Init: return OnInit(*job, peer, payload);
+    case wire::Kind::Push: return OnPush(*job, *member, peer, payload);
+    case wire::Kind::Pull: return OnPull(*job, peer);
+    case wire::Kind::Marker: return OnMarker(*job, peer);
+    case wire::Kind::Hold: return OnHold(*job, *member, peer);
+    default: PS_CHECK(false, header.kind());
+  }
+}
+
+void LaneCore::OnHello(Job& job, const Peer& peer) {
+  const Member* member = job.FindMember(Incarnation(peer.header.incarnation()));
+  answer_.clear();
+  for (const ShardId id : job.own) {
+    const Shard& shard = *job.shards[id.value()];
+    answer_.push_back(StateSegment(id, &shard, shard.state(), shard.Watermark(*member).value()));
+  }
+  Reply(peer, AnswerTo(peer.header, wire::Kind::HelloReply, job.map_version, wire::Code::Applied),
+        answer_, {});
+}
+
+bool LaneCore::ParseSegments(Job& job, std::span<const std::byte> payload) {
+  const std::vector<wire::Segment>& segments = head_.segments;
+  if (parsed_.size() < segments.size()) parsed_.resize(segments.size());
+  ++job.seen_mark;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const std::uint32_t number = segments[i].shard();
+    if (number >= job.layout.shard_count() || job.seen[number] == job.seen_mark) return false;
+    job.seen[number] = job.seen_mark;
+    const auto bytes = wire::SegmentPayload(segments[i], payload);
+    if (!bytes.ok()) return false;
+    const ShardId id(number);
+    const LayoutView& layout = job.layout;
+    const auto elements_of = [&layout, id](std::uint32_t block) -> std::uint32_t {
+      return block >= layout.shard_first_block(id) && block < layout.shard_last_block(id)
+                 ? layout.block(block).elements
+                 : 0;
+    };
+    if (!codec::ParseSegment(bytes.value(), elements_of, parsed_[i]).ok()) return false;
+  }
+  return true;
+}
+
+void LaneCore::OnInit(Job& job, const Peer& peer, std::span<const std::byte> payload) {
+  if (head_.segments.empty() || !ParseSegments(job, payload)) {
+    return Nack(peer, wire::Code::Malformed);
+  }
+  answer_.clear();
+  for (std::size_t i = 0; i < head_.segments.size(); ++i) {
+    const wire::Segment& segment = head_.segments[i];
+    Shard* shard = job.Find(segment.shard());
+    if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
+      answer_.push_back(
+          StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
+      continue;
+    }
+    const wire::Code code = shard->Init(parsed_[i]);
+    if (code == wire::Code::Malformed || code == wire::Code::NonFinite) {
+      ++counters_.refused[static_cast<std::size_t>(code)];
+      ++job.counters.refused[static_cast<std::size_t>(code)];
+    }
+    answer_.push_back(StateSegment(shard->id(), shard, code, shard->version()));
+  }
+  Reply(peer, AnswerTo(peer.header, wire::Kind::InitReply, job.map_version, wire::Code::Applied),
+        answer_, {});
+  WakePulls(job);
+  TryFreeze(job);
+}
+
+void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
+                      std::span<const std::byte> payload) {
+  const wire::LaneHeader& header = peer.header;
+  const bool covers = (header.flags() & wire::kCoversLane) != 0;
+  if (!ParseSegments(job, payload)) return Nack(peer, wire::Code::Malformed);
+  if (covers && header.map_version() != job.map_version) return Nack(peer, wire::Code::StaleMap);
+  ++counters_.pushes;
+  ++job.counters.pushes;
+
+  PushFacts facts;
+  facts.clock = Clock(header.clock());
+  facts.samples = header.samples();
+  facts.replay = (header.flags() & wire::kReplay) != 0;
+  answer_.clear();
+  LaneCounters delta;
+  const auto push = [&](Shard& shard, std::span<const codec::BlockView> blocks) {
+    const PushVerdict verdict = shard.Push(member, facts, blocks, job.rules, job.live_workers);
+    if (verdict.repeated) {
+      ++delta.pushes_repeated;
+    } else {
+      switch (verdict.code) {
+        case wire::Code::Applied: ++delta.pushes_applied; break;
+        case wire::Code::TooOld: ++delta.pushes_too_old; break;
+        case wire::Code::NonFinite: ++delta.pushes_non_finite; break;
+        case wire::Code::Gap: ++delta.pushes_gap; break;
+        default: break;
+      }
+    }
+    if (verdict.code != wire::Code::Applied) {
+      answer_.push_back(StateSegment(shard.id(), &shard, verdict.code, verdict.version));
+    }
+  };
+  for (std::size_t i = 0; i < head_.segments.size(); ++i) {
+    const wire::Segment& segment = head_.segments[i];
+    Shard* shard = job.Find(segment.shard());
+    if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
+      answer_.push_back(
+          StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
+      continue;
+    }
+    facts.base_version = segment.version();
+    push(*shard, parsed_[i]);
+  }
+  if (covers) {
+    facts.base_version = 0;  // of an empty push: not looked at
+    for (const ShardId id : job.own) {
+      if (job.seen[id.value()] != job.seen_mark) push(*job.shards[id.value()], {});
+    }
+  }
+  counters_ += delta;
+  job.counters += delta;
+  Reply(peer, AnswerTo(header, wire::Kind::PushReply, job.map_version, wire::Code::Applied),
+        answer_, {});
+  WakePulls(job);
+  TryFreeze(job);
+}
+
+// ---- pulls
+
+void LaneCore::OnPull(Job& job, const Peer& peer) {
+  ++job.seen_mark;
+  for (const wire::Segment& segment : head_.segments) {
+    if (segment.shard() >= job.layout.shard_count() ||
+        job.seen[segment.shard()] == job.seen_mark || segment.length() != 0) {
+      return Nack(peer, wire::Code::Malformed);
+    }
+    job.seen[segment.shard()] = job.seen_mark;
+  }
+  if (peer.header.payload_bytes() != 0) return Nack(peer, wire::Code::Malformed);
+  const Incarnation incarnation(peer.header.incarnation());
+  const auto replaced = std::find_if(
+      job.parked.begin(), job.parked.end(),
+      [&](const Job::ParkedPull& pull) { return pull.incarnation == incarnation; });
+  if (replaced != job.parked.end()) {
+    job.parked.erase(replaced);
+    ++counters_.pulls_replaced;
+    ++job.counters.pulls_replaced;
+  }
+  if (TryPull(job, peer, head_.segments)) return;
+  ++counters_.pulls_parked;
+  ++job.counters.pulls_parked;
+  job.parked.push_back(Job::ParkedPull{incarnation, peer, head_.segments});
+}
+
+bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked) {
+  bool wait = false;
+  answer_.clear();
+  for (const wire::Segment& segment : asked) {
+    Shard* shard = job.Find(segment.shard());
+    if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
+      answer_.push_back(
+          StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
+    } else if (!shard->ready() ||
+               shard->SlowestClock(job.live.members) < Clock(peer.header.clock())) {
+      // A shard without values gets them soon, from a worker's Init or from a checkpoint.
+      wait = true;
+    }
+  }
+  if (!answer_.empty()) {
+    Nack(peer, wire::Code::WrongEpoch, answer_);
+    return true;
+  }
+  if (wait) return false;
+
+  const bool fp32 = (peer.header.flags() & wire::kPullFp32) != 0;
+  const bool snapshot = (peer.header.flags() & wire::kPullSnapshot) != 0;
+  std::uint64_t most = 0;
+  for (const wire::Segment& segment : asked) most += job.Find(segment.shard())->MaxPullBytes(fp32);
+  if (most > wire::kMaxPayloadBytes) {
+    Nack(peer, wire::Code::TooLarge);
+    return true;
+  }
+  ByteBuffer payload;
+  if (snapshot) payload.reserve(most);
+  Clock slowest(~std::uint64_t{0});
+  LaneCounters delta;
+  delta.pulls = 1;
+  for (const wire::Segment& segment : asked) {
+    Shard& shard = *job.Find(segment.shard());
+    const std::size_t offset = payload.size();
+    const wire::PullContent content =
+        shard.Pull(Shard::PullQuery{segment.version(), segment.lineage(), fp32, snapshot},
+                   pull_scratch_, payload);
+    switch (content) {
+      case wire::PullContent::Unchanged: ++delta.shards_unchanged; break;
+      case wire::PullContent::Sparse: ++delta.shards_sparse; break;
+      case wire::PullContent::Snapshot: ++delta.shards_snapshot; break;
+    }
+    slowest = std::min(slowest, shard.SlowestClock(job.live.members));
+    answer_.push_back(wire::Segment(segment.shard(), shard.epoch().value(), shard.version(),
+                                    shard.lineage(), static_cast<std::uint8_t>(content), 0, 0,
+                                    static_cast<std::uint32_t>(offset),
+                                    static_cast<std::uint32_t>(payload.size() - offset)));
+  }
+  counters_ += delta;
+  job.counters += delta;
+  wire::LaneHeader header =
+      AnswerTo(peer.header, wire::Kind::PullReply, job.map_version, wire::Code::Applied);
+  header.mutate_clock(slowest.value());
+  Reply(peer, header, answer_, std::move(payload));
+  return true;
+}
+
+void LaneCore::WakePulls(Job& job) {
+  std::erase_if(job.parked, [&](const Job::ParkedPull& pull) {
+    return TryPull(job, pull.peer, pull.asked);
+  });
+}
+
+// ---- checkpoint rounds
+
+void LaneCore::OnMarker(Job& job, const Peer& peer) {
+  if (!head_.segments.empty() || peer.header.payload_bytes() != 0) {
+    return Nack(peer, wire::Code::Malformed);
+  }
+  const Round round(peer.header.request());
+  const bool open = job.open.has_value() && job.open->round == round;
+  if (!open && round == job.frozen_round && round != Round()) {
+    return Reply(
+        peer, AnswerTo(peer.header, wire::Kind::MarkerReply, job.map_version, wire::Code::Applied),
+        {}, {});
+  }
+  // A round above all that are known is about to begin: its marker came over another connection
+  // than the coordinator's message and overtook it.
+  if (!open && round <= job.last_round) return Nack(peer, wire::Code::RoundAborted);
+  const Incarnation incarnation(peer.header.incarnation());
+  std::erase_if(job.markers, [&](const Job::WaitingMarker& marker) {
+    return marker.incarnation == incarnation;
+  });
+  job.markers.push_back(
+      Job::WaitingMarker{incarnation, round, Clock(peer.header.clock()), peer});
+  TryFreeze(job);
+}
+
+void LaneCore::RefuseMarkersUpTo(Job& job, Round round) {
+  std::erase_if(job.markers, [&](const Job::WaitingMarker& marker) {
+    if (marker.round > round) return false;
+    Nack(marker.peer, wire::Code::RoundAborted);
+    return true;
+  });
+}
+
+void LaneCore::FailRound(Job& job, const std::string& reason) {
+  const Round round = job.open->round;
+  job.open.reset();
+  RefuseMarkersUpTo(job, round);
+  events_.push_back(LaneRoundFailed{job.id, round, reason});
+}
+
+void LaneCore::BeginRound(JobId job_id, Round round, std::uint64_t live_version,
+                          std::uint64_t map_version) {
+  Job* job = FindJob(job_id);
+  if (job == nullptr) {
+    events_.push_back(LaneRoundFailed{job_id, round, "the job is not known here"});
+    return;
+  }
+  if (round <= job->last_round) return;
+  if (job->open.has_value()) FailRound(*job, "a newer round began");
+  // Markers of rounds in between wait for nothing any more.
+  RefuseMarkersUpTo(*job, Round(round.value() - 1));
+  job->last_round = round;
+  job->open = Job::OpenRound{round, live_version, map_version};
+  if (live_version != job->live.version || map_version != job->map_version) {
+    return FailRound(*job, "the round is of live set " + std::to_string(live_version) +
+                               " and map " + std::to_string(map_version) + ", this server has " +
+                               std::to_string(job->live.version) + " and " +
+                               std::to_string(job->map_version));
+  }
+  TryFreeze(*job);
+}
+
+void LaneCore::AbortRound(JobId job_id, Round round) {
+  Job* job = FindJob(job_id);
+  if (job == nullptr) return;
+  if (job->open.has_value() && job->open->round <= round) job->open.reset();
+  if (job->frozen_round <= round) job->frozen_round = Round();
+  job->last_round = std::max(job->last_round, round);
+  RefuseMarkersUpTo(*job, round);
+}
+
+void LaneCore::TryFreeze(Job& job) {
+  if (!job.open.has_value()) return;
+  const Round round = job.open->round;
+  const auto marker_of = [&](const Member& member) {
+    return std::find_if(job.markers.begin(), job.markers.end(),
+                        [&](const Job::WaitingMarker& marker) {
+                          return marker.incarnation == member.incarnation &&
+                                 marker.round == round;
+                        });
+  };
+  for (const Member& member : job.live.members) {
+    if (!member.draining && marker_of(member) == job.markers.end()) return;
+  }
+  for (const ShardId id : job.own) {
+    const Shard& shard = *job.shards[id.value()];
+    if (!shard.ready()) return;
+    for (const Member& member : job.live.members) {
+      if (member.draining) continue;
+      const Clock marked = marker_of(member)->clock;
+      const Clock watermark = shard.Watermark(member);
+      // A push before the marker was lost on the way; it is sent again.
+      if (watermark < marked) return;
+      if (watermark > marked) {
+        return FailRound(job, "worker " + std::to_string(member.worker.value()) +
+                                  " pushed clock " + std::to_string(watermark.value()) +
+                                  " after its marker at " + std::to_string(marked.value()));
+      }
+    }
+  }
+  LaneFrozen frozen{job.id, round, {}};
+  frozen.images.reserve(job.own.size());
+  for (const ShardId id : job.own) {
+    frozen.images.push_back(job.shards[id.value()]->Freeze(job.id, round));
+  }
+  events_.push_back(std::move(frozen));
+  job.open.reset();
+  job.frozen_round = round;
+  ++counters_.freezes;
+  ++job.counters.freezes;
+  std::erase_if(job.markers, [&](const Job::WaitingMarker& marker) {
+    if (marker.round != round) return false;
+    Reply(marker.peer,
+          AnswerTo(marker.peer.header, wire::Kind::MarkerReply, job.map_version,
+                   wire::Code::Applied),
+          {}, {});
+    return true;
+  });
+}
+
+// ---- staleness
+
+void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
+  if (!head_.segments.empty() || peer.header.payload_bytes() != 0) {
+    return Nack(peer, wire::Code::Malformed);
+  }
+  const bool on = (peer.header.flags() & wire::kHoldOn) != 0;
+  if (member.held != on) {
+    member.held = on;
+    job.MembersChanged();
+  }
+  Reply(peer, AnswerTo(peer.header, wire::Kind::HoldReply, job.map_version, wire::Code::Applied),
+        {}, {});
+  WakePulls(job);
+}
+
+// ---- commands
+
+void LaneCore::SetJob(JobSetup setup) {
+  std::unique_ptr<Job>& job = jobs_[setup.job];
+  const JobId id = setup.job;
+  LaneMap map = std::move(setup.map);
+  LiveMembers live = std::move(setup.live);
+  if (job == nullptr) job = std::make_unique<Job>(std::move(setup));
+  UpdateMap(id, std::move(map));
+  UpdateLive(id, std::move(live));
+}
+
+void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
+  Job* job = FindJob(job_id);
+  if (job == nullptr || (job->has_map && map.version <= job->map_version)) return;
+  job->has_map = true;
+  if (job->open.has_value()) FailRound(*job, "the map changed");
+  job->map_version = map.version;
+  std::vector<std::unique_ptr<Shard>> before(job->layout.shard_count());
+  before.swap(job->shards);
+  job->own.clear();
+  for (const OwnShard& entry : map.shards) {
+    PS_CHECK(entry.shard.value() < job->shards.size(), entry.shard);
+    job->own.push_back(entry.shard);
+    std::unique_ptr<Shard>& old = before[entry.shard.value()];
+    std::unique_ptr<Shard>& now = job->shards[entry.shard.value()];
+    if (old != nullptr && old->epoch() == entry.epoch && old->lineage() == entry.lineage) {
+      now = std::move(old);
+      continue;
+    }
+    const bool restoring = entry.restore_round != Round();
+    now = std::make_unique<Shard>(job->layout, entry.shard, entry.epoch, entry.lineage, restoring);
+    if (restoring) {
+      events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round});
+    }
+  }
+  WakePulls(*job);
+}
+
+void LaneCore::UpdateLive(JobId job_id, LiveMembers live) {
+  Job* job = FindJob(job_id);
+  if (job == nullptr || (job->has_live && live.version <= job->live.version)) return;
+  job->has_live = true;
+  if (job->open.has_value()) FailRound(*job, "the live set changed");
+  LiveMembers before = std::exchange(job->live, std::move(live));
+  for (const Member& old : before.members) {
+    if (Member* member = job->FindMember(old.incarnation)) member->held = old.held;
+  }
+  job->live_workers = job->LiveWorkers();
+  job->MembersChanged();
+  std::erase_if(job->parked, [&](const Job::ParkedPull& pull) {
+    if (job->FindMember(pull.incarnation) != nullptr) return false;
+    Nack(pull.peer, wire::Code::NotLive);
+    return true;
+  });
+  std::erase_if(job->markers, [&](const Job::WaitingMarker& marker) {
+    if (job->FindMember(marker.incarnation) != nullptr) return false;
+    Nack(marker.peer, wire::Code::NotLive);
+    return true;
+  });
+  WakePulls(*job);
+}
+
+void LaneCore::DropJob(JobId job_id) {
+  Job* job = FindJob(job_id);
+  if (job == nullptr) return;
+  for (const Job::ParkedPull& pull : job->parked) Nack(pull.peer, wire::Code::UnknownJob);
+  for (const Job::WaitingMarker& marker : job->markers) {
+    Nack(marker.peer, wire::Code::RoundAborted);
+  }
+  jobs_.erase(job_id);
+}
+
+Status LaneCore::InstallRestored(JobId job_id, Epoch epoch, checkpoint::ShardImage image,
+                                 bool values_only) {
+  Job* job = FindJob(job_id);
+  Shard* shard = job != nullptr ? job->Find(image.shard.value()) : nullptr;
+  if (shard == nullptr || shard->epoch() != epoch) {
+    return Error{ErrorCode::kConflict, "shard " + std::to_string(image.shard.value()) +
+                                           " of job " + std::to_string(job_id.value()) +
+                                           " is not here any more under this epoch"};
+  }
+  PS_TRY(shard->Restore(std::move(image), values_only));
+  WakePulls(*job);
+  TryFreeze(*job);
+  return Ok();
+}
+
+}  // namespace ps::server

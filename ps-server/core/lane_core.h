@@ -1,0 +1,193 @@
+// The rules of one lane: all shards, of all jobs, that one thread of a server owns.
+//
+// Messages of the data plane and commands of the control loop go in; replies
+// (outbox) and events (for the control loop) come out. Nothing here reads a
+// clock, a socket or a disk, and the same inputs give the same outputs, so that
+// a simulation drives exactly this code. Bytes of messages are not trusted: a
+// message is checked as a whole before anything changes (rule S2), and one that
+// fails is answered with a Nack and counted. One thread.
+//
+// What waits here is bounded by the live set: one parked pull and one marker
+// for each incarnation in it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "common/codec/block_codec.h"
+#include "common/ids.h"
+#include "common/layout/layout.h"
+#include "common/messages/wire.h"
+#include "common/result.h"
+#include "ps-server/core/byte_buffer.h"
+#include "ps-server/core/lane_map.h"
+#include "ps-server/core/shard.h"
+
+namespace ps::server {
+
+// A message to a peer: its routing identity, frame 1 and, if not empty, frame 2.
+struct LaneReply {
+  std::string to;
+  std::vector<std::byte> head;
+  ByteBuffer payload;
+};
+
+// ---- what the control loop has to do
+
+// A shard waits for the image of a checkpoint.
+struct RestoreWanted {
+  JobId job;
+  ShardId shard;
+  Epoch epoch;
+  Round round;
+};
+// The cut of a round on this lane is complete: every shard the lane has of the job.
+struct LaneFrozen {
+  JobId job;
+  Round round;
+  std::vector<checkpoint::ShardImage> images;
+};
+// The lane cannot take part in the round.
+struct LaneRoundFailed {
+  JobId job;
+  Round round;
+  std::string reason;
+};
+using LaneEvent = std::variant<RestoreWanted, LaneFrozen, LaneRoundFailed>;
+
+// ---- counters, growing for ever
+
+inline constexpr std::size_t kCodes = static_cast<std::size_t>(wire::Code::MAX) + 1;
+
+struct LaneCounters {
+  std::uint64_t pushes = 0;             // messages
+  std::uint64_t pushes_applied = 0;     // verdicts of a shard, as the next four
+  std::uint64_t pushes_repeated = 0;
+  std::uint64_t pushes_too_old = 0;
+  std::uint64_t pushes_non_finite = 0;
+  std::uint64_t pushes_gap = 0;
+  std::uint64_t pulls = 0;              // answered
+  std::uint64_t pulls_parked = 0;
+  std::uint64_t pulls_replaced = 0;     // by a newer pull of the same worker
+  std::uint64_t shards_unchanged = 0;   // segments of answers to pulls
+  std::uint64_t shards_sparse = 0;
+  std::uint64_t shards_snapshot = 0;
+  std::uint64_t freezes = 0;
+  std::uint64_t bytes_in = 0;           // both frames
+  std::uint64_t bytes_out = 0;
+  std::array<std::uint64_t, kCodes> refused{};  // messages, by the Code of their Nack
+
+  LaneCounters& operator+=(const LaneCounters& other);
+};
+
+struct ShardStatus {
+  ShardId shard;
+  Epoch epoch;
+  wire::Code state = wire::Code::Blank;
+  std::uint64_t version = 0;
+};
+struct JobStatus {
+  JobId job;
+  std::uint64_t map_version = 0;
+  std::vector<ShardStatus> shards;
+  std::size_t parked_pulls = 0;
+  LaneCounters counters;
+};
+
+struct JobSetup {
+  JobId job;
+  LayoutView layout;
+  JobRules rules;
+  LaneMap map;
+  LiveMembers live;
+};
+
+class LaneCore {
+ public:
+  LaneCore();
+  ~LaneCore();
+  LaneCore(const LaneCore&) = delete;
+  LaneCore& operator=(const LaneCore&) = delete;
+
+  // ---- from the network
+
+  // One message: frame 1 as it came, frame 2 or nothing. Both are only read inside the call.
+  void OnMessage(std::string_view from, std::span<const std::byte> head,
+                 std::span<const std::byte> payload);
+
+  // ---- from the control loop
+
+  // A job that is here already gets the map and the live set only, as by the two calls below.
+  void SetJob(JobSetup setup);
+  // An older map or live set than the present one changes nothing.
+  void UpdateMap(JobId job, LaneMap map);
+  void UpdateLive(JobId job, LiveMembers live);
+  void DropJob(JobId job);
+  void BeginRound(JobId job, Round round, std::uint64_t live_version, std::uint64_t map_version);
+  void AbortRound(JobId job, Round round);
+  // kConflict if the shard does not wait for an image under this epoch (the map went on), kInvalid
+  // if the image does not fit the job.
+  Status InstallRestored(JobId job, Epoch epoch, checkpoint::ShardImage image, bool values_only);
+
+  // ---- out
+
+  // Since the last call, in order.
+  std::vector<LaneReply> TakeReplies();
+  std::vector<LaneEvent> TakeEvents();
+
+  std::vector<JobStatus> Report() const;
+  // All jobs, those that are gone too.
+  const LaneCounters& counters() const { return counters_; }
+  std::size_t parked_pulls() const;
+  // nullptr if it is not on this lane.
+  const Shard* FindShard(JobId job, ShardId shard) const;
+
+ private:
+  struct Job;
+  struct Peer;
+
+  Job* FindJob(JobId job);
+  void Dispatch(const Peer& peer, std::span<const std::byte> payload);
+  void OnHello(Job& job, const Peer& peer);
+  void OnInit(Job& job, const Peer& peer, std::span<const std::byte> payload);
+  void OnPush(Job& job, const Member& member, const Peer& peer,
+              std::span<const std::byte> payload);
+  void OnPull(Job& job, const Peer& peer);
+  void OnMarker(Job& job, const Peer& peer);
+  void OnHold(Job& job, Member& member, const Peer& peer);
+
+  // Checks shards and blocks of every segment into parsed_. False if the message is bad.
+  bool ParseSegments(Job& job, std::span<const std::byte> payload);
+  void WakePulls(Job& job);
+  // True if the pull was answered, one way or the other.
+  bool TryPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked);
+  void TryFreeze(Job& job);
+  void FailRound(Job& job, const std::string& reason);
+  void RefuseMarkersUpTo(Job& job, Round round);
+
+  void Reply(const Peer& peer, wire::LaneHeader header, std::span<const wire::Segment> segments,
+             ByteBuffer payload);
+  void Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments = {});
+
+  std::map<JobId, std::unique_ptr<Job>> jobs_;
+  LaneCounters counters_;
+  std::vector<LaneReply> replies_;
+  std::vector<LaneEvent> events_;
+
+  // Scratch, kept to avoid allocations.
+  wire::Head head_;
+  std::vector<std::vector<codec::BlockView>> parsed_;  // by segment
+  std::vector<wire::Segment> answer_;
+  PullScratch pull_scratch_;
+};
+
+}  // namespace ps::server

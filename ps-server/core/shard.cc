@@ -1,0 +1,386 @@
+#include "ps-server/core/shard.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "common/check.h"
+#include "ps-server/core/dense_kernels.h"
+
+namespace ps::server {
+namespace {
+
+constexpr Clock kNoClock{std::numeric_limits<std::uint64_t>::max()};
+
+std::size_t DenseBytes(std::uint32_t elements, wire::ValueCodec codec) {
+  return codec::MaxEncodedBytes(elements, elements, wire::IndexCodec::Dense, codec);
+}
+
+}  // namespace
+
+JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
+  JobRules rules;
+  rules.learning_rate = LearningRate(spec.optimizer.learning_rate, spec.training.epochs, records);
+  rules.reference_batch =
+      static_cast<double>(std::max<std::int64_t>(1, spec.optimizer.reference_batch));
+  rules.weight_decay = spec.optimizer.weight_decay;
+  const std::int64_t gap = spec.training.max_version_gap > 0
+                               ? spec.training.max_version_gap
+                               : std::max<std::int64_t>(8, 2 * spec.training.workers);
+  rules.version_gap_max = static_cast<std::uint64_t>(gap);
+  return rules;
+}
+
+Shard::Shard(const LayoutView& layout, ShardId id, Epoch epoch, std::uint32_t lineage,
+             bool restoring)
+    : layout_(layout),
+      id_(id),
+      epoch_(epoch),
+      lineage_(lineage),
+      first_block_(layout.shard_first_block(id)),
+      last_block_(layout.shard_last_block(id)),
+      state_(restoring ? wire::Code::Restoring : wire::Code::Blank),
+      log_(layout.shard_elements(id) * sizeof(float) / 2) {}
+
+std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
+  return block >= first_block_ && block < last_block_ ? layout_.block(block).elements : 0;
+}
+
+std::span<float> Shard::ValuesOf(std::uint32_t block) {
+  return std::span<float>(values_).subspan(layout_.offset_in_shard(block),
+                                           layout_.block(block).elements);
+}
+
+std::span<const float> Shard::ValuesOf(std::uint32_t block) const {
+  return std::span<const float>(values_).subspan(layout_.offset_in_shard(block),
+                                                 layout_.block(block).elements);
+}
+
+wire::Code Shard::Init(std::span<const codec::BlockView> blocks) {
+  if (state_ != wire::Code::Blank) return state_;
+  if (blocks.size() != last_block_ - first_block_) return wire::Code::Malformed;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const codec::BlockView& block = blocks[i];
+    if (block.header.block() != first_block_ + i || !block.dense() ||
+        block.header.value_codec() != static_cast<std::uint8_t>(wire::ValueCodec::Fp32)) {
+      return wire::Code::Malformed;
+    }
+    if (!codec::AllFinite(block)) return wire::Code::NonFinite;
+  }
+  values_.resize(layout_.shard_elements(id_));
+  for (const codec::BlockView& block : blocks) {
+    const std::span<float> values = ValuesOf(block.header.block());
+    std::memcpy(values.data(), block.value_bytes.data(), values.size_bytes());
+  }
+  log_.Reset(version_);
+  state_ = wire::Code::Applied;
+  return state_;
+}
+
+Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
+  const std::string name = "shard " + std::to_string(id_.value()) + ": ";
+  if (state_ != wire::Code::Restoring) {
+    return Error{ErrorCode::kConflict, name + "does not wait for a checkpoint"};
+  }
+  const auto fits = [&] {
+    if (image.shard != id_ || image.first_block != first_block_) return false;
+    if (image.block_elements.size() != last_block_ - first_block_) return false;
+    for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
+      const auto block = first_block_ + static_cast<std::uint32_t>(i);
+      if (image.block_elements[i] != layout_.block(block).elements) return false;
+    }
+    return image.values.size() == layout_.shard_elements(id_);
+  };
+  if (!fits()) {
+    return Error{ErrorCode::kInvalid, name + "the image in the checkpoint is of another layout"};
+  }
+  std::vector<Stream> streams;
+  if (!values_only) {
+    for (const checkpoint::WorkerMark& mark : image.marks) {
+      if (mark.verdicts.size() > kVerdictsKept || mark.watermark < mark.first_clock ||
+          mark.verdicts.size() > mark.watermark.value() - mark.first_clock.value()) {
+        return Error{ErrorCode::kInvalid, name + "the image has a watermark that cannot be"};
+      }
+      Stream stream;
+      stream.worker = mark.worker;
+      stream.incarnation = mark.incarnation;
+      stream.first_clock = mark.first_clock;
+      stream.watermark = mark.watermark;
+      stream.verdict_count = static_cast<std::uint32_t>(mark.verdicts.size());
+      std::uint64_t clock = mark.watermark.value() - mark.verdicts.size();
+      for (const std::uint8_t verdict : mark.verdicts) {
+        stream.verdicts[++clock % kVerdictsKept] = verdict;
+      }
+      streams.push_back(stream);
+    }
+    std::sort(streams.begin(), streams.end(), [](const Stream& left, const Stream& right) {
+      return left.incarnation < right.incarnation;
+    });
+    const auto twice = std::adjacent_find(streams.begin(), streams.end(),
+                                          [](const Stream& left, const Stream& right) {
+                                            return left.incarnation == right.incarnation;
+                                          });
+    if (twice != streams.end()) {
+      return Error{ErrorCode::kInvalid, name + "the image names an incarnation twice"};
+    }
+    version_ = image.version;
+    samples_trained_ = image.samples_trained;
+  }
+  streams_ = std::move(streams);
+  values_ = std::move(image.values);
+  log_.Reset(version_);
+  slowest_known_ = false;
+  state_ = wire::Code::Applied;
+  return Ok();
+}
+
+const Shard::Stream* Shard::FindStream(Incarnation incarnation) const {
+  const auto at = std::lower_bound(
+      streams_.begin(), streams_.end(), incarnation,
+      [](const Stream& stream, Incarnation wanted) { return stream.incarnation < wanted; });
+  return at != streams_.end() && at->incarnation == incarnation ? &*at : nullptr;
+}
+
+Shard::Stream& Shard::StreamOf(const Member& member) {
+  const auto at = std::lower_bound(
+      streams_.begin(), streams_.end(), member.incarnation,
+      [](const Stream& stream, Incarnation wanted) { return stream.incarnation < wanted; });
+  if (at != streams_.end() && at->incarnation == member.incarnation) return *at;
+  Stream stream;
+  stream.worker = member.worker;
+  stream.incarnation = member.incarnation;
+  stream.first_clock = member.first_clock;
+  stream.watermark = member.first_clock;
+  return *streams_.insert(at, stream);
+}
+
+Clock Shard::Watermark(const Member& member) const {
+  const Stream* stream = FindStream(member.incarnation);
+  return stream != nullptr ? stream->watermark : member.first_clock;
+}
+
+Clock Shard::SlowestClock(std::span<const Member> members) {
+  if (!slowest_known_) {
+    slowest_ = kNoClock;
+    for (const Member& member : members) {
+      if (member.Counts()) slowest_ = std::min(slowest_, Watermark(member));
+    }
+    slowest_known_ = true;
+  }
+  return slowest_;
+}
+
+void Shard::Consume(Stream& stream, Clock clock, wire::Code verdict) {
+  // Only who was the slowest can raise the lowest watermark.
+  if (stream.watermark <= slowest_) slowest_known_ = false;
+  stream.watermark = clock;
+  stream.verdicts[clock.value() % kVerdictsKept] = static_cast<std::uint8_t>(verdict);
+  if (stream.verdict_count < kVerdictsKept) ++stream.verdict_count;
+}
+
+PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
+                        std::span<const codec::BlockView> blocks, const JobRules& rules,
+                        std::uint32_t live_workers) {
+  if (!ready()) return PushVerdict{state_, false, version_};
+  Stream& stream = StreamOf(member);
+  if (facts.clock <= stream.watermark) {
+    const std::uint64_t age = stream.watermark.value() - facts.clock.value();
+    // A verdict that is no longer kept was seen by its sender long ago: it has gone on since.
+    const wire::Code verdict =
+        age < stream.verdict_count
+            ? static_cast<wire::Code>(stream.verdicts[facts.clock.value() % kVerdictsKept])
+            : wire::Code::Applied;
+    return PushVerdict{verdict, true, version_};
+  }
+  if (facts.clock.value() != stream.watermark.value() + 1) {
+    return PushVerdict{wire::Code::Gap, false, stream.watermark.value()};
+  }
+  wire::Code verdict = wire::Code::Applied;
+  if (!blocks.empty()) {
+    const bool finite = std::all_of(blocks.begin(), blocks.end(), codec::AllFinite);
+    // After a restore the base may lie ahead of the shard: that is not old.
+    const bool too_old = !facts.replay && facts.base_version < version_ &&
+                         version_ - facts.base_version > rules.version_gap_max;
+    if (!finite) {
+      verdict = wire::Code::NonFinite;
+    } else if (too_old) {
+      verdict = wire::Code::TooOld;
+    }
+  }
+  Consume(stream, facts.clock, verdict);
+  if (verdict == wire::Code::Applied) Apply(blocks, rules, facts.samples, live_workers);
+  // The samples were trained whatever became of their push: schedules go on, as they do when the
+  // emptied push is replayed after a restore.
+  samples_trained_ += facts.samples;
+  return PushVerdict{verdict, false, version_};
+}
+
+void Shard::Apply(std::span<const codec::BlockView> blocks, const JobRules& rules,
+                  std::uint32_t samples, std::uint32_t live_workers) {
+  ++version_;
+  if (blocks.empty()) return;
+  const double rate = rules.learning_rate.At(samples_trained_) *
+                      (static_cast<double>(samples) / rules.reference_batch);
+  const float decay = static_cast<float>(rate * rules.weight_decay);
+  bool whole_blocks = false;
+  for (const codec::BlockView& block : blocks) {
+    const std::span<float> values = ValuesOf(block.header.block());
+    switch (layout_.block(block.header.block()).rule) {
+      case TableRule::Sgd:
+        if (decay != 0) {
+          DecayWeights(values, decay);
+          whole_blocks = true;
+        }
+        ApplySgd(values, block, static_cast<float>(rate));
+        break;
+      case TableRule::Average:
+        ApplyAverage(values, block, 1.0f / static_cast<float>(std::max(1u, live_workers)));
+        break;
+      case TableRule::Maximum: ApplyMaximum(values, block); break;
+    }
+  }
+  log_.Append(version_, blocks, whole_blocks);
+}
+
+wire::ValueCodec Shard::PullCodecOf(std::uint32_t block, bool fp32) const {
+  return fp32 || layout_.block(block).rule != TableRule::Sgd ? wire::ValueCodec::Fp32
+                                                             : wire::ValueCodec::Bf16;
+}
+
+std::size_t Shard::MaxPullBytes(bool fp32) const {
+  std::size_t bytes = 0;
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    bytes += DenseBytes(layout_.block(block).elements, PullCodecOf(block, fp32));
+  }
+  return bytes;
+}
+
+void Shard::WriteSnapshot(bool fp32, ByteBuffer& out) const {
+  std::size_t at = out.size();
+  out.resize(at + MaxPullBytes(fp32));
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    at += codec::EncodeBlock(block, layout_.block(block).elements, {}, ValuesOf(block),
+                             wire::IndexCodec::Dense, PullCodecOf(block, fp32), out.data() + at,
+                             {});
+  }
+  out.resize(at);
+}
+
+bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
+                         ByteBuffer& out) const {
+  const std::size_t blocks = last_block_ - first_block_;
+  scratch.touched.assign(blocks, 0);
+  if (scratch.bitmap.size() < blocks * kBitmapWords) scratch.bitmap.resize(blocks * kBitmapWords);
+  const auto bitmap_of = [&](std::size_t index) {
+    return BlockBitmap(scratch.bitmap.data() + index * kBitmapWords, kBitmapWords);
+  };
+  log_.ForEachAfter(since, [&](const ChangeLog::Touched& touched) {
+    const std::size_t index = touched.block - first_block_;
+    std::uint8_t& mark = scratch.touched[index];
+    if (mark == 2) return;
+    if (touched.whole) {
+      mark = 2;
+      return;
+    }
+    const BlockBitmap bitmap = bitmap_of(index);
+    if (mark == 0) std::fill(bitmap.begin(), bitmap.end(), 0);
+    mark = 1;
+    MarkPositions(touched.codec, touched.index_bytes, bitmap);
+  });
+
+  struct Plan {
+    wire::IndexCodec index = wire::IndexCodec::Dense;
+    std::size_t bytes = 0;
+  };
+  const auto plan_of = [&](std::size_t index) {
+    const auto block = first_block_ + static_cast<std::uint32_t>(index);
+    const std::uint32_t elements = layout_.block(block).elements;
+    const wire::ValueCodec codec = PullCodecOf(block, fp32);
+    Plan plan;
+    plan.bytes = DenseBytes(elements, codec);
+    if (scratch.touched[index] == 1) {
+      const std::uint32_t count = CountPositions(bitmap_of(index));
+      const wire::IndexCodec choice = codec::ChooseIndexCodec(elements, count);
+      const std::size_t bytes = codec::MaxEncodedBytes(elements, count, choice, codec);
+      if (bytes < plan.bytes) plan = Plan{choice, bytes};
+    }
+    return plan;
+  };
+  std::size_t expected = 0;
+  for (std::size_t index = 0; index < blocks; ++index) {
+    if (scratch.touched[index] != 0) expected += plan_of(index).bytes;
+  }
+  if (expected >= MaxPullBytes(fp32)) return false;
+
+  std::size_t at = out.size();
+  out.resize(at + expected);
+  for (std::size_t index = 0; index < blocks; ++index) {
+    if (scratch.touched[index] == 0) continue;
+    const auto block = first_block_ + static_cast<std::uint32_t>(index);
+    const std::uint32_t elements = layout_.block(block).elements;
+    const std::span<const float> values = ValuesOf(block);
+    const Plan plan = plan_of(index);
+    if (plan.index == wire::IndexCodec::Dense) {
+      at += codec::EncodeBlock(block, elements, {}, values, plan.index, PullCodecOf(block, fp32),
+                               out.data() + at, {});
+      continue;
+    }
+    CollectPositions(bitmap_of(index), scratch.positions);
+    scratch.values.resize(scratch.positions.size());
+    for (std::size_t i = 0; i < scratch.positions.size(); ++i) {
+      scratch.values[i] = values[scratch.positions[i]];
+    }
+    at += codec::EncodeBlock(block, elements, scratch.positions, scratch.values, plan.index,
+                             PullCodecOf(block, fp32), out.data() + at, {});
+  }
+  out.resize(at);
+  return true;
+}
+
+wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch,
+                              ByteBuffer& out) const {
+  PS_CHECK(ready(), id_);
+  const bool known = !query.snapshot && query.version != 0 && query.lineage == lineage_ &&
+                     query.version <= version_ && log_.Covers(query.version);
+  if (known) {
+    if (query.version == version_) return wire::PullContent::Unchanged;
+    const std::size_t before = out.size();
+    if (WriteChanges(query.version, query.fp32, scratch, out)) {
+      return out.size() == before ? wire::PullContent::Unchanged : wire::PullContent::Sparse;
+    }
+  }
+  WriteSnapshot(query.fp32, out);
+  return wire::PullContent::Snapshot;
+}
+
+checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
+  PS_CHECK(ready(), id_);
+  checkpoint::ShardImage image;
+  image.job = job;
+  image.round = round;
+  image.shard = id_;
+  image.epoch = epoch_;
+  image.lineage = lineage_;
+  image.version = version_;
+  image.samples_trained = samples_trained_;
+  image.first_block = first_block_;
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    image.block_elements.push_back(layout_.block(block).elements);
+  }
+  image.values = values_;
+  for (const Stream& stream : streams_) {
+    checkpoint::WorkerMark mark{stream.worker, stream.incarnation, stream.first_clock,
+                                stream.watermark, {}};
+    for (std::uint64_t age = stream.verdict_count; age > 0; --age) {
+      mark.verdicts.push_back(
+          stream.verdicts[(stream.watermark.value() - age + 1) % kVerdictsKept]);
+    }
+    image.marks.push_back(std::move(mark));
+  }
+  return image;
+}
+
+}  // namespace ps::server

@@ -1,0 +1,170 @@
+// The state of one shard and the rules S1, S2, S6 and S7 of docs/architecture.md.
+//
+// A shard is Blank until it gets its initial values, Restoring until it gets the
+// image of a checkpoint, then Ready. It knows, for every incarnation of a worker
+// that it has ever seen, the watermark (the last clock with a verdict) and the
+// last verdicts, so that a push counts exactly once however often it arrives.
+// Blocks handed in have passed codec::ParseSegment; who calls has checked
+// epoch, live set and framing. One thread; no clock, no I/O.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "common/codec/block_codec.h"
+#include "common/ids.h"
+#include "common/layout/layout.h"
+#include "common/messages/wire.h"
+#include "common/result.h"
+#include "ps-server/core/byte_buffer.h"
+#include "ps-server/core/change_log.h"
+#include "ps-server/core/learning_rate.h"
+
+namespace ps::server {
+
+// Verdicts of a worker that a shard remembers.
+inline constexpr std::uint64_t kVerdictsKept = 64;
+
+// What a job's specification says about pushes.
+struct JobRules {
+  LearningRate learning_rate;
+  double reference_batch = 1;
+  double weight_decay = 0;
+  // A push computed on values that are more than this many pushes old is TooOld.
+  std::uint64_t version_gap_max = 8;
+
+  static JobRules Of(const JobSpec& spec, std::uint64_t records);
+};
+
+// A member of the live set.
+struct Member {
+  WorkerId worker;
+  Incarnation incarnation;
+  Clock first_clock;
+  bool draining = false;  // dead; its agent pushes what it left
+  bool held = false;      // out of the staleness rule
+
+  bool Counts() const { return !draining && !held; }
+};
+
+struct PushFacts {
+  Clock clock;
+  std::uint64_t base_version = 0;
+  std::uint32_t samples = 0;
+  bool replay = false;
+};
+
+struct PushVerdict {
+  wire::Code code = wire::Code::Applied;
+  bool repeated = false;        // the verdict was given before
+  std::uint64_t version = 0;    // of the shard; with Gap the watermark
+};
+
+// Memory that pulls of all shards of a lane share, so that none of them allocates.
+struct PullScratch {
+  std::vector<std::uint64_t> bitmap;
+  std::vector<std::uint8_t> touched;  // per block of the shard: 0 no, 1 some entries, 2 all
+  std::vector<std::uint16_t> positions;
+  std::vector<float> values;
+};
+
+class Shard {
+ public:
+  // `layout` outlives the shard.
+  Shard(const LayoutView& layout, ShardId id, Epoch epoch, std::uint32_t lineage, bool restoring);
+
+  ShardId id() const { return id_; }
+  Epoch epoch() const { return epoch_; }
+  std::uint32_t lineage() const { return lineage_; }
+  // Applied (ready), Blank or Restoring.
+  wire::Code state() const { return state_; }
+  bool ready() const { return state_ == wire::Code::Applied; }
+  std::uint64_t version() const { return version_; }
+  std::uint64_t samples_trained() const { return samples_trained_; }
+  std::span<const float> values() const { return values_; }
+  std::size_t log_bytes() const { return log_.bytes(); }
+
+  // Elements of a block of this shard, 0 for any other block number.
+  std::uint32_t ElementsOf(std::uint32_t block) const;
+
+  // Takes the initial values: all blocks of the shard, dense, fp32. Applied also if the shard has
+  // values already, which it keeps. Malformed or NonFinite if the values cannot be taken.
+  wire::Code Init(std::span<const codec::BlockView> blocks);
+
+  // Takes the image of a checkpoint. kInvalid if it does not fit the layout, kConflict if the shard
+  // does not wait for one. With `values_only` versions, samples and watermarks start afresh.
+  Status Restore(checkpoint::ShardImage image, bool values_only);
+
+  // One push of a live incarnation; no blocks: an empty push. `live_workers` counts the live.
+  PushVerdict Push(const Member& member, const PushFacts& facts,
+                   std::span<const codec::BlockView> blocks, const JobRules& rules,
+                   std::uint32_t live_workers);
+
+  // The last clock of the incarnation with a verdict.
+  Clock Watermark(const Member& member) const;
+
+  // The lowest watermark of the members that count; the highest possible clock if none does.
+  Clock SlowestClock(std::span<const Member> members);
+  // The members, or who of them counts, changed.
+  void MembersChanged() { slowest_known_ = false; }
+
+  struct PullQuery {
+    std::uint64_t version = 0;  // what the puller has; 0: nothing
+    std::uint32_t lineage = 0;
+    bool fp32 = false;
+    bool snapshot = false;
+  };
+  // Appends the answer to `out`. The shard must be ready. Values of blocks with another rule than
+  // Sgd are always sent as fp32.
+  wire::PullContent Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out) const;
+  // The most bytes that Pull() can append.
+  std::size_t MaxPullBytes(bool fp32) const;
+
+  // A copy of everything, as of now. The shard must be ready.
+  checkpoint::ShardImage Freeze(JobId job, Round round) const;
+
+ private:
+  // What is known about the pushes of one incarnation.
+  struct Stream {
+    WorkerId worker;
+    Incarnation incarnation;
+    Clock first_clock;
+    Clock watermark;
+    std::uint32_t verdict_count = 0;                     // of the clocks up to the watermark
+    std::array<std::uint8_t, kVerdictsKept> verdicts{};  // of clock c at c % kVerdictsKept
+  };
+
+  const Stream* FindStream(Incarnation incarnation) const;
+  Stream& StreamOf(const Member& member);
+  void Consume(Stream& stream, Clock clock, wire::Code verdict);
+  void Apply(std::span<const codec::BlockView> blocks, const JobRules& rules,
+             std::uint32_t samples, std::uint32_t live_workers);
+  std::span<float> ValuesOf(std::uint32_t block);
+  std::span<const float> ValuesOf(std::uint32_t block) const;
+  wire::ValueCodec PullCodecOf(std::uint32_t block, bool fp32) const;
+  void WriteSnapshot(bool fp32, ByteBuffer& out) const;
+  // False if the answer would not be smaller than a snapshot; `out` is then as before.
+  bool WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch, ByteBuffer& out) const;
+
+  const LayoutView& layout_;
+  const ShardId id_;
+  const Epoch epoch_;
+  const std::uint32_t lineage_;
+  const std::uint32_t first_block_;
+  const std::uint32_t last_block_;
+
+  wire::Code state_;
+  std::uint64_t version_ = 0;
+  std::uint64_t samples_trained_ = 0;
+  std::vector<float> values_;
+  std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
+  ChangeLog log_;
+  Clock slowest_;
+  bool slowest_known_ = false;
+};
+
+}  // namespace ps::server

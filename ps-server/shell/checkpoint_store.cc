@@ -1,0 +1,206 @@
+#include "ps-server/shell/checkpoint_store.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include "checkpoint/verify.h"
+#include "checkpoint/writer.h"
+#include "common/net/unique_fd.h"
+
+namespace ps::server {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kRoundPrefix = "ckpt-";
+constexpr const char* kPartialSuffix = ".partial";
+
+// The number of "ckpt-12".
+std::optional<std::uint64_t> RoundOf(const std::string& name) {
+  const std::size_t prefix = std::strlen(kRoundPrefix);
+  if (name.compare(0, prefix, kRoundPrefix) != 0) return std::nullopt;
+  std::uint64_t round = 0;
+  const char* const end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data() + prefix, end, round);
+  if (error != std::errc() || stop != end) return std::nullopt;
+  return round;
+}
+
+std::vector<fs::path> ListDirectories(const fs::path& directory) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator at(directory, error), end; !error && at != end;
+       at.increment(error)) {
+    if (at->is_directory(error) && !at->is_symlink(error)) found.push_back(at->path());
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+}  // namespace
+
+Status PrepareCheckpointRoot(const fs::path& root) {
+  std::error_code error;
+  fs::create_directories(root, error);
+  if (error) {
+    return Error{ErrorCode::kIo,
+                 "checkpoint directory " + root.string() + ": " + error.message()};
+  }
+  const fs::path probe = root / (".write-test-" + std::to_string(::getpid()));
+  const net::UniqueFd file(
+      ::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  const bool written = file.valid() && ::write(file.get(), "x", 1) == 1;
+  const int reason = errno;
+  if (file.valid()) ::unlink(probe.c_str());
+  if (!written) {
+    return Error{ErrorCode::kIo, "checkpoint directory " + root.string() +
+                                     " cannot be written: " + std::strerror(reason)};
+  }
+  return Ok();
+}
+
+Result<fs::path> ResolveRound(const fs::path& root, const std::string& name) {
+  const fs::path asked(name);
+  const bool climbs = std::any_of(asked.begin(), asked.end(),
+                                  [](const fs::path& part) { return part == ".."; });
+  if (name.empty() || climbs || name.find('\0') != std::string::npos) {
+    return Error{ErrorCode::kDenied,
+                 "`" + name + "` is not a name of a checkpoint below " + root.string()};
+  }
+  const fs::path base = root.lexically_normal();
+  const fs::path full = (asked.is_absolute() ? asked : base / asked).lexically_normal();
+  const auto [in_base, in_full] = std::mismatch(base.begin(), base.end(), full.begin(), full.end());
+  const bool inside = in_base == base.end() || (in_base->empty() && std::next(in_base) == base.end());
+  if (!inside || in_full == full.end() || in_full->empty()) {
+    return Error{ErrorCode::kDenied,
+                 "checkpoint `" + name + "` does not lie below " + root.string()};
+  }
+  return full;
+}
+
+std::string RoundName(const std::string& name, Round round) {
+  const std::size_t slash = name.rfind('/');
+  const std::string last = slash == std::string::npos ? name : name.substr(slash + 1);
+  if (!RoundOf(last).has_value()) return name;
+  return (slash == std::string::npos ? std::string() : name.substr(0, slash + 1)) + kRoundPrefix +
+         std::to_string(round.value());
+}
+
+CheckpointStore::CheckpointStore(fs::path root, std::string procid)
+    : root_(std::move(root)), procid_(std::move(procid)) {}
+
+Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
+    const std::string& round_name, std::span<const checkpoint::ShardImage> images) const {
+  const fs::path round = PS_TRY(ResolveRound(root_, round_name));
+  std::uint64_t bytes = 0;
+  for (const checkpoint::ShardImage& image : images) bytes += image.values.size() * sizeof(float);
+  checkpoint::Writer writer = PS_TRY(checkpoint::Writer::Open(round / procid_, bytes));
+  for (const checkpoint::ShardImage& image : images) PS_TRY(writer.Add(image));
+  const std::vector<checkpoint::WrittenShard> written = PS_TRY(writer.Finish());
+  std::vector<control::PreparedShardT> prepared(written.size());
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    prepared[i].shard = written[i].shard.value();
+    prepared[i].epoch = written[i].epoch.value();
+    prepared[i].version = written[i].version;
+    prepared[i].bytes = written[i].bytes;
+    prepared[i].samples = images[i].samples_trained;
+    prepared[i].digest = written[i].digest;
+    prepared[i].values_digest = written[i].values_digest;
+  }
+  return prepared;
+}
+
+Status CheckpointStore::WriteManifest(const std::string& round_name,
+                                      const std::string& text) const {
+  const fs::path part = PS_TRY(ResolveRound(root_, round_name)) / procid_;
+  std::error_code error;
+  if (!fs::is_directory(part, error)) {
+    return Error{ErrorCode::kConflict, "this server wrote no part of " + round_name};
+  }
+  PS_TRY(checkpoint::FromJson(text));
+  return checkpoint::WriteManifest(part, text);
+}
+
+Status CheckpointStore::Discard(const std::string& round_name) const {
+  const fs::path part = PS_TRY(ResolveRound(root_, round_name)) / procid_;
+  PS_TRY(checkpoint::RemovePartial(part));
+  return checkpoint::RemovePart(part);
+}
+
+int CheckpointStore::DeleteOldRounds(JobId job, Round committed,
+                                     std::span<const std::uint64_t> keep) const {
+  int deleted = 0;
+  for (const fs::path& directory :
+       ListDirectories(root_ / ("job-" + std::to_string(job.value())))) {
+    const auto round = RoundOf(directory.filename().string());
+    if (!round.has_value() || *round >= committed.value() ||
+        std::find(keep.begin(), keep.end(), *round) != keep.end()) {
+      continue;
+    }
+    bool gone = true;
+    for (const fs::path& part : ListDirectories(directory)) {
+      std::string name = part.string();
+      const std::size_t suffix = std::strlen(kPartialSuffix);
+      const bool partial = name.size() > suffix &&
+                           name.compare(name.size() - suffix, suffix, kPartialSuffix) == 0;
+      if (partial) name.resize(name.size() - suffix);
+      const Status removed =
+          partial ? checkpoint::RemovePartial(name) : checkpoint::RemovePart(name);
+      // Another server of the job may delete the same part at the same time.
+      std::error_code error;
+      if (!removed.ok() && fs::exists(part, error)) {
+        spdlog::warn("old checkpoint {} cannot be deleted: {}", part.string(),
+                     removed.error().message);
+        gone = false;
+      }
+    }
+    std::error_code error;
+    fs::remove(directory, error);
+    deleted += gone ? 1 : 0;
+  }
+  return deleted;
+}
+
+Status RestoreReader::OpenRound(const std::string& round_name) {
+  if (open_name_ == round_name) return Ok();
+  open_name_.clear();
+  parts_.clear();
+  open_path_ = PS_TRY(ResolveRound(root_, round_name));
+  const std::string text = PS_TRY(checkpoint::FindManifest(open_path_));
+  manifest_ = PS_TRY(checkpoint::FromJson(text));
+  open_name_ = round_name;
+  return Ok();
+}
+
+Result<checkpoint::ShardImage> RestoreReader::Read(const std::string& round_name, ShardId shard) {
+  PS_TRY(OpenRound(round_name));
+  const auto entry = std::find_if(
+      manifest_.shards.begin(), manifest_.shards.end(),
+      [&](const checkpoint::ManifestShard& one) { return one.shard == shard; });
+  if (entry == manifest_.shards.end()) {
+    return Error{ErrorCode::kNotFound, "checkpoint " + round_name + " has no shard " +
+                                           std::to_string(shard.value())};
+  }
+  auto part = parts_.find(entry->server);
+  if (part == parts_.end()) {
+    // The manifest's names of parts come from the disk: they, too, must stay below the round.
+    const fs::path directory = PS_TRY(ResolveRound(open_path_, entry->server));
+    checkpoint::Reader reader = PS_TRY(checkpoint::Reader::Open(directory));
+    part = parts_.emplace(entry->server, std::move(reader)).first;
+  }
+  auto image = part->second.ReadShard(shard, entry->digest);
+  // Whoever tries again should open the files again.
+  if (!image.ok()) open_name_.clear();
+  return image;
+}
+
+}  // namespace ps::server

@@ -1,0 +1,138 @@
+#include "ps-server/shell/daemon.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <utility>
+
+#include "common/net/loop.h"
+#include "common/net/zmq_socket.h"
+#include "common/zookeeper/member.h"
+#include "common/zookeeper/session.h"
+#include "common/zookeeper/watcher.h"
+
+namespace ps::server {
+namespace {
+
+// Without a coordinator for so long we say so, and again after each further kNagAgain.
+constexpr std::chrono::milliseconds kNagFirst{8000};
+constexpr std::chrono::milliseconds kNagAgain{30000};
+
+std::string DrawProcid() {
+  std::random_device random;
+  std::string id;
+  for (int word = 0; word < 4; ++word) {
+    std::array<char, 9> digits{};
+    std::snprintf(digits.data(), digits.size(), "%08x", static_cast<unsigned>(random()));
+    id += digits.data();
+  }
+  return id;
+}
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  if (::gethostname(name.data(), name.size() - 1) != 0) return "unknown";
+  return name.data();
+}
+
+// The control endpoint of the leader: who has the lowest number. Empty if there is none.
+std::string LeaderOf(const zk::ChildrenWatcher::Children& coordinators) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : coordinators) names.push_back(name);
+  const auto leader = zk::LowestSequence(names);
+  if (!leader.has_value()) return "";
+  const auto data = nlohmann::json::parse(coordinators.at(*leader).data, nullptr, false);
+  if (!data.is_object() || !data.contains("control") || !data["control"].is_string()) {
+    spdlog::warn("the leader's node /coordinators/{} does not name its control endpoint", *leader);
+    return "";
+  }
+  return data["control"].get<std::string>();
+}
+
+// Says in the log that the coordinator, or ZooKeeper before it, cannot be reached.
+class Nagger {
+ public:
+  Nagger(net::Loop& loop, const Server& server, const zk::Session& session)
+      : server_(server), session_(session), timer_(loop), since_ms_(net::MonotonicMs()) {
+    timer_.Every(net::Milliseconds(500), [this] { Look(); });
+  }
+  void SetLeader(std::string endpoint) { leader_ = std::move(endpoint); }
+
+ private:
+  void Look() {
+    const std::int64_t now_ms = net::MonotonicMs();
+    if (server_.registered()) {
+      since_ms_ = now_ms;
+      next_after_ms_ = kNagFirst.count();
+      return;
+    }
+    if (now_ms - since_ms_ < next_after_ms_) return;
+    const auto seconds = (now_ms - since_ms_) / 1000;
+    if (!session_.connected()) {
+      spdlog::warn("no coordinator since {} s: {}", seconds, session_.Trouble());
+    } else if (leader_.empty()) {
+      spdlog::warn("no coordinator since {} s: none is registered in ZooKeeper at {}", seconds,
+                   session_.options().hosts);
+    } else {
+      spdlog::warn("no coordinator since {} s: {} does not welcome us", seconds, leader_);
+    }
+    next_after_ms_ = now_ms - since_ms_ + kNagAgain.count();
+  }
+
+  const Server& server_;
+  const zk::Session& session_;
+  net::Timer timer_;
+  std::string leader_;
+  std::int64_t since_ms_;
+  std::int64_t next_after_ms_ = kNagFirst.count();
+};
+
+}  // namespace
+
+Status Run(DaemonConfig config) {
+  config.server.procid = DrawProcid();
+  zmq::context_t context = net::MakeContext();
+  net::Loop loop;
+  loop.OnSignal({SIGTERM, SIGINT}, [&loop](int signal) {
+    spdlog::info("signal {}: ends", signal);
+    loop.Stop();
+  });
+  const auto server = PS_TRY(Server::Start(loop, context, config.server));
+
+  zk::Session::Options options;
+  options.hosts = config.zookeeper;
+  options.session_timeout = config.session_timeout;
+  zk::Session session(loop.context(), options);
+  session.OnState([](const zk::StateEvent& event) {
+    spdlog::info("ZooKeeper: {} {}", zk::StateName(event.state), event.reason);
+  });
+  PS_TRY(session.Start());
+
+  Nagger nagger(loop, *server, session);
+  const nlohmann::json data = {
+      {"name", config.server.name}, {"host", HostName()}, {"version", PS_VERSION}};
+  const auto node = zk::EphemeralNode::Fixed(session, "/servers/" + config.server.procid,
+                                             data.dump());
+  const zk::ChildrenWatcher coordinators(
+      session, "/coordinators", [&](const zk::ChildrenWatcher::Children& children) {
+        const std::string leader = LeaderOf(children);
+        if (leader.empty()) spdlog::info("no coordinator leads at present");
+        nagger.SetLeader(leader);
+        server->SetLeader(leader);
+      });
+
+  std::string lanes;
+  for (const std::string& endpoint : server->lane_endpoints()) lanes += " " + endpoint;
+  spdlog::info("server {} ({}) listens on{}{}", config.server.name, config.server.procid, lanes,
+               server->admin_endpoint().empty() ? "" : ", admin on " + server->admin_endpoint());
+  loop.Run();
+  return Ok();
+}
+
+}  // namespace ps::server

@@ -1,0 +1,23 @@
+// The whole server as a daemon: ZooKeeper presence, finding the leader, signals.
+//
+// Run() returns when SIGTERM or SIGINT asks for it, or with the error that kept
+// the server from starting.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "common/result.h"
+#include "ps-server/shell/server.h"
+
+namespace ps::server {
+
+struct DaemonConfig {
+  std::string zookeeper;  // "host:port,host:port/chroot"
+  std::chrono::milliseconds session_timeout{6000};
+  ServerConfig server;    // procid is drawn by Run()
+};
+
+Status Run(DaemonConfig config);
+
+}  // namespace ps::server

@@ -1,0 +1,226 @@
+#include "ps-server/shell/lane.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "common/net/loop.h"
+
+namespace ps::server {
+namespace {
+
+// Received before commands and the status have their turn.
+constexpr int kMessagesPerTurn = 64;
+constexpr std::size_t kFramesMax = 3;
+// Below this a copy costs less than the hand-over of a buffer.
+constexpr std::size_t kCopyBelow = 512;
+
+std::span<const std::byte> BytesOf(const zmq::message_t& frame) {
+  return {static_cast<const std::byte*>(frame.data()), frame.size()};
+}
+
+template <typename Buffer>
+zmq::message_t FrameOf(Buffer bytes) {
+  if (bytes.size() < kCopyBelow) return zmq::message_t(bytes.data(), bytes.size());
+  auto owned = std::make_unique<Buffer>(std::move(bytes));
+  Buffer* const raw = owned.get();
+  zmq::message_t frame(
+      raw->data(), raw->size(),
+      [](void*, void* hint) { const std::unique_ptr<Buffer> freed(static_cast<Buffer*>(hint)); },
+      owned.release());
+  return frame;
+}
+
+int SendFrame(zmq::message_t& frame, void* socket, int flags) {
+  int sent;
+  do {
+    sent = zmq_msg_send(frame.handle(), socket, flags | ZMQ_DONTWAIT);
+  } while (sent < 0 && zmq_errno() == EINTR);
+  return sent;
+}
+
+}  // namespace
+
+Lane::Lane(Private, LaneOptions options, EventFn on_event)
+    : options_(std::move(options)), on_event_(std::move(on_event)) {}
+
+Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,
+                                          EventFn on_event) {
+  auto lane = std::make_unique<Lane>(Private(), std::move(options), std::move(on_event));
+  lane->wake_ = net::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  lane->socket_.reset(zmq_socket(context.handle(), ZMQ_ROUTER));
+  if (!lane->wake_.valid() || lane->socket_ == nullptr) {
+    return Error{ErrorCode::kInternal,
+                 std::string("a lane's socket cannot be opened: ") + zmq_strerror(zmq_errno())};
+  }
+  void* const socket = lane->socket_.get();
+  const std::array<std::pair<int, int>, 8> ints = {{
+      {ZMQ_LINGER, 0},
+      {ZMQ_SNDHWM, lane->options_.send_high_water},
+      {ZMQ_RCVHWM, lane->options_.receive_high_water},
+      // Without it libzmq drops silently what it cannot route or queue; with it we can count.
+      {ZMQ_ROUTER_MANDATORY, 1},
+      {ZMQ_HEARTBEAT_IVL, 2000},
+      {ZMQ_HEARTBEAT_TIMEOUT, 15000},
+      {ZMQ_HANDSHAKE_IVL, 5000},
+      {ZMQ_BACKLOG, 1024},
+  }};
+  const std::int64_t frame_bytes_max = static_cast<std::int64_t>(wire::kMaxPayloadBytes);
+  bool set = zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &frame_bytes_max, sizeof(frame_bytes_max)) == 0;
+  for (const auto& option : ints) {
+    set = set && zmq_setsockopt(socket, option.first, &option.second, sizeof(option.second)) == 0;
+  }
+  if (!set) {
+    return Error{ErrorCode::kInternal,
+                 std::string("a lane's socket cannot be set up: ") + zmq_strerror(zmq_errno())};
+  }
+  if (zmq_bind(socket, lane->options_.bind.c_str()) != 0) {
+    return Error{zmq_errno() == EADDRINUSE ? ErrorCode::kConflict : ErrorCode::kUsage,
+                 "cannot listen on " + lane->options_.bind + ": " + zmq_strerror(zmq_errno())};
+  }
+  std::array<char, 512> real{};
+  std::size_t size = real.size();
+  if (zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, real.data(), &size) != 0) {
+    return Error{ErrorCode::kInternal, "a lane does not know its own endpoint"};
+  }
+  lane->endpoint_ = real.data();
+  lane->thread_ = std::thread([raw = lane.get()] { raw->Run(); });
+  return lane;
+}
+
+Lane::~Lane() {
+  stopping_ = true;
+  if (wake_.valid()) ::eventfd_write(wake_.get(), 1);
+  if (thread_.joinable()) thread_.join();
+}
+
+Status Lane::Post(Command command) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (commands_.size() >= kCommandsMax) {
+      return Error{ErrorCode::kUnreachable, "lane " + std::to_string(options_.number) +
+                                                " does not keep up with its commands"};
+    }
+    commands_.push_back(std::move(command));
+  }
+  ::eventfd_write(wake_.get(), 1);
+  return Ok();
+}
+
+LaneStatus Lane::status() const {
+  const std::lock_guard lock(mutex_);
+  return status_;
+}
+
+void Lane::Run() {
+  std::int64_t next_status_ms = 0;
+  bool more = false;
+  while (!stopping_) {
+    const std::int64_t now_ms = net::MonotonicMs();
+    if (now_ms >= next_status_ms) {
+      PublishStatus();
+      next_status_ms = now_ms + options_.status_interval_ms;
+    }
+    zmq_pollitem_t items[] = {
+        {socket_.get(), 0, ZMQ_POLLIN, 0},
+        {nullptr, wake_.get(), ZMQ_POLLIN, 0},
+    };
+    const long wait_ms = more ? 0 : static_cast<long>(next_status_ms - now_ms);
+    if (zmq_poll(items, 2, wait_ms) < 0 && zmq_errno() == ETERM) break;
+    if ((items[1].revents & ZMQ_POLLIN) != 0) {
+      eventfd_t ignored;
+      ::eventfd_read(wake_.get(), &ignored);
+      RunCommands();
+    }
+    more = (items[0].revents & ZMQ_POLLIN) != 0 && ReceiveSome();
+  }
+  socket_.reset();
+}
+
+void Lane::RunCommands() {
+  std::deque<Command> commands;
+  {
+    const std::lock_guard lock(mutex_);
+    commands.swap(commands_);
+  }
+  for (const Command& command : commands) {
+    command(core_);
+    Flush();
+  }
+  if (!commands.empty()) PublishStatus();
+}
+
+bool Lane::ReceiveSome() {
+  std::array<zmq::message_t, kFramesMax> frames;
+  for (int turn = 0; turn < kMessagesPerTurn; ++turn) {
+    std::size_t count = 0;
+    bool more = true;
+    while (more) {
+      zmq::message_t frame;
+      int received;
+      do {
+        received = zmq_msg_recv(frame.handle(), socket_.get(), ZMQ_DONTWAIT);
+      } while (received < 0 && zmq_errno() == EINTR);
+      // libzmq shows the frames of a message only once all are there.
+      if (received < 0) return false;
+      more = frame.more();
+      if (count < kFramesMax) frames[count] = std::move(frame);
+      ++count;
+    }
+    ++messages_;
+    if (count < 2 || count > kFramesMax) {
+      ++bad_framing_;
+      continue;
+    }
+    const std::span<const std::byte> payload =
+        count == 3 ? BytesOf(frames[2]) : std::span<const std::byte>();
+    const auto identity = BytesOf(frames[0]);
+    core_.OnMessage(
+        std::string_view(reinterpret_cast<const char*>(identity.data()), identity.size()),
+        BytesOf(frames[1]), payload);
+    Flush();
+  }
+  return true;
+}
+
+void Lane::Flush() {
+  for (LaneReply& reply : core_.TakeReplies()) SendReply(std::move(reply));
+  for (LaneEvent& event : core_.TakeEvents()) on_event_(std::move(event));
+}
+
+void Lane::SendReply(LaneReply reply) {
+  const bool with_payload = !reply.payload.empty();
+  zmq::message_t identity(reply.to.data(), reply.to.size());
+  // Only the first frame can fail for want of a peer or of room; the rest follows it.
+  if (SendFrame(identity, socket_.get(), ZMQ_SNDMORE) < 0) {
+    if (zmq_errno() == EAGAIN) {
+      ++slow_peer_;
+    } else {
+      ++unroutable_;
+    }
+    return;
+  }
+  zmq::message_t head = FrameOf(std::move(reply.head));
+  SendFrame(head, socket_.get(), with_payload ? ZMQ_SNDMORE : 0);
+  if (!with_payload) return;
+  zmq::message_t payload = FrameOf(std::move(reply.payload));
+  SendFrame(payload, socket_.get(), 0);
+}
+
+void Lane::PublishStatus() {
+  LaneStatus status;
+  status.jobs = core_.Report();
+  status.counters = core_.counters();
+  status.parked_pulls = core_.parked_pulls();
+  status.bad_framing = bad_framing_;
+  status.unroutable = unroutable_;
+  status.slow_peer = slow_peer_;
+  status.messages = messages_;
+  const std::lock_guard lock(mutex_);
+  status_ = std::move(status);
+}
+
+}  // namespace ps::server

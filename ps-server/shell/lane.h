@@ -1,0 +1,107 @@
+// One lane: a thread with a ROUTER socket of its own and the LaneCore behind it.
+//
+// The thread polls its socket and a mailbox of commands; nothing else touches
+// the core. Messages are read in place, in the frames that libzmq received.
+// Sends never block: an answer to a peer that is gone, or that does not read
+// while its queue is full, is dropped and counted; workers ask again.
+// Start, destruction, Post and the getters may be called from any thread; the
+// event callback runs on the lane's thread and must only pass the event on.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+#include <zmq.hpp>
+
+#include "common/net/unique_fd.h"
+#include "common/result.h"
+#include "ps-server/core/lane_core.h"
+
+namespace ps::server {
+
+struct LaneOptions {
+  std::string bind = "tcp://127.0.0.1:*";
+  std::uint32_t number = 0;
+  int send_high_water = 32;     // answers queued for one peer; a worker has at most a few open
+  int receive_high_water = 64;  // messages of one peer before TCP pushes back
+  int status_interval_ms = 200;
+};
+
+// What the lane was like a moment ago.
+struct LaneStatus {
+  std::vector<JobStatus> jobs;
+  LaneCounters counters;
+  std::size_t parked_pulls = 0;
+  std::uint64_t bad_framing = 0;    // messages with other than one or two frames
+  std::uint64_t unroutable = 0;     // answers to peers that are gone
+  std::uint64_t slow_peer = 0;      // answers dropped because the peer does not read
+  std::uint64_t messages = 0;       // received
+};
+
+class Lane {
+  struct Private {};  // makes the constructor below ours alone
+
+ public:
+  using Command = std::function<void(LaneCore&)>;
+  using EventFn = std::function<void(LaneEvent)>;
+
+  static constexpr std::size_t kCommandsMax = 1 << 16;
+
+  // kConflict if the address cannot be bound. `context` outlives the lane.
+  static Result<std::unique_ptr<Lane>> Start(zmq::context_t& context, LaneOptions options,
+                                             EventFn on_event);
+  Lane(Private, LaneOptions options, EventFn on_event);
+  // Stops the thread; commands that it has not run are dropped.
+  ~Lane();
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  // "tcp://127.0.0.1:4711", with the real port.
+  const std::string& endpoint() const { return endpoint_; }
+
+  // Runs the command on the lane's thread, in order. kUnreachable if kCommandsMax wait already.
+  Status Post(Command command);
+
+  LaneStatus status() const;
+
+ private:
+  struct SocketCloser {
+    void operator()(void* socket) const { zmq_close(socket); }
+  };
+
+  void Run();
+  void RunCommands();
+  // True if there may be more.
+  bool ReceiveSome();
+  void Flush();
+  void SendReply(LaneReply reply);
+  void PublishStatus();
+
+  const LaneOptions options_;
+  const EventFn on_event_;
+  std::string endpoint_;
+  net::UniqueFd wake_;
+
+  // The lane's thread only (its creator's before the thread starts).
+  std::unique_ptr<void, SocketCloser> socket_;
+  LaneCore core_;
+  std::uint64_t bad_framing_ = 0;
+  std::uint64_t unroutable_ = 0;
+  std::uint64_t slow_peer_ = 0;
+  std::uint64_t messages_ = 0;
+
+  mutable std::mutex mutex_;
+  std::deque<Command> commands_;  // guarded
+  LaneStatus status_;             // guarded
+
+  std::atomic<bool> stopping_{false};  // set once; the wake-up follows it
+  std::thread thread_;
+};
+
+}  // namespace ps::server

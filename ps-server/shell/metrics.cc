@@ -1,0 +1,146 @@
+#include "ps-server/shell/metrics.h"
+
+#include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <utility>
+
+namespace ps::server {
+namespace {
+
+using Labels = std::vector<prometheus::ClientMetric::Label>;
+
+class Families {
+ public:
+  void Begin(const char* name, const char* help, prometheus::MetricType type) {
+    families_.emplace_back();
+    families_.back().name = std::string("ps_server_") + name;
+    families_.back().help = help;
+    families_.back().type = type;
+  }
+  void Add(double value, Labels labels = {}) {
+    prometheus::ClientMetric metric;
+    metric.label = std::move(labels);
+    metric.counter.value = value;
+    metric.gauge.value = value;
+    families_.back().metric.push_back(std::move(metric));
+  }
+  std::string Text() const {
+    std::ostringstream out;
+    prometheus::TextSerializer().Serialize(out, families_);
+    return out.str();
+  }
+
+ private:
+  std::vector<prometheus::MetricFamily> families_;
+};
+
+}  // namespace
+
+const char* CodeName(wire::Code code) {
+  switch (code) {
+    case wire::Code::Applied: return "applied";
+    case wire::Code::TooOld: return "too-old";
+    case wire::Code::NonFinite: return "non-finite";
+    case wire::Code::Gap: return "gap";
+    case wire::Code::WrongEpoch: return "wrong-epoch";
+    case wire::Code::Blank: return "blank";
+    case wire::Code::Restoring: return "restoring";
+    case wire::Code::StaleMap: return "stale-map";
+    case wire::Code::NotLive: return "not-live";
+    case wire::Code::UnknownJob: return "unknown-job";
+    case wire::Code::Malformed: return "malformed";
+    case wire::Code::BadVersion: return "bad-version";
+    case wire::Code::TooLarge: return "too-large";
+    case wire::Code::RoundAborted: return "round-aborted";
+    case wire::Code::Overloaded: return "overloaded";
+  }
+  return "unknown";
+}
+
+std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCounters& control) {
+  constexpr auto kCounter = prometheus::MetricType::Counter;
+  constexpr auto kGauge = prometheus::MetricType::Gauge;
+  Families families;
+
+  struct PerLane {
+    const char* name;
+    const char* help;
+    prometheus::MetricType type;
+    std::uint64_t (*value)(const LaneStatus&);
+  };
+  const PerLane per_lane[] = {
+      {"messages_total", "Messages received.", kCounter,
+       [](const LaneStatus& lane) { return lane.messages; }},
+      {"pushes_total", "Push messages taken.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.pushes; }},
+      {"pulls_total", "Pulls answered.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.pulls; }},
+      {"pulls_parked_total", "Pulls that had to wait for a slower worker.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.pulls_parked; }},
+      {"pulls_parked", "Pulls that wait now.", kGauge,
+       [](const LaneStatus& lane) { return std::uint64_t{lane.parked_pulls}; }},
+      {"received_bytes_total", "Bytes of data messages received.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.bytes_in; }},
+      {"sent_bytes_total", "Bytes of data messages answered.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.bytes_out; }},
+      {"freezes_total", "Cuts of checkpoints taken.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.freezes; }},
+      {"bad_framing_total", "Messages with a wrong number of frames.", kCounter,
+       [](const LaneStatus& lane) { return lane.bad_framing; }},
+      {"unroutable_total", "Answers to peers that were gone.", kCounter,
+       [](const LaneStatus& lane) { return lane.unroutable; }},
+      {"slow_peer_total", "Answers dropped because the peer does not read.", kCounter,
+       [](const LaneStatus& lane) { return lane.slow_peer; }},
+      {"shards", "Shards held.", kGauge,
+       [](const LaneStatus& lane) {
+         std::uint64_t shards = 0;
+         for (const JobStatus& job : lane.jobs) shards += job.shards.size();
+         return shards;
+       }},
+  };
+  for (const PerLane& metric : per_lane) {
+    families.Begin(metric.name, metric.help, metric.type);
+    for (std::size_t number = 0; number < lanes.size(); ++number) {
+      families.Add(static_cast<double>(metric.value(lanes[number])),
+                   {{"lane", std::to_string(number)}});
+    }
+  }
+
+  LaneCounters sum;
+  for (const LaneStatus& lane : lanes) sum += lane.counters;
+  families.Begin("push_verdicts_total", "Verdicts of shards on pushes.", kCounter);
+  families.Add(static_cast<double>(sum.pushes_applied), {{"verdict", "applied"}});
+  families.Add(static_cast<double>(sum.pushes_repeated), {{"verdict", "repeated"}});
+  families.Add(static_cast<double>(sum.pushes_too_old), {{"verdict", "too-old"}});
+  families.Add(static_cast<double>(sum.pushes_non_finite), {{"verdict", "non-finite"}});
+  families.Add(static_cast<double>(sum.pushes_gap), {{"verdict", "gap"}});
+  families.Begin("pulled_shards_total", "Shards in answers to pulls.", kCounter);
+  families.Add(static_cast<double>(sum.shards_unchanged), {{"content", "unchanged"}});
+  families.Add(static_cast<double>(sum.shards_sparse), {{"content", "sparse"}});
+  families.Add(static_cast<double>(sum.shards_snapshot), {{"content", "snapshot"}});
+  families.Begin("refused_total", "Messages refused, by reason.", kCounter);
+  for (std::size_t code = 1; code < kCodes; ++code) {
+    families.Add(static_cast<double>(sum.refused[code]),
+                 {{"reason", CodeName(static_cast<wire::Code>(code))}});
+  }
+
+  families.Begin("checkpoints_total", "Parts of checkpoint rounds, by outcome.", kCounter);
+  families.Add(static_cast<double>(control.checkpoints_written), {{"outcome", "written"}});
+  families.Add(static_cast<double>(control.checkpoints_failed), {{"outcome", "failed"}});
+  families.Begin("checkpoint_bytes_total", "Bytes of checkpoints written.", kCounter);
+  families.Add(static_cast<double>(control.checkpoint_bytes));
+  families.Begin("restores_total", "Shards restored from checkpoints, by outcome.", kCounter);
+  families.Add(static_cast<double>(control.shards_restored), {{"outcome", "restored"}});
+  families.Add(static_cast<double>(control.restores_failed), {{"outcome", "failed"}});
+  families.Begin("unsent_control_messages_total", "Messages lost on the way to the coordinator.",
+                 kCounter);
+  families.Add(static_cast<double>(control.unsent_messages));
+  families.Begin("registered", "1 while registered with the leading coordinator.", kGauge);
+  families.Add(control.registered ? 1 : 0);
+  return families.Text();
+}
+
+}  // namespace ps::server

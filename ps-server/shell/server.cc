@@ -1,0 +1,556 @@
+#include "ps-server/shell/server.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <utility>
+
+#include "common/job/job_spec.h"
+#include "common/net/zmq_socket.h"
+#include "ps-server/core/lane_map.h"
+
+namespace ps::server {
+namespace {
+
+// Rounds that wait for the disk: of different jobs, as a job has one open round.
+constexpr std::size_t kCheckpointTasksMax = 1024;
+// Shards that wait to be read, of all jobs.
+constexpr std::size_t kRestoreTasksMax = std::size_t{64} * kMaxShards;
+// A checkpoint that cannot be opened may be on a file system that is not quite there yet.
+constexpr int kRestoreAttempts = 3;
+constexpr std::chrono::milliseconds kRestoreRetryWait{500};
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  if (::gethostname(name.data(), name.size() - 1) != 0) return "unknown";
+  return name.data();
+}
+
+}  // namespace
+
+struct Server::Job {
+  struct OpenRound {
+    Round round;
+    std::string directory;
+    std::vector<bool> frozen;  // by lane
+    std::vector<checkpoint::ShardImage> images;
+    bool writing = false;
+  };
+
+  JobId id;
+  std::string name;
+  LayoutView layout;
+  JobRules rules;
+  std::uint32_t shards = 0;
+  std::uint64_t map_version = 0;
+  std::map<ShardId, Epoch> own;  // under that map
+  std::string restore;           // the round that restore_round of the map's entries means
+  std::uint64_t restore_job = 0;
+  std::optional<OpenRound> round;
+  // Restores that failed, until the map takes the shard away: told again to each new leader.
+  std::map<ShardId, std::pair<RestoreWanted, std::string>> failed;
+};
+
+// ---- start and end
+
+Server::Server(Private, net::Loop& loop, zmq::context_t& context, ServerConfig config)
+    : loop_(loop),
+      context_(context),
+      config_(std::move(config)),
+      store_(config_.checkpoint_dir, config_.procid),
+      report_timer_(loop),
+      alive_(std::make_shared<int>(0)),
+      restore_reader_(std::make_shared<RestoreReader>(config_.checkpoint_dir)) {}
+
+Server::~Server() {
+  alive_.reset();
+  report_timer_.Cancel();
+}
+
+Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& context,
+                                              ServerConfig config) {
+  PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
+  auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));
+  server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
+  server->restore_thread_ = std::make_unique<TaskThread>(kRestoreTasksMax);
+  PS_TRY(server->StartLanes());
+  PS_TRY(server->StartAdmin());
+  Server* const raw = server.get();
+  server->control_ = std::make_unique<net::ControlClient>(
+      loop, context, [raw] { return raw->Registration(); });
+  server->control_->OnMessage(
+      [raw](control::MessageT message) { raw->OnMessage(std::move(message)); });
+  server->report_timer_.Every(server->config_.report_interval, [raw] { raw->Report(); });
+  return server;
+}
+
+Status Server::StartLanes() {
+  const std::string host = config_.advertise.empty() ? config_.bind : config_.advertise;
+  const bool ipv6 = config_.bind.find(':') != std::string::npos;
+  for (std::uint32_t number = 0; number < config_.lanes; ++number) {
+    LaneOptions options;
+    options.bind = "tcp://" + (ipv6 ? "[" + config_.bind + "]" : config_.bind) + ":*";
+    options.number = number;
+    auto lane = PS_TRY(Lane::Start(context_, options, [this, number](LaneEvent event) {
+      PostToLoop([this, number, moved = std::move(event)]() mutable {
+        OnLaneEvent(number, std::move(moved));
+      });
+    }));
+    lane_endpoints_.push_back(net::EndpointWithHost(lane->endpoint(), host));
+    lanes_.push_back(std::move(lane));
+  }
+  return Ok();
+}
+
+Status Server::StartAdmin() {
+  if (!config_.admin_port.has_value()) return Ok();
+  admin_ = std::make_unique<net::HttpServer>(loop_, config_.bind, *config_.admin_port);
+  admin_->OnRequest([this](const net::HttpRequest& request, net::Responder responder) {
+    Answer(request, responder);
+  });
+  admin_endpoint_ = PS_TRY(admin_->Start());
+  return Ok();
+}
+
+void Server::Answer(const net::HttpRequest& request, const net::Responder& responder) {
+  if (request.method != "GET" && request.method != "HEAD") {
+    return responder.Answer(net::ErrorResponse(405, "only GET is understood here"));
+  }
+  if (request.path == "/healthz") return responder.Answer(net::TextResponse(200, "ok\n"));
+  if (request.path == "/metrics") {
+    std::vector<LaneStatus> lanes;
+    for (const auto& lane : lanes_) lanes.push_back(lane->status());
+    ControlCounters counters = counters_;
+    counters.registered = registered();
+    net::HttpResponse response = net::TextResponse(200, MetricsText(lanes, counters));
+    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+    return responder.Answer(std::move(response));
+  }
+  responder.Answer(net::ErrorResponse(404, "no such page; there are /healthz and /metrics"));
+}
+
+void Server::SetLeader(const std::string& endpoint) { control_->SetEndpoint(endpoint); }
+
+template <typename Task>
+void Server::PostToLoop(Task task) {
+  loop_.Post([weak = std::weak_ptr<void>(alive_), task = std::move(task)]() mutable {
+    if (!weak.expired()) task();
+  });
+}
+
+Server::Job* Server::FindJob(JobId job) {
+  const auto at = jobs_.find(job);
+  return at != jobs_.end() ? at->second.get() : nullptr;
+}
+
+void Server::Send(const control::MessageT& message) {
+  const Status sent = control_->Send(message);
+  if (sent.ok()) return;
+  ++counters_.unsent_messages;
+  spdlog::warn("{} was not sent: {}", control::BodyName(message), sent.error().message);
+}
+
+void Server::PostToLane(std::uint32_t lane, Lane::Command command) {
+  const Status posted = lanes_[lane]->Post(std::move(command));
+  if (!posted.ok()) spdlog::error("{}", posted.error().message);
+}
+
+void Server::PostToLanes(const Lane::Command& command) {
+  for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) PostToLane(lane, command);
+}
+
+// ---- messages of the coordinator
+
+control::MessageT Server::Registration() const {
+  control::RegisterServerT registration;
+  registration.name = config_.name;
+  registration.procid = config_.procid;
+  registration.host = HostName();
+  registration.version = PS_VERSION;
+  registration.lanes = lane_endpoints_;
+  for (const auto& [id, job] : jobs_) {
+    auto holding = std::make_unique<control::JobHoldingT>();
+    holding->job = id.value();
+    holding->map_version = job->map_version;
+    registration.jobs.push_back(std::move(holding));
+  }
+  return control::Make(std::move(registration));
+}
+
+void Server::OnMessage(control::MessageT message) {
+  switch (message.body.type) {
+    case control::Body::Welcome:
+      spdlog::info("registered with coordinator {}", message.body.AsWelcome()->coordinator);
+      for (const auto& [id, job] : jobs_) {
+        for (const auto& [shard, failed] : job->failed) {
+          control::RestoreFailedT again;
+          again.job = id.value();
+          again.shard = shard.value();
+          again.round = failed.first.round.value();
+          again.message = failed.second;
+          Send(control::Make(std::move(again)));
+        }
+      }
+      Report();
+      break;
+    case control::Body::JobStart: OnJobStart(*message.body.AsJobStart()); break;
+    case control::Body::JobUpdate: OnJobUpdate(*message.body.AsJobUpdate()); break;
+    case control::Body::JobDrop: OnJobDrop(JobId(message.body.AsJobDrop()->job)); break;
+    case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
+    case control::Body::RoundAbort: OnRoundAbort(*message.body.AsRoundAbort()); break;
+    case control::Body::WriteManifest: OnWriteManifest(*message.body.AsWriteManifest()); break;
+    case control::Body::RoundCommitted: OnRoundCommitted(*message.body.AsRoundCommitted()); break;
+    default:
+      spdlog::debug("a message of the coordinator that is not for servers: {}",
+                    control::BodyName(message));
+      break;
+  }
+}
+
+void Server::OnJobStart(const control::JobStartT& start) {
+  const JobId id(start.job);
+  Job* job = FindJob(id);
+  if (job == nullptr) {
+    if (start.layout == nullptr || start.map == nullptr) {
+      return spdlog::error("job {}: its start names no layout or no map", id.value());
+    }
+    const auto spec = ParseJobJson(start.spec_json);
+    if (!spec.ok()) {
+      return spdlog::error("job {}: its specification is refused: {}", id.value(),
+                           spec.error().message);
+    }
+    const auto shards = static_cast<std::uint32_t>(start.map->shards.size());
+    auto layout = LayoutView::Create(*start.layout, shards);
+    if (!layout.ok()) return spdlog::error("job {}: {}", id.value(), layout.error().message);
+    auto made = std::make_unique<Job>();
+    made->id = id;
+    made->name = start.name;
+    made->layout = std::move(layout).value();
+    made->rules = JobRules::Of(*spec, start.data != nullptr ? start.data->records : 0);
+    made->shards = shards;
+    job = jobs_.emplace(id, std::move(made)).first->second.get();
+    spdlog::info("job {} ({}) begins here", id.value(), start.name);
+  }
+  ApplyUpdate(*job, start.map.get(), start.live.get(), start.restore, start.restore_job);
+}
+
+void Server::OnJobUpdate(const control::JobUpdateT& update) {
+  Job* job = FindJob(JobId(update.job));
+  // The start of a job that we do not know comes after our next registration.
+  if (job == nullptr) return spdlog::warn("job {}: an update of an unknown job", update.job);
+  ApplyUpdate(*job, update.map.get(), update.live.get(), update.restore, update.restore_job);
+}
+
+void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live,
+                         const std::string& restore, std::uint64_t restore_job) {
+  if (!restore.empty()) {
+    job.restore = restore;
+    job.restore_job = restore_job;
+  }
+  std::vector<LaneMap> own;
+  LiveMembers members;
+  for (std::uint32_t lane = 0; map != nullptr && lane < lanes_.size(); ++lane) {
+    auto lane_map = LaneMapOf(*map, config_.procid, lane, job.shards);
+    if (!lane_map.ok()) {
+      return spdlog::error("job {}: {}", job.id.value(), lane_map.error().message);
+    }
+    own.push_back(std::move(lane_map).value());
+  }
+  if (live != nullptr) {
+    auto parsed = LiveMembersOf(*live);
+    if (!parsed.ok()) return spdlog::error("job {}: {}", job.id.value(), parsed.error().message);
+    members = std::move(parsed).value();
+  }
+  if (map != nullptr && map->version > job.map_version) {
+    job.map_version = map->version;
+    job.own.clear();
+    for (const LaneMap& lane : own) {
+      for (const OwnShard& shard : lane.shards) job.own[shard.shard] = shard.epoch;
+    }
+    std::erase_if(job.failed, [&](const auto& failed) {
+      const auto at = job.own.find(failed.first);
+      return at == job.own.end() || at->second != failed.second.first.epoch;
+    });
+    spdlog::info("job {}: map {} places {} of {} shards here", job.id.value(), map->version,
+                 job.own.size(), job.shards);
+  }
+  for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
+    // The lane ignores what is not newer than what it has.
+    JobSetup setup{job.id, job.layout, job.rules, map != nullptr ? own[lane] : LaneMap(), members};
+    const bool with_map = map != nullptr;
+    const bool with_live = live != nullptr;
+    PostToLane(lane, [setup = std::move(setup), with_map, with_live](LaneCore& core) {
+      if (with_map && with_live) {
+        core.SetJob(setup);
+      } else if (with_map) {
+        core.UpdateMap(setup.job, setup.map);
+      } else if (with_live) {
+        core.UpdateLive(setup.job, setup.live);
+      }
+    });
+  }
+}
+
+void Server::OnJobDrop(JobId id) {
+  if (jobs_.erase(id) == 0) return;
+  spdlog::info("job {} ends here", id.value());
+  PostToLanes([id](LaneCore& core) { core.DropJob(id); });
+}
+
+// ---- checkpoint rounds
+
+void Server::OnRoundBegin(const control::RoundBeginT& begin) {
+  const JobId id(begin.job);
+  const Round round(begin.round);
+  Job* job = FindJob(id);
+  if (job == nullptr) return OnRoundFailed(id, round, "the job is not known here");
+  if (job->round.has_value() && job->round->round >= round) return;
+  const auto path = ResolveRound(config_.checkpoint_dir, begin.directory);
+  if (!path.ok()) {
+    // The lanes must not wait for markers of a round that cannot be written.
+    PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
+    return OnRoundFailed(id, round, path.error().message);
+  }
+  job->round = Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false), {},
+                              false};
+  PostToLanes([id, round, live = begin.live_version, map = begin.map_version](LaneCore& core) {
+    core.BeginRound(id, round, live, map);
+  });
+}
+
+void Server::OnRoundAbort(const control::RoundAbortT& abort) {
+  const JobId id(abort.job);
+  const Round round(abort.round);
+  PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
+  Job* job = FindJob(id);
+  if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
+  spdlog::info("job {}: checkpoint {} is aborted: {}", id.value(), round.value(), abort.reason);
+  // What is written already goes; what is being written goes when the writer is done with it.
+  const Status posted =
+      checkpoint_thread_->Post([this, directory = job->round->directory] {
+        const Status discarded = store_.Discard(directory);
+        if (!discarded.ok()) spdlog::warn("{}: {}", directory, discarded.error().message);
+      });
+  if (!posted.ok()) spdlog::warn("{}: {}", job->round->directory, posted.error().message);
+  job->round.reset();
+}
+
+void Server::OnRoundFailed(JobId id, Round round, const std::string& reason) {
+  Job* job = FindJob(id);
+  if (job != nullptr && job->round.has_value() && job->round->round == round) {
+    job->round.reset();
+    // One lane failed: the others need not wait.
+    PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
+  }
+  ++counters_.checkpoints_failed;
+  spdlog::warn("job {}: checkpoint {} failed here: {}", id.value(), round.value(), reason);
+  control::PrepareFailedT failed;
+  failed.job = id.value();
+  failed.round = round.value();
+  failed.message = reason;
+  Send(control::Make(std::move(failed)));
+}
+
+void Server::OnFrozen(std::uint32_t lane, LaneFrozen frozen) {
+  Job* job = FindJob(frozen.job);
+  if (job == nullptr || !job->round.has_value() || job->round->round != frozen.round ||
+      job->round->frozen[lane]) {
+    return;
+  }
+  job->round->frozen[lane] = true;
+  for (checkpoint::ShardImage& image : frozen.images) {
+    job->round->images.push_back(std::move(image));
+  }
+  const std::vector<bool>& done = job->round->frozen;
+  if (std::all_of(done.begin(), done.end(), [](bool one) { return one; })) WriteRound(*job);
+}
+
+void Server::WriteRound(Job& job) {
+  Job::OpenRound& open = *job.round;
+  open.writing = true;
+  struct Work {
+    JobId job;
+    Round round;
+    std::string directory;
+    std::vector<checkpoint::ShardImage> images;
+  };
+  auto work = std::make_shared<Work>(
+      Work{job.id, open.round, open.directory, std::exchange(open.images, {})});
+  const Status posted = checkpoint_thread_->Post([this, work] {
+    const auto begun = net::MonotonicMs();
+    auto written = std::make_shared<Result<std::vector<control::PreparedShardT>>>(
+        store_.Write(work->directory, work->images));
+    work->images.clear();
+    if (!written->ok()) {
+      const Status discarded = store_.Discard(work->directory);
+      if (!discarded.ok()) spdlog::warn("{}: {}", work->directory, discarded.error().message);
+    }
+    PostToLoop([this, work, written, took_ms = net::MonotonicMs() - begun] {
+      Job* owner = FindJob(work->job);
+      if (owner == nullptr || !owner->round.has_value() || owner->round->round != work->round) {
+        return;  // aborted since
+      }
+      if (!written->ok()) {
+        return OnRoundFailed(work->job, work->round, written->error().message);
+      }
+      control::PreparedT prepared;
+      prepared.job = work->job.value();
+      prepared.round = work->round.value();
+      prepared.directory = work->directory;
+      std::uint64_t bytes = 0;
+      for (const control::PreparedShardT& shard : written->value()) {
+        bytes += shard.bytes;
+        prepared.shards.push_back(std::make_unique<control::PreparedShardT>(shard));
+      }
+      ++counters_.checkpoints_written;
+      counters_.checkpoint_bytes += bytes;
+      spdlog::info("job {}: checkpoint {}: {} shards, {} bytes written in {} ms",
+                   work->job.value(), work->round.value(), prepared.shards.size(), bytes, took_ms);
+      Send(control::Make(std::move(prepared)));
+    });
+  });
+  if (!posted.ok()) OnRoundFailed(job.id, open.round, posted.error().message);
+}
+
+void Server::OnWriteManifest(const control::WriteManifestT& write) {
+  auto work = std::make_shared<control::WriteManifestT>(write);
+  const Status posted = checkpoint_thread_->Post([this, work] {
+    const Status written = store_.WriteManifest(work->directory, work->manifest);
+    PostToLoop([this, work, written] {
+      if (!written.ok()) {
+        return OnRoundFailed(JobId(work->job), Round(work->round),
+                             "manifest: " + written.error().message);
+      }
+      control::ManifestWrittenT done;
+      done.job = work->job;
+      done.round = work->round;
+      Send(control::Make(std::move(done)));
+    });
+  });
+  if (!posted.ok()) OnRoundFailed(JobId(write.job), Round(write.round), posted.error().message);
+}
+
+void Server::OnRoundCommitted(const control::RoundCommittedT& committed) {
+  const JobId id(committed.job);
+  const Round round(committed.round);
+  Job* job = FindJob(id);
+  if (job != nullptr && job->round.has_value() && job->round->round <= round) job->round.reset();
+  const Status posted = checkpoint_thread_->Post([this, id, round, keep = committed.keep] {
+    const int deleted = store_.DeleteOldRounds(id, round, keep);
+    if (deleted > 0) {
+      spdlog::info("job {}: {} old checkpoints deleted after {}", id.value(), deleted,
+                   round.value());
+    }
+  });
+  if (!posted.ok()) spdlog::warn("old checkpoints stay: {}", posted.error().message);
+}
+
+// ---- events of the lanes
+
+void Server::OnLaneEvent(std::uint32_t lane, LaneEvent event) {
+  if (auto* frozen = std::get_if<LaneFrozen>(&event)) return OnFrozen(lane, std::move(*frozen));
+  if (const auto* wanted = std::get_if<RestoreWanted>(&event)) {
+    return OnRestoreWanted(lane, *wanted);
+  }
+  if (const auto* failed = std::get_if<LaneRoundFailed>(&event)) {
+    Job* job = FindJob(failed->job);
+    // Several lanes fail for the same reason: it is told once.
+    if (job != nullptr && job->round.has_value() && job->round->round == failed->round) {
+      OnRoundFailed(failed->job, failed->round, failed->reason);
+    }
+  }
+}
+
+void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
+  Job* job = FindJob(wanted.job);
+  if (job == nullptr) return;
+  if (job->restore.empty()) {
+    return OnRestoreFailed(wanted, "the map wants a restore, but no checkpoint was named");
+  }
+  const bool values_only = job->restore_job != 0 && JobId(job->restore_job) != wanted.job;
+  const std::string name = RoundName(job->restore, wanted.round);
+  const Status posted = restore_thread_->Post([this, lane, wanted, name, values_only] {
+    auto image = restore_reader_->Read(name, wanted.shard);
+    for (int attempt = 1; attempt < kRestoreAttempts && !image.ok(); ++attempt) {
+      // What is damaged stays damaged.
+      if (image.error().code == ErrorCode::kInvalid) break;
+      if (!restore_thread_->Pause(kRestoreRetryWait)) return;
+      image = restore_reader_->Read(name, wanted.shard);
+    }
+    if (!image.ok()) {
+      return PostToLoop([this, wanted, message = image.error().message] {
+        OnRestoreFailed(wanted, message);
+      });
+    }
+    const auto shared = std::make_shared<checkpoint::ShardImage>(std::move(image).value());
+    const auto install = [this, wanted, shared, values_only](LaneCore& core) {
+      const Status installed =
+          core.InstallRestored(wanted.job, wanted.epoch, std::move(*shared), values_only);
+      // A conflict: the map went on, and nobody waits for this image any more.
+      if (!installed.ok() && installed.error().code == ErrorCode::kConflict) return;
+      PostToLoop([this, wanted, installed] {
+        if (!installed.ok()) return OnRestoreFailed(wanted, installed.error().message);
+        ++counters_.shards_restored;
+        spdlog::debug("job {}: shard {} is restored from checkpoint {}", wanted.job.value(),
+                      wanted.shard.value(), wanted.round.value());
+      });
+    };
+    PostToLoop([this, lane, install] { PostToLane(lane, install); });
+  });
+  if (!posted.ok()) OnRestoreFailed(wanted, posted.error().message);
+}
+
+void Server::OnRestoreFailed(const RestoreWanted& wanted, const std::string& message) {
+  Job* job = FindJob(wanted.job);
+  if (job == nullptr) return;
+  const auto own = job->own.find(wanted.shard);
+  // The failure of an old assignment would end a job that no longer depends on it.
+  if (own == job->own.end() || own->second != wanted.epoch) return;
+  ++counters_.restores_failed;
+  spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
+                wanted.shard.value(), wanted.round.value(), message);
+  job->failed[wanted.shard] = {wanted, message};
+  control::RestoreFailedT failed;
+  failed.job = wanted.job.value();
+  failed.shard = wanted.shard.value();
+  failed.round = wanted.round.value();
+  failed.message = message;
+  Send(control::Make(std::move(failed)));
+}
+
+// ---- reports
+
+void Server::Report() {
+  if (!registered()) return;
+  std::map<JobId, control::ServerReportT> reports;
+  for (const auto& [id, job] : jobs_) reports[id].job = id.value();
+  for (const auto& lane : lanes_) {
+    const LaneStatus status = lane->status();
+    for (const JobStatus& job : status.jobs) {
+      const auto at = reports.find(job.job);
+      if (at == reports.end()) continue;
+      control::ServerReportT& report = at->second;
+      for (const ShardStatus& shard : job.shards) {
+        auto state = std::make_unique<control::ShardStateT>();
+        state->shard = shard.shard.value();
+        state->epoch = shard.epoch.value();
+        state->state = static_cast<std::uint8_t>(shard.state);
+        state->version = shard.version;
+        report.shards.push_back(std::move(state));
+      }
+      report.pushes += job.counters.pushes;
+      report.pulls += job.counters.pulls;
+      for (std::size_t code = 1; code < kCodes; ++code) {
+        report.refused += job.counters.refused[code];
+      }
+      report.bad_messages +=
+          job.counters.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    }
+  }
+  for (auto& [id, report] : reports) Send(control::Make(std::move(report)));
+}
+
+}  // namespace ps::server

@@ -1,0 +1,122 @@
+// A server without ZooKeeper: its lanes, its disk threads, and what it says to the coordinator.
+//
+// It acts on maps only where they name its own process id. The leader's control
+// endpoint is given by SetLeader(); all else comes over that connection. Belongs
+// to the loop's thread; lanes and disk threads reach it by posting to the loop.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+#include <zmq.hpp>
+
+#include "common/ids.h"
+#include "common/messages/control.h"
+#include "common/net/control_client.h"
+#include "common/net/http_server.h"
+#include "common/net/loop.h"
+#include "common/result.h"
+#include "ps-server/core/lane_core.h"
+#include "ps-server/shell/checkpoint_store.h"
+#include "ps-server/shell/lane.h"
+#include "ps-server/shell/metrics.h"
+#include "ps-server/shell/task_thread.h"
+
+namespace ps::server {
+
+struct ServerConfig {
+  std::string name;
+  std::string procid;              // new at each start of the process
+  std::string bind = "127.0.0.1";  // address of the lanes and the admin endpoint
+  std::string advertise;           // what others connect to; empty: `bind`
+  std::uint32_t lanes = 1;
+  std::filesystem::path checkpoint_dir;
+  std::optional<std::uint16_t> admin_port;  // 0: any free one; absent: no admin endpoint
+  net::Milliseconds report_interval{500};
+};
+
+class Server {
+  struct Private {};  // makes the constructor below ours alone
+
+ public:
+  // kIo: the checkpoint directory; kConflict: a port is taken; kUsage: an address makes no sense.
+  // `loop` and `context` outlive the server.
+  static Result<std::unique_ptr<Server>> Start(net::Loop& loop, zmq::context_t& context,
+                                               ServerConfig config);
+  Server(Private, net::Loop& loop, zmq::context_t& context, ServerConfig config);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // The leading coordinator's control endpoint; empty: there is none known.
+  void SetLeader(const std::string& endpoint);
+  bool registered() const { return control_->registered(); }
+
+  const std::vector<std::string>& lane_endpoints() const { return lane_endpoints_; }
+  const std::string& admin_endpoint() const { return admin_endpoint_; }  // "127.0.0.1:8080"
+
+ private:
+  struct Job;
+
+  Status StartLanes();
+  Status StartAdmin();
+  void Answer(const net::HttpRequest& request, const net::Responder& responder);
+
+  // ---- from the coordinator
+  control::MessageT Registration() const;
+  void OnMessage(control::MessageT message);
+  void OnJobStart(const control::JobStartT& start);
+  void OnJobUpdate(const control::JobUpdateT& update);
+  void OnJobDrop(JobId job);
+  void OnRoundBegin(const control::RoundBeginT& begin);
+  void OnRoundAbort(const control::RoundAbortT& abort);
+  void OnWriteManifest(const control::WriteManifestT& write);
+  void OnRoundCommitted(const control::RoundCommittedT& committed);
+  void ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live,
+                   const std::string& restore, std::uint64_t restore_job);
+
+  // ---- from lanes and disk threads
+  void OnLaneEvent(std::uint32_t lane, LaneEvent event);
+  void OnFrozen(std::uint32_t lane, LaneFrozen frozen);
+  void OnRoundFailed(JobId job, Round round, const std::string& reason);
+  void OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted);
+  void OnRestoreFailed(const RestoreWanted& wanted, const std::string& message);
+  void WriteRound(Job& job);
+
+  void Report();
+  // To the coordinator; what cannot be sent is counted and logged: it asks again, or gives up.
+  void Send(const control::MessageT& message);
+  void PostToLane(std::uint32_t lane, Lane::Command command);
+  void PostToLanes(const Lane::Command& command);
+  // Runs `task` on the loop if the server still lives then. From any thread.
+  template <typename Task>
+  void PostToLoop(Task task);
+  Job* FindJob(JobId job);
+
+  net::Loop& loop_;
+  zmq::context_t& context_;
+  const ServerConfig config_;
+  const CheckpointStore store_;
+
+  std::vector<std::string> lane_endpoints_;
+  std::string admin_endpoint_;
+  std::map<JobId, std::unique_ptr<Job>> jobs_;
+  ControlCounters counters_;
+  std::unique_ptr<net::ControlClient> control_;
+  std::unique_ptr<net::HttpServer> admin_;
+  net::Timer report_timer_;
+  // Tasks posted to the loop hold it weakly and do nothing once it is gone.
+  std::shared_ptr<void> alive_;
+
+  // Last, so that they end first: their threads use the members above.
+  std::shared_ptr<RestoreReader> restore_reader_;  // used by the restore thread's tasks alone
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::unique_ptr<TaskThread> checkpoint_thread_;
+  std::unique_ptr<TaskThread> restore_thread_;
+};
+
+}  // namespace ps::server

@@ -1,0 +1,52 @@
+#include "ps-server/shell/task_thread.h"
+
+#include <string>
+#include <utility>
+
+namespace ps::server {
+
+TaskThread::TaskThread(std::size_t queue_max)
+    : queue_max_(queue_max), thread_([this] { Run(); }) {}
+
+TaskThread::~TaskThread() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+Status TaskThread::Post(std::function<void()> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (tasks_.size() >= queue_max_) {
+      return Error{ErrorCode::kUnreachable,
+                   std::to_string(queue_max_) + " tasks wait for the disk already"};
+    }
+    tasks_.push_back(std::move(task));
+  }
+  changed_.notify_all();
+  return Ok();
+}
+
+bool TaskThread::Pause(std::chrono::milliseconds duration) {
+  std::unique_lock lock(mutex_);
+  return !changed_.wait_for(lock, duration, [this] { return stopping_; });
+}
+
+void TaskThread::Run() {
+  for (;;) {
+    std::function<void()> task;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      if (stopping_) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    task();
+  }
+}
+
+}  // namespace ps::server

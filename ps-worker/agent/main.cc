@@ -1,0 +1,108 @@
+// ps-worker: the agent of a worker node. Reads flags and runs it; see run.h.
+//
+// Exit status: 0 after SIGTERM; 64 usage; 73 a directory cannot be made or used; 75 another agent
+// uses the state directory; 70 anything else.
+#include <sysexits.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "common/net/log.h"
+#include "ps-worker/agent/ring_store.h"
+#include "ps-worker/agent/run.h"
+
+namespace {
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  if (::gethostname(name.data(), name.size() - 1) != 0) return "localhost";
+  return name.data();
+}
+
+// systemd names the directory it made for us.
+std::string DefaultStateDirectory() {
+  const char* directory = std::getenv("STATE_DIRECTORY");
+  return directory != nullptr && *directory != '\0' ? directory : "/var/lib/ds/ps-worker";
+}
+
+std::string TaskBinaryBesideUs() {
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  return error ? "ps-task" : (self.parent_path() / "ps-task").string();
+}
+
+int ExitStatus(const ps::Error& error) {
+  switch (error.code) {
+    case ps::ErrorCode::kUsage:
+    case ps::ErrorCode::kInvalid: return EX_USAGE;
+    case ps::ErrorCode::kIo:
+    case ps::ErrorCode::kDenied: return EX_CANTCREAT;
+    case ps::ErrorCode::kConflict: return EX_TEMPFAIL;
+    default: return EX_SOFTWARE;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ps::worker::RunConfig config;
+  ps::worker::AgentOptions& agent = config.agent;
+  agent.host = HostName();
+  agent.name = agent.host;
+  agent.version = PS_VERSION;
+  agent.slots = std::max(1u, std::thread::hardware_concurrency());
+  agent.task_binary = TaskBinaryBesideUs();
+  std::string state_directory = DefaultStateDirectory();
+  std::string retention_directory;
+  std::string log_format = "text";
+  int session_timeout_ms = static_cast<int>(config.session_timeout.count());
+
+  CLI::App app{"Runs the worker tasks of training jobs on this node."};
+  app.set_version_flag("--version", PS_VERSION);
+  app.add_option("--name", agent.name, "Name of this node for people")->capture_default_str();
+  app.add_option("--zookeeper", config.zookeeper, "HOST:PORT,.../CHROOT")->capture_default_str();
+  app.add_option("--session-timeout-ms", session_timeout_ms, "Of the ZooKeeper session")
+      ->capture_default_str()
+      ->check(CLI::Range(400, 600'000));
+  app.add_option("--slots", agent.slots, "Tasks that run here at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1u, 1024u));
+  app.add_option("--state-dir", state_directory, "Job files and logs of tasks")
+      ->capture_default_str();
+  app.add_option("--retention-dir", retention_directory,
+                 "Retained pushes; in memory, one directory per agent (default: under /dev/shm)");
+  app.add_option("--task-binary", agent.task_binary, "The program ps-task")->capture_default_str();
+  app.add_option("--bind", agent.host, "Name or address by which others know this node")
+      ->capture_default_str();
+  app.add_option("--log-level", agent.log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+  app.add_option("--log-format", log_format, "text or json")->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : EX_USAGE;
+  }
+  if (const ps::Status logging = ps::SetUpLogging("ps-worker", agent.log_level, log_format);
+      !logging.ok()) {
+    std::fprintf(stderr, "ps-worker: %s\n", logging.error().message.c_str());
+    return EX_USAGE;
+  }
+  config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
+  std::error_code error;
+  agent.state_directory = std::filesystem::absolute(state_directory, error);
+  agent.retention_directory = retention_directory.empty()
+                                  ? ps::worker::DefaultRetentionDirectory(agent.state_directory)
+                                  : std::filesystem::absolute(retention_directory, error);
+  const ps::Status status = ps::worker::Run(std::move(config));
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "ps-worker: %s\n", status.error().message.c_str());
+  return ExitStatus(status.error());
+}

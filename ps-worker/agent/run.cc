@@ -1,0 +1,102 @@
+#include "ps-worker/agent/run.h"
+
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/random.h>
+
+#include <array>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "common/net/zmq_socket.h"
+#include "common/zookeeper/member.h"
+#include "common/zookeeper/session.h"
+#include "common/zookeeper/watcher.h"
+
+namespace ps::worker {
+namespace {
+
+// For the last messages to leave before the sockets are closed.
+constexpr net::Milliseconds kFarewell{200};
+
+Result<std::string> MakeProcid() {
+  std::array<unsigned char, 16> bytes{};
+  if (::getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
+    return Error{ErrorCode::kInternal, "no random numbers from the system"};
+  }
+  std::string id;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) id += '-';
+    char text[3];
+    std::snprintf(text, sizeof(text), "%02x", bytes[i]);
+    id += text;
+  }
+  return id;
+}
+
+std::string Announcement(const AgentOptions& options) {
+  const nlohmann::json data = {
+      {"name", options.name}, {"host", options.host}, {"version", options.version}};
+  return data.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace
+
+std::string ControlEndpointOf(const std::string& node_data) {
+  const nlohmann::json data = nlohmann::json::parse(node_data, nullptr, false);
+  if (!data.is_object()) return "";
+  const auto control = data.find("control");
+  if (control == data.end() || !control->is_string()) return "";
+  return control->get<std::string>();
+}
+
+Status Run(RunConfig config) {
+  config.agent.procid = PS_TRY(MakeProcid());
+  net::Loop loop;
+  zmq::context_t context = net::MakeContext();
+  const AgentOptions options = config.agent;
+  const std::unique_ptr<Agent> agent = PS_TRY(Agent::Create(loop, context, config.agent));
+
+  zk::Session::Options session_options;
+  session_options.hosts = config.zookeeper;
+  session_options.session_timeout = config.session_timeout;
+  zk::Session session(loop.context(), session_options);
+  PS_TRY(session.Start());
+  const auto node = zk::EphemeralNode::Fixed(session, "/agents/" + options.procid,
+                                             Announcement(options));
+  const zk::ChildrenWatcher coordinators(
+      session, "/coordinators", [&](const zk::ChildrenWatcher::Children& children) {
+        std::vector<std::string> names;
+        for (const auto& child : children) names.push_back(child.first);
+        const std::optional<std::string> leader = zk::LowestSequence(names);
+        const std::string endpoint =
+            leader.has_value() ? ControlEndpointOf(children.at(*leader).data) : "";
+        if (endpoint.empty()) {
+          spdlog::warn("there is no coordinator; tasks go on, nothing new starts");
+        } else {
+          spdlog::info("the coordinator is at {}", endpoint);
+        }
+        agent->SetLeader(endpoint);
+      });
+
+  net::Timer farewell(loop);
+  bool stopping = false;
+  loop.OnSignal({SIGTERM, SIGINT}, [&](int signal) {
+    if (std::exchange(stopping, true)) {
+      spdlog::warn("signal {} again: ends at once", signal);
+      loop.Stop();
+      return;
+    }
+    spdlog::info("signal {}: stops {} tasks", signal, agent->running_tasks());
+    agent->Stop("the agent stops",
+                [&] { farewell.After(kFarewell, [&] { loop.Stop(); }); });
+  });
+  spdlog::info("ps-worker {} ({}) on {} with {} slots, state in {}, pushes retained in {}",
+               options.name, options.procid, options.host, options.slots,
+               options.state_directory.string(), options.retention_directory.string());
+  loop.Run();
+  return Ok();
+}
+
+}  // namespace ps::worker

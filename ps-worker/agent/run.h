@@ -1,0 +1,25 @@
+// The whole program ps-worker: agent, ZooKeeper session and signals on one loop.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "common/result.h"
+#include "ps-worker/agent/agent.h"
+
+namespace ps::worker {
+
+struct RunConfig {
+  std::string zookeeper = "127.0.0.1:2181/ds";
+  std::chrono::milliseconds session_timeout{6000};
+  AgentOptions agent;  // `procid` is made here
+};
+
+// Runs until SIGTERM or SIGINT, then stops the tasks; a second signal ends at once. An error only if
+// it cannot start. Without ZooKeeper it says so and keeps trying.
+Status Run(RunConfig config);
+
+// The control endpoint from the data of a coordinator's node; empty if it has none.
+std::string ControlEndpointOf(const std::string& node_data);
+
+}  // namespace ps::worker

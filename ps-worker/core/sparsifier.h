@@ -1,0 +1,138 @@
+// Chooses which gradient entries of the table `parameters` a step sends, and keeps the rest.
+//
+// State per element: the residual v (all that was accumulated and not sent yet) and, for
+// worker_nesterov, the momentum u:
+//     u = m u + g        v += m u + g        (sgd: v += g)
+// Blocks of the selected region (the large tensors) send the entries with |v| above a threshold;
+// what is sent leaves v, and u of a sent entry becomes 0 (momentum-factor masking). Blocks of the
+// small tensors, and with ratio 1 all blocks, are sent dense; their u is not masked, so that they
+// follow plain Nesterov momentum. In every block the rounding error of bf16 stays in v: the sum of
+// all that was sent plus v is always the sum of all that was accumulated.
+//
+// The threshold is a quantile of a seeded sample, corrected by the surplus of earlier steps; the
+// same gradients and seed select the same entries.
+//
+// A step: Step() or Flush(), then EncodeShard() for each shard. A shard that is not encoded keeps
+// its entries in v. One thread; no locks. Magnitudes are bounded by kLimit, so that no value on the
+// wire is ever infinite.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "common/codec/block_codec.h"
+#include "common/ids.h"
+#include "common/layout/layout.h"
+#include "common/result.h"
+
+namespace ps::worker {
+
+struct SparsifierOptions {
+  bool nesterov = true;                         // false: optimizer sgd
+  float momentum = 0.9f;                        // 0 <= momentum < 1
+  double clip_norm = 0;                         // of the whole gradient; 0: off
+  std::optional<wire::IndexCodec> index_codec;  // Gap8 or Raw16; absent: the smaller per block
+  wire::ValueCodec value_codec = wire::ValueCodec::Bf16;
+  std::uint64_t seed = 1;
+};
+
+// Part of the large tensors' entries that is sent at `epoch`: 25 % at first, falling exponentially
+// to `ratio` at `warmup_epochs`.
+double WarmupRatio(double ratio, double warmup_epochs, double epoch);
+
+class Sparsifier {
+ public:
+  static constexpr float kLimit = 1e38f;
+
+  // `table` is the index of `parameters` in the layout; blocks of it that end at or before
+  // `selected_elements` are sparsified.
+  Sparsifier(const LayoutView& layout, std::uint32_t table, std::uint64_t selected_elements,
+             const SparsifierOptions& options);
+
+  std::uint64_t elements() const { return residual_.size(); }
+
+  // Clips, accumulates and selects. `gradient` has elements() values. kInvalid if one of them is
+  // not finite (or beyond kLimit): then u and v are as before and nothing is selected.
+  Status Step(std::span<const float> gradient, double ratio);
+
+  // Selects the whole residual instead, to be encoded dense in fp32, which empties it. Blocks that
+  // are zero throughout are left out.
+  void Flush();
+
+  // Bounds for what EncodeShard will write after the last Step() or Flush().
+  std::size_t MaxBytes() const;
+  std::size_t MaxShardBytes(ShardId shard) const;
+  // Entries that are selected.
+  std::uint64_t entries() const;
+
+  // Writes the selected blocks of a shard in their order and takes them out of the residual.
+  // Returns the bytes written, at most MaxShardBytes() <= capacity. Once per shard and step.
+  std::size_t EncodeShard(ShardId shard, std::byte* out, std::size_t capacity);
+
+  // Puts a segment that a shard refused back into the residual. Blocks of other tables are passed
+  // over. kInvalid, and nothing changed, if it is not a segment of this layout.
+  Status TakeBack(std::span<const std::byte> payload);
+
+  double ResidualNorm() const;
+  std::span<const float> residual() const { return residual_; }
+  std::span<const float> momentum() const { return momentum_; }
+
+ private:
+  enum class Mode : std::uint8_t { kNothing, kSparse, kDense };
+
+  // What is selected in one block: kSparse: indices_[first, first + count).
+  struct Selection {
+    Mode mode = Mode::kNothing;
+    std::size_t first = 0;
+    std::uint32_t count = 0;
+  };
+
+  const Block& BlockAt(std::uint32_t at) const { return layout_.block(first_block_ + at); }
+  // Range of a shard's blocks within this table, counted from first_block_.
+  std::pair<std::uint32_t, std::uint32_t> BlocksOf(ShardId shard) const;
+  std::size_t MaxBlockBytes(std::uint32_t at) const;
+  wire::IndexCodec IndexCodecOf(std::uint32_t at) const;
+  wire::ValueCodec ValueCodec() const;
+
+  // Scale that brings the gradient's norm down to the bound, or an error if it is not finite.
+  Result<float> Scale(std::span<const float> gradient) const;
+  void Accumulate(std::span<const float> gradient, float scale, std::size_t begin, std::size_t end);
+  // The value above which about `aim` entries of the selected region will be after Accumulate.
+  float SampleThreshold(std::span<const float> gradient, float scale, double aim);
+  // The same from a histogram of all residuals: never too few entries, if there are as many.
+  float ScanThreshold(double aim) const;
+  // Appends the positions of |v| >= threshold in [begin, end) to scratch_indices_.
+  void Scan(std::size_t block_begin, std::size_t begin, std::size_t end, float threshold);
+  void BeginSelection();
+  void SelectSparse(std::span<const float> gradient, float scale, double ratio);
+  void EndSparseBlock(std::uint32_t at);
+  // Keeps the `keep` largest of the selected entries; the first ones of equals.
+  void Trim(std::size_t keep);
+
+  const LayoutView layout_;
+  const SparsifierOptions options_;
+  std::uint32_t first_block_ = 0;  // of the table
+  std::uint32_t block_count_ = 0;
+  std::uint32_t selected_blocks_ = 0;  // the first ones of the table
+  std::size_t selected_elements_ = 0;
+
+  std::vector<float> residual_;
+  std::vector<float> momentum_;  // empty for sgd
+  std::uint64_t steps_ = 0;
+  double surplus_ = 0;  // entries selected beyond the ratio, over all steps
+
+  bool flushing_ = false;
+  std::vector<Selection> selections_;   // per block of the table
+  std::vector<std::uint16_t> indices_;  // of all sparse blocks, one after the other
+  std::vector<float> sample_;
+  std::vector<std::uint16_t> scratch_indices_;
+  std::size_t scratch_count_ = 0;
+  std::vector<float> scratch_values_;
+  std::vector<float> scratch_sent_;
+};
+
+}  // namespace ps::worker

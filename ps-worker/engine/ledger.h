@@ -1,0 +1,47 @@
+// A model that counts pushes, to test a cluster: no loss, no gradient, no torch.
+//
+// One table of `blocks` blocks. Each step pushes -1 at the element `worker` of
+// every block; with learning rate 1 and batches of `reference_batch` records the
+// servers add 1 for each push applied. So after a job every block holds how many
+// steps each worker slot made, whatever died meanwhile: a lost push is missing,
+// a doubled one is too much. The metric is the sum of all elements.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "common/job/job_spec.h"
+#include "ps-worker/engine/workload.h"
+
+namespace ps::worker {
+
+class Ledger final : public Workload {
+ public:
+  explicit Ledger(const ModelSpec& spec);
+
+  const control::LayoutT& layout() const override { return layout_; }
+  void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
+  std::span<float> table(std::uint32_t index) override;
+  void AdoptBuffers() override {}
+  Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
+  void SelectAll() override;
+  void SelectBuffers() override {}
+  std::size_t max_push_bytes() const override;
+  std::uint64_t selected_entries() const override;
+  std::size_t WriteShard(ShardId shard, std::span<std::byte> out) override;
+  Status TakeBack(std::span<const std::byte> payload) override;
+  double ResidualNorm() const override;
+  Result<EvaluationSums> Evaluate(const Dataset* data) override;
+
+ private:
+  control::LayoutT layout_;
+  std::optional<LayoutView> view_;
+  std::uint16_t element_ = 0;  // of each block: the worker's slot
+  std::vector<float> values_;
+  std::vector<float> owed_;      // per block: steps that came back and were not pushed again
+  std::vector<float> selected_;  // per block: steps of the push being written
+};
+
+}  // namespace ps::worker

@@ -1,0 +1,125 @@
+#include "ps-worker/engine/load.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ps-worker/engine/batches.h"
+#include "ps-worker/engine/ledger.h"
+#include "ps-worker/engine/model.h"
+#include "ps-worker/engine/tensor_workload.h"
+
+namespace ps::worker {
+namespace {
+
+constexpr std::uint64_t kTriedRecords = 256;
+
+std::string ShapeText(const std::vector<std::int64_t>& shape) {
+  std::string text;
+  for (const auto extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+  return "[" + text + "]";
+}
+
+Error Mismatch(const std::string& text) { return Error{ErrorCode::kInvalid, text}; }
+
+Status CheckData(const JobSpec& spec, const Dataset& data, const char* name) {
+  const std::string key = std::string("data.") + name;
+  if (data.records() == 0) return Mismatch(key + ": has no records");
+  if (data.features() == 0) {
+    return Mismatch(key + ": its records have no content, which only the ledger model can use");
+  }
+  const auto labels = data.label_range();
+  if (spec.training.loss == "cross_entropy" && (!labels.whole || labels.minimum < 0)) {
+    return Mismatch(key +
+                    ": cross_entropy wants classes 0, 1, 2, ... as labels, these lie between " +
+                    std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
+                    (labels.whole ? "" : " and are not whole"));
+  }
+  if (spec.model.type == "mlp") {
+    const auto wanted = static_cast<std::uint64_t>(spec.model.layers.front());
+    if (wanted != data.features()) {
+      return Mismatch("model.layers: begins with " + std::to_string(wanted) + ", but " + key +
+                      " has " + std::to_string(data.features()) + " features a record");
+    }
+  } else if (!spec.model.input_shape.empty()) {
+    std::uint64_t wanted = 1;
+    for (const auto extent : spec.model.input_shape) wanted *= static_cast<std::uint64_t>(extent);
+    if (wanted != data.features()) {
+      return Mismatch("model.input_shape: " + ShapeText(spec.model.input_shape) + " has " +
+                      std::to_string(wanted) + " values, but " + key + " has " +
+                      std::to_string(data.features()) + " features a record");
+    }
+  }
+  return Ok();
+}
+
+// The first records, with the smallest and the largest label among them: so that a class that the
+// model lacks is found even where the first records do not have it.
+Result<Batch> TriedBatch(const Dataset& data, std::uint64_t size, BatchBuffer& buffer,
+                         std::vector<float>& labels) {
+  std::vector<std::uint64_t> records(
+      static_cast<std::size_t>(std::min({data.records(), size, kTriedRecords})));
+  std::iota(records.begin(), records.end(), std::uint64_t{0});
+  Batch batch = PS_TRY(buffer.Read(data, records));
+  labels.assign(batch.labels.begin(), batch.labels.end());
+  labels.front() = static_cast<float>(data.label_range().minimum);
+  labels.back() = static_cast<float>(data.label_range().maximum);
+  batch.labels = labels;
+  return batch;
+}
+
+Result<control::PreflightResultT> Try(const JobSpec& spec) {
+  auto task = PS_TRY(LoadTask(spec));
+  if (spec.model.type != "ledger") {
+    auto model = PS_TRY(Model::Create(spec));
+    BatchBuffer buffer;
+    std::vector<float> labels;
+    const auto size =
+        static_cast<std::uint64_t>(std::max<std::int64_t>(spec.training.batch_size, 1));
+    const Batch batch = PS_TRY(TriedBatch(*task.train, size, buffer, labels));
+    PS_TRY(model->Step(batch));
+    if (task.test != nullptr) {
+      const Batch test = PS_TRY(TriedBatch(*task.test, size, buffer, labels));
+      PS_TRY(model->Evaluate(test));
+    }
+  }
+  control::PreflightResultT result;
+  result.ok = true;
+  result.layout = std::make_unique<control::LayoutT>(task.workload->layout());
+  result.data = std::make_unique<control::DataInfoT>();
+  result.data->records = task.train->records();
+  result.data->test_records = task.test == nullptr ? 0 : task.test->records();
+  result.data->fingerprint = task.train->fingerprint();
+  return result;
+}
+
+}  // namespace
+
+Result<LoadedTask> LoadTask(const JobSpec& spec) {
+  LoadedTask task;
+  task.train = PS_TRY(Dataset::Open(spec.data.train, spec.data));
+  if (spec.data.test.has_value()) {
+    task.test = PS_TRY(Dataset::Open(*spec.data.test, spec.data));
+  }
+  if (spec.model.type == "ledger") {
+    task.workload = std::make_unique<Ledger>(spec.model);
+    return task;
+  }
+  PS_TRY(CheckData(spec, *task.train, "train"));
+  if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
+  auto model = PS_TRY(Model::Create(spec));
+  task.workload = std::make_unique<TensorWorkload>(spec, std::move(model));
+  return task;
+}
+
+control::PreflightResultT Preflight(const JobSpec& spec) {
+  auto tried = Try(spec);
+  if (tried.ok()) return std::move(tried).value();
+  control::PreflightResultT result;
+  result.error = tried.error().message;
+  return result;
+}
+
+}  // namespace ps::worker

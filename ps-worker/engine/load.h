@@ -1,0 +1,30 @@
+// From a job file to what a task trains: data sets and workload, checked against
+// each other.
+//
+// All that the files can have wrong is kInvalid and names the file or the key.
+#pragma once
+
+#include <memory>
+
+#include "common/job/job_spec.h"
+#include "common/messages/control.h"
+#include "common/result.h"
+#include "ps-worker/engine/data/dataset.h"
+#include "ps-worker/engine/workload.h"
+
+namespace ps::worker {
+
+struct LoadedTask {
+  std::unique_ptr<Dataset> train;
+  std::unique_ptr<Dataset> test;  // null: the job has no test data
+  std::unique_ptr<Workload> workload;
+};
+
+// Reads the data, builds the model. Call SetComputeThreads (model.h) before.
+Result<LoadedTask> LoadTask(const JobSpec& spec);
+
+// Loads the task and tries it: one batch forward and backward, one in evaluation. `ok` and `error`
+// of the result say what came of it; layout and data are set if it is ok.
+control::PreflightResultT Preflight(const JobSpec& spec);
+
+}  // namespace ps::worker

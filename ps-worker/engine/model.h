@@ -1,0 +1,92 @@
+// A model as the trainer sees it: flat parameters, flat gradients, one step.
+//
+// All trainable parameters lie in one flat fp32 buffer and their gradients in
+// another; the tensors inside the engine are views of these, which every Step
+// asserts. Their order is that of the table `parameters` in layout(): first the
+// large tensors (the selected region, gradients()[0, selected_elements())), then
+// the small and one-dimensional ones. Parameters that share memory share one
+// range. Buffers (batch-norm statistics and the like) are copied in and out.
+//
+// One thread at a time. Torch's exceptions end at this interface: what a job
+// file, a model file or the data can cause is kInvalid and names the file.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "common/job/job_spec.h"
+#include "common/messages/control.h"
+#include "common/result.h"
+
+namespace ps::worker {
+
+// Records of one step, borrowed from the reader.
+struct Batch {
+  std::span<const float> features;  // records times features of a record
+  std::span<const float> labels;    // class number (cross_entropy) or target (mse), one a record
+  std::uint32_t records = 0;
+};
+
+// Sums over the records seen, so that batches of different sizes add up.
+struct EvaluationSums {
+  double loss = 0;
+  double metric = 0;  // accuracy: records answered right; mse: squared errors
+  std::uint64_t records = 0;
+
+  void Add(const EvaluationSums& other) {
+    loss += other.loss;
+    metric += other.metric;
+    records += other.records;
+  }
+  double mean_loss() const { return records == 0 ? 0 : loss / static_cast<double>(records); }
+  double mean_metric() const { return records == 0 ? 0 : metric / static_cast<double>(records); }
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // Builds the model with its initial values: those of `spec.training.seed`, or with a TorchScript
+  // file those of the file. The same on every task of a job. Not for the ledger (ledger.h).
+  static Result<std::unique_ptr<Model>> Create(const JobSpec& spec);
+
+  const control::LayoutT& layout() const { return layout_; }
+  // Elements of the large tensors; the first of the table `parameters`.
+  std::uint64_t selected_elements() const { return selected_elements_; }
+  std::uint64_t buffer_elements() const { return buffer_elements_; }
+  std::uint64_t counter_elements() const { return counter_elements_; }
+
+  // Valid and at the same place as long as the model lives.
+  virtual std::span<float> parameters() = 0;
+  virtual std::span<const float> gradients() const = 0;
+
+  // The tables `buffers` and `counters`; the spans have exactly their elements.
+  virtual void ReadBuffers(std::span<float> buffers, std::span<float> counters) const = 0;
+  virtual void WriteBuffers(std::span<const float> buffers, std::span<const float> counters) = 0;
+
+  // Forward and backward in training mode: gradients() holds the gradient of the mean loss, which
+  // is returned (it may be non-finite, and the gradients too).
+  virtual Result<double> Step(const Batch& batch) = 0;
+  // Forward in evaluation mode.
+  virtual Result<EvaluationSums> Evaluate(const Batch& batch) = 0;
+
+  // Seeds what the model draws while it trains (dropout); differs between the tasks of a job.
+  virtual void SeedTraining(std::uint64_t seed) = 0;
+
+ protected:
+  control::LayoutT layout_;
+  std::uint64_t selected_elements_ = 0;
+  std::uint64_t buffer_elements_ = 0;
+  std::uint64_t counter_elements_ = 0;
+};
+
+// Threads of one step, for torch and for OpenBLAS; and the calling thread flushes denormals to zero
+// from now on. Call it on the compute thread before the first Model of the process.
+void SetComputeThreads(std::int64_t threads);
+
+// "LibTorch 1.13.1", for logs.
+std::string EngineVersion();
+
+}  // namespace ps::worker

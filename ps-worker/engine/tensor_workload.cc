@@ -1,0 +1,152 @@
+#include "ps-worker/engine/tensor_workload.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "common/codec/block_codec.h"
+#include "ps-worker/engine/batches.h"
+
+namespace ps::worker {
+namespace {
+
+constexpr std::uint32_t kEvaluationBatch = 500;
+
+SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
+  SparsifierOptions options;
+  options.nesterov = spec.optimizer.type == "worker_nesterov";
+  options.momentum = static_cast<float>(spec.optimizer.momentum);
+  options.clip_norm = spec.optimizer.clip_norm;
+  if (spec.sparsification.index_codec == "gap8") options.index_codec = wire::IndexCodec::Gap8;
+  if (spec.sparsification.index_codec == "raw16") options.index_codec = wire::IndexCodec::Raw16;
+  options.value_codec =
+      spec.sparsification.value_codec == "fp32" ? wire::ValueCodec::Fp32 : wire::ValueCodec::Bf16;
+  options.seed = static_cast<std::uint64_t>(spec.training.seed) + worker.value();
+  return options;
+}
+
+}  // namespace
+
+TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model)
+    : spec_(spec), model_(std::move(model)) {
+  for (const auto& table : layout().tables) {
+    const bool parameters = pulled_.empty();
+    pulled_.emplace_back(parameters ? 0 : static_cast<std::size_t>(table->elements));
+    own_.emplace_back(pulled_.back());
+  }
+  model_->ReadBuffers(Pulled("buffers"), Pulled("counters"));
+}
+
+void TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) {
+  view_ = layout;
+  sparsifier_ = std::make_unique<Sparsifier>(*view_, 0, model_->selected_elements(),
+                                             OptionsOf(spec_, worker));
+  model_->SeedTraining(static_cast<std::uint64_t>(spec_.training.seed) * 1'000'003u +
+                       incarnation.value());
+}
+
+std::span<float> TensorWorkload::table(std::uint32_t index) {
+  return index == 0 ? model_->parameters() : std::span<float>(pulled_[index]);
+}
+
+std::span<float> TensorWorkload::Pulled(const char* name) {
+  for (std::size_t i = 1; i < pulled_.size(); ++i) {
+    if (layout().tables[i]->name == name) return pulled_[i];
+  }
+  return {};
+}
+
+void TensorWorkload::AdoptBuffers() { model_->WriteBuffers(Pulled("buffers"), Pulled("counters")); }
+
+Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) {
+  ComputeResult result;
+  buffers_selected_ = false;
+  result.loss = PS_TRY(model_->Step(batch));
+  if (std::isfinite(result.loss)) {
+    const double ratio =
+        WarmupRatio(spec_.sparsification.ratio, spec_.sparsification.warmup_epochs, epoch);
+    if (auto status = sparsifier_->Step(model_->gradients(), ratio); !status.ok()) {
+      result.nonfinite = status.error().message;
+    }
+  } else {
+    result.nonfinite = "the loss is not finite";
+  }
+  // What made the gradient infinite has gone through the running statistics as well.
+  if (!result.nonfinite.empty()) AdoptBuffers();
+  return result;
+}
+
+void TensorWorkload::SelectAll() {
+  buffers_selected_ = false;
+  sparsifier_->Flush();
+}
+
+void TensorWorkload::SelectBuffers() {
+  if (own_.size() < 2) return;
+  std::span<float> buffers;
+  std::span<float> counters;
+  for (std::size_t i = 1; i < own_.size(); ++i) {
+    (layout().tables[i]->name == "buffers" ? buffers : counters) = own_[i];
+  }
+  model_->ReadBuffers(buffers, counters);
+  buffers_selected_ = true;
+}
+
+std::size_t TensorWorkload::max_push_bytes() const {
+  std::size_t bytes = sparsifier_->MaxBytes();
+  if (!buffers_selected_) return bytes;
+  for (std::uint32_t block = 0; block < view_->block_count(); ++block) {
+    if (IsParameters(block)) continue;
+    const auto elements = view_->block(block).elements;
+    bytes +=
+        codec::MaxEncodedBytes(elements, elements, wire::IndexCodec::Dense, wire::ValueCodec::Fp32);
+  }
+  return bytes;
+}
+
+std::uint64_t TensorWorkload::selected_entries() const { return sparsifier_->entries(); }
+
+std::size_t TensorWorkload::WriteShard(ShardId shard, std::span<std::byte> out) {
+  std::size_t used = sparsifier_->EncodeShard(shard, out.data(), out.size());
+  if (!buffers_selected_) return used;
+  for (auto number = view_->shard_first_block(shard); number < view_->shard_last_block(shard);
+       ++number) {
+    if (IsParameters(number)) continue;
+    const Block& block = view_->block(number);
+    const std::span<const float> values(own_[block.table].data() + block.table_offset,
+                                        block.elements);
+    PS_CHECK(out.size() - used >= codec::MaxEncodedBytes(block.elements, block.elements,
+                                                         wire::IndexCodec::Dense,
+                                                         wire::ValueCodec::Fp32));
+    used += codec::EncodeBlock(number, block.elements, {}, values, wire::IndexCodec::Dense,
+                               wire::ValueCodec::Fp32, out.data() + used, {});
+  }
+  return used;
+}
+
+// Buffers are not taken back: the next ones say the same, and newer.
+Status TensorWorkload::TakeBack(std::span<const std::byte> payload) {
+  return sparsifier_->TakeBack(payload);
+}
+
+double TensorWorkload::ResidualNorm() const { return sparsifier_->ResidualNorm(); }
+
+Result<EvaluationSums> TensorWorkload::Evaluate(const Dataset* data) {
+  if (data == nullptr) return EvaluationSums();
+  std::vector<float> own_buffers(model_->buffer_elements());
+  std::vector<float> own_counters(model_->counter_elements());
+  model_->ReadBuffers(own_buffers, own_counters);
+  AdoptBuffers();
+  EvaluationSums sums;
+  auto status = ForEachBatch(*data, kEvaluationBatch, [&](const Batch& batch) -> Status {
+    sums.Add(PS_TRY(model_->Evaluate(batch)));
+    return Ok();
+  });
+  model_->WriteBuffers(own_buffers, own_counters);
+  if (!status.ok()) return status.error();
+  return sums;
+}
+
+}  // namespace ps::worker

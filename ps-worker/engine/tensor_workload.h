@@ -1,0 +1,53 @@
+// The workload of a model with tensors: Model computes, Sparsifier selects.
+//
+// The tables of buffers are pulled into copies of their own; the model keeps the
+// buffers that it computed itself while it trains, and evaluates with the pulled
+// ones.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "common/job/job_spec.h"
+#include "ps-worker/core/sparsifier.h"
+#include "ps-worker/engine/workload.h"
+
+namespace ps::worker {
+
+class TensorWorkload final : public Workload {
+ public:
+  TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model);
+
+  const control::LayoutT& layout() const override { return model_->layout(); }
+  void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
+  std::span<float> table(std::uint32_t index) override;
+  void AdoptBuffers() override;
+  Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
+  void SelectAll() override;
+  void SelectBuffers() override;
+  std::size_t max_push_bytes() const override;
+  std::uint64_t selected_entries() const override;
+  std::size_t WriteShard(ShardId shard, std::span<std::byte> out) override;
+  Status TakeBack(std::span<const std::byte> payload) override;
+  double ResidualNorm() const override;
+  Result<EvaluationSums> Evaluate(const Dataset* data) override;
+
+ private:
+  // The values of one table of buffers, by name; empty if the model has none.
+  std::span<float> Pulled(const char* name);
+  bool IsParameters(std::uint32_t block) const { return view_->block(block).table == 0; }
+
+  const JobSpec spec_;
+  const std::unique_ptr<Model> model_;
+  std::optional<LayoutView> view_;
+  std::unique_ptr<Sparsifier> sparsifier_;
+  std::vector<std::vector<float>>
+      pulled_;                           // by table; empty for table 0, whose values the model has
+  std::vector<std::vector<float>> own_;  // by table: buffers to push
+  bool buffers_selected_ = false;
+};
+
+}  // namespace ps::worker

@@ -1,0 +1,365 @@
+#include <ATen/Parallel.h>
+#include <dlfcn.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "ps-worker/engine/model.h"
+#include "ps-worker/engine/network.h"
+#include "ps-worker/engine/table_builder.h"
+
+namespace ps::worker {
+namespace {
+
+enum class Loss { kCrossEntropy, kMse };
+
+// A parameter and the range of the flat buffers that it is a view of.
+struct ParameterView {
+  at::Tensor tensor;
+  std::uint64_t offset = 0;
+};
+
+struct BufferView {
+  at::Tensor tensor;
+  std::uint64_t offset = 0;
+};
+
+class TorchModel final : public Model {
+ public:
+  static Result<std::unique_ptr<Model>> Build(const JobSpec& spec,
+                                              std::unique_ptr<Network> network) {
+    auto model = std::make_unique<TorchModel>();
+    model->network_ = std::move(network);
+    model->loss_ = spec.training.loss == "mse" ? Loss::kMse : Loss::kCrossEntropy;
+    model->accuracy_ = spec.training.metric == "accuracy";
+    model->squared_error_ = spec.training.metric == "mse";
+    if (model->accuracy_ && model->loss_ != Loss::kCrossEntropy) {
+      return Error{ErrorCode::kInvalid,
+                   "training.metric: accuracy needs classes, so training.loss: cross_entropy"};
+    }
+    if (model->squared_error_ && model->loss_ != Loss::kMse) {
+      return Error{ErrorCode::kInvalid, "training.metric: mse needs training.loss: mse"};
+    }
+    try {
+      PS_TRY(model->MakeFlat(spec.sparsification.small_tensor_elements));
+    } catch (const std::exception& error) {
+      return model->Refuse(error);
+    }
+    return std::unique_ptr<Model>(std::move(model));
+  }
+
+  std::span<float> parameters() override {
+    return {flat_.data_ptr<float>(), static_cast<std::size_t>(flat_.numel())};
+  }
+  std::span<const float> gradients() const override {
+    return {flat_gradient_.data_ptr<float>(), static_cast<std::size_t>(flat_gradient_.numel())};
+  }
+
+  void ReadBuffers(std::span<float> buffers, std::span<float> counters) const override {
+    CopyOut(buffers_, buffers);
+    CopyOut(counters_, counters);
+  }
+
+  void WriteBuffers(std::span<const float> buffers, std::span<const float> counters) override {
+    CopyIn(buffers, buffers_);
+    CopyIn(counters, counters_);
+  }
+
+  Result<double> Step(const Batch& batch) override {
+    try {
+      network_->SetTraining(true);
+      std::memset(flat_gradient_.data_ptr<float>(), 0, flat_gradient_.nbytes());
+      for (const auto& view : parameters_) AssertView(view);
+      const auto output = network_->Forward(Input(batch));
+      PS_TRY(CheckOutput(output, batch));
+      auto loss = LossOf(output, batch, at::Reduction::Mean);
+      loss.backward();
+      for (const auto& view : parameters_) AssertView(view);
+      return loss.item<double>();
+    } catch (const std::exception& error) {
+      return Refuse(error);
+    }
+  }
+
+  Result<EvaluationSums> Evaluate(const Batch& batch) override {
+    try {
+      torch::NoGradGuard no_grad;
+      network_->SetTraining(false);
+      const auto output = network_->Forward(Input(batch));
+      PS_TRY(CheckOutput(output, batch));
+      EvaluationSums sums;
+      sums.records = batch.records;
+      sums.loss = LossOf(output, batch, at::Reduction::Sum).item<double>();
+      if (accuracy_) {
+        sums.metric =
+            static_cast<double>(output.argmax(1).eq(ClassLabels(batch)).sum().item<std::int64_t>());
+      } else if (squared_error_) {
+        sums.metric = sums.loss;
+      }
+      return sums;
+    } catch (const std::exception& error) {
+      return Refuse(error);
+    }
+  }
+
+  void SeedTraining(std::uint64_t seed) override { torch::manual_seed(seed); }
+
+ private:
+  Error Refuse(const std::exception& error) const {
+    const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+    const std::string text =
+        torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+    return Error{ErrorCode::kInvalid, network_->description() + ": " + ScriptError(text)};
+  }
+
+  // TorchScript puts the reason last, below the traceback of the script.
+  static std::string ScriptError(const std::string& text) {
+    const auto at = text.rfind("RuntimeError: ");
+    return FirstLine(at == std::string::npos ? text : text.substr(at));
+  }
+
+  Status MakeFlat(std::int64_t small_tensor_elements) {
+    const auto& name = network_->description();
+    // Parameters that share memory (tied weights) become one tensor of the table with several
+    // views.
+    struct Slot {
+      const void* data;
+      std::size_t tensor;  // index into shapes
+    };
+    std::vector<Slot> slots;
+    std::vector<TensorShape> shapes;
+    const auto named = network_->Parameters();
+    for (const auto& [key, tensor] : named) {
+      if (tensor.scalar_type() != at::kFloat) {
+        return Error{ErrorCode::kInvalid, name + ": parameter " + key + " is " +
+                                              c10::toString(tensor.scalar_type()) +
+                                              ", only Float is trained; save model.float()"};
+      }
+      if (tensor.numel() == 0) {
+        return Error{ErrorCode::kInvalid, name + ": parameter " + key + " has no elements"};
+      }
+      const void* data = tensor.data_ptr();
+      const auto same = std::find_if(slots.begin(), slots.end(), [&](const Slot& slot) {
+        return slot.data == data &&
+               shapes[slot.tensor].elements() == static_cast<std::uint64_t>(tensor.numel());
+      });
+      if (same != slots.end()) {
+        if (shapes[same->tensor].shape != tensor.sizes().vec()) {
+          return Error{ErrorCode::kInvalid, name + ": parameter " + key + " shares memory with " +
+                                                shapes[same->tensor].name +
+                                                " in another shape, which is not supported"};
+        }
+        slots.push_back({data, same->tensor});
+        continue;
+      }
+      slots.push_back({data, shapes.size()});
+      shapes.push_back({key, tensor.sizes().vec()});
+    }
+    if (shapes.empty()) {
+      return Error{ErrorCode::kInvalid,
+                   name + ": has no trainable float parameters (a frozen module has none)"};
+    }
+
+    auto table = BuildParameterTable(shapes, small_tensor_elements);
+    const auto elements = static_cast<std::int64_t>(table.table.elements);
+    flat_ = at::zeros({elements}, at::kFloat);
+    flat_gradient_ = at::zeros({elements}, at::kFloat);
+    selected_elements_ = table.selected_elements;
+    for (std::size_t i = 0; i < named.size(); ++i) {
+      auto tensor = named[i].tensor;
+      const auto offset = table.offsets[slots[i].tensor];
+      const auto at_offset = static_cast<std::int64_t>(offset);
+      auto view = flat_.narrow(0, at_offset, tensor.numel()).view(tensor.sizes());
+      {
+        torch::NoGradGuard no_grad;
+        view.copy_(tensor);
+      }
+      tensor.set_data(view);
+      tensor.mutable_grad() =
+          flat_gradient_.narrow(0, at_offset, tensor.numel()).view(tensor.sizes());
+      parameters_.push_back({tensor, offset});
+    }
+
+    std::vector<TensorShape> buffer_shapes;
+    std::vector<TensorShape> counter_shapes;
+    for (const auto& [key, tensor] : network_->Buffers()) {
+      if (tensor.numel() == 0) continue;
+      const bool is_float = at::isFloatingType(tensor.scalar_type());
+      if (!is_float && !at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true)) {
+        return Error{ErrorCode::kInvalid, name + ": buffer " + key + " is " +
+                                              c10::toString(tensor.scalar_type()) +
+                                              ", which is neither float nor integer"};
+      }
+      auto& total = is_float ? buffer_elements_ : counter_elements_;
+      (is_float ? buffers_ : counters_).push_back({tensor, total});
+      (is_float ? buffer_shapes : counter_shapes).push_back({key, tensor.sizes().vec()});
+      total += static_cast<std::uint64_t>(tensor.numel());
+    }
+
+    std::vector<control::TableInfoT> tables;
+    tables.push_back(std::move(table.table));
+    tables.push_back(BuildPlainTable("buffers", control::TableRule::Average, buffer_shapes));
+    tables.push_back(BuildPlainTable("counters", control::TableRule::Maximum, counter_shapes));
+    layout_ = BuildLayout(std::move(tables), network_->salt());
+    return Ok();
+  }
+
+  // The optimizer, push and pull work on the flat buffers: a tensor that left them would train
+  // alone.
+  void AssertView(const ParameterView& view) const {
+    PS_CHECK(view.tensor.data_ptr<float>() == flat_.data_ptr<float>() + view.offset);
+    const auto& gradient = view.tensor.grad();
+    PS_CHECK(gradient.defined() &&
+             gradient.data_ptr<float>() == flat_gradient_.data_ptr<float>() + view.offset);
+  }
+
+  at::Tensor Input(const Batch& batch) const {
+    std::vector<std::int64_t> shape{batch.records};
+    const auto features =
+        static_cast<std::int64_t>(batch.features.size() / std::max<std::size_t>(batch.records, 1));
+    if (network_->input_shape().empty()) {
+      shape.push_back(features);
+    } else {
+      std::int64_t wanted = 1;
+      for (const auto extent : network_->input_shape()) {
+        shape.push_back(extent);
+        wanted *= extent;
+      }
+      TORCH_CHECK(wanted == features, "the model takes ", wanted,
+                  " features a record, the data has ", features);
+    }
+    // The tensor is only read; from_blob has no const form.
+    return at::from_blob(const_cast<float*>(batch.features.data()), shape, at::kFloat);
+  }
+
+  Status CheckOutput(const at::Tensor& output, const Batch& batch) const {
+    const auto& name = network_->description();
+    const auto shape = [&output] {
+      std::string text;
+      for (const auto extent : output.sizes()) {
+        text += (text.empty() ? "[" : ", ") + std::to_string(extent);
+      }
+      return text.empty() ? std::string("[]") : text + "]";
+    };
+    if (output.scalar_type() != at::kFloat) {
+      return Error{ErrorCode::kInvalid,
+                   name + ": the output is " + c10::toString(output.scalar_type()) + ", not Float"};
+    }
+    if (loss_ == Loss::kMse) {
+      if (output.numel() != batch.records) {
+        return Error{ErrorCode::kInvalid, name + ": output " + shape() + " for " +
+                                              std::to_string(batch.records) +
+                                              " records, loss mse wants one number a record"};
+      }
+      return Ok();
+    }
+    if (output.dim() != 2 || output.size(0) != batch.records) {
+      return Error{ErrorCode::kInvalid, name + ": output " + shape() + " for " +
+                                            std::to_string(batch.records) +
+                                            " records, cross_entropy wants [records, classes]"};
+    }
+    const auto classes = static_cast<float>(output.size(1));
+    for (const float label : batch.labels) {
+      if (!(label >= 0) || label >= classes || label != std::floor(label)) {
+        return Error{ErrorCode::kInvalid,
+                     name + ": the data has the label " + std::to_string(label) +
+                         ", the model has the classes 0 to " + std::to_string(output.size(1) - 1)};
+      }
+    }
+    return Ok();
+  }
+
+  static at::Tensor Labels(const Batch& batch) {
+    return at::from_blob(const_cast<float*>(batch.labels.data()), {batch.records}, at::kFloat);
+  }
+  static at::Tensor ClassLabels(const Batch& batch) { return Labels(batch).to(at::kLong); }
+
+  at::Tensor LossOf(const at::Tensor& output, const Batch& batch,
+                    at::Reduction::Reduction how) const {
+    if (loss_ == Loss::kMse) return at::mse_loss(output.reshape({-1}), Labels(batch), how);
+    return at::cross_entropy_loss(output, ClassLabels(batch), {}, how);
+  }
+
+  static void CopyOut(const std::vector<BufferView>& views, std::span<float> out) {
+    for (const auto& view : views) {
+      const auto values = view.tensor.detach().to(at::kFloat).contiguous();
+      std::memcpy(out.data() + view.offset, values.data_ptr<float>(), values.nbytes());
+    }
+  }
+
+  static void CopyIn(std::span<const float> in, const std::vector<BufferView>& views) {
+    torch::NoGradGuard no_grad;
+    for (const auto& view : views) {
+      auto tensor = view.tensor;
+      const auto values =
+          at::from_blob(const_cast<float*>(in.data() + view.offset), tensor.sizes(), at::kFloat);
+      // Counters are whole numbers; a rounding average never touches them, but fp32 came over a
+      // wire.
+      if (at::isFloatingType(tensor.scalar_type())) {
+        tensor.copy_(values);
+      } else {
+        tensor.copy_(values.nan_to_num(0.0).round());
+      }
+    }
+  }
+
+  std::unique_ptr<Network> network_;
+  Loss loss_ = Loss::kCrossEntropy;
+  bool accuracy_ = false;
+  bool squared_error_ = false;
+  at::Tensor flat_;
+  at::Tensor flat_gradient_;
+  std::vector<ParameterView> parameters_;
+  std::vector<BufferView> buffers_;
+  std::vector<BufferView> counters_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec) {
+  const auto& type = spec.model.type;
+  if (type == "mlp" || type == "cnn") {
+    auto network =
+        PS_TRY(MakeZooNetwork(spec.model, static_cast<std::uint64_t>(spec.training.seed)));
+    return TorchModel::Build(spec, std::move(network));
+  }
+  if (type == "torchscript") {
+    auto network = PS_TRY(LoadScriptNetwork(spec.model));
+    return TorchModel::Build(spec, std::move(network));
+  }
+  return Error{ErrorCode::kInvalid, "model.type: " + type + " is not a model of the engine"};
+}
+
+void SetComputeThreads(std::int64_t threads) {
+  const auto count = static_cast<int>(std::clamp<std::int64_t>(threads, 1, 1024));
+  // OpenBLAS is loaded, and has read its environment, before main; the variables are for libraries
+  // that torch loads later. at::set_num_threads does not reach OpenBLAS.
+  setenv("OPENBLAS_NUM_THREADS", std::to_string(count).c_str(), /*overwrite=*/1);
+  setenv("OMP_NUM_THREADS", std::to_string(count).c_str(), /*overwrite=*/1);
+  using SetThreads = void (*)(int);
+  if (auto* set_blas =
+          reinterpret_cast<SetThreads>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"));
+      set_blas != nullptr) {
+    set_blas(count);
+  }
+  at::set_num_threads(count);
+  // Torch refuses a second call.
+  static std::once_flag once;
+  std::call_once(once, [] { at::set_num_interop_threads(1); });
+  // The momentum of a dead unit decays into denormals, on which a processor is many times slower.
+  at::globalContext().setFlushDenormal(true);
+}
+
+std::string EngineVersion() { return std::string("LibTorch ") + TORCH_VERSION; }
+
+}  // namespace ps::worker

@@ -1,0 +1,355 @@
+#include "ps-worker/engine/trainer.h"
+
+#include <spdlog/spdlog.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "common/codec/block_codec.h"
+
+namespace ps::worker {
+namespace {
+
+// How often a task sends its own buffers (batch norm), and measures its residual.
+constexpr std::uint64_t kBufferSteps = 10;
+constexpr std::uint64_t kResidualSteps = 50;
+// A wait for work after which weights that were asked for before it are asked for again.
+constexpr auto kLongWait = std::chrono::milliseconds(100);
+// Flushes at the end that may come back as too old before the task gives up.
+constexpr int kFlushesMax = 50;
+
+std::string HexDigest(XXH3_state_t* state) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  XXH128_canonical_t canonical;
+  XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state));
+  std::string text;
+  for (const unsigned char byte : canonical.digest) {
+    text += kDigits[byte >> 4];
+    text += kDigits[byte & 15];
+  }
+  return text;
+}
+
+struct FreeState {
+  void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
+};
+
+}  // namespace
+
+Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
+                 const Dataset& train, const Dataset* test)
+    : spec_(spec),
+      session_(session),
+      workload_(workload),
+      train_(train),
+      test_(test),
+      order_(train.records(), static_cast<std::uint64_t>(spec.training.seed), spec.data.shuffle) {}
+
+Result<std::string> Trainer::Run() {
+  auto result = RunLoop();
+  // The job may end a task in the middle of a step.
+  if (!result.ok() && result.error().code == ErrorCode::kClosed) {
+    if (auto reason = session_.stop_reason(); !reason.empty()) return reason;
+  }
+  // What is wrong with model or data is wrong everywhere: no other node need try. With kClosed the
+  // session knows more than we do.
+  if (!result.ok() && result.error().code != ErrorCode::kClosed) {
+    session_.Failed(/*permanent=*/result.error().code == ErrorCode::kInvalid,
+                    result.error().message);
+  }
+  return result;
+}
+
+Result<std::string> Trainer::RunLoop() {
+  PS_TRY(Start());
+  while (true) {
+    const auto asked = std::chrono::steady_clock::now();
+    const Work work = PS_TRY(session_.NextWork());
+    // The others have gone on meanwhile: the weights of an old answer are too old.
+    if (std::chrono::steady_clock::now() - asked > kLongWait) pull_pending_ = false;
+    if (const auto* train = std::get_if<TrainLease>(&work)) {
+      PS_TRY(Train(train->lease));
+    } else if (std::get_if<DrainWork>(&work) != nullptr) {
+      PS_TRY(Drain());
+    } else if (const auto* evaluate = std::get_if<EvaluateWork>(&work)) {
+      PS_TRY(EvaluateFinal(*evaluate));
+    } else {
+      return std::get<StopWork>(work).reason;
+    }
+  }
+}
+
+Status Trainer::Start() {
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = workload_.layout().fingerprint;
+  ready.data_fingerprint = train_.fingerprint();
+  ready.records = train_.records();
+  context_ = PS_TRY(session_.Ready(ready));
+  clock_ = context_.first_clock;
+  view_ = PS_TRY(LayoutView::Create(workload_.layout(), context_.shards));
+  workload_.Prepare(*view_, context_.worker, context_.incarnation);
+
+  // The communication thread reads a copy: the tables change while it does.
+  auto initial = std::make_shared<std::vector<std::vector<float>>>();
+  for (std::uint32_t i = 0; i < workload_.layout().tables.size(); ++i) {
+    const auto values = workload_.table(i);
+    initial->emplace_back(values.begin(), values.end());
+  }
+  session_.SetInitialValues([initial, view = *view_](ShardId shard, std::span<float> values) {
+    for (auto number = view.shard_first_block(shard); number < view.shard_last_block(shard);
+         ++number) {
+      const Block& block = view.block(number);
+      PS_CHECK(view.offset_in_shard(number) + block.elements <= values.size(), shard, number);
+      std::copy_n((*initial)[block.table].data() + block.table_offset, block.elements,
+                  values.data() + view.offset_in_shard(number));
+    }
+  });
+
+  PS_TRY(Pull(/*fp32=*/spec_.training.pull_values == "fp32", /*snapshot=*/true));
+  workload_.AdoptBuffers();
+  spdlog::info("worker {} starts at clock {} with {} shards", context_.worker.value(),
+               clock_.value(), context_.shards);
+  return Ok();
+}
+
+Status Trainer::Train(const control::LeaseT& lease) {
+  const std::uint64_t records = train_.records();
+  if (lease.begin > lease.end || lease.done > lease.end - lease.begin ||
+      (lease.end > lease.begin && lease.begin / records != (lease.end - 1) / records)) {
+    return Error{ErrorCode::kInternal,
+                 "lease " + std::to_string(lease.id) + " of [" + std::to_string(lease.begin) +
+                     ", " + std::to_string(lease.end) + ") is not within an epoch of " +
+                     std::to_string(records) + " records"};
+  }
+  PS_TRY(SetHold(false));
+  for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
+    PS_TRY(EvaluateLive(lease.begin + done));
+    PS_TRY(Step(lease, done));
+  }
+  return Ok();
+}
+
+Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
+  if (!pull_pending_) RequestPull(clock_);
+  PS_TRY(WaitPull());
+  PS_TRY(TakeReturned());
+  RequestPull(Clock(clock_.value() + 1));
+
+  const auto begin = std::chrono::steady_clock::now();
+  const std::uint64_t position = lease.begin + done;
+  const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(
+      static_cast<std::uint64_t>(spec_.training.batch_size), lease.end - position));
+  records_.resize(count);
+  for (std::size_t i = 0; i < count; ++i) records_[i] = order_.RecordAt(position + i);
+  const Batch batch = PS_TRY(batches_.Read(train_, records_));
+  const double epoch = static_cast<double>(position) / static_cast<double>(train_.records());
+  const auto computed = PS_TRY(workload_.Compute(batch, epoch));
+  const bool skipped = !computed.nonfinite.empty();
+  ++steps_;
+  if (skipped) {
+    const std::string text = computed.nonfinite + ", in the batch of positions " +
+                             std::to_string(position) + " to " +
+                             std::to_string(position + count - 1) + " (epoch " +
+                             std::to_string(position / train_.records()) + ", first record " +
+                             std::to_string(records_.front()) + ")";
+    if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
+    spdlog::warn("step skipped: {}", text);
+  } else if (steps_ % kBufferSteps == 0) {
+    workload_.SelectBuffers();
+  }
+
+  StepReport report;
+  report.loss = computed.loss;
+  report.samples = static_cast<std::uint32_t>(count);
+  report.skipped = skipped;
+  report.entries = skipped ? 0 : workload_.selected_entries();
+  compute_us_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
+                                                std::chrono::steady_clock::now() - begin)
+                                                .count());
+  report.compute_ms = compute_us_ / 1000;
+  compute_us_ %= 1000;
+
+  done += count;
+  lease_id_ = lease.id;
+  lease_done_ = done;
+  if (skipped) {
+    auto empty = PS_TRY(session_.BeginPush(0));
+    clock_ = PS_TRY(session_.CommitPush(std::move(empty), report.samples, lease_id_, lease_done_));
+  } else {
+    PS_TRY(Push(report.samples));
+  }
+  if (steps_ % kResidualSteps == 0) report.residual_norm = workload_.ResidualNorm();
+  session_.Report(report);
+  return Ok();
+}
+
+Status Trainer::Push(std::uint32_t samples) {
+  auto push = PS_TRY(session_.BeginPush(workload_.max_push_bytes()));
+  for (std::uint32_t shard = 0; shard < context_.shards; ++shard) {
+    const std::size_t bytes = workload_.WriteShard(ShardId(shard), push.space());
+    if (bytes > 0) push.Add(ShardId(shard), bytes);
+  }
+  clock_ = PS_TRY(session_.CommitPush(std::move(push), samples, lease_id_, lease_done_));
+  return Ok();
+}
+
+// The lowest slot evaluates on behalf of all. Its clock is out of the staleness rule meanwhile, so
+// that nobody waits for it, and its next step begins with a fresh pull.
+Status Trainer::EvaluateLive(std::uint64_t position) {
+  const double every = spec_.training.evaluate_every_epochs;
+  if (every <= 0 || context_.worker != WorkerId(0)) return Ok();
+  const auto passed = static_cast<std::uint64_t>(static_cast<double>(position) /
+                                                 (every * static_cast<double>(train_.records())));
+  const bool due = evaluations_known_ && passed > evaluations_;
+  evaluations_ = std::max(evaluations_, passed);
+  evaluations_known_ = true;
+  if (!due) return Ok();
+  PS_TRY(SetHold(true));
+  if (pull_pending_) PS_TRY(WaitPull());
+  const auto sums = PS_TRY(workload_.Evaluate(test_));
+  if (sums.records > 0) {
+    session_.ReportMetric(sums.mean_metric(), position);
+    spdlog::info("at position {}: metric {:.4f}, loss {:.4f} on {} test records", position,
+                 sums.mean_metric(), sums.mean_loss(), sums.records);
+  }
+  return SetHold(false);
+}
+
+// What is left in the residual belongs to the result: it is pushed dense, until every shard has
+// applied it. A flush weighs as much as the step whose gradients it holds.
+Status Trainer::Drain() {
+  PS_TRY(SetHold(true));
+  bool returned = true;
+  for (int flush = 0; returned; ++flush) {
+    if (flush == kFlushesMax) {
+      return Error{ErrorCode::kTimeout,
+                   "the residual came back as too old " + std::to_string(kFlushesMax) + " times"};
+    }
+    // Brings the base version of the push up to date, so that it is not too old.
+    PS_TRY(Pull(/*fp32=*/false, /*snapshot=*/false));
+    PS_TRY(TakeReturned());
+    workload_.SelectAll();
+    if (flush == 0) workload_.SelectBuffers();
+    if (workload_.max_push_bytes() > 0) {
+      PS_TRY(Push(static_cast<std::uint32_t>(spec_.training.batch_size)));
+    }
+    PS_TRY(session_.WaitVerdicts());
+    PS_TRY(TakeReturned(&returned));
+  }
+  session_.Drained();
+  return Ok();
+}
+
+Status Trainer::EvaluateFinal(const EvaluateWork& work) {
+  PS_TRY(Pull(/*fp32=*/true, /*snapshot=*/true));
+  control::EvaluatedT result;
+  result.round = work.round;
+  result.error = CheckDigests(work.digests);
+  if (result.error.empty()) {
+    const auto sums = PS_TRY(workload_.Evaluate(test_));
+    result.metric = sums.mean_metric();
+    result.loss = sums.mean_loss();
+    result.records = sums.records;
+  }
+  session_.Evaluated(result);
+  return Ok();
+}
+
+std::string Trainer::CheckDigests(const std::vector<std::string>& digests) const {
+  if (digests.empty()) return {};
+  if (digests.size() != context_.shards) {
+    return "digests of " + std::to_string(digests.size()) + " shards, the job has " +
+           std::to_string(context_.shards);
+  }
+  std::unique_ptr<XXH3_state_t, FreeState> state(XXH3_createState());
+  for (std::uint32_t shard = 0; shard < context_.shards; ++shard) {
+    XXH3_128bits_reset(state.get());
+    for (auto number = view_->shard_first_block(ShardId(shard));
+         number < view_->shard_last_block(ShardId(shard)); ++number) {
+      const Block& block = view_->block(number);
+      XXH3_128bits_update(state.get(), workload_.table(block.table).data() + block.table_offset,
+                          block.elements * sizeof(float));
+    }
+    if (const auto digest = HexDigest(state.get()); digest != digests[shard]) {
+      return "shard " + std::to_string(shard) + " has the values " + digest +
+             ", the manifest says " + digests[shard];
+    }
+  }
+  return {};
+}
+
+Clock Trainer::Needed(Clock clock) const {
+  const auto staleness = spec_.training.staleness;
+  if (staleness < 0 || clock.value() < static_cast<std::uint64_t>(staleness)) return Clock(0);
+  return Clock(clock.value() - static_cast<std::uint64_t>(staleness));
+}
+
+void Trainer::RequestPull(Clock clock) {
+  TaskSession::PullRequest request;
+  request.needed = Needed(clock);
+  request.fp32 = spec_.training.pull_values == "fp32";
+  session_.RequestPull(request);
+  pull_pending_ = true;
+}
+
+Status Trainer::WaitPull() {
+  const auto pull = PS_TRY(session_.WaitPull());
+  pull_pending_ = false;
+  return Apply(pull);
+}
+
+Status Trainer::Pull(bool fp32, bool snapshot) {
+  TaskSession::PullRequest request;
+  request.fp32 = fp32;
+  request.snapshot = snapshot;
+  session_.RequestPull(request);
+  return WaitPull();
+}
+
+Status Trainer::Apply(const PullResult& pull) {
+  for (const auto& shard : pull.shards) {
+    if (shard.content == wire::PullContent::Unchanged) continue;
+    for (const auto& view : shard.blocks) {
+      const std::uint32_t number = view.header.block();
+      // The session has validated the segment against the layout of the job.
+      PS_CHECK(number < view_->block_count(), number);
+      const Block& block = view_->block(number);
+      const auto values = workload_.table(block.table).subspan(block.table_offset, block.elements);
+      codec::DecodeValues(view, values_);
+      if (view.dense()) {
+        std::copy(values_.begin(), values_.end(), values.begin());
+        continue;
+      }
+      codec::DecodeIndices(view, indices_);
+      for (std::size_t i = 0; i < indices_.size(); ++i) values[indices_[i]] = values_[i];
+    }
+  }
+  return Ok();
+}
+
+Status Trainer::TakeReturned(bool* any) {
+  const auto returned = session_.TakeReturned();
+  for (const auto& segment : returned) {
+    if (auto status = workload_.TakeBack(segment.payload); !status.ok()) {
+      return Error{ErrorCode::kInternal,
+                   "shard " + std::to_string(segment.shard.value()) +
+                       " returned what was not pushed: " + status.error().message};
+    }
+  }
+  if (any != nullptr) *any = !returned.empty();
+  return Ok();
+}
+
+Status Trainer::SetHold(bool on) {
+  if (held_ == on) return Ok();
+  PS_TRY(session_.Hold(on));
+  held_ = on;
+  // After a hold the others have gone on: what was asked for before it is of no use.
+  if (!on) pull_pending_ = false;
+  return Ok();
+}
+
+}  // namespace ps::worker

@@ -1,0 +1,84 @@
+// The compute thread of a worker task: leases in, pushes out.
+//
+// Run() announces the task, takes the initial values from the servers and does
+// what TaskSession::NextWork says until the job ends or a call fails. Weights
+// change between steps only. See docs/architecture.md, "Pull pipeline", and
+// task_session.h for the order of calls.
+//
+// Errors: kClosed is the session's end (agent gone, fenced, job stopped). The
+// session has been told of any other; kInvalid would happen on every node.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/job/job_spec.h"
+#include "common/layout/layout.h"
+#include "common/result.h"
+#include "ps-worker/engine/batches.h"
+#include "ps-worker/engine/data/dataset.h"
+#include "ps-worker/engine/data/permutation.h"
+#include "ps-worker/engine/workload.h"
+#include "ps-worker/task/task_session.h"
+
+namespace ps::worker {
+
+class Trainer {
+ public:
+  // All are borrowed and outlive the trainer; `test` may be null.
+  Trainer(const JobSpec& spec, TaskSession& session, Workload& workload, const Dataset& train,
+          const Dataset* test);
+
+  // The reason why the session ended the task, or the error.
+  Result<std::string> Run();
+
+ private:
+  Result<std::string> RunLoop();
+  Status Start();
+
+  Status Train(const control::LeaseT& lease);
+  Status Step(const control::LeaseT& lease, std::uint64_t& done);
+  Status EvaluateLive(std::uint64_t position);
+  Status Drain();
+  Status EvaluateFinal(const EvaluateWork& work);
+
+  // The clock that the slowest worker must have reached for the weights of the step after `clock`.
+  Clock Needed(Clock clock) const;
+  void RequestPull(Clock clock);
+  Status WaitPull();
+  Status Pull(bool fp32, bool snapshot);
+  Status Apply(const PullResult& pull);
+  Status TakeReturned(bool* any = nullptr);
+  // Writes what the workload has selected and hands it over.
+  Status Push(std::uint32_t samples);
+  Status SetHold(bool on);
+  std::string CheckDigests(const std::vector<std::string>& digests) const;
+
+  const JobSpec& spec_;
+  TaskSession& session_;
+  Workload& workload_;
+  const Dataset& train_;
+  const Dataset* const test_;
+
+  TaskContext context_;
+  std::optional<LayoutView> view_;
+  Clock clock_;  // of the last push
+  bool pull_pending_ = false;
+  bool held_ = false;
+  std::uint64_t lease_id_ = 0;  // of the last push
+  std::uint64_t lease_done_ = 0;
+  std::uint64_t steps_ = 0;
+  std::uint64_t evaluations_ = 0;  // boundaries of evaluate_every_epochs that were passed
+  bool evaluations_known_ = false;
+  std::uint64_t compute_us_ = 0;  // not reported yet
+
+  Permutation order_;
+  BatchBuffer batches_;
+  std::vector<std::uint64_t> records_;
+  std::vector<std::uint16_t> indices_;
+  std::vector<float> values_;
+};
+
+}  // namespace ps::worker

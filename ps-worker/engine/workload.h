@@ -1,0 +1,64 @@
+// What a task trains: a model with its sparsifier, or the ledger. The trainer
+// drives it and moves what it writes and reads between the shards.
+//
+// Values that pulls bring are written into table(i), one flat span for each
+// table of the layout; table 0 are the weights that Compute uses. One thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "common/ids.h"
+#include "common/layout/layout.h"
+#include "common/messages/control.h"
+#include "common/result.h"
+#include "ps-worker/engine/data/dataset.h"
+#include "ps-worker/engine/model.h"
+
+namespace ps::worker {
+
+struct ComputeResult {
+  double loss = 0;
+  // Not empty: loss or gradient is not finite, which this says; the step must push nothing.
+  std::string nonfinite;
+};
+
+class Workload {
+ public:
+  virtual ~Workload() = default;
+
+  virtual const control::LayoutT& layout() const = 0;
+
+  // Call once, before what follows. Until then table() holds the initial values.
+  virtual void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) = 0;
+  virtual std::span<float> table(std::uint32_t index) = 0;
+  // Takes what pulls wrote into the tables of buffers as the task's own buffers.
+  virtual void AdoptBuffers() = 0;
+
+  // One step on the current weights: selects what to push. `epoch` counts the job's, with a
+  // fraction. An error means that model and data do not fit together, and is the same on every
+  // task.
+  virtual Result<ComputeResult> Compute(const Batch& batch, double epoch) = 0;
+  // Selects everything that was not pushed yet.
+  virtual void SelectAll() = 0;
+  // Adds the task's own buffers to what the next push holds.
+  virtual void SelectBuffers() = 0;
+
+  // What is selected, shard by shard: bound for all of it, and the bytes written for one shard
+  // (0: nothing). Each shard once.
+  virtual std::size_t max_push_bytes() const = 0;
+  virtual std::uint64_t selected_entries() const = 0;
+  virtual std::size_t WriteShard(ShardId shard, std::span<std::byte> out) = 0;
+
+  // A segment that came back as too old goes into a later push.
+  virtual Status TakeBack(std::span<const std::byte> payload) = 0;
+  virtual double ResidualNorm() const = 0;
+
+  // Metric and loss of what table() holds, over all records of `data` (null: the job has none).
+  // Without records where there is nothing to evaluate.
+  virtual Result<EvaluationSums> Evaluate(const Dataset* data) = 0;
+};
+
+}  // namespace ps::worker

@@ -1,0 +1,635 @@
+#include "ps-worker/task/data_client.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/check.h"
+#include "common/codec/block_codec.h"
+
+namespace ps::worker {
+namespace {
+
+constexpr auto kTickPeriod = net::Milliseconds(20);
+constexpr std::int64_t kHoldRetryMs = 500;
+constexpr std::size_t kVersionGapsMax = 4096;
+constexpr std::uint64_t kBadMessagesLogged = 5;
+// Above all requests of the stream: the answers tell by themselves whose they are.
+constexpr std::uint64_t kFirstPullRequest = std::uint64_t{1} << 60;
+constexpr std::uint64_t kFirstHoldRequest = std::uint64_t{1} << 62;
+// Bytes between a lane's segments that are sent along rather than copying the segments together.
+constexpr std::uint64_t kWasteMin = 4096;
+constexpr std::uint64_t kWasteShare = 16;
+
+StreamOptions MakeStreamOptions(const RetentionRing& ring, const DataClientOptions& options) {
+  StreamOptions stream;
+  stream.shards = ring.identity().shards;
+  stream.first_clock = ring.first_clock();
+  stream.window = options.window;
+  stream.resend_timeout_ms = options.resend_timeout_ms;
+  stream.ghost = options.ghost;
+  return stream;
+}
+
+// libzmq calls this on one of its threads when the frame is sent or dropped.
+void Unpin(void*, void* hint) { std::unique_ptr<RingPin> pin(static_cast<RingPin*>(hint)); }
+
+const char* CodeName(std::uint32_t code) {
+  return code <= static_cast<std::uint32_t>(wire::Code::MAX)
+             ? wire::EnumNameCode(static_cast<wire::Code>(code))
+             : "unknown code";
+}
+
+}  // namespace
+
+DataClient::DataClient(net::Loop& loop, zmq::context_t& context, RetentionRing& ring,
+                       const LayoutView* layout, const DataClientOptions& options,
+                       Callbacks callbacks)
+    : loop_(loop),
+      context_(context),
+      ring_(ring),
+      layout_(layout),
+      options_(options),
+      shards_(ring.identity().shards),
+      callbacks_(std::move(callbacks)),
+      stream_(MakeStreamOptions(ring, options)),
+      next_pull_request_(kFirstPullRequest),
+      timer_(loop) {
+  PS_CHECK(options.ghost || layout != nullptr, "a live task has a layout");
+  stream_.Released(ring_.released());
+  StreamActions none;
+  stream_.Committed(ring_.last_clock(), none);
+  PS_CHECK(none.empty());
+  timer_.Every(kTickPeriod, [this] { Tick(); });
+}
+
+DataClient::~DataClient() = default;
+
+void DataClient::Tick() {
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  Run(std::move(actions));
+  SendPulls();
+  SendHolds();
+}
+
+// ---- events
+
+Status DataClient::SetMap(const control::MapT& map) {
+  loop_.AssertInLoop();
+  if (map.shards.size() != shards_) {
+    return Error{ErrorCode::kInvalid, "a map of " + std::to_string(map.shards.size()) +
+                                          " shards for a job of " +
+                                          std::to_string(shards_)};
+  }
+  if (map.version <= stream_.map_version() && !lanes_.empty()) return Ok();
+  StreamMap stream_map;
+  stream_map.version = map.version;
+  stream_map.shards.resize(map.shards.size());
+  std::map<std::uint32_t, std::string> used;
+  for (std::size_t i = 0; i < map.shards.size(); ++i) {
+    if (map.shards[i] == nullptr) {
+      return Error{ErrorCode::kInvalid, "a map without shard " + std::to_string(i)};
+    }
+    const control::ShardEntryT& entry = *map.shards[i];
+    StreamMap::Shard& place = stream_map.shards[i];
+    place.epoch = Epoch(entry.epoch);
+    place.lineage = entry.lineage;
+    if (entry.server >= map.servers.size() || map.servers[entry.server] == nullptr) continue;
+    const control::ServerEntryT& server = *map.servers[entry.server];
+    if (entry.lane >= server.lanes.size() || server.lanes[entry.lane].empty()) continue;
+    const std::string& endpoint = server.lanes[entry.lane];
+    const auto number =
+        lane_numbers_.try_emplace(endpoint, static_cast<std::uint32_t>(lane_numbers_.size()))
+            .first->second;
+    place.lane = number;
+    used[number] = endpoint;
+  }
+  std::erase_if(lanes_, [&](const auto& lane) { return !used.contains(lane.first); });
+  for (const auto& [number, endpoint] : used) {
+    Lane& lane = lanes_[number];
+    lane.hold_known = hold_request_ == 0;
+    lane.hold_sent_ms = 0;
+    if (lane.socket != nullptr) continue;
+    lane.endpoint = endpoint;
+    net::ZmqOptions options;
+    options.max_frame_bytes = static_cast<std::int64_t>(wire::kMaxPayloadBytes);
+    options.name = "lane " + endpoint;
+    lane.socket = PS_TRY(
+        net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kDealer, std::move(options)));
+    const std::uint32_t lane_number = number;
+    lane.socket->OnReceive([this, lane_number](net::ZmqSocket::Frames&& frames) {
+      OnReceive(lane_number, std::move(frames));
+    });
+    PS_TRY(lane.socket->OnConnection(
+        [this, lane_number](bool connected) { OnConnection(lane_number, connected); }));
+    PS_TRY(lane.socket->Connect(endpoint));
+  }
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  stream_.SetMap(stream_map, actions);
+  Run(std::move(actions));
+  if (pull_) SplitPull();
+  SendHolds();
+  if (callbacks_.advanced) callbacks_.advanced();
+  return Ok();
+}
+
+void DataClient::Committed() {
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  stream_.Committed(ring_.last_clock(), actions);
+  Run(std::move(actions));
+}
+
+void DataClient::Release(Clock cut) {
+  ring_.Release(cut);
+  stream_.Released(ring_.released());
+}
+
+void DataClient::BeginRound(std::uint64_t round) {
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  stream_.BeginRound(round, actions);
+  Run(std::move(actions));
+}
+
+void DataClient::AbortRound(std::uint64_t round) {
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  stream_.AbortRound(round, actions);
+  Run(std::move(actions));
+}
+
+void DataClient::OnConnection(std::uint32_t number, bool connected) {
+  const auto lane = lanes_.find(number);
+  if (lane == lanes_.end()) return;
+  spdlog::debug("lane {}: {}", lane->second.endpoint, connected ? "connected" : "disconnected");
+  if (!connected) return;
+  lane->second.hold_known = hold_request_ == 0;
+  lane->second.hold_sent_ms = 0;
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  stream_.Reconnected(number, actions);
+  Run(std::move(actions));
+  if (pull_) {
+    const auto missing = pull_->missing.find(number);
+    if (missing != pull_->missing.end()) missing->second.next_send_ms = 0;
+    SendPulls();
+  }
+  SendHolds();
+}
+
+void DataClient::OnReceive(std::uint32_t number, net::ZmqSocket::Frames frames) {
+  const RingIdentity& me = ring_.identity();
+  if (frames.empty() || frames.size() > 2 ||
+      !wire::ParseInto({static_cast<const std::byte*>(frames[0].data()), frames[0].size()}, head_)
+           .ok()) {
+    ++counters_.bad_messages;
+    return;
+  }
+  const wire::LaneHeader header = head_.header;
+  const std::size_t payload_bytes = frames.size() == 2 ? frames[1].size() : 0;
+  if (header.payload_bytes() != payload_bytes || header.job() != me.job.value() ||
+      header.worker() != me.worker.value() || header.incarnation() != me.incarnation.value()) {
+    ++counters_.bad_messages;
+    return;
+  }
+  const std::uint64_t request = header.request();
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  std::vector<StreamVerdict> verdicts;
+  const auto read_verdicts = [&] {
+    for (const wire::Segment& segment : head_.segments) {
+      if (segment.shard() >= me.shards ||
+          segment.code() > static_cast<std::uint8_t>(wire::Code::MAX)) {
+        ++counters_.bad_messages;
+        continue;
+      }
+      verdicts.push_back(StreamVerdict{ShardId(segment.shard()), Epoch(segment.epoch()),
+                                       static_cast<wire::Code>(segment.code()),
+                                       Clock(segment.version())});
+    }
+  };
+  switch (static_cast<wire::Kind>(header.kind())) {
+    case wire::Kind::HelloReply:
+      read_verdicts();
+      stream_.HelloReply(number, request, header.map_version(), verdicts, actions);
+      break;
+    case wire::Kind::PushReply:
+      read_verdicts();
+      stream_.PushReply(number, request, verdicts, actions);
+      break;
+    case wire::Kind::InitReply:
+      stream_.InitReply(number, request, actions);
+      break;
+    case wire::Kind::MarkerReply:
+      stream_.MarkerReply(number, request,
+                          header.samples() == 0 ? wire::Code::Applied : wire::Code::RoundAborted,
+                          actions);
+      break;
+    case wire::Kind::PullReply:
+      counters_.pull_bytes += frames[0].size() + payload_bytes;
+      if (pull_ && request == pull_->request) {
+        OnPullReply(number, frames.size() == 2 ? std::move(frames[1]) : zmq::message_t());
+      }
+      break;
+    case wire::Kind::HoldReply: {
+      const auto lane = lanes_.find(number);
+      if (lane != lanes_.end() && request == kFirstHoldRequest + hold_request_) {
+        lane->second.hold_known = true;
+      }
+      break;
+    }
+    case wire::Kind::Nack: {
+      const std::uint32_t code = header.samples();
+      spdlog::debug("lane {} refuses request {}: {}", number, request, CodeName(code));
+      if (code > static_cast<std::uint32_t>(wire::Code::MAX)) {
+        ++counters_.bad_messages;
+      } else if (pull_ && request == pull_->request) {
+        const auto missing = pull_->missing.find(number);
+        if (missing != pull_->missing.end()) {
+          missing->second.next_send_ms = loop_.NowMs() + options_.pull_retry_ms;
+        }
+        const auto why = static_cast<wire::Code>(code);
+        if (why == wire::Code::Malformed || why == wire::Code::TooLarge ||
+            why == wire::Code::BadVersion) {
+          Break(Error{ErrorCode::kInvalid,
+                      std::string("a lane refuses our pulls: ") + CodeName(code)});
+        }
+      } else {
+        stream_.Nack(number, request, static_cast<wire::Code>(code), actions);
+      }
+      break;
+    }
+    default:
+      ++counters_.bad_messages;
+      break;
+  }
+  Run(std::move(actions));
+  if (callbacks_.advanced) callbacks_.advanced();
+}
+
+// ---- actions
+
+void DataClient::Run(StreamActions actions) {
+  for (const StreamAction& action : actions) {
+    std::visit([this](const auto& one) { Do(one); }, action);
+  }
+}
+
+wire::LaneHeader DataClient::Header(wire::Kind kind, std::uint64_t request) const {
+  const RingIdentity& me = ring_.identity();
+  return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
+                          me.job.value(), me.worker.value(), me.incarnation.value(), 0, request,
+                          stream_.map_version(), 0, 0, 0);
+}
+
+bool DataClient::Send(std::uint32_t number, wire::LaneHeader header,
+                      std::span<const wire::Segment> segments,
+                      std::optional<zmq::message_t> payload) {
+  const auto lane = lanes_.find(number);
+  if (lane == lanes_.end()) return false;
+  header.mutate_payload_bytes(payload ? payload->size() : 0);
+  net::ZmqSocket::Frames frames;
+  frames.push_back(net::TakeFrame(wire::BuildHead(header, segments)));
+  if (payload) frames.push_back(std::move(*payload));
+  // What is not sent counts as lost: the stream's and the pulls' timeouts send it again.
+  if (lane->second.socket->Send(std::move(frames)).ok()) return true;
+  ++counters_.unsent;
+  return false;
+}
+
+void DataClient::Do(const SendHello& hello) {
+  Send(hello.lane, Header(wire::Kind::Hello, hello.request), {}, std::nullopt);
+}
+
+void DataClient::Do(const SendInit& init) {
+  if (layout_ == nullptr || !callbacks_.initial_values) return;
+  std::vector<float> values(layout_->shard_elements(init.shard));
+  if (!callbacks_.initial_values(init.shard, values)) return;
+  std::size_t bytes = 0;
+  const std::uint32_t first = layout_->shard_first_block(init.shard);
+  const std::uint32_t last = layout_->shard_last_block(init.shard);
+  for (std::uint32_t block = first; block < last; ++block) {
+    const std::uint32_t elements = layout_->block(block).elements;
+    bytes += codec::MaxEncodedBytes(elements, elements, wire::IndexCodec::Dense,
+                                    wire::ValueCodec::Fp32);
+  }
+  std::vector<std::byte> payload(bytes);
+  std::size_t at = 0;
+  for (std::uint32_t block = first; block < last; ++block) {
+    const std::uint32_t elements = layout_->block(block).elements;
+    const auto part = std::span<const float>(values).subspan(
+        static_cast<std::size_t>(layout_->offset_in_shard(block)), elements);
+    at += codec::EncodeBlock(block, elements, {}, part, wire::IndexCodec::Dense,
+                             wire::ValueCodec::Fp32, payload.data() + at, {});
+  }
+  payload.resize(at);
+  const wire::Segment segment(init.shard.value(),
+                              stream_.map().shards[init.shard.value()].epoch.value(), 0,
+                              stream_.map().shards[init.shard.value()].lineage, 0, 0, 0, 0,
+                              static_cast<std::uint32_t>(at));
+  Send(init.lane, Header(wire::Kind::Init, init.request), {&segment, 1},
+       net::TakeFrame(std::move(payload)));
+}
+
+zmq::message_t DataClient::PushPayload(const RingEntryView& entry,
+                                       std::span<wire::Segment> segments) {
+  std::uint64_t low = ~std::uint64_t{0};
+  std::uint64_t high = 0;
+  std::uint64_t sum = 0;
+  for (const wire::Segment& segment : segments) {
+    if (segment.length() == 0) continue;
+    low = std::min<std::uint64_t>(low, segment.offset());
+    high = std::max<std::uint64_t>(high, std::uint64_t{segment.offset()} + segment.length());
+    sum += segment.length();
+  }
+  if (high - low <= sum + sum / kWasteShare + kWasteMin) {
+    for (wire::Segment& segment : segments) {
+      if (segment.length() != 0) {
+        segment.mutate_offset(segment.offset() - static_cast<std::uint32_t>(low));
+      }
+    }
+    auto pin = std::make_unique<RingPin>(ring_.Pin(entry.info.clock));
+    // libzmq only reads what it sends; its interface has no const.
+    auto* data = const_cast<std::byte*>(entry.payload.data()) + low;
+    return zmq::message_t(data, static_cast<std::size_t>(high - low), &Unpin, pin.release());
+  }
+  zmq::message_t payload(static_cast<std::size_t>(sum));
+  std::size_t at = 0;
+  for (wire::Segment& segment : segments) {
+    if (segment.length() == 0) continue;
+    std::memcpy(static_cast<std::byte*>(payload.data()) + at,
+                entry.payload.data() + segment.offset(), segment.length());
+    segment.mutate_offset(static_cast<std::uint32_t>(at));
+    at += segment.length();
+  }
+  counters_.copied_bytes += sum;
+  return payload;
+}
+
+void DataClient::Do(const SendPush& push) {
+  RingEntryView entry;
+  PS_CHECK(ring_.Find(push.clock, entry), push.clock, ring_.released(), ring_.last_clock());
+  std::vector<wire::Segment> segments;
+  bool any = false;
+  for (const ShardId shard : push.shards) {
+    const StreamMap::Shard& place = stream_.map().shards[shard.value()];
+    const RingPart* part = entry.FindPart(shard);
+    if (part != nullptr && part->bytes != 0 && part->is_void == 0) {
+      segments.push_back(wire::Segment(shard.value(), place.epoch.value(), part->base_version,
+                                       part->lineage, 0, 0, 0, part->offset, part->bytes));
+      any = true;
+    } else if (!push.covers_lane) {
+      segments.push_back(
+          wire::Segment(shard.value(), place.epoch.value(), 0, place.lineage, 0, 0, 0, 0, 0));
+    }
+  }
+  wire::LaneHeader header = Header(wire::Kind::Push, push.request);
+  header.mutate_flags(
+      static_cast<std::uint8_t>((push.covers_lane ? unsigned{wire::kCoversLane} : 0U) |
+                                (push.replay ? unsigned{wire::kReplay} : 0U)));
+  header.mutate_clock(push.clock.value());
+  header.mutate_samples(entry.info.samples);
+  std::optional<zmq::message_t> payload;
+  if (any) payload = PushPayload(entry, segments);
+  const std::size_t bytes = sizeof(wire::LaneHeader) + segments.size() * sizeof(wire::Segment) +
+                            (payload ? payload->size() : 0);
+  if (Send(push.lane, header, segments, std::move(payload))) {
+    ++counters_.pushes;
+    counters_.push_bytes += bytes;
+  }
+}
+
+void DataClient::Do(const SendMarker& marker) {
+  wire::LaneHeader header = Header(wire::Kind::Marker, marker.round);
+  header.mutate_clock(marker.clock.value());
+  Send(marker.lane, header, {}, std::nullopt);
+}
+
+void DataClient::Do(const Refused& refused) {
+  RingEntryView entry;
+  if (!ring_.Find(refused.clock, entry)) return;
+  const RingPart* part = entry.FindPart(refused.shard);
+  // A verdict that comes again finds the segment void and returns nothing twice.
+  if (part == nullptr || part->bytes == 0 || part->is_void != 0) return;
+  if (refused.code == wire::Code::TooOld && callbacks_.returned) {
+    callbacks_.returned(refused.clock, refused.shard,
+                        entry.payload.subspan(part->offset, part->bytes));
+  }
+  if (refused.code == wire::Code::NonFinite) {
+    spdlog::warn("shard {} refuses the push of clock {}: not finite", refused.shard.value(),
+                 refused.clock.value());
+    if (callbacks_.non_finite) callbacks_.non_finite(refused.clock, refused.shard);
+  }
+  ring_.MarkVoid(refused.clock, refused.shard);
+}
+
+void DataClient::Do(const RoundCut& cut) {
+  if (callbacks_.round_cut) callbacks_.round_cut(cut.round, cut.clock);
+}
+
+void DataClient::Do(const RoundEnded& ended) {
+  if (callbacks_.round_ended) callbacks_.round_ended(ended.round, ended.frozen);
+}
+
+void DataClient::Do(const StreamBroken& broken) {
+  const std::string shard = "shard " + std::to_string(broken.shard.value());
+  switch (broken.why) {
+    case StreamBroken::Why::kLost:
+      return Break(Error{ErrorCode::kInternal,
+                         shard + " has only the pushes up to clock " +
+                             std::to_string(broken.watermark.value()) +
+                             " of this worker, and those up to " +
+                             std::to_string(ring_.released().value()) +
+                             " were released by a committed checkpoint"});
+    case StreamBroken::Why::kUnknown:
+      return Break(Error{ErrorCode::kConflict,
+                         shard + " has pushes of this incarnation up to clock " +
+                             std::to_string(broken.watermark.value()) + ", only " +
+                             std::to_string(stream_.head().value()) + " were made"});
+    case StreamBroken::Why::kMalformed:
+      return Break(Error{ErrorCode::kInvalid,
+                         "the lane of " + shard + " does not understand our messages"});
+  }
+}
+
+void DataClient::Break(Error error) {
+  if (broken_) return;
+  broken_ = true;
+  spdlog::error("{}", error.message);
+  if (callbacks_.broken) callbacks_.broken(error);
+}
+
+// ---- pulls
+
+void DataClient::StartPull(const Pull& pull) {
+  PS_CHECK(!options_.ghost, "a ghost does not pull");
+  pull_.emplace();
+  pull_->request = next_pull_request_++;
+  pull_->what = pull;
+  pull_->what.bases.resize(shards_);
+  if (pull_->what.shards.empty()) {
+    for (std::uint32_t i = 0; i < shards_; ++i) pull_->what.shards.push_back(ShardId(i));
+  }
+  pull_->have.assign(shards_, false);
+  SplitPull();
+}
+
+void DataClient::SplitPull() {
+  pull_->missing.clear();
+  for (const ShardId shard : pull_->what.shards) {
+    if (shard.value() >= shards_ || pull_->have[shard.value()]) continue;
+    const std::uint32_t lane =
+        stream_.map().shards.empty() ? kNoLane : stream_.map().shards[shard.value()].lane;
+    pull_->missing[lane].shards.push_back(shard);
+  }
+  SendPulls();
+}
+
+void DataClient::SendPulls() {
+  if (!pull_) return;
+  const std::int64_t now = loop_.NowMs();
+  for (auto& [number, lane] : pull_->missing) {
+    if (number == kNoLane || now < lane.next_send_ms) continue;
+    std::vector<wire::Segment> segments;
+    segments.reserve(lane.shards.size());
+    for (const ShardId shard : lane.shards) {
+      const Base& base = pull_->what.bases[shard.value()];
+      segments.push_back(wire::Segment(shard.value(),
+                                       stream_.map().shards[shard.value()].epoch.value(),
+                                       base.version, base.lineage, 0, 0, 0, 0, 0));
+    }
+    wire::LaneHeader header = Header(wire::Kind::Pull, pull_->request);
+    header.mutate_clock(pull_->what.needed.value());
+    header.mutate_flags(
+        static_cast<std::uint8_t>((pull_->what.fp32 ? unsigned{wire::kPullFp32} : 0U) |
+                                  (pull_->what.snapshot ? unsigned{wire::kPullSnapshot} : 0U)));
+    const bool sent = Send(number, header, segments, std::nullopt);
+    lane.next_send_ms = now + (sent ? options_.pull_timeout_ms : options_.pull_retry_ms);
+  }
+}
+
+std::uint32_t DataClient::ElementsOf(ShardId shard, std::uint32_t block) const {
+  return block >= layout_->shard_first_block(shard) && block < layout_->shard_last_block(shard)
+             ? layout_->block(block).elements
+             : 0;
+}
+
+void DataClient::OnPullReply(std::uint32_t number, zmq::message_t payload) {
+  const auto missing = pull_->missing.find(number);
+  if (missing == pull_->missing.end()) return;
+  // Small messages lie inside message_t: it is moved to its final place before it is looked into.
+  const auto frame = std::make_shared<zmq::message_t>(std::move(payload));
+  const std::span<const std::byte> bytes(static_cast<const std::byte*>(frame->data()),
+                                         frame->size());
+  bool used = false;
+  for (const wire::Segment& segment : head_.segments) {
+    if (segment.shard() >= shards_) {
+      ++counters_.bad_messages;
+      continue;
+    }
+    const ShardId shard(segment.shard());
+    const StreamMap::Shard& place = stream_.map().shards[shard.value()];
+    if (place.lane != number || place.epoch != Epoch(segment.epoch()) ||
+        pull_->have[shard.value()] ||
+        std::find(missing->second.shards.begin(), missing->second.shards.end(), shard) ==
+            missing->second.shards.end()) {
+      continue;
+    }
+    PulledShard pulled;
+    pulled.shard = shard;
+    pulled.version = segment.version();
+    pulled.lineage = segment.lineage();
+    bool good = segment.code() <= static_cast<std::uint8_t>(wire::PullContent::MAX);
+    if (good) {
+      pulled.content = static_cast<wire::PullContent>(segment.code());
+      const auto part = wire::SegmentPayload(segment, bytes);
+      good = part.ok() &&
+             codec::ParseSegment(
+                 *part,
+                 [this, shard](std::uint32_t block) { return ElementsOf(shard, block); },
+                 pulled.blocks)
+                 .ok();
+    }
+    if (good && pulled.content == wire::PullContent::Unchanged) good = pulled.blocks.empty();
+    if (good && pulled.content == wire::PullContent::Snapshot) {
+      good = pulled.blocks.size() ==
+                 layout_->shard_last_block(shard) - layout_->shard_first_block(shard) &&
+             std::all_of(pulled.blocks.begin(), pulled.blocks.end(),
+                         [](const codec::BlockView& block) { return block.dense(); });
+    }
+    if (!good) {
+      ++counters_.bad_messages;
+      spdlog::log(counters_.bad_messages <= kBadMessagesLogged ? spdlog::level::warn
+                                                                : spdlog::level::debug,
+                  "lane {}: a bad answer to a pull of shard {}", number, shard.value());
+      continue;
+    }
+    pull_->have[shard.value()] = true;
+    pull_->result.shards.push_back(std::move(pulled));
+    used = true;
+  }
+  if (used) pull_->result.frames.push_back(frame);
+  std::erase_if(missing->second.shards,
+                [this](ShardId shard) { return pull_->have[shard.value()]; });
+  if (missing->second.shards.empty()) {
+    pull_->missing.erase(missing);
+    if (pull_->missing.empty()) FinishPull();
+  } else {
+    missing->second.next_send_ms = loop_.NowMs() + options_.pull_retry_ms;
+  }
+}
+
+void DataClient::FinishPull() {
+  PullResult result = std::move(pull_->result);
+  const std::vector<Base> bases = std::move(pull_->what.bases);
+  pull_.reset();
+  std::sort(result.shards.begin(), result.shards.end(),
+            [](const PulledShard& a, const PulledShard& b) { return a.shard < b.shard; });
+  for (const PulledShard& pulled : result.shards) {
+    const Base& base = bases[pulled.shard.value()];
+    if (base.version != 0 && base.lineage == pulled.lineage && pulled.version >= base.version &&
+        version_gaps_.size() < kVersionGapsMax) {
+      version_gaps_.push_back(static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(pulled.version - base.version, UINT32_MAX)));
+    }
+  }
+  ++counters_.pulls;
+  if (callbacks_.pulled) callbacks_.pulled(std::move(result));
+}
+
+std::vector<std::uint32_t> DataClient::TakeVersionGaps() {
+  return std::exchange(version_gaps_, {});
+}
+
+// ---- staleness
+
+void DataClient::SetHold(bool on) {
+  if (hold_on_ == on && hold_request_ != 0) return;
+  if (!on && hold_request_ == 0) return;
+  hold_on_ = on;
+  ++hold_request_;
+  for (auto& [number, lane] : lanes_) {
+    lane.hold_known = false;
+    lane.hold_sent_ms = 0;
+  }
+  SendHolds();
+}
+
+void DataClient::SendHolds() {
+  const std::int64_t now = loop_.NowMs();
+  for (auto& [number, lane] : lanes_) {
+    if (lane.hold_known || (lane.hold_sent_ms != 0 && now - lane.hold_sent_ms < kHoldRetryMs)) {
+      continue;
+    }
+    wire::LaneHeader header = Header(wire::Kind::Hold, kFirstHoldRequest + hold_request_);
+    if (hold_on_) header.mutate_flags(wire::kHoldOn);
+    lane.hold_sent_ms = now;
+    Send(number, header, {}, std::nullopt);
+  }
+}
+
+}  // namespace ps::worker

@@ -1,0 +1,187 @@
+// ps-task: one worker task of a job, started by the agent of its node.
+//
+//   ps-task --spec FILE --control-fd 3 --ring PATH [--ring-bytes N]   trains
+//   ps-task --preflight --spec FILE [--result FILE]                   checks model and data
+//
+// FILE holds the resolved job as JSON. Preflight writes a control message with a PreflightResult to
+// --result and one line of JSON to stdout. Exit status: 0 done or fine; 7 the preflight found
+// something wrong; 64 usage; 65 the job, its model or its data is wrong; 75 ended by the agent, the
+// coordinator or a failure that another try may not meet. Log lines go to stderr.
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "common/job/job_spec.h"
+#include "common/messages/control.h"
+#include "common/net/log.h"
+#include "ps-worker/engine/load.h"
+#include "ps-worker/engine/model.h"
+#include "ps-worker/engine/trainer.h"
+#include "ps-worker/task/task_session.h"
+
+namespace {
+
+constexpr int kExitOk = 0;
+constexpr int kExitPreflight = 7;
+constexpr int kExitUsage = 64;
+constexpr int kExitInvalid = 65;
+constexpr int kExitTemporary = 75;
+
+struct Flags {
+  bool preflight = false;
+  std::string spec_file;
+  int spec_fd = -1;
+  std::string result_file;
+  int control_fd = 3;
+  std::string ring;
+  std::uint64_t ring_bytes = std::uint64_t{1} << 30;
+  std::string log_level = "info";
+};
+
+ps::Result<std::string> ReadAll(int fd) {
+  std::string text;
+  std::array<char, 65536> buffer{};
+  while (true) {
+    const auto count = read(fd, buffer.data(), buffer.size());
+    if (count == 0) return text;
+    if (count < 0) {
+      return ps::Error{ps::ErrorCode::kIo,
+                       "cannot read the job from descriptor " + std::to_string(fd)};
+    }
+    text.append(buffer.data(), static_cast<std::size_t>(count));
+    if (text.size() > ps::control::kMaxMessageBytes) {
+      return ps::Error{ps::ErrorCode::kInvalid, "the job file is too large"};
+    }
+  }
+}
+
+ps::Result<ps::JobSpec> ReadSpec(const Flags& flags) {
+  std::string text;
+  if (flags.spec_fd >= 0) {
+    text = PS_TRY(ReadAll(flags.spec_fd));
+  } else {
+    std::ifstream file(flags.spec_file, std::ios::binary);
+    if (!file) {
+      return ps::Error{ps::ErrorCode::kInvalid, flags.spec_file + ": cannot be opened"};
+    }
+    text.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  return ps::ParseJobJson(text);
+}
+
+bool WriteFile(const std::string& path, const std::vector<std::byte>& bytes) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file.write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
+  file.close();
+  return file.good();
+}
+
+int RunPreflight(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
+  ps::control::PreflightResultT result;
+  if (spec.ok()) {
+    ps::worker::SetComputeThreads(spec.value().training.threads_per_worker);
+    result = ps::worker::Preflight(spec.value());
+  } else {
+    result.error = spec.error().message;
+  }
+  nlohmann::json line{{"ok", result.ok}, {"error", result.error}};
+  if (result.ok) {
+    line["parameters"] = result.layout->parameters;
+    line["blocks"] = result.layout->blocks;
+    line["layout_fingerprint"] = result.layout->fingerprint;
+    line["records"] = result.data->records;
+    line["test_records"] = result.data->test_records;
+    line["data_fingerprint"] = result.data->fingerprint;
+  }
+  std::puts(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  const bool ok = result.ok;
+  if (!flags.result_file.empty()) {
+    const auto message = ps::control::Encode(ps::control::Make(std::move(result)));
+    if (!WriteFile(flags.result_file, message)) {
+      spdlog::error("{}: cannot be written", flags.result_file);
+      return kExitTemporary;
+    }
+  }
+  return ok ? kExitOk : kExitPreflight;
+}
+
+int ExitStatus(const ps::Error& error) {
+  return error.code == ps::ErrorCode::kInvalid ? kExitInvalid : kExitTemporary;
+}
+
+int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
+  ps::worker::TaskOptions options;
+  options.control_fd = flags.control_fd;
+  options.ring_path = flags.ring;
+  options.ring_bytes = flags.ring_bytes;
+  auto session = ps::worker::TaskSession::Open(options);
+  if (!session.ok()) {
+    spdlog::error("{}", session.error().message);
+    return ExitStatus(session.error());
+  }
+  const auto fail = [&session](const ps::Error& error) {
+    spdlog::error("{}", error.message);
+    session.value()->Failed(error.code == ps::ErrorCode::kInvalid, error.message);
+    return ExitStatus(error);
+  };
+  if (!spec.ok()) return fail(spec.error());
+  ps::worker::SetComputeThreads(spec.value().training.threads_per_worker);
+  auto task = ps::worker::LoadTask(spec.value());
+  if (!task.ok()) return fail(task.error());
+  spdlog::info("{}, {} parameters, {} records", ps::worker::EngineVersion(),
+               task->workload->layout().parameters, task->train->records());
+  ps::worker::Trainer trainer(spec.value(), *session.value(), *task->workload, *task->train,
+                              task->test.get());
+  const auto ended = trainer.Run();
+  if (!ended.ok()) {
+    spdlog::error("{}", ended.error().message);
+    return ExitStatus(ended.error());
+  }
+  spdlog::info("ends: {}", ended.value());
+  return kExitOk;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Flags flags;
+  CLI::App app("One worker task of a job. Started by ps-worker.", "ps-task");
+  app.set_version_flag("--version", PS_VERSION);
+  app.add_flag("--preflight", flags.preflight, "Check model and data, train nothing");
+  auto* spec_file = app.add_option("--spec", flags.spec_file, "The resolved job, JSON");
+  app.add_option("--spec-fd", flags.spec_fd, "The same from an inherited descriptor")
+      ->excludes(spec_file);
+  app.add_option("--result", flags.result_file, "Where the preflight's result goes");
+  app.add_option("--control-fd", flags.control_fd, "Socket to the agent")->capture_default_str();
+  app.add_option("--ring", flags.ring, "File of the retention ring");
+  app.add_option("--ring-bytes", flags.ring_bytes, "Its size")->capture_default_str();
+  app.add_option("--log-level", flags.log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  if (auto status = ps::SetUpLogging("ps-task", flags.log_level); !status.ok()) {
+    std::fprintf(stderr, "%s\n", status.error().message.c_str());
+    return kExitUsage;
+  }
+  if (flags.spec_file.empty() && flags.spec_fd < 0) {
+    spdlog::error("--spec FILE is missing");
+    return kExitUsage;
+  }
+  if (!flags.preflight && flags.ring.empty()) {
+    spdlog::error("--ring PATH is missing");
+    return kExitUsage;
+  }
+  const auto spec = ReadSpec(flags);
+  return flags.preflight ? RunPreflight(flags, spec) : RunTask(flags, spec);
+}

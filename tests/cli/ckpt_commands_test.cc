@@ -1,0 +1,157 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "checkpoint/manifest.h"
+#include "checkpoint/writer.h"
+#include "tests/cli/fake_coordinator.h"
+#include "tests/cli/test_environment.h"
+
+namespace ps::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+// Writes a checkpoint of one shard on one server; returns the hash of its manifest.
+std::string WriteCheckpoint(const fs::path& round_directory) {
+  checkpoint::ShardImage image;
+  image.job = JobId(7);
+  image.round = Round(3);
+  image.shard = ShardId(0);
+  image.epoch = Epoch(1);
+  image.version = 5;
+  image.block_elements = {4};
+  image.values = {1, 2, 3, 4};
+  auto writer = checkpoint::Writer::Open(round_directory / "server-1", 0);
+  EXPECT_TRUE(writer.ok()) << writer.error().message;
+  EXPECT_TRUE(writer->Add(image).ok());
+  const auto written = writer->Finish();
+  EXPECT_TRUE(written.ok());
+  const auto& shard = written->front();
+
+  checkpoint::Manifest manifest;
+  manifest.job = JobId(7);
+  manifest.job_name = "fashion";
+  manifest.round = Round(3);
+  manifest.generation = 1;
+  manifest.step = 1500;
+  manifest.tables = {{"parameters", TableRule::Sgd, 4, {{"w", {4}, 0, 4}}}};
+  manifest.shards = {{ShardId(0), "server-1", Epoch(1), shard.version, shard.bytes, shard.digest,
+                      shard.values_digest}};
+  manifest.program_version = "0.1.0";
+  manifest.spec_json = "{}";
+  const auto text = checkpoint::ToJson(manifest);
+  EXPECT_TRUE(text.ok()) << text.error().message;
+  EXPECT_TRUE(checkpoint::WriteManifest(round_directory / "server-1", *text).ok());
+  return checkpoint::Hash(*text);
+}
+
+FakeCoordinator::Handler WithCheckpoint(const std::string& hash) {
+  return [hash](const net::HttpRequest& request) {
+    if (request.path != "/v1/jobs/fashion/checkpoints") {
+      return AnswerError(404, "not_found", "there is no job");
+    }
+    return Answer(200, nlohmann::json{{"checkpoints",
+                                       {{{"round", 2}, {"directory", "7/2"}},
+                                        {{"round", 3},
+                                         {"time", "2026-01-02T03:04:05.000Z"},
+                                         {"step", 1500},
+                                         {"samples", 64000},
+                                         {"bytes", 83123},
+                                         {"shards", 1},
+                                         {"directory", "7/3"},
+                                         {"manifest_hash", hash},
+                                         {"final", true}}}}}
+                           .dump());
+  };
+}
+
+TEST(CkptCommandsTest, AGoodCheckpointVerifiesWithoutACoordinator) {
+  TestEnvironment test;
+  const fs::path round = test.directory() / "7" / "3";
+  (void)WriteCheckpoint(round);
+  EXPECT_EQ(test.Run({"ckpt", "verify", "--dir", round.string()}), 0) << test.errors();
+  EXPECT_THAT(test.output(), HasSubstr("checkpoint 3 of fashion is good: 1 shards"));
+  EXPECT_EQ(test.Run({"ckpt", "verify", "--dir", round.string(), "-o", "json"}), 0);
+  EXPECT_THAT(test.output(), HasSubstr("\"findings\": []"));
+}
+
+TEST(CkptCommandsTest, AFlippedByteIsAFinding) {
+  TestEnvironment test;
+  const fs::path round = test.directory() / "7" / "3";
+  (void)WriteCheckpoint(round);
+  fs::path largest;
+  for (const auto& entry : fs::directory_iterator(round / "server-1")) {
+    if (entry.path().extension() == ".sst") largest = entry.path();
+  }
+  ASSERT_FALSE(largest.empty());
+  {
+    std::fstream file(largest, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(10);
+    const char byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(10);
+    file.put(byte);
+  }
+  EXPECT_EQ(test.Run({"ckpt", "verify", "--dir", round.string()}), 10);
+  EXPECT_THAT(test.output(), HasSubstr(largest.filename().string()));
+  EXPECT_THAT(test.errors(), HasSubstr("finding"));
+}
+
+TEST(CkptCommandsTest, WhatIsNotThereIsNotFound) {
+  TestEnvironment test;
+  EXPECT_EQ(test.Run({"ckpt", "verify", "--dir", (test.directory() / "none").string()}), 3);
+  EXPECT_EQ(test.Run({"ckpt", "describe", "--dir", (test.directory() / "none").string()}), 3);
+}
+
+TEST(CkptCommandsTest, ADescriptionShowsTheManifest) {
+  TestEnvironment test;
+  const fs::path round = test.directory() / "7" / "3";
+  const std::string hash = WriteCheckpoint(round);
+  EXPECT_EQ(test.Run({"ckpt", "describe", "--dir", round.string(), "-o", "wide"}), 0);
+  for (const char* part : {"fashion@3", "1,500", "parameters", "server-1"}) {
+    EXPECT_THAT(test.output(), HasSubstr(part));
+  }
+  EXPECT_THAT(test.output(), HasSubstr(hash));
+  EXPECT_EQ(test.Run({"ckpt", "describe", "--dir", round.string(), "-o", "name"}), 0);
+  EXPECT_EQ(test.output(), "fashion@3\n");
+}
+
+TEST(CkptCommandsTest, CheckpointsOfAJobAreListed) {
+  FakeCoordinator fake(WithCheckpoint("abc"));
+  TestEnvironment test;
+  test.Set("DS_COORDINATOR", fake.url());
+  EXPECT_EQ(test.Run({"ckpt", "list", "fashion"}), 0);
+  EXPECT_THAT(test.output(), HasSubstr("83.1 kB"));
+  EXPECT_EQ(test.Run({"ckpt", "list", "fashion", "-o", "name"}), 0);
+  EXPECT_EQ(test.output(), "fashion@2\nfashion@3\n");
+  EXPECT_EQ(test.Run({"ckpt", "list", "other"}), 3);
+}
+
+TEST(CkptCommandsTest, TheNewestCheckpointIsFoundBelowTheServersDirectory) {
+  TestEnvironment test;
+  const std::string hash = WriteCheckpoint(test.directory() / "root" / "7" / "3");
+  FakeCoordinator fake(WithCheckpoint(hash));
+  test.Set("DS_COORDINATOR", fake.url());
+  const std::string root = (test.directory() / "root").string();
+  EXPECT_EQ(test.Run({"ckpt", "verify", "fashion", "--checkpoint-dir", root}), 0) << test.errors();
+  EXPECT_EQ(test.Run({"ckpt", "verify", "fashion@3", "--checkpoint-dir", root}), 0);
+  EXPECT_EQ(test.Run({"ckpt", "verify", "fashion@9", "--checkpoint-dir", root}), 3);
+  EXPECT_EQ(test.Run({"ckpt", "verify", "fashion@2", "--checkpoint-dir", root}), 3);
+  EXPECT_THAT(test.errors(), HasSubstr("is not on this machine"));
+  EXPECT_EQ(test.Run({"ckpt", "verify", "fashion"}), 2) << "nobody said where";
+}
+
+TEST(CkptCommandsTest, AManifestThatTheClusterDidNotCommitIsAFinding) {
+  TestEnvironment test;
+  (void)WriteCheckpoint(test.directory() / "7" / "3");
+  FakeCoordinator fake(WithCheckpoint("0123456789abcdef0123456789abcdef"));
+  test.Set("DS_COORDINATOR", fake.url());
+  EXPECT_EQ(test.Run({"ckpt", "verify", "fashion", "--checkpoint-dir", test.directory().string()}),
+            10);
+  EXPECT_THAT(test.output(), HasSubstr("the cluster committed 0123456789abcdef"));
+}
+
+}  // namespace
+}  // namespace ps::cli

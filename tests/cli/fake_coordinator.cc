@@ -1,0 +1,53 @@
+#include "tests/cli/fake_coordinator.h"
+
+#include <nlohmann/json.hpp>
+
+namespace ps::cli {
+
+FakeCoordinator::FakeCoordinator(Handler handler)
+    : server_(std::make_unique<net::HttpServer>(loop_, "127.0.0.1", 0)) {
+  server_->OnRequest([this, handler = std::move(handler)](const net::HttpRequest& request,
+                                                          net::Responder responder) {
+    {
+      const std::lock_guard lock(mutex_);
+      requests_.push_back(request.method + " " + request.target);
+      last_body_ = request.body;
+    }
+    responder.Answer(handler(request));
+  });
+  const auto address = server_->Start();
+  PS_CHECK(address.ok());
+  url_ = "http://" + address.value();
+  thread_ = std::thread([this] { loop_.Run(); });
+}
+
+FakeCoordinator::~FakeCoordinator() {
+  loop_.Stop();
+  thread_.join();
+  server_.reset();
+}
+
+std::vector<std::string> FakeCoordinator::requests() const {
+  const std::lock_guard lock(mutex_);
+  return requests_;
+}
+
+std::string FakeCoordinator::last_body() const {
+  const std::lock_guard lock(mutex_);
+  return last_body_;
+}
+
+net::HttpResponse Answer(int status, const std::string& json) {
+  net::HttpResponse response;
+  response.status = status;
+  response.body = json;
+  return response;
+}
+
+net::HttpResponse AnswerError(int status, const std::string& code, const std::string& message) {
+  return Answer(status, nlohmann::json{{"apiVersion", "ds/v1"},
+                                       {"error", {{"code", code}, {"message", message}}}}
+                            .dump());
+}
+
+}  // namespace ps::cli

@@ -1,0 +1,346 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "cli/job_wait.h"
+#include "tests/cli/fake_coordinator.h"
+#include "tests/cli/test_environment.h"
+
+namespace ps::cli {
+namespace {
+
+using nlohmann::json;
+using testing::Contains;
+using testing::HasSubstr;
+
+constexpr const char* kJobFile = R"(apiVersion: ds/v1
+kind: TrainJob
+name: fashion
+model: {type: mlp, layers: [784, 10]}
+data:
+  train: {format: idx, images: a, labels: b}
+  test: {images: c, labels: d}
+)";
+
+json Job(const std::string& phase) {
+  return {{"id", 7},
+          {"name", "fashion"},
+          {"phase", phase},
+          {"created", "2026-01-02T03:04:05.000Z"},
+          {"checkpoints", 1},
+          {"workers",
+           {{{"worker", 0}, {"node", "worker-1"}, {"state", "live"}, {"clock", 12}},
+            {{"worker", 1}, {"node", "worker-2"}, {"state", "live"}, {"clock", 11}}}},
+          {"progress",
+           {{"epochs", 1}, {"samples_trained", 500}, {"samples_total", 1000}, {"steps", 23}}}};
+}
+
+// A coordinator with the job 7, which goes through `phases`, one for each look at it.
+class JobCoordinator {
+ public:
+  explicit JobCoordinator(std::vector<std::string> phases)
+      : phases_(std::move(phases)),
+        fake_([this](const net::HttpRequest& request) { return Handle(request); }) {}
+
+  const std::string& url() const { return fake_.url(); }
+  FakeCoordinator& fake() { return fake_; }
+
+ private:
+  net::HttpResponse Handle(const net::HttpRequest& request) {
+    if (request.path == "/v1/version") return Answer(200, R"({"version": "9.9"})");
+    if (request.path == "/v1/jobs" && request.method == "POST") {
+      const json body = json::parse(request.body);
+      if (body["dry_run"]) {
+        return Answer(200, json{{"spec", body["spec"]},
+                                {"parameters", 7850},
+                                {"blocks", 1},
+                                {"shards", 1},
+                                {"records", 60000},
+                                {"test_records", 10000}}
+                               .dump());
+      }
+      return Answer(201, json{{"job", Job("queued")}}.dump());
+    }
+    if (request.path == "/v1/jobs") {
+      return Answer(200, json{{"jobs", {Job("running"), Job("succeeded")}}}.dump());
+    }
+    if (request.path == "/v1/nodes") {
+      return Answer(200, json{{"nodes",
+                               {{{"name", "server-1"},
+                                 {"kind", "server"},
+                                 {"state", "ready"},
+                                 {"lanes", {"tcp://a", "tcp://b"}},
+                                 {"jobs", {"fashion"}}},
+                                {{"name", "coordinator-1"},
+                                 {"kind", "coordinator"},
+                                 {"state", "ready"},
+                                 {"leader", true}}}}}
+                             .dump());
+    }
+    if (request.path == "/v1/jobs/7" || request.path == "/v1/jobs/fashion") {
+      const std::size_t look = std::min<std::size_t>(looks_++, phases_.size() - 1);
+      if (phases_[look] == "away") return AnswerError(503, "unreachable", "no leader");
+      json job = Job(phases_[look]);
+      if (phases_[look] == "failed") job["reason"] = "the loss is not finite";
+      if (phases_[look] == "succeeded") {
+        job["result"] = {{"metric_name", "accuracy"},
+                         {"metric", 0.88771},
+                         {"test_accuracy", 0.88771},
+                         {"loss", 0.31},
+                         {"records", 10000}};
+      }
+      return Answer(200, json{{"job", job}}.dump());
+    }
+    if (request.path == "/v1/jobs/7/events") {
+      json events = json::array();
+      for (int seq = std::stoi(request.QueryOr("after", "0")) + 1; seq <= 2; ++seq) {
+        events.push_back({{"seq", seq},
+                          {"time", "2026-01-02T03:04:05.000Z"},
+                          {"type", "Placed"},
+                          {"message", "event " + std::to_string(seq)}});
+      }
+      return Answer(200, json{{"events", events}}.dump());
+    }
+    if (request.path == "/v1/jobs/7/checkpoints") {
+      return Answer(200, json{{"checkpoints", {{{"round", 1}, {"step", 10}}}}}.dump());
+    }
+    if (request.path == "/v1/jobs/7/logs") {
+      const std::string text = "worker " + request.QueryOr("worker", "?") + " line 1\nline 2\n";
+      const auto offset = static_cast<std::size_t>(std::stoul(request.QueryOr("offset", "0")));
+      // In pieces of 10 bytes.
+      const std::string piece = offset < text.size() ? text.substr(offset, 10) : "";
+      return Answer(200, json{{"worker", 0},
+                              {"text", piece},
+                              {"offset", offset + piece.size()},
+                              {"end", offset + piece.size() >= text.size()}}
+                             .dump());
+    }
+    if (request.path == "/v1/jobs/7/cancel") {
+      return Answer(200, json{{"job", Job("cancelled")}}.dump());
+    }
+    return AnswerError(404, "not_found", "there is no job of this name");
+  }
+
+  const std::vector<std::string> phases_;
+  std::size_t looks_ = 0;
+  FakeCoordinator fake_;
+};
+
+class JobCommandsTest : public testing::Test {
+ protected:
+  int Run(JobCoordinator& coordinator, std::vector<std::string> arguments) {
+    test_.Set("DS_COORDINATOR", coordinator.url());
+    return test_.Run(arguments);
+  }
+
+  TestEnvironment test_;
+};
+
+TEST_F(JobCommandsTest, SubmitSendsTheResolvedSpec) {
+  JobCoordinator coordinator({"running"});
+  const std::string file = test_.Write("job.yaml", kJobFile);
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(), "submitted job 7 (fashion)\n");
+  const json body = json::parse(coordinator.fake().last_body());
+  EXPECT_EQ(body["dry_run"], false);
+  EXPECT_EQ(body["spec"]["training"]["staleness"], 3);
+  EXPECT_EQ(body["spec"]["data"]["train"]["images"], (test_.directory() / "a").string());
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "-o", "name"}), 0);
+  EXPECT_EQ(test_.output(), "7\n");
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["job"]["id"], 7);
+}
+
+TEST_F(JobCommandsTest, AnInvalidJobFileIsRefusedBeforeAnyCall) {
+  JobCoordinator coordinator({"running"});
+  const std::string file =
+      test_.Write("job.yaml", std::string(kJobFile) + "training: {workrs: 3, epochs: 0}\n");
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file}), 7);
+  EXPECT_THAT(test_.errors(), HasSubstr(file + ":8: training.workrs: unknown key, did you mean"));
+  EXPECT_THAT(test_.errors(), HasSubstr(file + ":8: training.epochs: must be more than 0"));
+  EXPECT_TRUE(coordinator.fake().requests().empty());
+  EXPECT_EQ(Run(coordinator, {"job", "submit", "/does/not/exist.yaml"}), 3);
+  EXPECT_EQ(Run(coordinator, {"job", "submit", test_.directory().string()}), 2);
+}
+
+TEST_F(JobCommandsTest, WarningsGoToTheErrorStream) {
+  JobCoordinator coordinator({"running"});
+  const std::string file =
+      test_.Write("job.yaml", std::string(kJobFile) + "training: {workers: 9}\n");
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "-o", "name"}), 0);
+  EXPECT_THAT(test_.errors(), HasSubstr("warning: training.workers is 9"));
+  EXPECT_EQ(test_.output(), "7\n");
+}
+
+TEST_F(JobCommandsTest, ADryRunPrintsAJobFileAndWhatTheModelHas) {
+  JobCoordinator coordinator({"running"});
+  const std::string file = test_.Write("job.yaml", kJobFile);
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--dry-run"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("staleness: 3\n"));
+  EXPECT_THAT(test_.output(), HasSubstr("# parameters: 7,850\n"));
+  EXPECT_TRUE(json::parse(coordinator.fake().last_body())["dry_run"]);
+  const std::string again = test_.Write("again.yaml", test_.output());
+  EXPECT_EQ(Run(coordinator, {"job", "submit", again, "--dry-run", "--offline"}), 0);
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--dry-run", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["parameters"], 7850);
+}
+
+TEST_F(JobCommandsTest, SubmitAndWaitEndsWithTheResult) {
+  JobCoordinator coordinator({"queued", "running", "draining", "succeeded"});
+  const std::string file = test_.Write("job.yaml", kJobFile);
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--wait"}), 0) << test_.errors();
+  EXPECT_THAT(test_.output(), HasSubstr("test accuracy  0.8877"));
+  EXPECT_THAT(test_.errors(), HasSubstr("submitted job 7 (fashion)"));
+  EXPECT_THAT(test_.errors(), HasSubstr("03:04:05 event 1\n"));
+  EXPECT_THAT(test_.errors(), HasSubstr("running 50 %"));
+  EXPECT_EQ(test_.errors().find('\x1b'), std::string::npos);
+}
+
+TEST_F(JobCommandsTest, AWaitExitsWithTheFateOfTheJob) {
+  for (const auto& [phase, code] : std::vector<std::pair<std::string, int>>{
+           {"succeeded", 0}, {"failed", 8}, {"cancelled", 9}}) {
+    JobCoordinator coordinator({"running", phase});
+    EXPECT_EQ(Run(coordinator, {"job", "wait", "fashion"}), code);
+    EXPECT_THAT(test_.output(), HasSubstr(phase));
+    EXPECT_EQ(Run(coordinator, {"job", "wait", "7", "-q", "-o", "json"}), code);
+    EXPECT_EQ(json::parse(test_.output())["job"]["phase"], phase);
+  }
+  JobCoordinator coordinator({"failed"});
+  EXPECT_EQ(Run(coordinator, {"job", "wait", "7"}), 8);
+  EXPECT_THAT(test_.errors(), HasSubstr("job 7 failed: the loss is not finite"));
+}
+
+TEST_F(JobCommandsTest, AWaitByNameStaysWithTheJobThatItFoundFirst) {
+  JobCoordinator coordinator({"running", "running", "succeeded"});
+  EXPECT_EQ(Run(coordinator, {"job", "wait", "fashion", "-q"}), 0);
+  EXPECT_EQ(coordinator.fake().requests(),
+            (std::vector<std::string>{"GET /v1/jobs/fashion", "GET /v1/jobs/7", "GET /v1/jobs/7"}));
+}
+
+TEST_F(JobCommandsTest, AWaitEndsAfterItsTimeoutAndTheJobGoesOn) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"job", "wait", "7", "--timeout", "3s"}), 124);
+  EXPECT_THAT(test_.errors(), HasSubstr("is not over after 3s"));
+  EXPECT_EQ(test_.output(), "");
+}
+
+TEST_F(JobCommandsTest, AnInterruptedWaitSaysThatTheJobGoesOn) {
+  JobCoordinator coordinator({"running"});
+  test_.InterruptAfterSleeps(2);
+  EXPECT_EQ(Run(coordinator, {"job", "wait", "7"}), 130);
+  EXPECT_THAT(test_.errors(), HasSubstr("job 7 goes on"));
+  EXPECT_THAT(test_.errors(), HasSubstr("ds-cli job cancel 7"));
+}
+
+TEST_F(JobCommandsTest, AWaitBearsThatTheCoordinatorIsAwayForAWhile) {
+  std::vector<std::string> phases = {"running"};
+  for (int i = 0; i < 60; ++i) phases.emplace_back("away");  // 18 s of retries
+  phases.emplace_back("succeeded");
+  JobCoordinator coordinator(phases);
+  EXPECT_EQ(Run(coordinator, {"job", "wait", "7"}), 0) << test_.errors();
+  EXPECT_THAT(test_.errors(), HasSubstr("the coordinator answers again"));
+  JobCoordinator gone({"running", "away"});
+  EXPECT_EQ(Run(gone, {"job", "wait", "7"}), 6);
+  EXPECT_THAT(test_.errors(), HasSubstr("gave up on job 7"));
+}
+
+TEST_F(JobCommandsTest, JobsAreListedInEveryFormat) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"job", "list"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("ID  NAME     PHASE      DONE"));
+  EXPECT_THAT(test_.output(), HasSubstr("7   fashion  succeeded  50%"));
+  EXPECT_EQ(Run(coordinator, {"job", "list", "-o", "wide"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("SAMPLES/S"));
+  EXPECT_EQ(Run(coordinator, {"job", "list", "-o", "name"}), 0);
+  EXPECT_EQ(test_.output(), "7\n7\n");
+  EXPECT_EQ(Run(coordinator, {"job", "list", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["jobs"].size(), 2U);
+  EXPECT_EQ(Run(coordinator, {"-o", "yaml", "job", "list"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("jobs:\n- "));
+}
+
+TEST_F(JobCommandsTest, OneJobIsShown) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"job", "get", "fashion", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["job"]["id"], 7);
+  EXPECT_EQ(Run(coordinator, {"job", "get", "other"}), 3);
+  EXPECT_EQ(test_.errors(), "ds-cli: there is no job of this name\n");
+  EXPECT_EQ(Run(coordinator, {"job", "describe", "fashion"}), 0);
+  for (const char* part : {"Workers\n", "worker-2", "Checkpoints\n", "event 2"}) {
+    EXPECT_THAT(test_.output(), HasSubstr(part));
+  }
+  EXPECT_EQ(Run(coordinator, {"job", "describe", "7", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["events"].size(), 2U);
+}
+
+TEST_F(JobCommandsTest, EventsAreShownAndFollowed) {
+  JobCoordinator coordinator({"running", "running", "succeeded"});
+  EXPECT_EQ(Run(coordinator, {"job", "events", "7", "-f"}), 0);
+  EXPECT_EQ(test_.output(),
+            "2026-01-02T03:04:05.000Z  Placed  event 1\n"
+            "2026-01-02T03:04:05.000Z  Placed  event 2\n");
+  EXPECT_EQ(Run(coordinator, {"job", "events", "7"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("TIME"));
+  EXPECT_EQ(Run(coordinator, {"job", "events", "7", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["events"].size(), 2U);
+}
+
+TEST_F(JobCommandsTest, LogsOfSeveralWorkersAreToldApart) {
+  JobCoordinator coordinator({"running", "running", "succeeded"});
+  EXPECT_EQ(Run(coordinator, {"job", "logs", "7"}), 0);
+  EXPECT_EQ(test_.output(), "[0] worker 0 line 1\n[0] line 2\n[1] worker 1 line 1\n[1] line 2\n");
+  EXPECT_EQ(Run(coordinator, {"job", "logs", "7", "--worker", "1", "-f"}), 0);
+  EXPECT_EQ(test_.output(), "worker 1 line 1\nline 2\n");
+  EXPECT_THAT(coordinator.fake().requests(),
+              Contains("GET /v1/jobs/7/logs?worker=1&offset=10&limit=262144"));
+}
+
+TEST_F(JobCommandsTest, CancelNamesTheReasonAndMayWait) {
+  JobCoordinator coordinator({"running", "cancelled"});
+  EXPECT_EQ(Run(coordinator, {"job", "cancel", "7", "--reason", "wrong data"}), 0);
+  EXPECT_EQ(test_.output(), "job 7 (fashion) is cancelled\n");
+  EXPECT_EQ(json::parse(coordinator.fake().last_body())["reason"], "wrong data");
+  EXPECT_EQ(Run(coordinator, {"job", "cancel", "7", "--wait"}), 0);
+}
+
+TEST_F(JobCommandsTest, NodesAreListed) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"node", "list"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("ready,leader"));
+  EXPECT_THAT(test_.output(), HasSubstr("server-1"));
+  EXPECT_EQ(Run(coordinator, {"node", "list", "-o", "name"}), 0);
+  EXPECT_EQ(test_.output(), "server-1\ncoordinator-1\n");
+}
+
+TEST_F(JobCommandsTest, TheVersionOfTheClusterIsAskedFor) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"version", "--cluster", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["coordinator"], "9.9");
+}
+
+TEST_F(JobCommandsTest, EveryCommandSaysWhenNobodyAnswers) {
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"job", "list"}, {"job", "wait", "7"}, {"node", "list"}, {"ckpt", "list", "7"}}) {
+    test_.Set("DS_COORDINATOR", "http://127.0.0.1:1");
+    EXPECT_EQ(test_.Run(arguments), 6) << arguments[1];
+    EXPECT_THAT(test_.errors(), HasSubstr("127.0.0.1:1"));
+    EXPECT_EQ(test_.output(), "");
+  }
+}
+
+TEST_F(JobCommandsTest, AStatusBecomesTheExitCode) {
+  for (const auto& [status, code] : std::vector<std::pair<int, int>>{
+           {400, 7}, {422, 7}, {401, 5}, {403, 5}, {404, 3}, {409, 4}, {500, 1}}) {
+    const int answered = status;
+    FakeCoordinator fake([answered](const net::HttpRequest&) {
+      return AnswerError(answered, "code", "because of this");
+    });
+    test_.Set("DS_COORDINATOR", fake.url());
+    EXPECT_EQ(test_.Run({"job", "get", "7"}), code) << status;
+    EXPECT_THAT(test_.errors(), HasSubstr("because of this"));
+  }
+}
+
+}  // namespace
+}  // namespace ps::cli

@@ -1,0 +1,594 @@
+#include "common/job/job_spec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+namespace ps {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr const char* kMlp = R"(apiVersion: ds/v1
+kind: TrainJob
+name: fashion
+model:
+  type: mlp
+  layers: [784, 256, 10]
+data:
+  train: {format: idx, images: train.gz, labels: /data/labels.gz}
+  test: {images: test.gz, labels: test-labels.gz}
+)";
+
+constexpr const char* kLedger = R"(apiVersion: ds/v1
+kind: TrainJob
+name: ledger
+model: {type: ledger, blocks: 4}
+data:
+  train: {format: counter, records: 1000}
+)";
+
+constexpr const char* kCnn = R"(apiVersion: ds/v1
+kind: TrainJob
+name: cnn
+model: {type: cnn, input_shape: [1, 28, 28]}
+data:
+  train: {format: csv, file: a.csv, label: 0, header: false, delimiter: ';'}
+)";
+
+JobSpec Parse(const std::string& text) {
+  auto spec = ParseJobYaml(text, "job.yaml", "/base dir");
+  EXPECT_TRUE(spec.ok()) << spec.error().message;
+  return spec.ok() ? spec.value() : JobSpec{};
+}
+
+std::string Findings(const std::string& text) {
+  const auto spec = ParseJobYaml(text, "job.yaml", "/base");
+  if (spec.ok()) return "";
+  EXPECT_EQ(spec.error().code, ErrorCode::kInvalid);
+  return spec.error().message;
+}
+
+std::string Replaced(std::string text, const std::string& what, const std::string& by) {
+  const auto at = text.find(what);
+  EXPECT_NE(at, std::string::npos) << what;
+  return at == std::string::npos ? text : text.replace(at, what.size(), by);
+}
+
+// ---- what is read
+
+TEST(JobSpecTest, AShortFileGetsEveryDefault) {
+  const JobSpec spec = Parse(kMlp);
+  EXPECT_EQ(spec.name, "fashion");
+  EXPECT_EQ(spec.model.layers, (std::vector<std::int64_t>{784, 256, 10}));
+  EXPECT_EQ(spec.training.workers, 2);
+  EXPECT_EQ(spec.training.loss, "cross_entropy");
+  EXPECT_EQ(spec.training.staleness, 3);
+  EXPECT_DOUBLE_EQ(spec.sparsification.ratio, 0.01);
+  EXPECT_EQ(spec.checkpoint.keep, 5);
+  EXPECT_EQ(spec.resources.retention_mebibytes, 1024);
+}
+
+TEST(JobSpecTest, RelativePathsAreMadeAbsoluteAgainstTheBaseDirectory) {
+  const JobSpec spec = Parse(kMlp);
+  EXPECT_EQ(spec.data.train.images, "/base dir/train.gz");
+  EXPECT_EQ(spec.data.train.labels, "/data/labels.gz");
+  EXPECT_EQ(spec.data.test->images, "/base dir/test.gz");
+}
+
+TEST(JobSpecTest, TestDataTakesItsFormatFromTheTrainingData) {
+  EXPECT_EQ(Parse(kMlp).data.test->format, "idx");
+  const JobSpec csv = Parse(std::string(kCnn) + "  test: {file: b.csv}\n");
+  EXPECT_EQ(csv.data.test->format, "csv");
+  EXPECT_EQ(csv.data.test->label, "0");
+  EXPECT_FALSE(csv.data.test->header);
+  EXPECT_EQ(csv.data.test->delimiter, ';');
+}
+
+TEST(JobSpecTest, ScaleIsResolvedByFormat) {
+  EXPECT_DOUBLE_EQ(Parse(kMlp).data.scale, 1.0 / 255.0);
+  EXPECT_DOUBLE_EQ(Parse(kCnn).data.scale, 1.0);
+  JobSpec unresolved = Parse(kMlp);
+  unresolved.data.scale = 0;
+  EXPECT_EQ(ResolvedJson(unresolved), ResolvedJson(Parse(kMlp)));
+}
+
+TEST(JobSpecTest, ALearningRateMayBeAPlainNumber) {
+  EXPECT_DOUBLE_EQ(
+      Parse(std::string(kMlp) + "optimizer: {learning_rate: 0.2}\n").optimizer.learning_rate.base,
+      0.2);
+  const JobSpec nested =
+      Parse(std::string(kMlp) +
+            "optimizer: {learning_rate: {base: 0.1, schedule: cosine, final_factor: 0.01}}\n");
+  EXPECT_EQ(nested.optimizer.learning_rate.schedule, "cosine");
+  EXPECT_DOUBLE_EQ(nested.optimizer.learning_rate.final_factor, 0.01);
+}
+
+TEST(JobSpecTest, TheLedgerNeedsNoWordOnLossAndMetric) {
+  const JobSpec spec = Parse(kLedger);
+  EXPECT_EQ(spec.training.loss, "none");
+  EXPECT_EQ(spec.training.metric, "none");
+  EXPECT_EQ(spec.data.train.records, 1000);
+  EXPECT_EQ(spec.model.blocks, 4);
+}
+
+TEST(JobSpecTest, TheLossMseHasTheMetricMseByDefault) {
+  EXPECT_EQ(Parse(std::string(kMlp) + "training: {loss: mse}\n").training.metric, "mse");
+}
+
+TEST(JobSpecTest, EveryFieldIsRead) {
+  const JobSpec spec = Parse(R"(apiVersion: ds/v1
+kind: TrainJob
+name: a-1
+model:
+  type: cnn
+  channels: [8, 24]
+  hidden: 64
+  batch_norm: false
+  input_shape: [3, 32, 16]
+  classes: 7
+  initialization: xavier_uniform
+data:
+  train: {format: csv, file: /t.csv, label: y, header: true, delimiter: tab}
+  scale: 2
+  mean: -0.5
+  standard_deviation: 0.25
+  shuffle: false
+training:
+  workers: 3
+  threads_per_worker: 2
+  batch_size: 64
+  epochs: 2.5
+  loss: cross_entropy
+  metric: none
+  staleness: -1
+  max_version_gap: 12
+  pull_values: fp32
+  evaluate_every_epochs: 0
+  on_nonfinite: stop
+  seed: 9
+optimizer:
+  type: worker_nesterov
+  momentum: 0.5
+  learning_rate: {base: 1, schedule: step, step_factor: 0.5, step_epochs: [1, 2], warmup_epochs: 1}
+  reference_batch: 32
+  weight_decay: 0.001
+  clip_norm: 4
+sparsification:
+  ratio: 1.0
+  warmup_epochs: 1
+  index_codec: gap8
+  value_codec: fp32
+  small_tensor_elements: 0
+checkpoint: {every_steps: 7, keep: 2, from: other@12}
+resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0}
+)");
+  EXPECT_EQ(spec.model.channels, (std::vector<std::int64_t>{8, 24}));
+  EXPECT_EQ(spec.model.hidden, 64);
+  EXPECT_FALSE(spec.model.batch_norm);
+  EXPECT_EQ(spec.model.input_shape, (std::vector<std::int64_t>{3, 32, 16}));
+  EXPECT_EQ(spec.model.classes, 7);
+  EXPECT_EQ(spec.model.initialization, "xavier_uniform");
+  EXPECT_EQ(spec.data.train.file, "/t.csv");
+  EXPECT_EQ(spec.data.train.label, "y");
+  EXPECT_TRUE(spec.data.train.header);
+  EXPECT_EQ(spec.data.train.delimiter, '\t');
+  EXPECT_DOUBLE_EQ(spec.data.scale, 2);
+  EXPECT_DOUBLE_EQ(spec.data.mean, -0.5);
+  EXPECT_DOUBLE_EQ(spec.data.standard_deviation, 0.25);
+  EXPECT_FALSE(spec.data.shuffle);
+  EXPECT_EQ(spec.training.workers, 3);
+  EXPECT_EQ(spec.training.threads_per_worker, 2);
+  EXPECT_EQ(spec.training.batch_size, 64);
+  EXPECT_DOUBLE_EQ(spec.training.epochs, 2.5);
+  EXPECT_EQ(spec.training.metric, "none");
+  EXPECT_EQ(spec.training.staleness, -1);
+  EXPECT_EQ(spec.training.max_version_gap, 12);
+  EXPECT_EQ(spec.training.pull_values, "fp32");
+  EXPECT_DOUBLE_EQ(spec.training.evaluate_every_epochs, 0);
+  EXPECT_EQ(spec.training.on_nonfinite, "stop");
+  EXPECT_EQ(spec.training.seed, 9);
+  EXPECT_DOUBLE_EQ(spec.optimizer.momentum, 0.5);
+  EXPECT_DOUBLE_EQ(spec.optimizer.learning_rate.base, 1);
+  EXPECT_DOUBLE_EQ(spec.optimizer.learning_rate.step_factor, 0.5);
+  EXPECT_EQ(spec.optimizer.learning_rate.step_epochs, (std::vector<double>{1, 2}));
+  EXPECT_DOUBLE_EQ(spec.optimizer.learning_rate.warmup_epochs, 1);
+  EXPECT_EQ(spec.optimizer.reference_batch, 32);
+  EXPECT_DOUBLE_EQ(spec.optimizer.weight_decay, 0.001);
+  EXPECT_DOUBLE_EQ(spec.optimizer.clip_norm, 4);
+  EXPECT_DOUBLE_EQ(spec.sparsification.ratio, 1);
+  EXPECT_DOUBLE_EQ(spec.sparsification.warmup_epochs, 1);
+  EXPECT_EQ(spec.sparsification.index_codec, "gap8");
+  EXPECT_EQ(spec.sparsification.value_codec, "fp32");
+  EXPECT_EQ(spec.sparsification.small_tensor_elements, 0);
+  EXPECT_EQ(spec.checkpoint.every_steps, 7);
+  EXPECT_EQ(spec.checkpoint.keep, 2);
+  EXPECT_EQ(spec.checkpoint.from, "other@12");
+  EXPECT_EQ(spec.resources.shards, 4096);
+  EXPECT_EQ(spec.resources.retention_mebibytes, 64);
+  EXPECT_EQ(spec.resources.max_restarts, 0);
+}
+
+// ---- the resolved form
+
+TEST(JobSpecTest, ResolvedJsonAndYamlParseBackToTheSame) {
+  for (const std::string& text :
+       {std::string(kMlp), std::string(kLedger), std::string(kCnn),
+        std::string(kMlp) + "optimizer: {type: sgd, learning_rate: {schedule: step, step_epochs: "
+                            "[0.1, 2]}}\ncheckpoint: {from: '12@3'}\n"}) {
+    const JobSpec spec = Parse(text);
+    const std::string json = ResolvedJson(spec);
+    const auto again = ParseJobJson(json);
+    ASSERT_TRUE(again.ok()) << again.error().message;
+    EXPECT_EQ(ResolvedJson(*again), json);
+    const auto yaml = ParseJobYaml(ResolvedYaml(spec), "resolved.yaml", "");
+    ASSERT_TRUE(yaml.ok()) << yaml.error().message << "\n" << ResolvedYaml(spec);
+    EXPECT_EQ(ResolvedJson(*yaml), json);
+    EXPECT_EQ(nlohmann::json::parse(ResolvedJson(spec, 2)), nlohmann::json::parse(json));
+  }
+}
+
+TEST(JobSpecTest, ResolvedJsonNamesEveryDefault) {
+  const auto json = nlohmann::json::parse(ResolvedJson(Parse(kMlp)));
+  EXPECT_EQ(json["apiVersion"], "ds/v1");
+  EXPECT_EQ(json["kind"], "TrainJob");
+  EXPECT_EQ(json["training"]["staleness"], 3);
+  EXPECT_EQ(json["optimizer"]["learning_rate"]["schedule"], "constant");
+  EXPECT_EQ(json["data"]["scale"], 1.0 / 255.0);
+  EXPECT_FALSE(json["model"].contains("channels")) << "a cnn's keys are not for an mlp";
+}
+
+TEST(JobSpecTest, TextThatLooksLikeSomethingElseSurvivesTheYaml) {
+  const JobSpec spec =
+      Parse(Replaced(kCnn, "label: 0, header: false", "label: 'true: # \"x\" \xc3\xa4'"));
+  const auto again = ParseJobYaml(ResolvedYaml(spec), "r", "");
+  ASSERT_TRUE(again.ok()) << again.error().message;
+  EXPECT_EQ(again->data.train.label, "true: # \"x\" \xc3\xa4");
+}
+
+TEST(JobSpecTest, JsonIsCheckedAsTheFileIs) {
+  auto json = nlohmann::json::parse(ResolvedJson(Parse(kMlp)));
+  json["training"]["workers"] = 0;
+  const auto refused = ParseJobJson(json.dump());
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(refused.error().message, "job spec: training.workers: must be 1 to 1024, found 0");
+  EXPECT_FALSE(ParseJobJson("[]").ok());
+  EXPECT_FALSE(ParseJobJson("{").ok());
+  EXPECT_FALSE(ParseJobJson("null").ok());
+}
+
+// ---- findings
+
+TEST(JobSpecTest, AnUnknownKeyNamesTheLineAndTheNearestKey) {
+  EXPECT_EQ(Findings(std::string(kMlp) + "training:\n  workrs: 3\n"),
+            "job.yaml:11: training.workrs: unknown key, did you mean `workers`?");
+  EXPECT_EQ(Findings(std::string(kMlp) + "chekpoint: {}\n"),
+            "job.yaml:10: chekpoint: unknown key, did you mean `checkpoint`?");
+  EXPECT_THAT(Findings(std::string(kMlp) + "resources: {zebra: 1}\n"),
+              HasSubstr("unknown key; the keys here are shards, retention_mebibytes"));
+}
+
+TEST(JobSpecTest, AllFindingsAreReportedOneALineInTheOrderOfTheFile) {
+  EXPECT_EQ(Findings(R"(apiVersion: ds/v2
+kind: TrainJob
+name: Bad_Name
+model:
+  type: mlp
+data:
+  train: {format: idx, images: a}
+training:
+  epochs: 0
+  workers: many
+)"),
+            "job.yaml:1: apiVersion: must be ds/v1, found the text `ds/v2`\n"
+            "job.yaml:3: name: must be 1 to 63 lower-case letters, digits and `-`, begin with a "
+            "letter and not end with `-`, found the text `Bad_Name`\n"
+            "job.yaml:4: model.layers: is missing\n"
+            "job.yaml:7: data.train.labels: is missing\n"
+            "job.yaml:9: training.epochs: must be more than 0 and at most 1e+06, found 0\n"
+            "job.yaml:10: training.workers: must be a whole number, found the text `many`");
+}
+
+TEST(JobSpecTest, ARootThatIsNoMapIsRefused) {
+  EXPECT_THAT(Findings("- a\n- b\n"), HasSubstr("must be a map of keys"));
+  EXPECT_THAT(Findings("just text\n"), HasSubstr("found the text `just text`"));
+  EXPECT_NE(Findings(""), "");
+  EXPECT_NE(Findings("# a comment\n"), "");
+}
+
+TEST(JobSpecTest, MissingSectionsAreNamed) {
+  const std::string findings = Findings("apiVersion: ds/v1\nkind: TrainJob\n");
+  EXPECT_THAT(findings, HasSubstr("name: is missing"));
+  EXPECT_THAT(findings, HasSubstr("model: is missing"));
+  EXPECT_THAT(findings, HasSubstr("data: is missing"));
+}
+
+struct BadCase {
+  const char* base;
+  const char* what;  // replaced in the base, or "" to append
+  const char* by;
+  const char* finding;  // part of the message
+};
+
+class JobSpecFindingTest : public testing::TestWithParam<BadCase> {};
+
+TEST_P(JobSpecFindingTest, IsReported) {
+  const BadCase& bad = GetParam();
+  const std::string text =
+      *bad.what == '\0' ? std::string(bad.base) + bad.by : Replaced(bad.base, bad.what, bad.by);
+  const std::string findings = Findings(text);
+  EXPECT_THAT(findings, HasSubstr(bad.finding)) << text;
+  EXPECT_EQ(findings.rfind("job.yaml:", 0), 0U) << findings;
+}
+
+const BadCase kBadCases[] = {
+    {kMlp, "ds/v1", "2", "apiVersion: must be ds/v1, found the number 2"},
+    {kMlp, "TrainJob", "Job", "kind: must be TrainJob"},
+    {kMlp, "name: fashion", "name: 12",
+     "name: must be text, found the number 12; put it in quotes"},
+    {kMlp, "name: fashion", "name: '12'", "begin with a letter"},
+    {kMlp, "name: fashion", "name: a-", "not end with `-`"},
+    {kMlp, "name: fashion", "name:", "name: has no value"},
+    {kMlp, "name: fashion", "name: [a]", "name: must be text, found a list"},
+    {kMlp, "type: mlp", "type: mpl",
+     "must be one of mlp, cnn, torchscript, ledger, found the text "
+     "`mpl`, did you mean `mlp`?"},
+    {kMlp, "[784, 256, 10]", "[784]", "model.layers: must have 2 to 64 entries, found 1"},
+    {kMlp, "[784, 256, 10]", "784", "must be a list of whole numbers, found the number 784"},
+    {kMlp, "[784, 256, 10]", "[784, x]", "must be a whole number, found the text `x`"},
+    {kMlp, "[784, 256, 10]", "[784, 0]", "must be 1 to 1000000, found 0"},
+    {kMlp, "[784, 256, 10]", "[784, 1.5]", "must be a whole number, found the number 1.5"},
+    {kMlp, "[784, 256, 10]", "[1000000, 1000000]", "may have at most 2000000000"},
+    {kMlp, "type: mlp", "type: mlp\n  hidden: 3", "model.hidden: belongs to model type cnn only"},
+    {kMlp, "type: mlp", "type: mlp\n  activation: gelu", "must be one of relu, tanh"},
+    {kMlp, "type: mlp", "type: mlp\n  initialization: ones", "must be one of kaiming_uniform"},
+    {kMlp, "type: mlp\n  layers: [784, 256, 10]", "type: torchscript", "model.file: is missing"},
+    {kMlp, "type: mlp\n  layers: [784, 256, 10]", "type: torchscript",
+     "model.input_shape: is missing"},
+    {kCnn, "[1, 28, 28]", "[28, 28]", "model.input_shape: must have 3 entries, found 2"},
+    {kCnn, "[1, 28, 28]", "[1, 3, 28]", "at least 4"},
+    {kCnn, "[1, 28, 28]", "[5000, 28, 28]", "at most 4096 channels"},
+    {kCnn, "[1, 28, 28]", "[1, 60000, 60000]", "more than 2000000000 parameters"},
+    {kCnn, ", input_shape: [1, 28, 28]", "", "model.input_shape: is missing"},
+    {kCnn, "type: cnn", "type: cnn, channels: [1, 2, 3]", "must have 2 entries, found 3"},
+    {kCnn, "type: cnn", "type: cnn, batch_norm: maybe", "must be true or false, found the text"},
+    {kCnn, "type: cnn", "type: cnn, batch_norm: 1", "must be true or false, found the number 1"},
+    {kCnn, "label: 0, ", "", "data.train.label: is missing"},
+    {kCnn, "file: a.csv, ", "", "data.train.file: is missing"},
+    {kCnn, "label: 0", "label: price", "must be the number of a column"},
+    {kCnn, "';'", "';;'", "data.train.delimiter: must be one character"},
+    {kCnn, "';'", "a", "data.train.delimiter: must be one character"},
+    {kCnn, "file: a.csv", "file: \"a\\nb\"", "must not hold control characters"},
+    {kCnn, "file: a.csv", "file: ''", "must have 1 to 4096 characters"},
+    {kCnn, "file: a.csv", "file: a.csv, images: b", "belongs to data format idx only"},
+    {kMlp, "format: idx", "format: tfrecord", "must be one of idx, csv, counter"},
+    {kMlp, "format: idx, ", "", "data.train.format: is missing"},
+    {kMlp, "{format: idx, images: train.gz, labels: /data/labels.gz}", "train.gz",
+     "data.train: must be a map of keys, found the text `train.gz`"},
+    {kLedger, "", "  test: {format: counter, records: 3}\n", "data.test: must not be given"},
+    {kLedger, ", records: 1000", "", "data.train.records: is missing"},
+    {kLedger, "records: 1000", "records: 0", "data.train.records: must be 1 to"},
+    {kLedger, "", "training: {loss: mse}\n", "training.loss: must be none for the ledger model"},
+    {kLedger, "", "training: {metric: mse}\n", "training.metric: must be none for the ledger"},
+    {kLedger, "{format: counter, records: 1000}", "{format: csv, file: a, label: b}",
+     "data.train.format: must be counter for the ledger model"},
+    {kMlp, "{format: idx, images: train.gz, labels: /data/labels.gz}",
+     "{format: counter, records: 5}", "which only the ledger model can train on"},
+    {kMlp, "", "training: {loss: none}\n", "none is for the ledger model only"},
+    {kMlp, "", "training: {loss: mse, metric: accuracy}\n", "accuracy needs the loss"},
+    {kMlp, "", "training: {metric: mse}\n", "mse needs the loss mse"},
+    {kMlp, "", "training: {workers: 0}\n", "training.workers: must be 1 to 1024, found 0"},
+    {kMlp, "", "training: {workers: 1025}\n", "must be 1 to 1024, found 1025"},
+    {kMlp, "", "training: {workers: '2'}\n", "must be a whole number, found the text `2`"},
+    {kMlp, "", "training: {workers: 99999999999999999999}\n", "must be a whole number"},
+    {kMlp, "", "training: {batch_size: 0}\n", "training.batch_size: must be 1 to"},
+    {kMlp, "", "training: {epochs: -1}\n", "training.epochs: must be more than 0"},
+    {kMlp, "", "training: {epochs: .nan}\n", "training.epochs: must be a number"},
+    {kMlp, "", "training: {epochs: inf}\n", "training.epochs: must be a number"},
+    {kMlp, "", "training: {epochs: 1e999}\n", "training.epochs: must be a number"},
+    {kMlp, "", "training: {staleness: 0}\n",
+     "training.staleness: bulk-synchronous training (staleness 0) is not supported by this "
+     "version, use 1 or more"},
+    {kMlp, "", "training: {staleness: -2}\n", "at least 1, or -1 for unlimited"},
+    {kMlp, "", "training: {staleness: few}\n", "at least 1, or -1 for unlimited"},
+    {kMlp, "", "training: {max_version_gap: -1}\n", "training.max_version_gap: must be 0 to"},
+    {kMlp, "", "training: {pull_values: fp16}\n", "must be one of auto, bf16, fp32"},
+    {kMlp, "", "training: {on_nonfinite: ignore}\n", "must be one of skip, stop"},
+    {kMlp, "", "training: {evaluate_every_epochs: -1}\n", "must be at least 0"},
+    {kMlp, "", "training: {threads_per_worker: 0}\n", "must be 1 to 256"},
+    {kMlp, "", "training: {seed: -1}\n", "training.seed: must be at least 0, found -1"},
+    {kMlp, "", "training:\n", "training: has no value"},
+    {kMlp, "", "training: 3\n", "training: must be a map of keys, found the number 3"},
+    {kMlp, "", "optimizer: {type: adam}\n", "must be one of worker_nesterov, sgd"},
+    {kMlp, "", "optimizer: {momentum: 1}\n", "must be at least 0 and less than 1, found 1"},
+    {kMlp, "", "optimizer: {type: sgd, momentum: 0.5}\n",
+     "optimizer.momentum: belongs to optimizer type worker_nesterov only"},
+    {kMlp, "", "optimizer: {learning_rate: 0}\n", "optimizer.learning_rate: must be more than 0"},
+    {kMlp, "", "optimizer: {learning_rate: fast}\n", "must be a number, found the text `fast`"},
+    {kMlp, "", "optimizer: {learning_rate: {schedule: step}}\n",
+     "optimizer.learning_rate.step_epochs: is missing"},
+    {kMlp, "", "optimizer: {learning_rate: {schedule: step, step_epochs: [3, 2]}}\n",
+     "step_epochs: must increase"},
+    {kMlp, "", "optimizer: {learning_rate: {step_epochs: [1]}}\n",
+     "step_epochs: belongs to the schedule step only"},
+    {kMlp, "", "optimizer: {learning_rate: {final_factor: 1}}\n",
+     "final_factor: belongs to the schedule cosine only"},
+    {kMlp, "", "optimizer: {learning_rate: {warmup_epochs: 2}}\n",
+     "is longer than the training, which has 1 epochs"},
+    {kMlp, "", "optimizer: {weight_decay: 1}\n", "less than 1"},
+    {kMlp, "", "optimizer: {clip_norm: -1}\n", "optimizer.clip_norm: must be at least 0"},
+    {kMlp, "", "optimizer: {reference_batch: 0}\n", "optimizer.reference_batch: must be 1 to"},
+    {kMlp, "", "sparsification: {ratio: 0}\n", "must be more than 0 and at most 1, found 0"},
+    {kMlp, "", "sparsification: {ratio: 1.01}\n", "must be more than 0 and at most 1"},
+    {kMlp, "", "sparsification: {warmup_epochs: 5}\n", "sparsification.warmup_epochs: is longer"},
+    {kMlp, "", "sparsification: {index_codec: rle}\n", "must be one of auto, gap8, raw16"},
+    {kMlp, "", "sparsification: {value_codec: fp16}\n", "must be one of bf16, fp32"},
+    {kMlp, "", "sparsification: {small_tensor_elements: -1}\n", "must be 0 to"},
+    {kMlp, "", "checkpoint: {every_steps: 0}\n", "checkpoint.every_steps: must be 1 to"},
+    {kMlp, "", "checkpoint: {keep: 0}\n", "checkpoint.keep: must be 1 to 1000"},
+    {kMlp, "", "checkpoint: {from: a@b}\n", "must be JOB or JOB@ROUND"},
+    {kMlp, "", "checkpoint: {from: ../x}\n", "must be JOB or JOB@ROUND"},
+    {kMlp, "", "resources: {shards: 4097}\n", "resources.shards: must be 0 to 4096"},
+    {kMlp, "", "resources: {retention_mebibytes: 0}\n", "must be 1 to 1048576"},
+    {kMlp, "", "resources: {max_restarts: -1}\n", "resources.max_restarts: must be 0 to"},
+    {kMlp, "", "name: again\n", "`name` is given twice"},
+};
+
+INSTANTIATE_TEST_SUITE_P(Cases, JobSpecFindingTest, testing::ValuesIn(kBadCases));
+
+TEST(JobSpecTest, ScaleMustBePositiveAndTheDataNumbersFinite) {
+  for (const char* line :
+       {"scale: 0", "scale: -1", "standard_deviation: 0", "mean: x", "shuffle: 2"}) {
+    EXPECT_NE(Findings(std::string(kMlp) + "  " + line + "\n"), "") << line;
+  }
+}
+
+TEST(JobSpecTest, NumbersOfColumnsAndJobsNeedNoQuotes) {
+  EXPECT_EQ(Parse(kCnn).data.train.label, "0");
+  EXPECT_EQ(Parse(std::string(kMlp) + "checkpoint: {from: 12}\n").checkpoint.from, "12");
+}
+
+TEST(JobSpecTest, ManyFindingsAreCutOff) {
+  std::string text = std::string(kMlp) + "training:\n";
+  for (int i = 0; i < 500; ++i) text += "  zz" + std::to_string(i) + ": 1\n";
+  const std::string findings = Findings(text);
+  EXPECT_THAT(findings, HasSubstr("more findings are not shown"));
+  EXPECT_LE(std::count(findings.begin(), findings.end(), '\n'), 101);
+}
+
+TEST(JobSpecTest, AVeryLongKeyIsShortenedInTheMessage) {
+  EXPECT_LT(Findings(std::string(kMlp) + std::string(900, 'k') + ": 1\n").size(), 300U);
+}
+
+TEST(JobSpecTest, EveryCutAndEveryFlippedByteOfAFileIsAnAnswer) {
+  const std::string text = kMlp;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    (void)ParseJobYaml(text.substr(0, i), "f", "/");
+    for (const char c : {'\0', '{', '[', '*', '&', ':', '\xff', '\n', '"', '!'}) {
+      std::string changed = text;
+      changed[i] = c;
+      const auto spec = ParseJobYaml(changed, "f", "/");
+      if (spec.ok()) {
+        EXPECT_TRUE(ParseJobJson(ResolvedJson(*spec)).ok()) << changed;
+      }
+    }
+  }
+}
+
+// ---- warnings
+
+TEST(JobSpecTest, MoreThanEightWorkersAreAWarningAndNoError) {
+  EXPECT_TRUE(JobWarnings(Parse(kMlp)).empty());
+  const auto warnings = JobWarnings(Parse(std::string(kMlp) + "training: {workers: 9}\n"));
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_THAT(warnings[0], HasSubstr("training.workers is 9"));
+}
+
+TEST(JobSpecTest, UnlimitedStalenessAndMissingTestDataAreWarnings) {
+  EXPECT_EQ(JobWarnings(Parse(std::string(kMlp) + "training: {staleness: -1}\n")).size(), 1U);
+  EXPECT_EQ(JobWarnings(Parse(kCnn)).size(), 1U);
+  EXPECT_TRUE(JobWarnings(Parse(kLedger)).empty());
+}
+
+// ---- what is published
+
+std::string ReadFile(const std::filesystem::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  std::stringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+TEST(JobSpecTest, EveryExampleParses) {
+  const std::filesystem::path examples = std::filesystem::path(PS_SOURCE_DIRECTORY) / "examples";
+  if (!std::filesystem::exists(examples)) GTEST_SKIP() << "no examples";
+  for (const auto& entry : std::filesystem::directory_iterator(examples)) {
+    if (entry.path().extension() != ".yaml") continue;
+    const auto spec = ParseJobYaml(ReadFile(entry.path()), entry.path().filename(), examples);
+    EXPECT_TRUE(spec.ok()) << spec.error().message;
+  }
+}
+
+void ExpectInSchema(const nlohmann::json& schema, const nlohmann::json& value,
+                    const std::string& path, std::set<std::string>& seen) {
+  if (!value.is_object()) return;
+  const nlohmann::json* properties = nullptr;
+  nlohmann::json resolved = schema;
+  if (schema.contains("oneOf")) {
+    for (const auto& choice : schema["oneOf"]) {
+      if (choice.value("type", "") == "object") resolved = choice;
+    }
+  }
+  ASSERT_TRUE(resolved.contains("properties")) << path;
+  properties = &resolved["properties"];
+  EXPECT_EQ(resolved.value("additionalProperties", true), false) << path;
+  for (const auto& item : value.items()) {
+    const std::string here = path + "/" + item.key();
+    ASSERT_TRUE(properties->contains(item.key())) << here;
+    seen.insert(here);
+    ExpectInSchema((*properties)[item.key()], item.value(), here, seen);
+    const auto& property = (*properties)[item.key()];
+    if (property.contains("enum")) {
+      EXPECT_NE(std::find(property["enum"].begin(), property["enum"].end(), item.value()),
+                property["enum"].end())
+          << here;
+    }
+  }
+}
+
+void Collect(const nlohmann::json& schema, const std::string& path, std::set<std::string>& all) {
+  const nlohmann::json* object = &schema;
+  if (schema.contains("oneOf")) {
+    for (const auto& choice : schema["oneOf"]) {
+      if (choice.value("type", "") == "object") object = &choice;
+    }
+  }
+  if (!object->contains("properties")) return;
+  for (const auto& item : (*object)["properties"].items()) {
+    all.insert(path + "/" + item.key());
+    Collect(item.value(), path + "/" + item.key(), all);
+  }
+}
+
+TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
+  const auto schema = nlohmann::json::parse(
+      ReadFile(std::filesystem::path(PS_SOURCE_DIRECTORY) / "docs/job.schema.json"));
+  std::set<std::string> seen;
+  const std::string idx_csv =
+      Replaced(kCnn, "  train:", "  test: {format: idx, images: a, labels: b}\n  train:");
+  for (const std::string& text :
+       {std::string(kMlp), std::string(kLedger), std::string(kCnn),
+        std::string(idx_csv) + "checkpoint: {from: a}\n", std::string(kCnn) + "  test: {file: b}\n",
+        Replaced(kMlp, "type: mlp\n  layers: [784, 256, 10]",
+                 "type: torchscript\n  file: a.pt\n  input_shape: [3]"),
+        std::string(kMlp) + "optimizer: {learning_rate: {schedule: step, step_epochs: [1]}}\n",
+        std::string(kMlp) + "optimizer: {learning_rate: {schedule: cosine}}\n"}) {
+    ExpectInSchema(schema, nlohmann::json::parse(ResolvedJson(Parse(text))), "", seen);
+  }
+  std::set<std::string> all;
+  Collect(schema, "", all);
+  // Counter data cannot be test data.
+  for (const auto& path : all) EXPECT_TRUE(seen.count(path) > 0) << path << " is never written";
+}
+
+TEST(JobSpecTest, TheReferenceNamesEveryKey) {
+  const std::string reference =
+      ReadFile(std::filesystem::path(PS_SOURCE_DIRECTORY) / "docs/job-file.md");
+  const auto schema = nlohmann::json::parse(
+      ReadFile(std::filesystem::path(PS_SOURCE_DIRECTORY) / "docs/job.schema.json"));
+  std::set<std::string> all;
+  Collect(schema, "", all);
+  for (const auto& path : all) {
+    const std::string key = path.substr(path.rfind('/') + 1);
+    EXPECT_NE(reference.find("`" + key + "`"), std::string::npos) << key;
+  }
+}
+
+}  // namespace
+}  // namespace ps

@@ -1,0 +1,15 @@
+// A control message from a stranger. What decodes must encode and decode again.
+#include <cstdint>
+
+#include "common/check.h"
+#include "common/messages/control.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const auto decoded =
+      ps::control::Decode(std::span(reinterpret_cast<const std::byte*>(data), size));
+  if (!decoded.ok()) return 0;
+  const auto again = ps::control::Decode(ps::control::Encode(decoded.value()));
+  PS_CHECK(again.ok(), ps::control::BodyName(decoded.value()));
+  PS_CHECK(again->body.type == decoded->body.type, ps::control::BodyName(again.value()));
+  return 0;
+}

@@ -1,0 +1,114 @@
+// Writes the seed corpora of the fuzz targets: fuzz_seeds DIRECTORY.
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/codec/block_codec.h"
+#include "common/messages/control.h"
+#include "common/messages/wire.h"
+
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+class Corpus {
+ public:
+  explicit Corpus(std::filesystem::path directory) : directory_(std::move(directory)) {
+    std::filesystem::create_directories(directory_);
+  }
+
+  void Add(const Bytes& bytes) {
+    std::ofstream file(directory_ / ("seed" + std::to_string(count_++)), std::ios::binary);
+    file.write(reinterpret_cast<const char*>(bytes.data()),
+               static_cast<std::streamsize>(bytes.size()));
+  }
+
+ private:
+  const std::filesystem::path directory_;
+  int count_ = 0;
+};
+
+void Append(Bytes& to, const Bytes& bytes) { to.insert(to.end(), bytes.begin(), bytes.end()); }
+
+Bytes Block(std::uint32_t block, std::uint32_t elements, const std::vector<std::uint16_t>& indices,
+            ps::wire::IndexCodec index, ps::wire::ValueCodec value) {
+  const std::size_t count = index == ps::wire::IndexCodec::Dense ? elements : indices.size();
+  const std::vector<float> values(count, 0.75f);
+  Bytes bytes(
+      ps::codec::MaxEncodedBytes(elements, static_cast<std::uint32_t>(count), index, value));
+  bytes.resize(
+      ps::codec::EncodeBlock(block, elements, indices, values, index, value, bytes.data(), {}));
+  return bytes;
+}
+
+Bytes Message(ps::wire::Kind kind, const Bytes& payload, std::size_t segments) {
+  const ps::wire::LaneHeader header(ps::wire::kMagic, ps::wire::kProtocolVersion,
+                                    static_cast<std::uint8_t>(kind), 0, 1, 0, 1, 5, 9, 1, 0, 32,
+                                    payload.size());
+  const auto length = static_cast<std::uint32_t>(payload.size());
+  const Bytes head = ps::wire::BuildHead(
+      header,
+      std::vector<ps::wire::Segment>(segments, ps::wire::Segment(0, 1, 7, 1, 0, 0, 0, 0, length)));
+  Bytes message = {static_cast<std::byte>(head.size() & 0xff),
+                   static_cast<std::byte>(head.size() >> 8)};
+  Append(message, head);
+  Append(message, payload);
+  return message;
+}
+
+void WriteWire(Corpus corpus) {
+  using ps::wire::IndexCodec;
+  using ps::wire::ValueCodec;
+  corpus.Add(Message(ps::wire::Kind::Hello, {}, 0));
+  corpus.Add(Message(ps::wire::Kind::Pull, {}, 3));
+  const Bytes gap = Block(0, 65536, {0, 3, 300, 65535}, IndexCodec::Gap8, ValueCodec::Bf16);
+  const Bytes raw = Block(1, 16, {0, 7, 15}, IndexCodec::Raw16, ValueCodec::Fp32);
+  const Bytes dense = Block(2, 32, {}, IndexCodec::Dense, ValueCodec::Bf16);
+  corpus.Add(Message(ps::wire::Kind::Push, gap, 1));
+  corpus.Add(Message(ps::wire::Kind::Push, raw, 1));
+  Bytes all = gap;
+  Append(all, raw);
+  Append(all, dense);
+  corpus.Add(Message(ps::wire::Kind::PullReply, all, 2));
+  Bytes segment_alone = {std::byte{0xff}, std::byte{0xff}};
+  Append(segment_alone, all);
+  corpus.Add(segment_alone);
+}
+
+void WriteControl(Corpus corpus) {
+  using namespace ps::control;
+  RegisterServerT server;
+  server.name = "node1";
+  server.lanes = {"tcp://10.0.0.1:7000"};
+  corpus.Add(Encode(Make(std::move(server))));
+  JobStartT start;
+  start.job = 4;
+  start.layout = std::make_unique<LayoutT>();
+  start.layout->tables.push_back(std::make_unique<TableInfoT>());
+  start.layout->tables[0]->block_elements = {65536, 100};
+  start.live = std::make_unique<LiveSetT>();
+  start.live->workers.push_back(std::make_unique<LiveWorkerT>());
+  corpus.Add(Encode(Make(std::move(start), 7)));
+  LeaseGrantT grant;
+  grant.leases.push_back(std::make_unique<LeaseT>());
+  corpus.Add(Encode(Make(std::move(grant))));
+  corpus.Add(Encode(Make(PingT())));
+  corpus.Add(Encode(Make(ProgressT())));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: fuzz_seeds DIRECTORY\n");
+    return 2;
+  }
+  const std::filesystem::path directory = argv[1];
+  WriteWire(Corpus(directory / "wire"));
+  WriteControl(Corpus(directory / "control"));
+  return 0;
+}

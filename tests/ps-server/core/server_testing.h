@@ -1,0 +1,230 @@
+// Layouts, encoded blocks and messages for the tests of a server.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/check.h"
+#include "common/codec/block_codec.h"
+#include "common/layout/layout.h"
+#include "common/messages/control.h"
+#include "common/messages/wire.h"
+#include "ps-server/core/lane_core.h"
+
+namespace ps::server::testing {
+
+struct TestTable {
+  TableRule rule = TableRule::Sgd;
+  std::vector<std::uint32_t> block_elements;
+};
+
+inline control::LayoutT MakeLayoutMessage(const std::vector<TestTable>& tables) {
+  control::LayoutT layout;
+  for (const TestTable& table : tables) {
+    auto info = std::make_unique<control::TableInfoT>();
+    info->name = "table" + std::to_string(layout.tables.size());
+    info->rule = table.rule;
+    info->first_block = layout.blocks;
+    info->block_elements = table.block_elements;
+    info->elements =
+        std::accumulate(table.block_elements.begin(), table.block_elements.end(), std::uint64_t{0});
+    layout.blocks += static_cast<std::uint32_t>(table.block_elements.size());
+    layout.parameters += info->elements;
+    layout.tables.push_back(std::move(info));
+  }
+  return layout;
+}
+
+inline LayoutView MakeLayout(const std::vector<TestTable>& tables, std::uint32_t shards) {
+  return LayoutView::Create(MakeLayoutMessage(tables), shards).value();
+}
+
+using Bytes = std::vector<std::byte>;
+
+inline Bytes& operator+=(Bytes& left, const Bytes& right) {
+  left.insert(left.end(), right.begin(), right.end());
+  return left;
+}
+
+inline Bytes SparseBlock(std::uint32_t block, std::uint32_t elements,
+                         const std::vector<std::uint16_t>& indices,
+                         const std::vector<float>& values,
+                         wire::IndexCodec index = wire::IndexCodec::Gap8,
+                         wire::ValueCodec value = wire::ValueCodec::Fp32) {
+  Bytes out(codec::MaxEncodedBytes(elements, static_cast<std::uint32_t>(indices.size()), index,
+                                   value));
+  out.resize(codec::EncodeBlock(block, elements, indices, values, index, value, out.data(), {}));
+  return out;
+}
+
+inline Bytes DenseBlock(std::uint32_t block, const std::vector<float>& values,
+                        wire::ValueCodec value = wire::ValueCodec::Fp32) {
+  const auto elements = static_cast<std::uint32_t>(values.size());
+  Bytes out(codec::MaxEncodedBytes(elements, elements, wire::IndexCodec::Dense, value));
+  out.resize(codec::EncodeBlock(block, elements, {}, values, wire::IndexCodec::Dense, value,
+                                out.data(), {}));
+  return out;
+}
+
+// All blocks of a shard, each element with the same value.
+inline Bytes ConstantShard(const LayoutView& layout, ShardId shard, float value) {
+  Bytes out;
+  for (std::uint32_t block = layout.shard_first_block(shard);
+       block < layout.shard_last_block(shard); ++block) {
+    out += DenseBlock(block, std::vector<float>(layout.block(block).elements, value));
+  }
+  return out;
+}
+
+inline std::vector<codec::BlockView> Parse(const LayoutView& layout, const Bytes& bytes) {
+  std::vector<codec::BlockView> blocks;
+  const Status status = codec::ParseSegment(
+      bytes, [&](std::uint32_t block) { return layout.block(block).elements; }, blocks);
+  PS_CHECK(status.ok());
+  return blocks;
+}
+
+// Writes the blocks of a pull's segment over `values`, which are those of the whole job.
+inline void ApplyPulled(const LayoutView& layout, std::span<const std::byte> payload,
+                        std::vector<std::vector<float>>& values) {
+  std::vector<codec::BlockView> blocks;
+  const Status status = codec::ParseSegment(
+      payload, [&](std::uint32_t block) { return layout.block(block).elements; }, blocks);
+  PS_CHECK(status.ok());
+  std::vector<std::uint16_t> indices;
+  std::vector<float> decoded;
+  for (const codec::BlockView& block : blocks) {
+    codec::DecodeIndices(block, indices);
+    codec::DecodeValues(block, decoded);
+    std::vector<float>& to = values[block.header.block()];
+    to.resize(layout.block(block.header.block()).elements);
+    for (std::size_t i = 0; i < indices.size(); ++i) to[indices[i]] = decoded[i];
+  }
+}
+
+// Rules with a constant rate, so that a push of `reference_batch` samples changes w by rate * v.
+inline JobRules ConstantRules(double rate, double reference_batch = 1) {
+  LearningRateSpec spec;
+  spec.base = rate;
+  JobRules rules;
+  rules.learning_rate = LearningRate(spec, 1, 1000);
+  rules.reference_batch = reference_batch;
+  return rules;
+}
+
+inline Member MakeMember(std::uint32_t worker, std::uint32_t incarnation,
+                         std::uint64_t first_clock = 0, bool draining = false) {
+  return Member{WorkerId(worker), Incarnation(incarnation), Clock(first_clock), draining, false};
+}
+
+// A message to a lane, built piece by piece.
+struct TestMessage {
+  wire::LaneHeader header;
+  std::vector<wire::Segment> segments;
+  Bytes payload;
+
+  TestMessage(wire::Kind kind, std::uint32_t worker, std::uint32_t incarnation,
+              std::uint64_t job = 1)
+      : header(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0, job,
+               worker, incarnation, 0, 1, 1, 0, 1, 0) {}
+
+  TestMessage& Clock(std::uint64_t clock) {
+    header.mutate_clock(clock);
+    return *this;
+  }
+  TestMessage& Request(std::uint64_t request) {
+    header.mutate_request(request);
+    return *this;
+  }
+  TestMessage& Flags(std::uint8_t flags) {
+    header.mutate_flags(flags);
+    return *this;
+  }
+  TestMessage& MapVersion(std::uint64_t version) {
+    header.mutate_map_version(version);
+    return *this;
+  }
+  TestMessage& Samples(std::uint32_t samples) {
+    header.mutate_samples(samples);
+    return *this;
+  }
+  TestMessage& Segment(std::uint32_t shard, std::uint32_t epoch, const Bytes& bytes = {},
+                       std::uint64_t version = 0, std::uint32_t lineage = 1) {
+    segments.push_back(wire::Segment(shard, epoch, version, lineage, 0, 0, 0,
+                                     static_cast<std::uint32_t>(payload.size()),
+                                     static_cast<std::uint32_t>(bytes.size())));
+    payload += bytes;
+    return *this;
+  }
+  Bytes Head() const {
+    wire::LaneHeader complete = header;
+    complete.mutate_payload_bytes(payload.size());
+    return wire::BuildHead(complete, segments);
+  }
+};
+
+struct TestReply {
+  std::string to;
+  wire::Head head;
+  ByteBuffer payload;
+
+  wire::Kind kind() const { return static_cast<wire::Kind>(head.header.kind()); }
+  wire::Code code() const { return static_cast<wire::Code>(head.header.samples()); }
+  const wire::Segment* Find(std::uint32_t shard) const {
+    for (const wire::Segment& segment : head.segments) {
+      if (segment.shard() == shard) return &segment;
+    }
+    return nullptr;
+  }
+  wire::Code CodeOf(std::uint32_t shard) const {
+    const wire::Segment* segment = Find(shard);
+    PS_CHECK(segment != nullptr, shard);
+    return static_cast<wire::Code>(segment->code());
+  }
+  wire::PullContent ContentOf(std::uint32_t shard) const {
+    const wire::Segment* segment = Find(shard);
+    PS_CHECK(segment != nullptr, shard);
+    return static_cast<wire::PullContent>(segment->code());
+  }
+  std::span<const std::byte> PayloadOf(std::uint32_t shard) const {
+    const wire::Segment* segment = Find(shard);
+    PS_CHECK(segment != nullptr, shard);
+    return std::span<const std::byte>(payload).subspan(segment->offset(), segment->length());
+  }
+};
+
+inline std::vector<TestReply> Replies(LaneCore& lane) {
+  std::vector<TestReply> replies;
+  for (LaneReply& reply : lane.TakeReplies()) {
+    TestReply parsed;
+    parsed.to = reply.to;
+    PS_CHECK(wire::ParseInto(reply.head, parsed.head).ok());
+    PS_CHECK(parsed.head.header.payload_bytes() == reply.payload.size());
+    parsed.payload = std::move(reply.payload);
+    replies.push_back(std::move(parsed));
+  }
+  return replies;
+}
+
+// Sends one message from a peer named after the worker and returns what came out.
+inline std::vector<TestReply> Send(LaneCore& lane, const TestMessage& message) {
+  lane.OnMessage("w" + std::to_string(message.header.incarnation()), message.Head(),
+                 message.payload);
+  return Replies(lane);
+}
+
+// The one reply that is expected.
+inline TestReply SendOne(LaneCore& lane, const TestMessage& message) {
+  std::vector<TestReply> replies = Send(lane, message);
+  PS_CHECK(replies.size() == 1, replies.size());
+  return std::move(replies.front());
+}
+
+}  // namespace ps::server::testing

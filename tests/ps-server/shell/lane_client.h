@@ -1,0 +1,64 @@
+// A worker's side of a lane, for tests: a DEALER over tcp with deadlines.
+#pragma once
+
+#include <zmq.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+#include <zmq.hpp>
+
+#include "common/check.h"
+#include "tests/ps-server/core/server_testing.h"
+
+namespace ps::server::testing {
+
+class LaneClient {
+ public:
+  LaneClient(zmq::context_t& context, const std::string& endpoint, int receive_high_water = 1000)
+      : socket_(context, zmq::socket_type::dealer) {
+    socket_.set(zmq::sockopt::linger, 0);
+    socket_.set(zmq::sockopt::rcvhwm, receive_high_water);
+    socket_.connect(endpoint);
+  }
+
+  void Send(const TestMessage& message) {
+    std::vector<Bytes> frames = {message.Head()};
+    if (!message.payload.empty()) frames.push_back(message.payload);
+    SendFrames(frames);
+  }
+  void SendFrames(const std::vector<Bytes>& frames) {
+    for (std::size_t i = 0; i < frames.size(); ++i) {
+      socket_.send(zmq::const_buffer(frames[i].data(), frames[i].size()),
+                   i + 1 < frames.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    }
+  }
+  // Nothing if no answer comes in time.
+  std::optional<TestReply> Receive(int timeout_ms = 5000) {
+    socket_.set(zmq::sockopt::rcvtimeo, timeout_ms);
+    zmq::message_t head;
+    if (!socket_.recv(head)) return std::nullopt;
+    TestReply reply;
+    PS_CHECK(wire::ParseInto({static_cast<const std::byte*>(head.data()), head.size()}, reply.head)
+                 .ok());
+    if (head.more()) {
+      zmq::message_t payload;
+      PS_CHECK(socket_.recv(payload).has_value());
+      PS_CHECK(!payload.more());
+      const auto* data = static_cast<const std::byte*>(payload.data());
+      reply.payload.assign(data, data + payload.size());
+    }
+    PS_CHECK(reply.head.header.payload_bytes() == reply.payload.size());
+    return reply;
+  }
+  std::optional<TestReply> Ask(const TestMessage& message) {
+    Send(message);
+    return Receive();
+  }
+
+ private:
+  zmq::socket_t socket_;
+};
+
+}  // namespace ps::server::testing

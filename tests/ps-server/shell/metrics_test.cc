@@ -1,0 +1,40 @@
+#include "ps-server/shell/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace ps::server {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST(MetricsTest, EveryCounterHasALineThatPrometheusReads) {
+  std::vector<LaneStatus> lanes(2);
+  lanes[1].counters.pushes = 7;
+  lanes[0].counters.pushes_applied = 3;
+  lanes[1].counters.pushes_applied = 4;
+  lanes[1].counters.refused[static_cast<std::size_t>(wire::Code::StaleMap)] = 2;
+  lanes[0].parked_pulls = 5;
+  ControlCounters control;
+  control.checkpoints_written = 9;
+  control.registered = true;
+  const std::string text = MetricsText(lanes, control);
+  EXPECT_THAT(text, HasSubstr("# TYPE ps_server_pushes_total counter"));
+  EXPECT_THAT(text, HasSubstr("ps_server_pushes_total{lane=\"1\"} 7"));
+  EXPECT_THAT(text, HasSubstr("ps_server_push_verdicts_total{verdict=\"applied\"} 7"));
+  EXPECT_THAT(text, HasSubstr("ps_server_refused_total{reason=\"stale-map\"} 2"));
+  EXPECT_THAT(text, HasSubstr("ps_server_pulls_parked{lane=\"0\"} 5"));
+  EXPECT_THAT(text, HasSubstr("ps_server_checkpoints_total{outcome=\"written\"} 9"));
+  EXPECT_THAT(text, HasSubstr("ps_server_registered 1"));
+}
+
+TEST(MetricsTest, EveryCodeHasAName) {
+  for (std::size_t code = 0; code < kCodes; ++code) {
+    EXPECT_THAT(CodeName(static_cast<wire::Code>(code)), Not(HasSubstr("unknown-code")));
+    EXPECT_STRNE(CodeName(static_cast<wire::Code>(code)), "unknown");
+  }
+}
+
+}  // namespace
+}  // namespace ps::server

@@ -1,0 +1,517 @@
+#include "ps-worker/core/sparsifier.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+
+namespace ps::worker {
+namespace {
+
+using ::testing::HasSubstr;
+using Values = std::vector<float>;
+
+constexpr std::size_t kSelected = 3 * 65536 + 1000;
+constexpr std::size_t kSmall = 50;
+
+// Four blocks of large tensors, one of small ones, and a buffer table, in three shards.
+LayoutView Layout(std::vector<std::uint32_t> blocks = {65536, 65536, 65536, 1000, kSmall}) {
+  control::LayoutT layout;
+  layout.tables.push_back(std::make_unique<control::TableInfoT>());
+  layout.tables.push_back(std::make_unique<control::TableInfoT>());
+  control::TableInfoT& parameters = *layout.tables[0];
+  for (const std::uint32_t elements : blocks) parameters.elements += elements;
+  parameters.block_elements = std::move(blocks);
+  control::TableInfoT& buffers = *layout.tables[1];
+  buffers.rule = TableRule::Average;
+  buffers.first_block = static_cast<std::uint32_t>(parameters.block_elements.size());
+  buffers.block_elements = {8};
+  buffers.elements = 8;
+  layout.blocks = buffers.first_block + 1;
+  auto view = LayoutView::Create(layout, std::min(3u, layout.blocks));
+  EXPECT_TRUE(view.ok());
+  return std::move(view).value();
+}
+
+SparsifierOptions Sgd(wire::ValueCodec codec = wire::ValueCodec::Fp32) {
+  SparsifierOptions options;
+  options.nesterov = false;
+  options.value_codec = codec;
+  return options;
+}
+
+SparsifierOptions Nesterov(wire::ValueCodec codec = wire::ValueCodec::Fp32) {
+  SparsifierOptions options;
+  options.momentum = 0.5f;  // exact in binary
+  options.value_codec = codec;
+  return options;
+}
+
+// What servers would hold: every shard is encoded and its values are added up.
+class Receiver {
+ public:
+  explicit Receiver(const LayoutView& layout, std::size_t elements)
+      : layout_(layout), sum(elements), last(elements), touched(elements) {}
+
+  std::vector<std::vector<std::byte>> Take(Sparsifier& sparsifier) {
+    std::fill(last.begin(), last.end(), 0.0f);
+    std::fill(touched.begin(), touched.end(), false);
+    bytes = 0;
+    std::vector<std::vector<std::byte>> segments;
+    const std::size_t bound = sparsifier.MaxBytes();
+    for (std::uint32_t shard = 0; shard < layout_.shard_count(); ++shard) {
+      std::vector<std::byte> segment(sparsifier.MaxShardBytes(ShardId(shard)));
+      segment.resize(sparsifier.EncodeShard(ShardId(shard), segment.data(), segment.size()));
+      bytes += segment.size();
+      Apply(ShardId(shard), segment);
+      segments.push_back(std::move(segment));
+    }
+    EXPECT_LE(bytes, bound);
+    return segments;
+  }
+
+  void Apply(ShardId shard, const std::vector<std::byte>& segment) {
+    std::vector<codec::BlockView> blocks;
+    const auto elements_of = [this, shard](std::uint32_t block) {
+      return block >= layout_.shard_first_block(shard) && block < layout_.shard_last_block(shard)
+                 ? layout_.block(block).elements
+                 : 0;
+    };
+    const Status status = codec::ParseSegment(segment, elements_of, blocks);
+    ASSERT_TRUE(status.ok()) << status.error().message;
+    std::vector<std::uint16_t> indices;
+    Values values;
+    for (const codec::BlockView& block : blocks) {
+      codec::DecodeIndices(block, indices);
+      codec::DecodeValues(block, values);
+      for (std::size_t i = 0; i < indices.size(); ++i) {
+        const std::size_t at = layout_.block(block.header.block()).table_offset + indices[i];
+        sum[at] += values[i];
+        last[at] = values[i];
+        touched[at] = true;
+      }
+    }
+  }
+
+  std::size_t TouchedIn(std::size_t begin, std::size_t end) const {
+    return static_cast<std::size_t>(std::count(touched.begin() + static_cast<long>(begin),
+                                               touched.begin() + static_cast<long>(end), true));
+  }
+
+ private:
+  const LayoutView layout_;
+
+ public:
+  Values sum;
+  Values last;  // of the last step
+  std::vector<bool> touched;
+  std::size_t bytes = 0;
+};
+
+Values Gaussian(std::mt19937& random, std::size_t count) {
+  std::normal_distribution<float> normal;
+  Values values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Small whole numbers: their sums are exact in fp32.
+Values WholeNumbers(std::mt19937& random, std::size_t count) {
+  Values values(count);
+  for (float& value : values) value = static_cast<float>(static_cast<int>(random() % 201) - 100);
+  return values;
+}
+
+TEST(SparsifierTest, WhatWasSentAndTheResidualAreExactlyWhatWasAccumulated) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, sparsifier.elements());
+  Values accumulated(sparsifier.elements());
+  std::mt19937 random(1);
+  for (int step = 0; step < 20; ++step) {
+    const Values gradient = WholeNumbers(random, sparsifier.elements());
+    for (std::size_t i = 0; i < gradient.size(); ++i) accumulated[i] += gradient[i];
+    ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+    receiver.Take(sparsifier);
+  }
+  for (std::size_t i = 0; i < accumulated.size(); ++i) {
+    ASSERT_EQ(receiver.sum[i] + sparsifier.residual()[i], accumulated[i]) << i;
+  }
+}
+
+TEST(SparsifierTest, RoundingOfBf16StaysInTheResidualOfSparseAndDenseBlocks) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd(wire::ValueCodec::Bf16));
+  Receiver receiver(layout, sparsifier.elements());
+  std::vector<double> accumulated(sparsifier.elements());
+  std::mt19937 random(2);
+  for (int step = 0; step < 20; ++step) {
+    const Values gradient = Gaussian(random, sparsifier.elements());
+    for (std::size_t i = 0; i < gradient.size(); ++i) accumulated[i] += gradient[i];
+    ASSERT_TRUE(sparsifier.Step(gradient, step % 2 == 0 ? 0.05 : 1.0).ok());
+    receiver.Take(sparsifier);
+  }
+  for (std::size_t i = 0; i < accumulated.size(); ++i) {
+    ASSERT_NEAR(receiver.sum[i] + sparsifier.residual()[i], accumulated[i], 1e-4) << i;
+    // After a dense step nothing but rounding is left.
+    ASSERT_LT(std::abs(sparsifier.residual()[i]), 0.1) << i;
+  }
+}
+
+TEST(SparsifierTest, WithoutErrorFeedbackMostOfTheGradientWouldBeLost) {
+  // The control for the two tests above: the same sum without the residual is far off.
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  std::mt19937 random(3);
+  const Values gradient = Gaussian(random, sparsifier.elements());
+  Receiver feedback(layout, sparsifier.elements());
+  Receiver forgetful(layout, sparsifier.elements());
+  constexpr int kSteps = 200;
+  for (int step = 0; step < kSteps; ++step) {
+    ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+    feedback.Take(sparsifier);
+    Sparsifier fresh(layout, 0, kSelected, Sgd());
+    ASSERT_TRUE(fresh.Step(gradient, 0.01).ok());
+    forgetful.Take(fresh);
+  }
+  double error = 0;
+  double error_of_forgetful = 0;
+  for (std::size_t i = 0; i < kSelected; ++i) {
+    error += std::abs(feedback.sum[i] / kSteps - gradient[i]);
+    error_of_forgetful += std::abs(forgetful.sum[i] / kSteps - gradient[i]);
+  }
+  EXPECT_LT(error, 0.6 * kSelected);
+  EXPECT_GT(error_of_forgetful, 0.75 * kSelected);
+  EXPECT_LT(error, 0.7 * error_of_forgetful);
+}
+
+TEST(SparsifierTest, DensityIsOnAverageWithinThreePercentOfTheRatio) {
+  const LayoutView layout = Layout();
+  for (const double ratio : {0.002, 0.01, 0.05, 0.25}) {
+    Sparsifier sparsifier(layout, 0, kSelected, Nesterov(wire::ValueCodec::Bf16));
+    Receiver receiver(layout, sparsifier.elements());
+    std::mt19937 random(4);
+    double selected = 0;
+    constexpr int kSteps = 40;
+    for (int step = 0; step < kSteps; ++step) {
+      ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), ratio).ok());
+      const double entries = static_cast<double>(sparsifier.entries() - kSmall);
+      receiver.Take(sparsifier);
+      EXPECT_EQ(receiver.TouchedIn(0, kSelected), entries);
+      EXPECT_GT(entries, 0.7 * ratio * kSelected);
+      EXPECT_LT(entries, 1.5 * ratio * kSelected);
+      selected += entries;
+    }
+    const double realised = selected / kSteps / (ratio * kSelected);
+    EXPECT_GT(realised, 0.98) << ratio;
+    EXPECT_LT(realised, 1.03) << ratio;
+  }
+}
+
+TEST(SparsifierTest, LargestMagnitudesAreTheOnesThatAreSent) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(5);
+  const Values gradient = Gaussian(random, sparsifier.elements());
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  receiver.Take(sparsifier);
+  float smallest_sent = std::numeric_limits<float>::max();
+  float largest_kept = 0;
+  for (std::size_t i = 0; i < kSelected; ++i) {
+    if (receiver.touched[i]) {
+      smallest_sent = std::min(smallest_sent, std::abs(gradient[i]));
+      EXPECT_EQ(receiver.last[i], gradient[i]);
+      EXPECT_EQ(sparsifier.residual()[i], 0.0f);
+    } else {
+      largest_kept = std::max(largest_kept, std::abs(gradient[i]));
+    }
+  }
+  EXPECT_GE(smallest_sent, largest_kept);
+}
+
+TEST(SparsifierTest, ManyEqualValuesAreTrimmedToTheRatio) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  ASSERT_TRUE(sparsifier.Step(Values(sparsifier.elements(), 1.0f), 0.01).ok());
+  EXPECT_NEAR(static_cast<double>(sparsifier.entries() - kSmall), 0.01 * kSelected,
+              0.02 * 0.01 * kSelected);
+}
+
+TEST(SparsifierTest, GradientOfZerosSelectsNothingInTheSelectedRegion) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  ASSERT_TRUE(sparsifier.Step(Values(sparsifier.elements()), 0.01).ok());
+  EXPECT_EQ(sparsifier.entries(), kSmall);
+  EXPECT_EQ(sparsifier.MaxShardBytes(ShardId(0)), 0u);
+}
+
+TEST(SparsifierTest, FewEntriesThatAreNotZeroAreAllFound) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, sparsifier.elements());
+  Values gradient(sparsifier.elements());
+  for (std::size_t i = 77; i < kSelected; i += 9973) gradient[i] = 1e-30f;
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  receiver.Take(sparsifier);
+  for (std::size_t i = 0; i < kSelected; ++i) ASSERT_EQ(receiver.touched[i], gradient[i] != 0);
+}
+
+TEST(SparsifierTest, MomentumOfSentEntriesIsMaskedAndOfKeptOnesGoesOn) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov());
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(6);
+  const Values gradient = WholeNumbers(random, sparsifier.elements());
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  receiver.Take(sparsifier);
+  for (std::size_t i = 0; i < kSelected; ++i) {
+    // u = g, v = m u + g = 1.5 g
+    ASSERT_EQ(sparsifier.momentum()[i], receiver.touched[i] ? 0.0f : gradient[i]);
+    ASSERT_EQ(receiver.last[i] + sparsifier.residual()[i], 1.5f * gradient[i]);
+  }
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  for (std::size_t i = 0; i < kSelected; ++i) {
+    const float before = receiver.touched[i] ? 0.0f : gradient[i];
+    ASSERT_EQ(sparsifier.momentum()[i], 0.5f * before + gradient[i]);
+  }
+}
+
+TEST(SparsifierTest, RatioOneIsPlainNesterovWithoutMasking) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov());
+  Receiver receiver(layout, sparsifier.elements());
+  Values momentum(sparsifier.elements());
+  std::mt19937 random(7);
+  for (int step = 0; step < 5; ++step) {
+    const Values gradient = Gaussian(random, sparsifier.elements());
+    ASSERT_TRUE(sparsifier.Step(gradient, 1.0).ok());
+    receiver.Take(sparsifier);
+    for (std::size_t i = 0; i < gradient.size(); ++i) {
+      momentum[i] = 0.5f * momentum[i] + gradient[i];
+      ASSERT_EQ(receiver.last[i], 0.5f * momentum[i] + gradient[i]) << step << " " << i;
+      ASSERT_EQ(sparsifier.residual()[i], 0.0f);
+    }
+  }
+}
+
+TEST(SparsifierTest, SmallTensorsAreDenseWithPlainNesterovAtEveryRatio) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov());
+  Receiver receiver(layout, sparsifier.elements());
+  Values momentum(sparsifier.elements());
+  std::mt19937 random(8);
+  for (int step = 0; step < 5; ++step) {
+    const Values gradient = Gaussian(random, sparsifier.elements());
+    ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+    receiver.Take(sparsifier);
+    for (std::size_t i = kSelected; i < gradient.size(); ++i) {
+      momentum[i] = 0.5f * momentum[i] + gradient[i];
+      ASSERT_EQ(receiver.last[i], 0.5f * momentum[i] + gradient[i]);
+    }
+  }
+}
+
+TEST(SparsifierTest, SgdWithRatioOneSendsTheGradient) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(9);
+  for (int step = 0; step < 3; ++step) {
+    const Values gradient = Gaussian(random, sparsifier.elements());
+    ASSERT_TRUE(sparsifier.Step(gradient, 1.0).ok());
+    receiver.Take(sparsifier);
+    EXPECT_EQ(receiver.last, gradient);
+  }
+}
+
+TEST(SparsifierTest, RefusedSegmentGoesBackIntoTheResidual) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(10);
+  const Values gradient = WholeNumbers(random, sparsifier.elements());
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.05).ok());
+  for (const auto& segment : receiver.Take(sparsifier)) {
+    ASSERT_TRUE(sparsifier.TakeBack(segment).ok());
+  }
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    ASSERT_EQ(sparsifier.residual()[i], gradient[i]);
+  }
+}
+
+TEST(SparsifierTest, BlocksOfOtherTablesInAReturnedSegmentArePassedOver) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  std::vector<std::byte> segment(200);
+  const Values buffers(8, 3.0f);
+  segment.resize(codec::EncodeBlock(5, 8, {}, buffers, wire::IndexCodec::Dense,
+                                    wire::ValueCodec::Fp32, segment.data(), {}));
+  EXPECT_TRUE(sparsifier.TakeBack(segment).ok());
+  EXPECT_EQ(sparsifier.ResidualNorm(), 0.0);
+}
+
+TEST(SparsifierTest, DamagedReturnedSegmentChangesNothing) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(11);
+  ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 0.01).ok());
+  auto segments = receiver.Take(sparsifier);
+  const double norm = sparsifier.ResidualNorm();
+  segments[0].pop_back();
+  EXPECT_FALSE(sparsifier.TakeBack(segments[0]).ok());
+  Values infinite(kSmall, std::numeric_limits<float>::infinity());
+  std::vector<std::byte> segment(16 + kSmall * 4);
+  codec::EncodeBlock(4, kSmall, {}, infinite, wire::IndexCodec::Dense, wire::ValueCodec::Fp32,
+                     segment.data(), {});
+  EXPECT_FALSE(sparsifier.TakeBack(segment).ok());
+  EXPECT_EQ(sparsifier.ResidualNorm(), norm);
+}
+
+TEST(SparsifierTest, FlushSendsTheWholeResidualAndEmptiesIt) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov(wire::ValueCodec::Bf16));
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(12);
+  for (int step = 0; step < 3; ++step) {
+    ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 0.01).ok());
+    receiver.Take(sparsifier);
+  }
+  const Values residual(sparsifier.residual().begin(), sparsifier.residual().end());
+  EXPECT_GT(sparsifier.ResidualNorm(), 0);
+  sparsifier.Flush();
+  receiver.Take(sparsifier);
+  EXPECT_EQ(receiver.last, residual);
+  EXPECT_EQ(sparsifier.ResidualNorm(), 0.0);
+  sparsifier.Flush();
+  EXPECT_EQ(sparsifier.MaxBytes(), 0u);
+}
+
+TEST(SparsifierTest, GradientThatIsNotFiniteLeavesTheStateUntouched) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov());
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(13);
+  Values gradient = Gaussian(random, sparsifier.elements());
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  receiver.Take(sparsifier);
+  const Values u(sparsifier.momentum().begin(), sparsifier.momentum().end());
+  const Values v(sparsifier.residual().begin(), sparsifier.residual().end());
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -2e38f}) {
+    // The last element: what is before it must not have been accumulated.
+    gradient.back() = bad;
+    const Status status = sparsifier.Step(gradient, 0.01);
+    ASSERT_FALSE(status.ok());
+    EXPECT_THAT(status.error().message, HasSubstr("element 197657 of 197658"));
+    EXPECT_EQ(sparsifier.MaxBytes(), 0u);
+    EXPECT_TRUE(std::equal(u.begin(), u.end(), sparsifier.momentum().begin()));
+    EXPECT_TRUE(std::equal(v.begin(), v.end(), sparsifier.residual().begin()));
+  }
+}
+
+TEST(SparsifierTest, HugeGradientsNeverMakeTheResidualOrTheWireInfinite) {
+  const LayoutView layout = Layout({100});
+  Sparsifier sparsifier(layout, 0, 0, Nesterov(wire::ValueCodec::Bf16));
+  const Values gradient(100, 9.9e37f);
+  Receiver receiver(layout, 100);
+  for (int step = 0; step < 10; ++step) {
+    ASSERT_TRUE(sparsifier.Step(gradient, 1.0).ok());
+    if (step % 2 == 0) receiver.Take(sparsifier);
+    for (const float value : sparsifier.residual()) ASSERT_TRUE(std::isfinite(value));
+    for (const float value : receiver.last) ASSERT_TRUE(std::isfinite(value));
+  }
+}
+
+TEST(SparsifierTest, NormOfTheWholeGradientIsClipped) {
+  const LayoutView layout = Layout({4});
+  SparsifierOptions options = Sgd();
+  options.clip_norm = 1.0;
+  Sparsifier sparsifier(layout, 0, 0, options);
+  Receiver receiver(layout, 4);
+  ASSERT_TRUE(sparsifier.Step(Values{3, 0, 4, 0}, 1.0).ok());
+  receiver.Take(sparsifier);
+  EXPECT_THAT(receiver.last, ::testing::ElementsAre(::testing::FloatEq(0.6f), 0.0f,
+                                                    ::testing::FloatEq(0.8f), 0.0f));
+  ASSERT_TRUE(sparsifier.Step(Values{0.3f, 0, 0.4f, 0}, 1.0).ok());
+  receiver.Take(sparsifier);
+  EXPECT_THAT(receiver.last, ::testing::ElementsAre(0.3f, 0.0f, 0.4f, 0.0f));
+}
+
+TEST(SparsifierTest, ShardThatIsNotEncodedKeepsItsEntries) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov());
+  std::mt19937 random(14);
+  const Values gradient = WholeNumbers(random, sparsifier.elements());
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  std::vector<std::byte> segment(sparsifier.MaxShardBytes(ShardId(0)));
+  sparsifier.EncodeShard(ShardId(0), segment.data(), segment.size());
+  EXPECT_EQ(sparsifier.EncodeShard(ShardId(0), segment.data(), segment.size()), 0u);
+  const std::size_t first = layout.block(layout.shard_first_block(ShardId(1))).table_offset;
+  for (std::size_t i = first; i < gradient.size(); ++i) {
+    ASSERT_EQ(sparsifier.residual()[i], 1.5f * gradient[i]);
+  }
+}
+
+TEST(SparsifierTest, SameSeedAndGradientsGiveTheSameBytes) {
+  const LayoutView layout = Layout();
+  const auto run = [&layout](std::uint64_t seed) {
+    SparsifierOptions options = Nesterov(wire::ValueCodec::Bf16);
+    options.seed = seed;
+    Sparsifier sparsifier(layout, 0, kSelected, options);
+    Receiver receiver(layout, sparsifier.elements());
+    std::mt19937 random(15);
+    std::vector<std::vector<std::byte>> all;
+    for (int step = 0; step < 4; ++step) {
+      EXPECT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 0.01).ok());
+      for (auto& segment : receiver.Take(sparsifier)) all.push_back(std::move(segment));
+    }
+    return all;
+  };
+  EXPECT_EQ(run(1), run(1));
+  EXPECT_NE(run(1), run(2));
+}
+
+TEST(SparsifierTest, OnePercentCostsAboutThreeBytesPerEntry) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov(wire::ValueCodec::Bf16));
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(16);
+  ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 0.01).ok());
+  const double entries = static_cast<double>(sparsifier.entries());
+  receiver.Take(sparsifier);
+  EXPECT_LT(static_cast<double>(receiver.bytes), 3.3 * entries);
+}
+
+TEST(SparsifierTest, AskedIndexCodecIsUsed) {
+  const LayoutView layout = Layout();
+  SparsifierOptions options = Sgd(wire::ValueCodec::Bf16);
+  options.index_codec = wire::IndexCodec::Raw16;
+  Sparsifier sparsifier(layout, 0, kSelected, options);
+  std::mt19937 random(17);
+  ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 0.05).ok());
+  std::vector<std::byte> segment(sparsifier.MaxShardBytes(ShardId(0)));
+  segment.resize(sparsifier.EncodeShard(ShardId(0), segment.data(), segment.size()));
+  wire::BlockHeader header;
+  std::memcpy(&header, segment.data(), sizeof(header));
+  EXPECT_EQ(header.index_codec(), static_cast<std::uint8_t>(wire::IndexCodec::Raw16));
+  EXPECT_EQ(header.bytes(), header.count() * 4);
+}
+
+TEST(WarmupRatioTest, FallsExponentiallyFromAQuarterToTheRatio) {
+  EXPECT_DOUBLE_EQ(WarmupRatio(0.01, 4, 0), 0.25);
+  EXPECT_DOUBLE_EQ(WarmupRatio(0.01, 4, 2), 0.05);
+  EXPECT_DOUBLE_EQ(WarmupRatio(0.01, 4, 4), 0.01);
+  EXPECT_DOUBLE_EQ(WarmupRatio(0.01, 4, 9), 0.01);
+  EXPECT_DOUBLE_EQ(WarmupRatio(0.01, 0, 0), 0.01);
+  EXPECT_DOUBLE_EQ(WarmupRatio(1.0, 4, 1), 1.0);
+}
+
+}  // namespace
+}  // namespace ps::worker

@@ -1,0 +1,106 @@
+// A whole job in one process: the servers' real shards without sockets, and a
+// TaskSession for each worker that speaks to them through a lock.
+//
+// Leases are handed out in order; when all is trained every worker drains, the
+// first one evaluates against the digests of the shards, and all stop. Pulls see
+// the values as of the moment when their clock is reached, so staleness is as in
+// a cluster. Waits end in an error after `deadline`.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/job/job_spec.h"
+#include "common/layout/layout.h"
+#include "common/messages/control.h"
+#include "ps-server/core/shard.h"
+#include "ps-worker/task/task_session.h"
+
+namespace ps::test {
+
+struct LocalClusterOptions {
+  std::uint32_t shards = 0;  // 0: as the job asks
+  std::uint64_t lease_records = 4096;
+  std::chrono::seconds deadline{60};
+  // Pushes of these clocks are answered as too old by every shard, for every worker.
+  std::set<std::uint64_t> too_old_clocks;
+  bool damage_digests = false;  // what the evaluation is compared with
+  Clock first_clock;
+  std::uint64_t stop_after_pushes = 0;  // then the job ends every task; 0: it does not
+};
+
+class LocalCluster {
+ public:
+  // What happened, for assertions; read it when the workers have ended.
+  struct Outcome {
+    std::vector<double> losses;                             // of all steps
+    std::vector<std::pair<std::uint64_t, double>> metrics;  // live evaluations: samples, metric
+    std::optional<control::EvaluatedT> evaluated;
+    std::vector<std::string> failures;
+    std::uint64_t pushes = 0;
+    std::uint64_t empty_pushes = 0;
+    std::uint64_t skipped = 0;
+    std::uint64_t returned = 0;
+    std::uint64_t entries = 0;
+    std::uint64_t push_bytes = 0;
+    std::uint64_t drained = 0;
+    std::uint64_t samples = 0;             // of steps with a lease
+    std::vector<std::uint64_t> staleness;  // of applied pushes at shard 0
+  };
+
+  LocalCluster(const JobSpec& spec, const control::LayoutT& layout, std::uint64_t records,
+               const LocalClusterOptions& options);
+  ~LocalCluster();
+
+  // One for each worker slot 0 .. workers - 1; the cluster outlives it.
+  std::unique_ptr<worker::TaskSession> Connect(std::uint32_t worker);
+
+  const Outcome& outcome() const { return outcome_; }
+  // The values of one table, from all shards.
+  std::vector<float> Table(std::uint32_t index) const;
+  std::uint32_t shards() const { return view_.shard_count(); }
+  const LayoutView& view() const { return view_; }
+
+ private:
+  friend class LocalSession;
+
+  struct WorkerState {
+    bool waiting = false;  // for work
+    bool drain_told = false;
+    bool drained = false;
+    bool lease_open = false;
+  };
+
+  server::Member& MemberOf(std::uint32_t worker) { return members_[worker]; }
+  bool AllTrained() const;
+  void MembersChanged();
+  void Fail(const std::string& message);
+
+  const JobSpec spec_;
+  const LocalClusterOptions options_;
+  const LayoutView view_;
+  const std::uint64_t records_;
+  const std::uint64_t total_;
+  const server::JobRules rules_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::unique_ptr<server::Shard>> shards_;
+  std::vector<server::Member> members_;
+  std::vector<WorkerState> workers_;
+  std::uint64_t next_position_ = 0;
+  std::uint64_t next_lease_ = 1;
+  bool evaluation_told_ = false;
+  bool stopped_ = false;
+  bool cancelled_ = false;  // in the middle of the training
+  Outcome outcome_;
+};
+
+}  // namespace ps::test

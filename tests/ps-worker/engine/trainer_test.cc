@@ -1,0 +1,331 @@
+#include "ps-worker/engine/trainer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "ps-worker/engine/data/memory_dataset.h"
+#include "ps-worker/engine/ledger.h"
+#include "ps-worker/engine/tensor_workload.h"
+#include "tests/ps-worker/engine/linear_model.h"
+#include "tests/ps-worker/engine/local_cluster.h"
+
+namespace ps::worker {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr std::int64_t kFeatures = 40;
+constexpr std::int64_t kClasses = 4;
+
+// Four clouds of points around corners of a cube.
+std::unique_ptr<Dataset> Clouds(std::size_t records, unsigned seed, std::size_t damaged_record) {
+  std::mt19937 random(seed);
+  std::vector<float> features;
+  std::vector<double> labels;
+  for (std::size_t i = 0; i < records; ++i) {
+    const auto label = random() % kClasses;
+    for (std::int64_t f = 0; f < kFeatures; ++f) {
+      // A sum of uniform numbers is near enough to a normal one, and the same everywhere.
+      float noise = -2;
+      for (int k = 0; k < 4; ++k) noise += static_cast<float>(random() % 1000) / 1000;
+      features.push_back(noise + (f % kClasses == static_cast<std::int64_t>(label) ? 0.8f : 0.0f));
+    }
+    labels.push_back(static_cast<double>(label));
+  }
+  if (damaged_record < records) {
+    features[damaged_record * kFeatures] = std::numeric_limits<float>::infinity();
+  }
+  return std::make_unique<MemoryDataset>(std::vector<std::int64_t>{kFeatures}, features, labels);
+}
+
+constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
+
+JobSpec CloudsJob() {
+  JobSpec spec;
+  spec.name = "clouds";
+  spec.model.type = "mlp";
+  spec.training.workers = 2;
+  spec.training.batch_size = 32;
+  spec.training.epochs = 4;
+  spec.training.evaluate_every_epochs = 1;
+  spec.optimizer.learning_rate.base = 0.2;
+  spec.optimizer.reference_batch = 64;
+  spec.sparsification.ratio = 0.1;
+  spec.sparsification.small_tensor_elements = 16;
+  return spec;
+}
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  // Trains with a thread for each worker and returns what their Run() returned.
+  std::vector<Result<std::string>> Train(const JobSpec& spec,
+                                         const test::LocalClusterOptions& options) {
+    workloads_.clear();
+    for (std::int64_t i = 0; i < spec.training.workers; ++i) {
+      if (spec.model.type == "ledger") {
+        workloads_.push_back(std::make_unique<Ledger>(spec.model));
+      } else {
+        workloads_.push_back(std::make_unique<TensorWorkload>(
+            spec, std::make_unique<test::LinearModel>(kFeatures, kClasses,
+                                                      spec.sparsification.small_tensor_elements)));
+      }
+    }
+    cluster_ = std::make_unique<test::LocalCluster>(spec, workloads_[0]->layout(),
+                                                    train_->records(), options);
+    std::vector<Result<std::string>> results(workloads_.size(),
+                                             Error{ErrorCode::kInternal, "did not run"});
+    std::vector<std::thread> threads;
+    for (std::uint32_t i = 0; i < workloads_.size(); ++i) {
+      threads.emplace_back([&, i] {
+        const auto session = cluster_->Connect(i);
+        Trainer trainer(spec, *session, *workloads_[i], *train_, test_.get());
+        results[i] = trainer.Run();
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    return results;
+  }
+
+  void TrainWell(const JobSpec& spec, const test::LocalClusterOptions& options = {}) {
+    for (const auto& result : Train(spec, options)) {
+      EXPECT_TRUE(result.ok()) << result.error().message;
+    }
+    ASSERT_TRUE(outcome().evaluated.has_value());
+    EXPECT_EQ(outcome().evaluated->error, "");
+  }
+
+  const test::LocalCluster::Outcome& outcome() const { return cluster_->outcome(); }
+
+  std::unique_ptr<Dataset> train_ = Clouds(2000, 1, kNone);
+  std::unique_ptr<Dataset> test_ = Clouds(500, 2, kNone);
+  std::vector<std::unique_ptr<Workload>> workloads_;
+  std::unique_ptr<test::LocalCluster> cluster_;
+};
+
+TEST_F(TrainerTest, TwoAsynchronousWorkersLearnWithSparsePushes) {
+  TrainWell(CloudsJob());
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  EXPECT_EQ(outcome().evaluated->records, 500u);
+  EXPECT_LT(outcome().losses.back(), outcome().losses.front() / 2);
+}
+
+TEST_F(TrainerTest, EveryRecordIsTrainedOnceAnEpochAndTheLastShortBatchToo) {
+  auto spec = CloudsJob();
+  spec.training.epochs = 2.5;
+  test::LocalClusterOptions options;
+  options.lease_records = 333;  // no multiple of the batch
+  TrainWell(spec, options);
+  EXPECT_EQ(outcome().samples, 5000u);
+}
+
+TEST_F(TrainerTest, BulkSynchronousWorkersNeverUseWeightsOlderThanOneRound) {
+  auto spec = CloudsJob();
+  spec.training.staleness = 0;
+  spec.training.workers = 3;
+  TrainWell(spec);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  // Own pushes and those of the others in the same and in the round before.
+  for (const auto staleness : outcome().staleness) EXPECT_LE(staleness, 6u);
+}
+
+TEST_F(TrainerTest, UnlimitedStalenessNeverWaitsForAClock) {
+  auto spec = CloudsJob();
+  spec.training.staleness = -1;
+  spec.training.max_version_gap = 1000;
+  TrainWell(spec);
+  EXPECT_GT(outcome().evaluated->metric, 0.85);
+}
+
+TEST_F(TrainerTest, Fp32PullsAndDensePushesLearnAsWell) {
+  auto spec = CloudsJob();
+  spec.training.pull_values = "fp32";
+  spec.sparsification.ratio = 1;
+  spec.optimizer.type = "sgd";
+  spec.optimizer.learning_rate.base = 0.5;
+  TrainWell(spec);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+}
+
+TEST_F(TrainerTest, TheDrainPushesTheWholeResidual) {
+  auto spec = CloudsJob();
+  spec.sparsification.ratio = 0.02;
+  TrainWell(spec);
+  EXPECT_EQ(outcome().drained, 2u);
+  for (const auto& workload : workloads_) EXPECT_EQ(workload->ResidualNorm(), 0.0);
+}
+
+TEST_F(TrainerTest, PushesThatComeBackAsTooOldAreSentAgain) {
+  auto spec = CloudsJob();
+  test::LocalClusterOptions options;
+  options.too_old_clocks = {1, 5, 17, 40};
+  TrainWell(spec, options);
+  EXPECT_GT(outcome().returned, 0u);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+}
+
+TEST_F(TrainerTest, RestartedWorkersGoOnFromTheirFirstClock) {
+  test::LocalClusterOptions options;
+  options.first_clock = Clock(1000);
+  TrainWell(CloudsJob(), options);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+}
+
+TEST_F(TrainerTest, TheLowestSlotEvaluatesAtEachBoundaryOnce) {
+  auto spec = CloudsJob();
+  spec.training.evaluate_every_epochs = 0.5;
+  test::LocalClusterOptions options;
+  options.lease_records = 100;
+  TrainWell(spec, options);
+  // Boundaries at 0.5, 1.0, ... 3.5 of 4 epochs; the task that gets no lease between two of them
+  // passes both at once.
+  EXPECT_GE(outcome().metrics.size(), 1u);
+  EXPECT_LE(outcome().metrics.size(), 7u);
+  EXPECT_TRUE(std::is_sorted(outcome().metrics.begin(), outcome().metrics.end()));
+
+  spec.training.workers = 1;
+  TrainWell(spec, options);
+  ASSERT_EQ(outcome().metrics.size(), 7u);
+  for (std::size_t i = 0; i < 7; ++i) EXPECT_EQ(outcome().metrics[i].first, 1000 * (i + 1));
+  EXPECT_GT(outcome().metrics.back().second, 0.8);
+}
+
+TEST_F(TrainerTest, WithoutEvaluationOnlyTheLastOneTakesPlace) {
+  auto spec = CloudsJob();
+  spec.training.evaluate_every_epochs = 0;
+  TrainWell(spec);
+  EXPECT_TRUE(outcome().metrics.empty());
+}
+
+TEST_F(TrainerTest, WithoutTestDataTheEvaluationHasNoRecords) {
+  test_.reset();
+  TrainWell(CloudsJob());
+  EXPECT_EQ(outcome().evaluated->records, 0u);
+  EXPECT_TRUE(outcome().metrics.empty());
+}
+
+TEST_F(TrainerTest, BuffersReachTheServersAndCountersTakeTheMaximum) {
+  TrainWell(CloudsJob());
+  const auto mean = cluster_->Table(1);
+  ASSERT_EQ(mean.size(), static_cast<std::size_t>(kFeatures));
+  // Each cloud is raised by 0.8 in a quarter of the features.
+  const float average =
+      std::accumulate(mean.begin(), mean.end(), 0.0f) / static_cast<float>(mean.size());
+  EXPECT_NEAR(average, 0.2f, 0.1f);
+  const auto steps = cluster_->Table(2);
+  ASSERT_EQ(steps.size(), 1u);
+  EXPECT_GT(steps[0], 10.0f);
+  EXPECT_LT(static_cast<std::size_t>(steps[0]), outcome().losses.size());
+}
+
+TEST_F(TrainerTest, AStepThatIsNotFiniteIsAnEmptyPush) {
+  train_ = Clouds(2000, 1, 77);
+  auto spec = CloudsJob();
+  spec.training.epochs = 2;
+  TrainWell(spec);
+  EXPECT_EQ(outcome().skipped, 2u);  // once an epoch
+  EXPECT_GE(outcome().empty_pushes, 2u);
+  EXPECT_EQ(outcome().samples, 4000u);
+  EXPECT_GT(outcome().evaluated->metric, 0.85);
+  for (const float value : cluster_->Table(1)) EXPECT_TRUE(std::isfinite(value));
+}
+
+TEST_F(TrainerTest, AStepThatIsNotFiniteEndsTheJobIfAsked) {
+  train_ = Clouds(2000, 1, 77);
+  auto spec = CloudsJob();
+  spec.training.on_nonfinite = "stop";
+  const auto results = Train(spec, {});
+  EXPECT_TRUE(std::any_of(results.begin(), results.end(), [](const auto& result) {
+    return !result.ok() && result.error().code == ErrorCode::kInvalid;
+  }));
+  ASSERT_FALSE(outcome().failures.empty());
+  EXPECT_THAT(outcome().failures[0], HasSubstr("permanent: "));
+  EXPECT_THAT(outcome().failures[0], HasSubstr("in the batch of positions "));
+}
+
+TEST_F(TrainerTest, ACancelledJobIsNoFailure) {
+  test::LocalClusterOptions options;
+  options.stop_after_pushes = 50;
+  for (const auto& result : Train(CloudsJob(), options)) {
+    ASSERT_TRUE(result.ok()) << result.error().message;
+  }
+  EXPECT_TRUE(outcome().failures.empty());
+  EXPECT_EQ(outcome().pushes, 50u);
+}
+
+TEST_F(TrainerTest, AnotherDigestThanTheManifestsIsReported) {
+  test::LocalClusterOptions options;
+  options.damage_digests = true;
+  for (const auto& result : Train(CloudsJob(), options)) EXPECT_TRUE(result.ok());
+  ASSERT_TRUE(outcome().evaluated.has_value());
+  EXPECT_THAT(outcome().evaluated->error, HasSubstr("the manifest says"));
+  EXPECT_EQ(outcome().evaluated->records, 0u);
+}
+
+TEST_F(TrainerTest, TheRatioWarmsUpFromAQuarter) {
+  auto spec = CloudsJob();
+  spec.training.workers = 1;
+  TrainWell(spec);
+  const auto without = outcome().entries;
+  spec.sparsification.warmup_epochs = 2;
+  TrainWell(spec);
+  EXPECT_GT(outcome().entries, without + without / 10);
+}
+
+JobSpec LedgerJob() {
+  JobSpec spec;
+  spec.model.type = "ledger";
+  spec.model.blocks = 3;
+  spec.training.workers = 2;
+  spec.training.batch_size = 50;
+  spec.training.epochs = 2;
+  spec.training.loss = "none";
+  spec.training.metric = "none";
+  spec.optimizer.type = "sgd";
+  spec.optimizer.learning_rate.base = 1;
+  spec.optimizer.reference_batch = 50;
+  return spec;
+}
+
+TEST_F(TrainerTest, TheLedgerCountsEveryStepInEveryBlock) {
+  test_.reset();
+  TrainWell(LedgerJob());
+  EXPECT_EQ(outcome().losses.size(), 80u);
+  const auto values = cluster_->Table(0);
+  ASSERT_EQ(values.size(), 3u * wire::kBlockElements);
+  for (int block = 0; block < 3; ++block) {
+    const float* at = values.data() + block * wire::kBlockElements;
+    EXPECT_EQ(at[0] + at[1], 80.0f);
+    EXPECT_EQ(std::count_if(at, at + wire::kBlockElements, [](float v) { return v != 0; }),
+              (at[0] != 0 ? 1 : 0) + (at[1] != 0 ? 1 : 0));
+  }
+  EXPECT_EQ(outcome().evaluated->metric, 240.0);
+}
+
+TEST_F(TrainerTest, TheLedgerLosesNothingThatComesBackAsTooOld) {
+  test::LocalClusterOptions options;
+  options.too_old_clocks = {1, 2, 3, 20, 40, 41};
+  TrainWell(LedgerJob(), options);
+  EXPECT_GT(outcome().returned, 0u);
+  const auto values = cluster_->Table(0);
+  EXPECT_EQ(std::accumulate(values.begin(), values.end(), 0.0), 240.0);
+}
+
+TEST_F(TrainerTest, TheLedgerStartsFromZero) {
+  Ledger ledger(LedgerJob().model);
+  EXPECT_EQ(ledger.layout().blocks, 3u);
+  EXPECT_EQ(ledger.layout().parameters, 3u * wire::kBlockElements);
+  const auto values = ledger.table(0);
+  EXPECT_TRUE(std::all_of(values.begin(), values.end(), [](float value) { return value == 0; }));
+}
+
+}  // namespace
+}  // namespace ps::worker

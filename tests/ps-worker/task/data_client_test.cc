@@ -1,0 +1,479 @@
+#include "ps-worker/task/data_client.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+#include "tests/ps-worker/task/lane_cluster.h"
+
+namespace ps::worker {
+namespace {
+
+using net::Milliseconds;
+using testing::LaneServer;
+using testing::MakeLive;
+using testing::MakeMap;
+
+constexpr auto kPatience = Milliseconds(20000);
+const JobId kJob(1);
+
+struct alignas(64) Line {
+  std::byte bytes[64];
+};
+
+// A worker's ring and client on the test's loop. Its pushes add 1 to the entry (clock % elements)
+// of every block: the sum over a shard counts the pushes that were applied.
+class Worker {
+ public:
+  Worker(net::Loop& loop, zmq::context_t& context, const LayoutView& layout,
+         std::uint32_t worker = 0, std::uint32_t incarnation = 1)
+      : layout_(layout), memory_((std::size_t{4} << 20) / 64) {
+    RingIdentity identity{kJob, WorkerId(worker), Incarnation(incarnation), 0,
+                          layout.shard_count(), Clock(0)};
+    ring = std::make_unique<RetentionRing>(RetentionRing::Create(region(), identity).value());
+    DataClientOptions options;
+    options.resend_timeout_ms = 150;
+    options.pull_timeout_ms = 300;
+    DataClient::Callbacks callbacks;
+    callbacks.initial_values = [](ShardId, std::span<float> values) {
+      std::fill(values.begin(), values.end(), 100.0F);
+      return true;
+    };
+    callbacks.returned = [this](Clock clock, ShardId shard, std::span<const std::byte> bytes) {
+      returned.emplace_back(clock, shard);
+      returned_bytes += bytes.size();
+    };
+    callbacks.round_cut = [this](std::uint64_t, Clock clock) { cut = clock; };
+    callbacks.round_ended = [this](std::uint64_t round, bool is_frozen) {
+      ended = round;
+      frozen = is_frozen;
+    };
+    callbacks.pulled = [this](PullResult result) { pulled = std::move(result); };
+    callbacks.broken = [this](const Error& error) { broken = error.message; };
+    client = std::make_unique<DataClient>(loop, context, *ring, &layout, options, callbacks);
+  }
+
+  std::span<std::byte> region() {
+    return {reinterpret_cast<std::byte*>(memory_.data()), memory_.size() * sizeof(Line)};
+  }
+
+  // Shards in this order in the payload; without one the shard gets an empty push.
+  void Push(const std::vector<std::uint32_t>& shards, std::uint64_t base = 0) {
+    const std::uint64_t clock = ring->last_clock().value() + 1;
+    server::testing::Bytes payload;
+    std::vector<RingPart> parts;
+    for (const std::uint32_t number : shards) {
+      RingPart part;
+      part.shard = number;
+      part.offset = static_cast<std::uint32_t>(payload.size());
+      part.base_version = base;
+      part.lineage = 1;
+      const ShardId shard(number);
+      for (std::uint32_t block = layout_.shard_first_block(shard);
+           block < layout_.shard_last_block(shard); ++block) {
+        const std::uint32_t elements = layout_.block(block).elements;
+        const auto bytes = server::testing::SparseBlock(
+            block, elements, {static_cast<std::uint16_t>(clock % elements)}, {-1.0F});
+        payload.insert(payload.end(), bytes.begin(), bytes.end());
+      }
+      part.bytes = static_cast<std::uint32_t>(payload.size()) - part.offset;
+      parts.push_back(part);
+    }
+    std::sort(parts.begin(), parts.end(),
+              [](const RingPart& a, const RingPart& b) { return a.shard < b.shard; });
+    RetentionRing::Reservation place;
+    ASSERT_EQ(ring->Reserve(payload.size(), parts.size(), place),
+              RetentionRing::ReserveStatus::kReserved);
+    if (!payload.empty()) std::memcpy(place.payload.data(), payload.data(), payload.size());
+    RingEntryInfo info;
+    info.clock = Clock(clock);
+    info.samples = 1;
+    ring->Commit(info, payload.size(), parts);
+    client->Committed();
+  }
+
+  std::unique_ptr<RetentionRing> ring;
+  std::unique_ptr<DataClient> client;
+  std::vector<std::pair<Clock, ShardId>> returned;
+  std::size_t returned_bytes = 0;
+  std::optional<Clock> cut;
+  std::optional<std::uint64_t> ended;
+  bool frozen = false;
+  std::optional<PullResult> pulled;
+  std::string broken;
+
+ private:
+  const LayoutView& layout_;
+  std::vector<Line> memory_;
+};
+
+class DataClientTest : public ::testing::Test {
+ protected:
+  DataClientTest()
+      : layout_(server::testing::MakeLayout(
+            {{TableRule::Sgd, {1000, 500, 65536, 7}}, {TableRule::Sgd, {20, 30}}}, kShards)),
+        context_(net::MakeContext()) {}
+
+  LaneServer& AddServer(const std::string& procid, std::uint32_t lanes) {
+    servers_.push_back(std::make_unique<LaneServer>(loop_, context_, procid, lanes));
+    return *servers_.back();
+  }
+  control::MapT Map(std::uint64_t version) {
+    std::vector<const LaneServer*> servers;
+    for (const auto& one : servers_) servers.push_back(one.get());
+    return MakeMap(version, servers, kShards);
+  }
+  void Configure(const control::MapT& map, const control::LiveSetT& live,
+                 std::uint64_t version_gap_max = 1000) {
+    auto rules = server::testing::ConstantRules(1.0);
+    rules.version_gap_max = version_gap_max;
+    for (const auto& one : servers_) one->SetJob(kJob, layout_, rules, map, live);
+  }
+  double SumOf(std::uint32_t shard) const {
+    for (const auto& one : servers_) {
+      const server::Shard* found = one->FindShard(kJob, ShardId(shard));
+      if (found == nullptr || !found->ready()) continue;
+      double sum = 0;
+      for (const float value : found->values()) sum += value - 100.0;
+      return sum;
+    }
+    return -1;
+  }
+  std::uint32_t BlocksOf(std::uint32_t shard) const {
+    return layout_.shard_last_block(ShardId(shard)) - layout_.shard_first_block(ShardId(shard));
+  }
+  bool Until(const std::function<bool()>& done) { return loop_.RunUntil(done, kPatience); }
+  bool AllAcked(Worker& worker) {
+    return Until([&] { return worker.client->all_acked() || !worker.broken.empty(); });
+  }
+  void PushMany(Worker& worker, int steps) {
+    for (int i = 0; i < steps; ++i) {
+      ASSERT_TRUE(Until([&] { return worker.client->has_room() || !worker.broken.empty(); }));
+      ASSERT_EQ(worker.broken, "");
+      worker.Push({0, 1, 2, 3});
+    }
+  }
+
+  static constexpr std::uint32_t kShards = 4;
+  const LayoutView layout_;
+  zmq::context_t context_;
+  net::Loop loop_;
+  std::vector<std::unique_ptr<LaneServer>> servers_;
+};
+
+TEST_F(DataClientTest, BlankShardsAreInitialisedAndEveryPushArrives) {
+  AddServer("a", 1);
+  AddServer("b", 2);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}));
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 50);
+  worker.Push({});
+  worker.Push({2});
+  ASSERT_TRUE(AllAcked(worker));
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+    EXPECT_EQ(SumOf(shard), (shard == 2 ? 51 : 50) * BlocksOf(shard)) << shard;
+  }
+  EXPECT_GT(worker.client->counters().push_bytes, 0u);
+}
+
+TEST_F(DataClientTest, ALaneWhoseSegmentsLieTogetherIsSentFromTheRingItself) {
+  AddServer("a", 1);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}));
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 10);
+  ASSERT_TRUE(AllAcked(worker));
+  EXPECT_EQ(worker.client->counters().copied_bytes, 0u);
+  // With all of it sent nothing is pinned any more and the ring runs empty.
+  worker.client->Release(Clock(10));
+  EXPECT_TRUE(Until([&] {
+    worker.ring->Release(Clock(10));
+    RetentionRing::Reservation place;
+    const bool whole = worker.ring->Reserve(worker.ring->capacity_bytes() - 4096, 4, place) ==
+                       RetentionRing::ReserveStatus::kReserved;
+    worker.ring->Cancel();
+    return whole;
+  }));
+}
+
+TEST_F(DataClientTest, APullBringsWhatChangedAndThenNothing) {
+  AddServer("a", 2);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}));
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 1);
+  ASSERT_TRUE(AllAcked(worker));
+  DataClient::Pull pull;
+  pull.fp32 = true;
+  worker.client->StartPull(pull);
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  ASSERT_EQ(worker.pulled->shards.size(), kShards);
+  pull.bases.resize(kShards);
+  for (const PulledShard& shard : worker.pulled->shards) {
+    EXPECT_EQ(shard.content, wire::PullContent::Snapshot);
+    pull.bases[shard.shard.value()] = {shard.version, shard.lineage};
+  }
+  PushMany(worker, 1);
+  ASSERT_TRUE(AllAcked(worker));
+  pull.needed = Clock(2);
+  worker.pulled.reset();
+  worker.client->StartPull(pull);
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  bool sparse = false;
+  for (const PulledShard& shard : worker.pulled->shards) {
+    ASSERT_NE(shard.content, wire::PullContent::Unchanged);
+    pull.bases[shard.shard.value()] = {shard.version, shard.lineage};
+    if (shard.content != wire::PullContent::Sparse) continue;
+    sparse = true;
+    std::vector<float> values;
+    for (const codec::BlockView& block : shard.blocks) {
+      codec::DecodeValues(block, values);
+      ASSERT_EQ(values.size(), 1u);
+      EXPECT_EQ(values[0], 101.0F);
+    }
+  }
+  EXPECT_TRUE(sparse);
+  EXPECT_EQ(worker.client->TakeVersionGaps(), std::vector<std::uint32_t>(kShards, 1));
+  pull.shards = {ShardId(2)};
+  worker.pulled.reset();
+  worker.client->StartPull(pull);
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  ASSERT_EQ(worker.pulled->shards.size(), 1u);
+  EXPECT_EQ(worker.pulled->shards[0].content, wire::PullContent::Unchanged);
+}
+
+TEST_F(DataClientTest, LostMessagesDelayButChangeNothing) {
+  AddServer("a", 1);
+  AddServer("b", 1);
+  std::mt19937 random(3);
+  for (const auto& one : servers_) {
+    one->lose_request = [&random] { return random() % 20 == 0; };
+    one->lose_reply = [&random] { return random() % 20 == 0; };
+  }
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}));
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 60);
+  ASSERT_TRUE(AllAcked(worker));
+  DataClient::Pull pull;
+  pull.needed = Clock(60);
+  worker.client->StartPull(pull);
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+    EXPECT_EQ(SumOf(shard), 60.0 * BlocksOf(shard)) << shard;
+  }
+  EXPECT_GT(worker.client->stream().counters().hellos, 2u);
+}
+
+TEST_F(DataClientTest, ARoundFreezesExactlyTheCutAndALostServerIsReplayedFromIt) {
+  AddServer("a", 1);
+  LaneServer& victim = AddServer("b", 1);
+  auto map = Map(1);
+  const auto live = MakeLive(1, {1});
+  Configure(map, live);
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 7);
+  for (const auto& one : servers_) one->BeginRound(kJob, Round(5), 1, 1);
+  worker.client->BeginRound(5);
+  worker.Push({0, 1, 2, 3});
+  ASSERT_TRUE(Until([&] { return worker.ended.has_value(); }));
+  EXPECT_TRUE(worker.frozen);
+  EXPECT_EQ(worker.cut, Clock(7));
+  ASSERT_TRUE(AllAcked(worker));
+  std::vector<checkpoint::ShardImage> images;
+  for (const auto& one : servers_) {
+    images.insert(images.end(), one->images.begin(), one->images.end());
+  }
+  ASSERT_EQ(images.size(), kShards);
+  for (const auto& image : images) EXPECT_EQ(image.version, 7u);
+  worker.client->Release(Clock(7));
+  PushMany(worker, 5);
+
+  // Server b is gone; c takes its shards as of the checkpoint.
+  const std::vector<std::string> lost = victim.endpoints();
+  servers_.pop_back();
+  LaneServer& heir = AddServer("c", 1);
+  map = Map(2);
+  for (auto& shard : map.shards) {
+    if (shard->server != 1) continue;
+    shard->epoch = 2;
+    shard->lineage = 2;
+    shard->restore_round = 5;
+  }
+  Configure(map, live);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  EXPECT_FALSE(worker.client->all_acked());
+  for (const auto& image : images) {
+    if (map.shards[image.shard.value()]->server == 1) heir.Restore(kJob, Epoch(2), image);
+  }
+  PushMany(worker, 5);
+  ASSERT_TRUE(AllAcked(worker));
+  EXPECT_EQ(worker.broken, "");
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+    EXPECT_EQ(SumOf(shard), 18.0 * BlocksOf(shard)) << shard;
+  }
+}
+
+TEST_F(DataClientTest, TheAgentReplaysTheRingOfADeadTask) {
+  LaneServer& server = AddServer("a", 2);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}));
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 3);
+  ASSERT_TRUE(AllAcked(worker));
+  // From here on nothing arrives, and then the task dies.
+  server.lose_request = [] { return true; };
+  for (int i = 0; i < 3; ++i) worker.Push({0, 1, 2, 3});
+  worker.client.reset();
+  server.lose_request = nullptr;
+
+  auto ring = RetentionRing::Open(worker.region());
+  ASSERT_TRUE(ring.ok()) << ring.error().message;
+  EXPECT_EQ(ring->last_clock(), Clock(6));
+  Configure(map, MakeLive(2, {1}, 0, /*draining=*/true));
+  DataClientOptions options;
+  options.ghost = true;
+  int advanced = 0;
+  DataClient::Callbacks callbacks;
+  callbacks.advanced = [&advanced] { ++advanced; };
+  DataClient ghost(loop_, context_, *ring, nullptr, options, callbacks);
+  EXPECT_FALSE(ghost.all_acked());
+  ASSERT_TRUE(ghost.SetMap(map).ok());
+  ASSERT_TRUE(Until([&] { return ghost.all_acked(); }));
+  EXPECT_GT(advanced, 0);
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+    EXPECT_EQ(SumOf(shard), 6.0 * BlocksOf(shard)) << shard;
+  }
+}
+
+TEST_F(DataClientTest, ATooOldSegmentComesBackOnceAndIsVoidInTheRing) {
+  AddServer("a", 1);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}), /*version_gap_max=*/3);
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  for (std::uint64_t base = 0; base < 3; ++base) worker.Push({0, 1, 2, 3}, base);
+  ASSERT_TRUE(AllAcked(worker));
+  for (std::uint64_t base = 3; base < 6; ++base) worker.Push({0, 1, 2, 3}, base);
+  ASSERT_TRUE(AllAcked(worker));
+  EXPECT_TRUE(worker.returned.empty());
+  worker.Push({0, 1, 2, 3}, 1);
+  ASSERT_TRUE(AllAcked(worker));
+  ASSERT_EQ(worker.returned.size(), kShards);
+  EXPECT_GT(worker.returned_bytes, 0u);
+  RingEntryView entry;
+  ASSERT_TRUE(worker.ring->Find(Clock(7), entry));
+  for (const RingPart& part : entry.parts) EXPECT_EQ(part.is_void, 1u);
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+    EXPECT_EQ(SumOf(shard), 6.0 * BlocksOf(shard)) << shard;
+  }
+}
+
+TEST_F(DataClientTest, NobodyWaitsForAWorkerThatHolds) {
+  AddServer("a", 2);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1, 2}));
+  Worker busy(loop_, context_, layout_, 0, 1);
+  Worker idle(loop_, context_, layout_, 1, 2);
+  ASSERT_TRUE(busy.client->SetMap(map).ok());
+  ASSERT_TRUE(idle.client->SetMap(map).ok());
+  PushMany(busy, 3);
+  ASSERT_TRUE(AllAcked(busy));
+  DataClient::Pull pull;
+  pull.needed = Clock(3);
+  busy.client->StartPull(pull);
+  EXPECT_FALSE(loop_.RunUntil([&] { return busy.pulled.has_value(); }, Milliseconds(100)));
+  idle.client->SetHold(true);
+  EXPECT_TRUE(Until([&] { return busy.pulled.has_value(); }));
+  idle.client->SetHold(false);
+  busy.pulled.reset();
+  ASSERT_FALSE(loop_.RunUntil([] { return false; }, Milliseconds(50)));
+  busy.client->StartPull(pull);
+  EXPECT_FALSE(loop_.RunUntil([&] { return busy.pulled.has_value(); }, Milliseconds(100)));
+}
+
+TEST_F(DataClientTest, AMapThatIsNotOfThisJobIsRefused) {
+  AddServer("a", 1);
+  Worker worker(loop_, context_, layout_);
+  auto map = Map(1);
+  map.shards.pop_back();
+  EXPECT_FALSE(worker.client->SetMap(map).ok());
+  map = Map(1);
+  map.shards[1].reset();
+  EXPECT_FALSE(worker.client->SetMap(map).ok());
+  map = Map(1);
+  map.shards[1]->server = 77;
+  EXPECT_TRUE(worker.client->SetMap(map).ok());
+  worker.Push({0, 1, 2, 3});
+  EXPECT_FALSE(worker.client->all_acked());
+}
+
+// A lane that answers everything with something broken must not hurt the worker.
+TEST_F(DataClientTest, HostileAnswersAreCountedAndDropped) {
+  net::ZmqOptions options;
+  auto router =
+      net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kRouter, std::move(options)).value();
+  std::mt19937 random(11);
+  int answers = 0;
+  router->OnReceive([&](net::ZmqSocket::Frames&& frames) {
+    if (frames.size() < 2 || frames[1].size() < sizeof(wire::LaneHeader)) return;
+    for (int copy = 0; copy < 4; ++copy) {
+      wire::LaneHeader header;
+      std::memcpy(&header, frames[1].data(), sizeof(header));
+      header.mutate_kind(static_cast<std::uint8_t>(
+          random() % 3 == 0 ? random() % 16 : static_cast<std::uint32_t>(header.kind()) + 1));
+      header.mutate_samples(random() % 20 == 0 ? random() : 0);
+      if (random() % 8 == 0) header.mutate_job(random());
+      if (random() % 8 == 0) header.mutate_map_version(random());
+      std::vector<std::byte> payload(random() % 200);
+      for (std::byte& b : payload) b = static_cast<std::byte>(random());
+      std::vector<wire::Segment> segments;
+      for (std::uint32_t i = 0; i < random() % 8; ++i) {
+        segments.push_back(wire::Segment(random() % 6, 1, random() % 3 == 0 ? random() : 0, 1,
+                                         static_cast<std::uint8_t>(random() % 20), 0, 0,
+                                         random() % 300, random() % 300));
+      }
+      header.mutate_payload_bytes(random() % 6 == 0 ? random() : payload.size());
+      auto head = wire::BuildHead(header, segments);
+      if (random() % 5 == 0) head.resize(random() % (head.size() + 1));
+      net::ZmqSocket::Frames out;
+      out.push_back(net::CopyFrame(frames[0].data(), frames[0].size()));
+      out.push_back(net::CopyFrame(head.data(), head.size()));
+      if (!payload.empty()) out.push_back(net::CopyFrame(payload.data(), payload.size()));
+      if (random() % 10 == 0) out.push_back(net::CopyFrame("x", 1));
+      (void)router->Send(std::move(out)).ok();
+    }
+    ++answers;
+  });
+  control::MapT map;
+  map.version = 1;
+  auto entry = std::make_unique<control::ServerEntryT>();
+  entry->lanes = {router->Bind("tcp://127.0.0.1:*").value()};
+  map.servers.push_back(std::move(entry));
+  for (std::uint32_t i = 0; i < kShards; ++i) {
+    map.shards.push_back(std::make_unique<control::ShardEntryT>());
+    map.shards.back()->epoch = 1;
+  }
+  for (int round = 0; round < 10; ++round) {
+    Worker worker(loop_, context_, layout_);
+    ASSERT_TRUE(worker.client->SetMap(map).ok());
+    for (int i = 0; i < 3; ++i) worker.Push({0, 1, 2, 3});
+    worker.client->StartPull(DataClient::Pull());
+    worker.client->BeginRound(1);
+    worker.client->SetHold(true);
+    const int before = answers;
+    ASSERT_TRUE(Until([&] { return answers > before + 8 || !worker.broken.empty(); }));
+  }
+  EXPECT_GT(answers, 20);
+}
+
+}  // namespace
+}  // namespace ps::worker
