@@ -55,7 +55,8 @@ Status ForEachPiece(const fs::path& path,
   std::string buffer(kReadBytes, '\0');
   std::uint64_t offset = 0;
   while (true) {
-    const ssize_t got = ::pread(file.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
+    const ssize_t got =
+        ::pread(file.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return IoError(path, "cannot read", errno);
     if (got == 0) return Ok();
@@ -125,8 +126,7 @@ Status CreateDirectories(const fs::path& path) {
 Status WriteFileDurably(const fs::path& path, std::string_view content) {
   fs::path temporary = path;
   temporary += ".tmp";
-  FileDescriptor file(
-      ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  FileDescriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (file.get() < 0) return IoError(temporary, "cannot create", errno);
   while (!content.empty()) {
     const ssize_t put = ::write(file.get(), content.data(), content.size());
@@ -237,8 +237,8 @@ Status CheckSealedFile(const fs::path& directory, const SealedFile& file, bool w
   if (bytes != file.bytes) {
     return bad(std::to_string(bytes) + " bytes, " + std::to_string(file.bytes) + " were written");
   }
-  const std::string digest = whole ? PS_TRY(DigestFile(path, progress))
-                                   : HexDigest(PS_TRY(ReadTail(path, file.bytes)));
+  const std::string digest =
+      whole ? PS_TRY(DigestFile(path, progress)) : HexDigest(PS_TRY(ReadTail(path, file.bytes)));
   if (digest != (whole ? file.digest : file.tail_digest)) {
     return bad("the content is not what was written");
   }

@@ -8,7 +8,8 @@
 
 namespace ps::checkpoint {
 
-static_assert(std::endian::native == std::endian::little, "values are stored as they lie in memory");
+static_assert(std::endian::native == std::endian::little,
+              "values are stored as they lie in memory");
 
 Status CheckImage(const ShardImage& image) {
   const auto bad = [&](const std::string& what) {

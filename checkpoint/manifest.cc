@@ -225,24 +225,25 @@ json ToValue(const Manifest& manifest, json spec) {
                     {"incarnation", cut.incarnation.value()},
                     {"clock", cut.clock.value()}});
   }
-  return {{"format_version", static_cast<unsigned>(kFormatVersion)},
-          {"job", manifest.job.value()},
-          {"job_name", manifest.job_name},
-          {"round", manifest.round.value()},
-          {"generation", manifest.generation},
-          {"time_ms", manifest.time_ms},
-          {"step", manifest.step},
-          {"samples", manifest.samples},
-          {"final", manifest.final_round},
-          {"layout", {{"fingerprint", manifest.layout_fingerprint}, {"tables", TablesJson(manifest)}}},
-          {"shards", ShardsJson(manifest)},
-          {"data",
-           {{"remaining", std::move(remaining)},
-            {"total_positions", manifest.data.total_positions},
-            {"repeated", manifest.data.repeated}}},
-          {"cuts", std::move(cuts)},
-          {"program_version", manifest.program_version},
-          {"spec", std::move(spec)}};
+  return {
+      {"format_version", static_cast<unsigned>(kFormatVersion)},
+      {"job", manifest.job.value()},
+      {"job_name", manifest.job_name},
+      {"round", manifest.round.value()},
+      {"generation", manifest.generation},
+      {"time_ms", manifest.time_ms},
+      {"step", manifest.step},
+      {"samples", manifest.samples},
+      {"final", manifest.final_round},
+      {"layout", {{"fingerprint", manifest.layout_fingerprint}, {"tables", TablesJson(manifest)}}},
+      {"shards", ShardsJson(manifest)},
+      {"data",
+       {{"remaining", std::move(remaining)},
+        {"total_positions", manifest.data.total_positions},
+        {"repeated", manifest.data.repeated}}},
+      {"cuts", std::move(cuts)},
+      {"program_version", manifest.program_version},
+      {"spec", std::move(spec)}};
 }
 
 // The text of a value that has no checksum yet.
@@ -272,8 +273,8 @@ void ReadLayout(const json& value, Manifest& manifest, std::optional<Error>& err
       ManifestTensor tensor;
       tensor.name = tensor_object.Text("name");
       tensor_object.Array("shape", 64, [&](const json& size, const std::string&) {
-        if (size.is_number_integer() && (!size.is_number_unsigned() ||
-                                         size.get<std::uint64_t>() <= INT64_MAX)) {
+        if (size.is_number_integer() &&
+            (!size.is_number_unsigned() || size.get<std::uint64_t>() <= INT64_MAX)) {
           tensor.shape.push_back(size.get<std::int64_t>());
         } else {
           tensor_object.Fail("has a shape that is not made of integers");
@@ -380,7 +381,8 @@ Result<Manifest> FromJson(std::string_view text) {
   Manifest manifest = ReadValue(value, error);
   if (error.has_value()) return *error;
   value.erase("checksum");
-  if (Sealed(std::move(value)) != text) return Bad("the text was changed: its checksum does not match");
+  if (Sealed(std::move(value)) != text)
+    return Bad("the text was changed: its checksum does not match");
   PS_TRY(Check(manifest));
   return manifest;
 }

@@ -66,7 +66,7 @@ struct PositionRange {
 struct DataPosition {
   std::vector<PositionRange> remaining;  // increasing, disjoint
   std::uint64_t total_positions = 0;
-  std::uint64_t repeated = 0;            // records trained more than once after failures
+  std::uint64_t repeated = 0;  // records trained more than once after failures
 
   friend bool operator==(const DataPosition&, const DataPosition&) = default;
 };
@@ -108,7 +108,8 @@ Result<Manifest> FromJson(std::string_view text);
 // XXH3-128 of the text as 32 hex digits: what is committed in ZooKeeper.
 std::string Hash(std::string_view text);
 
-// Writes `<directory>/MANIFEST.json` durably: temporary file, fsync, rename, fsync of the directory.
+// Writes `<directory>/MANIFEST.json` durably: temporary file, fsync, rename, fsync of the
+// directory.
 Status WriteManifest(const std::filesystem::path& directory, std::string_view text);
 
 // The text of `<directory>/MANIFEST.json`, not yet checked. kNotFound if there is none.

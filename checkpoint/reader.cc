@@ -116,27 +116,26 @@ class Reader::Impl {
     const std::string_view meta = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
     ShardImage image = PS_TRY(DecodeMeta(meta));
     if (image.shard != shard) {
-      return Error{ErrorCode::kInvalid, "the record is that of shard " +
-                                            std::to_string(image.shard.value())};
+      return Error{ErrorCode::kInvalid,
+                   "the record is that of shard " + std::to_string(image.shard.value())};
     }
     std::uint64_t elements = 0;
     for (const std::uint32_t count : image.block_elements) elements += count;
     if (elements > part_bytes_ / sizeof(float)) {
-      return Error{ErrorCode::kInvalid, std::to_string(elements) +
-                                            " elements, more than the files can hold"};
+      return Error{ErrorCode::kInvalid,
+                   std::to_string(elements) + " elements, more than the files can hold"};
     }
     image.values.resize(elements);
     float* values = image.values.data();
     for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
       const std::uint32_t block = image.first_block + static_cast<std::uint32_t>(i);
-      Result<std::string_view> content =
-          Get(EncodeKey(RecordKind::kBlock, shard, block), holder);
+      Result<std::string_view> content = Get(EncodeKey(RecordKind::kBlock, shard, block), holder);
       const std::string name = "block " + std::to_string(block) + ": ";
       if (!content.ok()) return Annotate(content.error(), name);
       if (content->size() != image.block_elements[i] * sizeof(float)) {
-        return Error{ErrorCode::kInvalid,
-                     name + std::to_string(content->size()) + " bytes for " +
-                         std::to_string(image.block_elements[i]) + " elements"};
+        return Error{ErrorCode::kInvalid, name + std::to_string(content->size()) + " bytes for " +
+                                              std::to_string(image.block_elements[i]) +
+                                              " elements"};
       }
       if (!content->empty()) std::memcpy(values, content->data(), content->size());
       values += image.block_elements[i];
@@ -145,7 +144,8 @@ class Reader::Impl {
     if (!digest.empty()) {
       const std::string found = Digest(image);
       if (found != digest) {
-        return Error{ErrorCode::kInvalid, "its digest is " + found + ", the manifest says " + digest};
+        return Error{ErrorCode::kInvalid,
+                     "its digest is " + found + ", the manifest says " + digest};
       }
     }
     return image;

@@ -44,7 +44,8 @@ Result<Copies> CollectCopies(const fs::path& round_directory) {
   for (const fs::path& place : PS_TRY(PlacesOfManifest(round_directory))) {
     Result<std::string> text = ReadManifest(place);
     if (!text.ok()) {
-      if (text.error().code != ErrorCode::kNotFound) copies.findings.push_back(text.error().message);
+      if (text.error().code != ErrorCode::kNotFound)
+        copies.findings.push_back(text.error().message);
       continue;
     }
     const Result<Manifest> manifest = FromJson(*text);
@@ -110,9 +111,8 @@ class Verification {
     const Result<ShardImage> image = reader.ReadShard(expected.shard, expected.digest);
     if (!image.ok()) return Find(image.error().message);
     const Manifest& manifest = report_.manifest;
-    const std::string name =
-        (round_directory_ / expected.server).string() + ": shard " +
-        std::to_string(expected.shard.value()) + ": ";
+    const std::string name = (round_directory_ / expected.server).string() + ": shard " +
+                             std::to_string(expected.shard.value()) + ": ";
     if (image->job != manifest.job || image->round != manifest.round) {
       return Find(name + "it belongs to job " + std::to_string(image->job.value()) + ", round " +
                   std::to_string(image->round.value()));
@@ -163,8 +163,8 @@ Result<std::string> FindManifest(const fs::path& round_directory,
   for (const auto& copy : copies.valid) {
     if (expected_hash.empty() || Hash(copy.first) == expected_hash) return copy.first;
   }
-  return Error{ErrorCode::kInvalid, round_directory.string() +
-                                        ": no manifest with the committed hash " + expected_hash};
+  return Error{ErrorCode::kInvalid,
+               round_directory.string() + ": no manifest with the committed hash " + expected_hash};
 }
 
 }  // namespace ps::checkpoint

@@ -49,9 +49,9 @@ Status CheckFreeSpace(const fs::path& directory, std::uint64_t expected_bytes) {
   const std::uint64_t free_bytes = std::uint64_t{space.f_bavail} * space.f_frsize;
   if (free_bytes / 2 < expected_bytes) {
     return Error{ErrorCode::kIo,
-                 directory.string() + ": not enough space for a checkpoint: " +
-                     std::to_string(free_bytes >> 20) + " MiB free, " +
-                     std::to_string((2 * expected_bytes) >> 20) +
+                 directory.string() +
+                     ": not enough space for a checkpoint: " + std::to_string(free_bytes >> 20) +
+                     " MiB free, " + std::to_string((2 * expected_bytes) >> 20) +
                      " MiB wanted (twice the data); free some or lower checkpoint.keep"};
   }
   return Ok();
@@ -62,7 +62,9 @@ Status CheckFreeSpace(const fs::path& directory, std::uint64_t expected_bytes) {
 class Writer::Impl {
  public:
   Impl(fs::path directory, fs::path partial)
-      : directory_(std::move(directory)), partial_(std::move(partial)), options_(DatabaseOptions()) {}
+      : directory_(std::move(directory)),
+        partial_(std::move(partial)),
+        options_(DatabaseOptions()) {}
 
   Status Add(const ShardImage& image) {
     PS_CHECK(!finished_, "a shard after Finish()");

@@ -16,7 +16,9 @@ void ShowEvents(Api& api, const std::string& path, std::int64_t& seen, ProgressV
   if (!answer.ok()) return;
   for (const Json& event : MemberOf(*answer, "events")) {
     seen = std::max(seen, IntegerOf(event, "seq"));
-    view.Note(TimeOfDay(TextOf(event, "time")) + " " + TextOf(event, "message"));
+    std::string what = TextOf(event, "message");
+    if (what.empty()) what = TextOf(event, "type");
+    view.Note(TimeOfDay(TextOf(event, "time")) + " " + what);
   }
 }
 

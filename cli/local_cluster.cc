@@ -27,6 +27,7 @@ namespace fs = std::filesystem;
 constexpr int kSessionTimeoutMs = 4000;
 constexpr std::chrono::milliseconds kStopPatience{10'000};
 constexpr std::chrono::milliseconds kCheckPause{100};
+constexpr std::int64_t kDyingMs = 1000;
 constexpr std::uintmax_t kTailBytes = 4096;
 constexpr int kTailLines = 12;
 constexpr const char* kJars[] = {"/usr/share/java/zookeeper.jar",
@@ -421,13 +422,27 @@ Status LocalCluster::Repair(const LocalSizes& sizes, std::int64_t patience_ms) {
 Status LocalCluster::UpLocked(const LocalSizes& sizes, std::int64_t patience_ms,
                               const Programs& programs) {
   const auto old = PS_TRY(table_.List());
+  // A process that was killed a moment ago may take a moment to be gone.
   std::string running;
-  for (const auto& process : old) {
-    if (process.IsAlive()) running += (running.empty() ? "" : ", ") + process.name;
+  bool all = true;
+  for (const std::int64_t end = environment_.now_ms() + kDyingMs;;
+       environment_.sleep(kCheckPause)) {
+    running.clear();
+    all = true;
+    for (const auto& process : old) {
+      if (process.IsAlive()) {
+        running += (running.empty() ? "" : ", ") + process.name;
+      } else {
+        all = false;
+      }
+    }
+    if (running.empty() || all || environment_.now_ms() >= end) break;
   }
   if (!running.empty()) {
-    return Error{ErrorCode::kConflict, "a cluster runs in " + directory_.string() + " (" + running +
-                                           "); `ds-cli local down` stops it"};
+    return Error{ErrorCode::kConflict,
+                 "a cluster runs in " + directory_.string() + " (" + running +
+                     "); `ds-cli local down` stops it" +
+                     (all ? "" : ", `ds-cli local up --repair` starts what died")};
   }
   // Pid files of the dead, and whatever they left running.
   PS_TRY(table_.Stop(old, std::chrono::milliseconds(0), environment_));

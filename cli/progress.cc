@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 namespace ps::cli {
 namespace {
@@ -31,8 +32,10 @@ std::string OfDense(const std::optional<double>& bytes, const std::optional<doub
   return text;
 }
 
+// A job without a metric (the ledger) still has a number that it ends with: its sum.
 std::string MetricName(const Json& progress) {
   const std::string name = TextOf(progress, "metric_name", "accuracy");
+  if (name == "none") return "sum";
   return name.rfind("test", 0) == 0 ? name : "test " + name;
 }
 
@@ -113,7 +116,7 @@ std::string ProgressLine(const Json& job) {
       DurationText(NumberOf(progress, "seconds_left")));
 }
 
-std::string ResultText(const Json& job) {
+std::string ResultText(const Json& job, const std::string& checkpoint_root) {
   const Json& progress = MemberOf(job, "progress");
   const Json& result = MemberOf(job, "result");
   std::vector<std::pair<std::string, std::string>> fields;
@@ -126,7 +129,8 @@ std::string ResultText(const Json& job) {
     if (const auto accuracy = NumberOf(result, "test_accuracy")) {
       fields.emplace_back("test accuracy", DecimalText(accuracy));
     } else if (const auto metric = NumberOf(result, "metric")) {
-      fields.emplace_back("test " + TextOf(result, "metric_name", "metric"), DecimalText(metric));
+      fields.emplace_back(MetricName(result),
+                          MetricName(result) == "sum" ? CountText(metric) : DecimalText(metric));
     }
     fields.emplace_back("test loss", DecimalText(NumberOf(result, "loss")));
     fields.emplace_back("test records", CountText(NumberOf(result, "records")));
@@ -138,7 +142,11 @@ std::string ResultText(const Json& job) {
   }
   fields.emplace_back("checkpoints", CountText(NumberOf(job, "checkpoints")));
   const Json& last = MemberOf(job, "last_checkpoint");
-  if (last.is_object()) fields.emplace_back("last checkpoint", TextOf(last, "directory"));
+  if (last.is_object()) {
+    const std::filesystem::path directory = TextOf(last, "directory");
+    fields.emplace_back("last checkpoint",
+                        (std::filesystem::path(checkpoint_root) / directory).string());
+  }
   return FieldsText(fields);
 }
 

@@ -23,8 +23,9 @@ std::optional<double> LargestOfWorkers(const Json& job, const char* key);
 // succeeded, failed or cancelled.
 bool IsFinished(const Json& job);
 
-// What came out, as "key  value" lines.
-std::string ResultText(const Json& job);
+// What came out, as "key  value" lines. `checkpoint_root` is where the servers of a local cluster
+// store checkpoints; empty: unknown.
+std::string ResultText(const Json& job, const std::string& checkpoint_root);
 
 class ProgressView {
  public:

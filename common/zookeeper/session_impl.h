@@ -71,8 +71,16 @@ class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
   Status Start();
   void Close();
 
-  // `send` passes its Completion to the C client.
-  struct Completion;
+  struct Mailbox;
+  // What the C client hands back with an answer. The mailbox owns it, as the C client may forget
+  // one when it is closed.
+  struct Completion {
+    Mailbox* mailbox = nullptr;
+    std::uint64_t id = 0;
+    std::chrono::steady_clock::time_point sent_at{};
+    std::unique_ptr<MultiCall> multi;
+  };
+  // Passes its Completion to the C client.
   using Send = std::function<int(zhandle_t*, Completion*)>;
   void Submit(Operation operation, Send send, int refuse = ZOK);
 
@@ -124,31 +132,6 @@ class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
   std::uint64_t last_id = 0;  // of operations, watches and subscriptions
 
  private:
-  // Carries what happens on a handle's threads to the loop, as long as both are there. It belongs
-  // to one handle, whose late events are dropped once another one is open.
-  struct Mailbox {
-    template <typename Function>
-    void Post(Function function) {
-      // The io_context may be destroyed after Detach() only, so it is used under the lock.
-      const std::lock_guard lock(mutex);
-      if (loop == nullptr) return;
-      boost::asio::post(
-          *loop, [impl = impl, generation = generation, function = std::move(function)]() mutable {
-            const auto self = impl.lock();
-            if (self && !self->closed_ && self->generation_ == generation) function(*self);
-          });
-    }
-    void Detach() {
-      const std::lock_guard lock(mutex);
-      loop = nullptr;
-    }
-
-    std::mutex mutex;
-    boost::asio::io_context* loop = nullptr;  // guarded
-    std::weak_ptr<Impl> impl;
-    std::uint64_t generation = 0;
-  };
-
   struct Handle {
     Handle(zhandle_t* zookeeper, std::shared_ptr<Mailbox> events)
         : client(zookeeper), mailbox(std::move(events)) {}
@@ -212,11 +195,31 @@ class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
   std::vector<std::future<void>> aside_;
 };
 
-struct Session::Impl::Completion {
-  std::shared_ptr<Mailbox> mailbox;
-  std::uint64_t id = 0;
-  std::chrono::steady_clock::time_point sent_at{};
-  std::unique_ptr<MultiCall> multi;
+// Carries what happens on a handle's threads to the loop, as long as both are there. It belongs
+// to one handle, whose late events are dropped once another one is open.
+struct Session::Impl::Mailbox {
+  template <typename Function>
+  void Post(Function function) {
+    // The io_context may be destroyed after Detach() only, so it is used under the lock.
+    const std::lock_guard lock(mutex);
+    if (loop == nullptr) return;
+    boost::asio::post(
+        *loop, [impl = impl, generation = generation, function = std::move(function)]() mutable {
+          const auto self = impl.lock();
+          if (self && !self->closed_ && self->generation_ == generation) function(*self);
+        });
+  }
+  void Detach() {
+    const std::lock_guard lock(mutex);
+    loop = nullptr;
+  }
+
+  std::weak_ptr<Impl> impl;
+  std::uint64_t generation = 0;
+
+  std::mutex mutex;  // guards the following
+  boost::asio::io_context* loop = nullptr;
+  std::map<std::uint64_t, std::unique_ptr<Completion>> completions;
 };
 
 }  // namespace ps::zk

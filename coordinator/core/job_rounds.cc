@@ -128,7 +128,6 @@ void Job::MaybeWriteManifest() {
   manifest.shards.resize(map_.shards.size());
   std::vector<bool> seen(map_.shards.size(), false);
   round_->values_digests.assign(map_.shards.size(), "");
-  std::uint64_t samples = 0;
   for (const auto& [procid, prepared] : round_->prepared) {
     for (const auto& shard : prepared.shards) {
       if (shard->shard >= seen.size() || seen[shard->shard]) continue;
@@ -140,7 +139,6 @@ void Job::MaybeWriteManifest() {
                                        shard->values_digest};
       round_->values_digests[shard->shard] = shard->values_digest;
       round_->bytes += shard->bytes;
-      samples = std::max(samples, shard->samples);
     }
   }
   if (std::find(seen.begin(), seen.end(), false) != seen.end()) {
@@ -153,8 +151,10 @@ void Job::MaybeWriteManifest() {
     round_->step = std::min(round_->step, cut.clock.value());
   }
   manifest.step = round_->step;
+  std::uint64_t samples = state_.leases.total();
   for (const Range& range : state_.leases.RemainingAtCut()) {
     manifest.data.remaining.push_back({range.begin, range.end});
+    samples -= range.end - range.begin;
   }
   manifest.data.total_positions = state_.leases.total();
   manifest.data.repeated = state_.leases.repeated();

@@ -7,6 +7,25 @@
 #include "common/check.h"
 
 namespace ps::coordinator {
+namespace {
+
+// The bin of each of `items` new items, so that all bins end as even as can be. Neighbours go into
+// the same bin: what a worker pushes to a lane is then one piece of memory, sent without a copy.
+std::vector<std::size_t> FillUp(const std::vector<std::size_t>& load, std::size_t items) {
+  std::vector<std::size_t> more(load.size(), 0);
+  for (std::size_t item = 0; item < items; ++item) {
+    std::size_t least = 0;
+    for (std::size_t bin = 1; bin < load.size(); ++bin) {
+      if (load[bin] + more[bin] < load[least] + more[least]) least = bin;
+    }
+    ++more[least];
+  }
+  std::vector<std::size_t> bins;
+  for (std::size_t bin = 0; bin < load.size(); ++bin) bins.insert(bins.end(), more[bin], bin);
+  return bins;
+}
+
+}  // namespace
 
 PlacementResult Place(const control::MapT& map, const std::vector<PlacementServer>& alive,
                       std::uint32_t shards, Round restore_round) {
@@ -47,21 +66,25 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
     }
     next.shards.push_back(std::move(entry));
   }
+  std::vector<std::size_t> homeless;
   for (std::size_t shard = 0; shard < count; ++shard) {
-    control::ShardEntryT& entry = *next.shards[shard];
-    if (entry.server != kNowhere) continue;
-    const auto server =
-        static_cast<std::size_t>(std::min_element(load.begin(), load.end()) - load.begin());
-    auto& lanes = lane_load[server];
-    const auto lane =
-        static_cast<std::size_t>(std::min_element(lanes.begin(), lanes.end()) - lanes.begin());
-    ++load[server];
-    ++lanes[lane];
-    entry.server = static_cast<std::uint16_t>(server);
-    entry.lane = static_cast<std::uint16_t>(lane);
-    entry.epoch += 1;
-    entry.lineage += 1;
-    entry.restore_round = restore_round.value();
+    if (next.shards[shard]->server == kNowhere) homeless.push_back(shard);
+  }
+  const std::vector<std::size_t> servers = FillUp(load, homeless.size());
+  std::vector<std::vector<std::size_t>> of_server(alive.size());
+  for (std::size_t i = 0; i < homeless.size(); ++i) of_server[servers[i]].push_back(homeless[i]);
+  for (std::size_t server = 0; server < alive.size(); ++server) {
+    const std::vector<std::size_t> lanes = FillUp(lane_load[server], of_server[server].size());
+    for (std::size_t i = 0; i < lanes.size(); ++i) {
+      control::ShardEntryT& entry = *next.shards[of_server[server][i]];
+      entry.server = static_cast<std::uint16_t>(server);
+      entry.lane = static_cast<std::uint16_t>(lanes[i]);
+      entry.epoch += 1;
+      entry.lineage += 1;
+      entry.restore_round = restore_round.value();
+    }
+  }
+  for (const std::size_t shard : homeless) {
     result.moved.push_back(ShardId(static_cast<std::uint32_t>(shard)));
   }
   return result;

@@ -1,8 +1,8 @@
 // Which server holds which shard, and on which of its lanes.
 //
-// Shards without a living server go to the servers that hold the fewest; those
-// that have one stay where they are. Deterministic: the same input gives the
-// same map.
+// Shards without a living server go to the servers that hold the fewest, in runs
+// of neighbours; those that have one stay where they are. Deterministic: the same
+// input gives the same map.
 #pragma once
 
 #include <cstdint>

@@ -21,8 +21,8 @@ class ChangeLog {
  public:
   // One block that a push touched.
   struct Touched {
-    std::uint32_t block = 0;         // number in the job's block space
-    bool whole = false;              // every entry of the block
+    std::uint32_t block = 0;  // number in the job's block space
+    bool whole = false;       // every entry of the block
     wire::IndexCodec codec = wire::IndexCodec::Dense;
     std::span<const std::byte> index_bytes;  // borrowed until the next Append
   };
@@ -53,9 +53,9 @@ class ChangeLog {
  private:
   struct Record {
     std::uint64_t version = 0;
-    std::size_t offset = 0;  // into ring_
-    std::size_t bytes = 0;   // contiguous
-    std::size_t skipped = 0; // unused bytes before it, at the end of the ring
+    std::size_t offset = 0;   // into ring_
+    std::size_t bytes = 0;    // contiguous
+    std::size_t skipped = 0;  // unused bytes before it, at the end of the ring
   };
   struct EntryHeader {
     std::uint32_t block;

@@ -31,8 +31,7 @@ bool IsRequest(wire::Kind kind) {
   }
 }
 
-wire::Segment StateSegment(ShardId id, const Shard* shard, wire::Code code,
-                           std::uint64_t version) {
+wire::Segment StateSegment(ShardId id, const Shard* shard, wire::Code code, std::uint64_t version) {
   return wire::Segment(id.value(), shard != nullptr ? shard->epoch().value() : 0, version,
                        shard != nullptr ? shard->lineage() : 0, static_cast<std::uint8_t>(code), 0,
                        0, 0, 0);
@@ -90,9 +89,7 @@ struct LaneCore::Job {
     seen.resize(layout.shard_count(), 0);
   }
 
-  Shard* Find(std::uint32_t shard) {
-    return shard < shards.size() ? shards[shard].get() : nullptr;
-  }
+  Shard* Find(std::uint32_t shard) { return shard < shards.size() ? shards[shard].get() : nullptr; }
 
   Member* FindMember(Incarnation incarnation) {
     const auto at = std::lower_bound(
@@ -175,8 +172,7 @@ void LaneCore::Nack(const Peer& peer, wire::Code code, std::span<const wire::Seg
   ++counters_.refused[static_cast<std::size_t>(code)];
   Job* job = FindJob(JobId(peer.header.job()));
   if (job != nullptr) ++job->counters.refused[static_cast<std::size_t>(code)];
-  Reply(peer,
-        AnswerTo(peer.header, wire::Kind::Nack, job != nullptr ? job->map_version : 0, code),
+  Reply(peer, AnswerTo(peer.header, wire::Kind::Nack, job != nullptr ? job->map_version : 0, code),
         segments, {});
 }
 
@@ -306,8 +302,7 @@ void LaneCore::OnInit(Job& job, const Peer& peer, std::span<const std::byte> pay
     const wire::Segment& segment = head_.segments[i];
     Shard* shard = job.Find(segment.shard());
     if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
-      answer_.push_back(
-          StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
+      answer_.push_back(StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
       continue;
     }
     const wire::Code code = shard->Init(parsed_[i]);
@@ -359,8 +354,7 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
     const wire::Segment& segment = head_.segments[i];
     Shard* shard = job.Find(segment.shard());
     if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
-      answer_.push_back(
-          StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
+      answer_.push_back(StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
       continue;
     }
     facts.base_version = segment.version();
@@ -385,17 +379,17 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
 void LaneCore::OnPull(Job& job, const Peer& peer) {
   ++job.seen_mark;
   for (const wire::Segment& segment : head_.segments) {
-    if (segment.shard() >= job.layout.shard_count() ||
-        job.seen[segment.shard()] == job.seen_mark || segment.length() != 0) {
+    if (segment.shard() >= job.layout.shard_count() || job.seen[segment.shard()] == job.seen_mark ||
+        segment.length() != 0) {
       return Nack(peer, wire::Code::Malformed);
     }
     job.seen[segment.shard()] = job.seen_mark;
   }
   if (peer.header.payload_bytes() != 0) return Nack(peer, wire::Code::Malformed);
   const Incarnation incarnation(peer.header.incarnation());
-  const auto replaced = std::find_if(
-      job.parked.begin(), job.parked.end(),
-      [&](const Job::ParkedPull& pull) { return pull.incarnation == incarnation; });
+  const auto replaced =
+      std::find_if(job.parked.begin(), job.parked.end(),
+                   [&](const Job::ParkedPull& pull) { return pull.incarnation == incarnation; });
   if (replaced != job.parked.end()) {
     job.parked.erase(replaced);
     ++counters_.pulls_replaced;
@@ -413,8 +407,7 @@ bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment
   for (const wire::Segment& segment : asked) {
     Shard* shard = job.Find(segment.shard());
     if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
-      answer_.push_back(
-          StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
+      answer_.push_back(StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
     } else if (!shard->ready() ||
                shard->SlowestClock(job.live.members) < Clock(peer.header.clock())) {
       // A shard without values gets them soon, from a worker's Init or from a checkpoint.
@@ -467,9 +460,8 @@ bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment
 }
 
 void LaneCore::WakePulls(Job& job) {
-  std::erase_if(job.parked, [&](const Job::ParkedPull& pull) {
-    return TryPull(job, pull.peer, pull.asked);
-  });
+  std::erase_if(job.parked,
+                [&](const Job::ParkedPull& pull) { return TryPull(job, pull.peer, pull.asked); });
 }
 
 // ---- checkpoint rounds
@@ -492,8 +484,7 @@ void LaneCore::OnMarker(Job& job, const Peer& peer) {
   std::erase_if(job.markers, [&](const Job::WaitingMarker& marker) {
     return marker.incarnation == incarnation;
   });
-  job.markers.push_back(
-      Job::WaitingMarker{incarnation, round, Clock(peer.header.clock()), peer});
+  job.markers.push_back(Job::WaitingMarker{incarnation, round, Clock(peer.header.clock()), peer});
   TryFreeze(job);
 }
 
@@ -549,8 +540,7 @@ void LaneCore::TryFreeze(Job& job) {
   const auto marker_of = [&](const Member& member) {
     return std::find_if(job.markers.begin(), job.markers.end(),
                         [&](const Job::WaitingMarker& marker) {
-                          return marker.incarnation == member.incarnation &&
-                                 marker.round == round;
+                          return marker.incarnation == member.incarnation && marker.round == round;
                         });
   };
   for (const Member& member : job.live.members) {
@@ -566,9 +556,9 @@ void LaneCore::TryFreeze(Job& job) {
       // A push before the marker was lost on the way; it is sent again.
       if (watermark < marked) return;
       if (watermark > marked) {
-        return FailRound(job, "worker " + std::to_string(member.worker.value()) +
-                                  " pushed clock " + std::to_string(watermark.value()) +
-                                  " after its marker at " + std::to_string(marked.value()));
+        return FailRound(job, "worker " + std::to_string(member.worker.value()) + " pushed clock " +
+                                  std::to_string(watermark.value()) + " after its marker at " +
+                                  std::to_string(marked.value()));
       }
     }
   }
@@ -584,10 +574,10 @@ void LaneCore::TryFreeze(Job& job) {
   ++job.counters.freezes;
   std::erase_if(job.markers, [&](const Job::WaitingMarker& marker) {
     if (marker.round != round) return false;
-    Reply(marker.peer,
-          AnswerTo(marker.peer.header, wire::Kind::MarkerReply, job.map_version,
-                   wire::Code::Applied),
-          {}, {});
+    Reply(
+        marker.peer,
+        AnswerTo(marker.peer.header, wire::Kind::MarkerReply, job.map_version, wire::Code::Applied),
+        {}, {});
     return true;
   });
 }
@@ -686,8 +676,8 @@ Status LaneCore::InstallRestored(JobId job_id, Epoch epoch, checkpoint::ShardIma
   Job* job = FindJob(job_id);
   Shard* shard = job != nullptr ? job->Find(image.shard.value()) : nullptr;
   if (shard == nullptr || shard->epoch() != epoch) {
-    return Error{ErrorCode::kConflict, "shard " + std::to_string(image.shard.value()) +
-                                           " of job " + std::to_string(job_id.value()) +
+    return Error{ErrorCode::kConflict, "shard " + std::to_string(image.shard.value()) + " of job " +
+                                           std::to_string(job_id.value()) +
                                            " is not here any more under this epoch"};
   }
   PS_TRY(shard->Restore(std::move(image), values_only));

@@ -69,20 +69,20 @@ using LaneEvent = std::variant<RestoreWanted, LaneFrozen, LaneRoundFailed>;
 inline constexpr std::size_t kCodes = static_cast<std::size_t>(wire::Code::MAX) + 1;
 
 struct LaneCounters {
-  std::uint64_t pushes = 0;             // messages
-  std::uint64_t pushes_applied = 0;     // verdicts of a shard, as the next four
+  std::uint64_t pushes = 0;          // messages
+  std::uint64_t pushes_applied = 0;  // verdicts of a shard, as the next four
   std::uint64_t pushes_repeated = 0;
   std::uint64_t pushes_too_old = 0;
   std::uint64_t pushes_non_finite = 0;
   std::uint64_t pushes_gap = 0;
-  std::uint64_t pulls = 0;              // answered
+  std::uint64_t pulls = 0;  // answered
   std::uint64_t pulls_parked = 0;
-  std::uint64_t pulls_replaced = 0;     // by a newer pull of the same worker
-  std::uint64_t shards_unchanged = 0;   // segments of answers to pulls
+  std::uint64_t pulls_replaced = 0;    // by a newer pull of the same worker
+  std::uint64_t shards_unchanged = 0;  // segments of answers to pulls
   std::uint64_t shards_sparse = 0;
   std::uint64_t shards_snapshot = 0;
   std::uint64_t freezes = 0;
-  std::uint64_t bytes_in = 0;           // both frames
+  std::uint64_t bytes_in = 0;  // both frames
   std::uint64_t bytes_out = 0;
   std::array<std::uint64_t, kCodes> refused{};  // messages, by the Code of their Nack
 
@@ -159,8 +159,7 @@ class LaneCore {
   void Dispatch(const Peer& peer, std::span<const std::byte> payload);
   void OnHello(Job& job, const Peer& peer);
   void OnInit(Job& job, const Peer& peer, std::span<const std::byte> payload);
-  void OnPush(Job& job, const Member& member, const Peer& peer,
-              std::span<const std::byte> payload);
+  void OnPush(Job& job, const Member& member, const Peer& peer, std::span<const std::byte> payload);
   void OnPull(Job& job, const Peer& peer);
   void OnMarker(Job& job, const Peer& peer);
   void OnHold(Job& job, Member& member, const Peer& peer);

@@ -49,9 +49,9 @@ Result<LiveMembers> LiveMembersOf(const control::LiveSetT& live) {
                                           return left.incarnation == right.incarnation;
                                         });
   if (twice != result.members.end()) {
-    return Error{ErrorCode::kInvalid,
-                 "live set " + std::to_string(live.version) + " names incarnation " +
-                     std::to_string(twice->incarnation.value()) + " twice"};
+    return Error{ErrorCode::kInvalid, "live set " + std::to_string(live.version) +
+                                          " names incarnation " +
+                                          std::to_string(twice->incarnation.value()) + " twice"};
   }
   return result;
 }

@@ -262,9 +262,9 @@ void Shard::WriteSnapshot(bool fp32, ByteBuffer& out) const {
   std::size_t at = out.size();
   out.resize(at + MaxPullBytes(fp32));
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
-    at += codec::EncodeBlock(block, layout_.block(block).elements, {}, ValuesOf(block),
-                             wire::IndexCodec::Dense, PullCodecOf(block, fp32), out.data() + at,
-                             {});
+    at +=
+        codec::EncodeBlock(block, layout_.block(block).elements, {}, ValuesOf(block),
+                           wire::IndexCodec::Dense, PullCodecOf(block, fp32), out.data() + at, {});
   }
   out.resize(at);
 }
@@ -340,8 +340,7 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
   return true;
 }
 
-wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch,
-                              ByteBuffer& out) const {
+wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out) const {
   PS_CHECK(ready(), id_);
   const bool known = !query.snapshot && query.version != 0 && query.lineage == lineage_ &&
                      query.version <= version_ && log_.Covers(query.version);
@@ -372,8 +371,8 @@ checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
   }
   image.values = values_;
   for (const Stream& stream : streams_) {
-    checkpoint::WorkerMark mark{stream.worker, stream.incarnation, stream.first_clock,
-                                stream.watermark, {}};
+    checkpoint::WorkerMark mark{
+        stream.worker, stream.incarnation, stream.first_clock, stream.watermark, {}};
     for (std::uint64_t age = stream.verdict_count; age > 0; --age) {
       mark.verdicts.push_back(
           stream.verdicts[(stream.watermark.value() - age + 1) % kVerdictsKept]);

@@ -60,8 +60,8 @@ struct PushFacts {
 
 struct PushVerdict {
   wire::Code code = wire::Code::Applied;
-  bool repeated = false;        // the verdict was given before
-  std::uint64_t version = 0;    // of the shard; with Gap the watermark
+  bool repeated = false;      // the verdict was given before
+  std::uint64_t version = 0;  // of the shard; with Gap the watermark
 };
 
 // Memory that pulls of all shards of a lane share, so that none of them allocates.
@@ -141,8 +141,8 @@ class Shard {
   const Stream* FindStream(Incarnation incarnation) const;
   Stream& StreamOf(const Member& member);
   void Consume(Stream& stream, Clock clock, wire::Code verdict);
-  void Apply(std::span<const codec::BlockView> blocks, const JobRules& rules,
-             std::uint32_t samples, std::uint32_t live_workers);
+  void Apply(std::span<const codec::BlockView> blocks, const JobRules& rules, std::uint32_t samples,
+             std::uint32_t live_workers);
   std::span<float> ValuesOf(std::uint32_t block);
   std::span<const float> ValuesOf(std::uint32_t block) const;
   wire::ValueCodec PullCodecOf(std::uint32_t block, bool fp32) const;

@@ -38,8 +38,7 @@ std::optional<std::uint64_t> RoundOf(const std::string& name) {
 std::vector<fs::path> ListDirectories(const fs::path& directory) {
   std::vector<fs::path> found;
   std::error_code error;
-  for (fs::directory_iterator at(directory, error), end; !error && at != end;
-       at.increment(error)) {
+  for (fs::directory_iterator at(directory, error), end; !error && at != end; at.increment(error)) {
     if (at->is_directory(error) && !at->is_symlink(error)) found.push_back(at->path());
   }
   std::sort(found.begin(), found.end());
@@ -52,12 +51,10 @@ Status PrepareCheckpointRoot(const fs::path& root) {
   std::error_code error;
   fs::create_directories(root, error);
   if (error) {
-    return Error{ErrorCode::kIo,
-                 "checkpoint directory " + root.string() + ": " + error.message()};
+    return Error{ErrorCode::kIo, "checkpoint directory " + root.string() + ": " + error.message()};
   }
   const fs::path probe = root / (".write-test-" + std::to_string(::getpid()));
-  const net::UniqueFd file(
-      ::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  const net::UniqueFd file(::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   const bool written = file.valid() && ::write(file.get(), "x", 1) == 1;
   const int reason = errno;
   if (file.valid()) ::unlink(probe.c_str());
@@ -70,8 +67,8 @@ Status PrepareCheckpointRoot(const fs::path& root) {
 
 Result<fs::path> ResolveRound(const fs::path& root, const std::string& name) {
   const fs::path asked(name);
-  const bool climbs = std::any_of(asked.begin(), asked.end(),
-                                  [](const fs::path& part) { return part == ".."; });
+  const bool climbs =
+      std::any_of(asked.begin(), asked.end(), [](const fs::path& part) { return part == ".."; });
   if (name.empty() || climbs || name.find('\0') != std::string::npos) {
     return Error{ErrorCode::kDenied,
                  "`" + name + "` is not a name of a checkpoint below " + root.string()};
@@ -79,7 +76,8 @@ Result<fs::path> ResolveRound(const fs::path& root, const std::string& name) {
   const fs::path base = root.lexically_normal();
   const fs::path full = (asked.is_absolute() ? asked : base / asked).lexically_normal();
   const auto [in_base, in_full] = std::mismatch(base.begin(), base.end(), full.begin(), full.end());
-  const bool inside = in_base == base.end() || (in_base->empty() && std::next(in_base) == base.end());
+  const bool inside =
+      in_base == base.end() || (in_base->empty() && std::next(in_base) == base.end());
   if (!inside || in_full == full.end() || in_full->empty()) {
     return Error{ErrorCode::kDenied,
                  "checkpoint `" + name + "` does not lie below " + root.string()};
@@ -150,8 +148,8 @@ int CheckpointStore::DeleteOldRounds(JobId job, Round committed,
     for (const fs::path& part : ListDirectories(directory)) {
       std::string name = part.string();
       const std::size_t suffix = std::strlen(kPartialSuffix);
-      const bool partial = name.size() > suffix &&
-                           name.compare(name.size() - suffix, suffix, kPartialSuffix) == 0;
+      const bool partial =
+          name.size() > suffix && name.compare(name.size() - suffix, suffix, kPartialSuffix) == 0;
       if (partial) name.resize(name.size() - suffix);
       const Status removed =
           partial ? checkpoint::RemovePartial(name) : checkpoint::RemovePart(name);
@@ -183,12 +181,12 @@ Status RestoreReader::OpenRound(const std::string& round_name) {
 
 Result<checkpoint::ShardImage> RestoreReader::Read(const std::string& round_name, ShardId shard) {
   PS_TRY(OpenRound(round_name));
-  const auto entry = std::find_if(
-      manifest_.shards.begin(), manifest_.shards.end(),
-      [&](const checkpoint::ManifestShard& one) { return one.shard == shard; });
+  const auto entry =
+      std::find_if(manifest_.shards.begin(), manifest_.shards.end(),
+                   [&](const checkpoint::ManifestShard& one) { return one.shard == shard; });
   if (entry == manifest_.shards.end()) {
-    return Error{ErrorCode::kNotFound, "checkpoint " + round_name + " has no shard " +
-                                           std::to_string(shard.value())};
+    return Error{ErrorCode::kNotFound,
+                 "checkpoint " + round_name + " has no shard " + std::to_string(shard.value())};
   }
   auto part = parts_.find(entry->server);
   if (part == parts_.end()) {

@@ -27,7 +27,8 @@ namespace ps::server {
 // Creates the directory and checks that a file can be written in it. kIo otherwise.
 Status PrepareCheckpointRoot(const std::filesystem::path& root);
 
-// `name` under `root`; an absolute name must lie there already. kDenied if it is empty or leads out.
+// `name` under `root`; an absolute name must lie there already. kDenied if it is empty or leads
+// out.
 Result<std::filesystem::path> ResolveRound(const std::filesystem::path& root,
                                            const std::string& name);
 

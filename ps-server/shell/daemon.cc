@@ -117,15 +117,16 @@ Status Run(DaemonConfig config) {
   Nagger nagger(loop, *server, session);
   const nlohmann::json data = {
       {"name", config.server.name}, {"host", HostName()}, {"version", PS_VERSION}};
-  const auto node = zk::EphemeralNode::Fixed(session, "/servers/" + config.server.procid,
-                                             data.dump());
-  const zk::ChildrenWatcher coordinators(
-      session, "/coordinators", [&](const zk::ChildrenWatcher::Children& children) {
-        const std::string leader = LeaderOf(children);
-        if (leader.empty()) spdlog::info("no coordinator leads at present");
-        nagger.SetLeader(leader);
-        server->SetLeader(leader);
-      });
+  const auto node =
+      zk::EphemeralNode::Fixed(session, "/servers/" + config.server.procid, data.dump());
+  const zk::ChildrenWatcher coordinators(session, "/coordinators",
+                                         [&](const zk::ChildrenWatcher::Children& children) {
+                                           const std::string leader = LeaderOf(children);
+                                           if (leader.empty())
+                                             spdlog::info("no coordinator leads at present");
+                                           nagger.SetLeader(leader);
+                                           server->SetLeader(leader);
+                                         });
 
   std::string lanes;
   for (const std::string& endpoint : server->lane_endpoints()) lanes += " " + endpoint;

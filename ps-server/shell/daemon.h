@@ -15,7 +15,7 @@ namespace ps::server {
 struct DaemonConfig {
   std::string zookeeper;  // "host:port,host:port/chroot"
   std::chrono::milliseconds session_timeout{6000};
-  ServerConfig server;    // procid is drawn by Run()
+  ServerConfig server;  // procid is drawn by Run()
 };
 
 Status Run(DaemonConfig config);

@@ -38,10 +38,10 @@ struct LaneStatus {
   std::vector<JobStatus> jobs;
   LaneCounters counters;
   std::size_t parked_pulls = 0;
-  std::uint64_t bad_framing = 0;    // messages with other than one or two frames
-  std::uint64_t unroutable = 0;     // answers to peers that are gone
-  std::uint64_t slow_peer = 0;      // answers dropped because the peer does not read
-  std::uint64_t messages = 0;       // received
+  std::uint64_t bad_framing = 0;  // messages with other than one or two frames
+  std::uint64_t unroutable = 0;   // answers to peers that are gone
+  std::uint64_t slow_peer = 0;    // answers dropped because the peer does not read
+  std::uint64_t messages = 0;     // received
 };
 
 class Lane {

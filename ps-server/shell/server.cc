@@ -79,8 +79,8 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   PS_TRY(server->StartLanes());
   PS_TRY(server->StartAdmin());
   Server* const raw = server.get();
-  server->control_ = std::make_unique<net::ControlClient>(
-      loop, context, [raw] { return raw->Registration(); });
+  server->control_ =
+      std::make_unique<net::ControlClient>(loop, context, [raw] { return raw->Registration(); });
   server->control_->OnMessage(
       [raw](control::MessageT message) { raw->OnMessage(std::move(message)); });
   server->report_timer_.Every(server->config_.report_interval, [raw] { raw->Report(); });
@@ -234,7 +234,10 @@ void Server::OnJobStart(const control::JobStartT& start) {
     job = jobs_.emplace(id, std::move(made)).first->second.get();
     spdlog::info("job {} ({}) begins here", id.value(), start.name);
   }
-  ApplyUpdate(*job, start.map.get(), start.live.get(), start.restore, start.restore_job);
+  // Lanes begin a job with a map and a live set, be it an empty one.
+  const control::LiveSetT nobody;
+  ApplyUpdate(*job, start.map.get(), start.live != nullptr ? start.live.get() : &nobody,
+              start.restore, start.restore_job);
 }
 
 void Server::OnJobUpdate(const control::JobUpdateT& update) {
@@ -314,8 +317,8 @@ void Server::OnRoundBegin(const control::RoundBeginT& begin) {
     PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
     return OnRoundFailed(id, round, path.error().message);
   }
-  job->round = Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false), {},
-                              false};
+  job->round =
+      Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false), {}, false};
   PostToLanes([id, round, live = begin.live_version, map = begin.map_version](LaneCore& core) {
     core.BeginRound(id, round, live, map);
   });
@@ -329,11 +332,10 @@ void Server::OnRoundAbort(const control::RoundAbortT& abort) {
   if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
   spdlog::info("job {}: checkpoint {} is aborted: {}", id.value(), round.value(), abort.reason);
   // What is written already goes; what is being written goes when the writer is done with it.
-  const Status posted =
-      checkpoint_thread_->Post([this, directory = job->round->directory] {
-        const Status discarded = store_.Discard(directory);
-        if (!discarded.ok()) spdlog::warn("{}: {}", directory, discarded.error().message);
-      });
+  const Status posted = checkpoint_thread_->Post([this, directory = job->round->directory] {
+    const Status discarded = store_.Discard(directory);
+    if (!discarded.ok()) spdlog::warn("{}: {}", directory, discarded.error().message);
+  });
   if (!posted.ok()) spdlog::warn("{}: {}", job->round->directory, posted.error().message);
   job->round.reset();
 }
@@ -407,8 +409,8 @@ void Server::WriteRound(Job& job) {
       }
       ++counters_.checkpoints_written;
       counters_.checkpoint_bytes += bytes;
-      spdlog::info("job {}: checkpoint {}: {} shards, {} bytes written in {} ms",
-                   work->job.value(), work->round.value(), prepared.shards.size(), bytes, took_ms);
+      spdlog::info("job {}: checkpoint {}: {} shards, {} bytes written in {} ms", work->job.value(),
+                   work->round.value(), prepared.shards.size(), bytes, took_ms);
       Send(control::Make(std::move(prepared)));
     });
   });
@@ -481,9 +483,8 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
       image = restore_reader_->Read(name, wanted.shard);
     }
     if (!image.ok()) {
-      return PostToLoop([this, wanted, message = image.error().message] {
-        OnRestoreFailed(wanted, message);
-      });
+      return PostToLoop(
+          [this, wanted, message = image.error().message] { OnRestoreFailed(wanted, message); });
     }
     const auto shared = std::make_shared<checkpoint::ShardImage>(std::move(image).value());
     const auto install = [this, wanted, shared, values_only](LaneCore& core) {
@@ -546,8 +547,7 @@ void Server::Report() {
       for (std::size_t code = 1; code < kCodes; ++code) {
         report.refused += job.counters.refused[code];
       }
-      report.bad_messages +=
-          job.counters.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+      report.bad_messages += job.counters.refused[static_cast<std::size_t>(wire::Code::Malformed)];
     }
   }
   for (auto& [id, report] : reports) Send(control::Make(std::move(report)));

@@ -5,8 +5,7 @@
 
 namespace ps::server {
 
-TaskThread::TaskThread(std::size_t queue_max)
-    : queue_max_(queue_max), thread_([this] { Run(); }) {}
+TaskThread::TaskThread(std::size_t queue_max) : queue_max_(queue_max), thread_([this] { Run(); }) {}
 
 TaskThread::~TaskThread() {
   {

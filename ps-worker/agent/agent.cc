@@ -91,7 +91,7 @@ Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, zmq::context_t& co
        !error && entry != end; entry.increment(error)) {
     RemoveFile(entry->path());
   }
-  for (const control::RingInfoT& ring : rings.Scan()) {
+  for (const control::RingInfoT& ring : rings.Scan({})) {
     spdlog::info("found the pushes of job {}, worker {}, incarnation {} up to clock {}", ring.job,
                  ring.worker, ring.incarnation, ring.last_clock);
   }
@@ -106,7 +106,8 @@ Agent::Agent(net::Loop& loop, zmq::context_t& context, AgentOptions options, Rin
       options_(std::move(options)),
       rings_(std::move(rings)),
       lock_(std::move(lock)),
-      client_(loop, context, [this] { return Registration(); }, options_.control),
+      client_(
+          loop, context, [this] { return Registration(); }, options_.control),
       housekeeping_(loop) {
   client_.OnMessage([this](control::MessageT message) { OnMessage(std::move(message)); });
   housekeeping_.Every(options_.housekeeping, [this] { Housekeep(); });
@@ -144,10 +145,8 @@ control::MessageT Agent::Registration() const {
   registration.host = options_.host;
   registration.version = options_.version;
   registration.slots = stopping_ ? 0 : options_.slots;
-  std::set<RingKey> running;
   for (const auto& entry : tasks_) {
     const Task& task = entry.second;
-    running.insert(task.key);
     control::TaskInfoT info;
     info.task = entry.first;
     info.job = task.key.job.value();
@@ -165,9 +164,7 @@ control::MessageT Agent::Registration() const {
     info.incarnation = exited->incarnation;
     registration.tasks.push_back(std::make_unique<control::TaskInfoT>(info));
   }
-  for (const control::RingInfoT& ring : rings_.Scan()) {
-    const RingKey key{JobId(ring.job), WorkerId(ring.worker), Incarnation(ring.incarnation)};
-    if (running.count(key) != 0) continue;
+  for (const control::RingInfoT& ring : rings_.Scan(Running())) {
     registration.rings.push_back(std::make_unique<control::RingInfoT>(ring));
   }
   return control::Make(std::move(registration));
@@ -283,14 +280,20 @@ Result<TaskCommand> Agent::PrepareTask(const control::StartTaskT& start, Task& t
   task.spec = options_.state_directory / "tasks" / ("task-" + std::to_string(start.task) + ".json");
   PS_TRY(WriteFile(task.spec, start.spec_json));
   PruneTaskLogs(options_.state_directory / "logs", options_.log_files_max);
-  const std::uint64_t ring_bytes =
-      static_cast<std::uint64_t>(spec.resources.retention_mebibytes) << 20;
+  const std::uint64_t ring_bytes = static_cast<std::uint64_t>(spec.resources.retention_mebibytes)
+                                   << 20;
   const std::string threads = std::to_string(spec.training.threads_per_worker);
   TaskCommand command;
-  command.argv = {options_.task_binary, "--spec",       task.spec.string(),
-                  "--control-fd",       "3",            "--ring",
-                  rings_.PathOf(task.key).string(),     "--ring-bytes",
-                  std::to_string(ring_bytes),           "--log-level",
+  command.argv = {options_.task_binary,
+                  "--spec",
+                  task.spec.string(),
+                  "--control-fd",
+                  "3",
+                  "--ring",
+                  rings_.PathOf(task.key).string(),
+                  "--ring-bytes",
+                  std::to_string(ring_bytes),
+                  "--log-level",
                   options_.log_level};
   // These libraries take the number of threads from the environment before main() can say it.
   command.environment = {{"OMP_NUM_THREADS", threads}, {"OPENBLAS_NUM_THREADS", threads}};
@@ -338,9 +341,12 @@ void Agent::ReportExit(std::uint64_t number, const Task& task, int status, std::
     exited.ring->generation = task.generation;
     rings_.Remove(task.key);
   }
-  outbox_.KeepExit(control::Make(std::move(exited)));
-  if (client_.registered()) {
-    outbox_.Flush([this](const control::MessageT& kept) { return client_.Send(kept).ok(); });
+  control::MessageT last = control::Make(std::move(exited));
+  // What it had said before was sent when it came, or at the last Welcome.
+  if (client_.registered() && client_.Send(last).ok()) {
+    outbox_.Forget(number);
+  } else {
+    outbox_.KeepExit(std::move(last));
   }
 }
 
@@ -352,10 +358,15 @@ void Agent::OnStopTask(const control::StopTaskT& stop) {
   found->second.process->Stop(stop);
 }
 
+std::set<RingKey> Agent::Running() const {
+  std::set<RingKey> running;
+  for (const auto& task : tasks_) running.insert(task.second.key);
+  return running;
+}
+
 std::size_t Agent::BusySlots() const {
-  return static_cast<std::size_t>(
-      std::count_if(tasks_.begin(), tasks_.end(),
-                    [](const auto& task) { return !task.second.ending; }));
+  return static_cast<std::size_t>(std::count_if(
+      tasks_.begin(), tasks_.end(), [](const auto& task) { return !task.second.ending; }));
 }
 
 // ---- replays
@@ -410,7 +421,7 @@ void Agent::OnJobDrop(const control::JobDropT& drop) {
     stop.reason = "the job is over";
     task.second.process->Stop(stop);
   }
-  for (const control::RingInfoT& ring : rings_.Scan()) {
+  for (const control::RingInfoT& ring : rings_.Scan(Running())) {
     if (ring.job != drop.job) continue;
     DropRing({JobId(ring.job), WorkerId(ring.worker), Incarnation(ring.incarnation)});
   }
@@ -457,12 +468,11 @@ Result<std::unique_ptr<Agent::Check>> Agent::StartCheck(const control::Preflight
   PS_TRY(WriteFile(check->spec, preflight.spec_json));
   const net::UniqueFd log = PS_TRY(OpenTaskLog(check->log, "preflight"));
   net::ProcessSpec spec;
-  spec.argv = {options_.task_binary, "--preflight",         "--spec",
-               check->spec.string(), "--result",            check->result.string()};
+  spec.argv = {options_.task_binary, "--preflight", "--spec",
+               check->spec.string(), "--result",    check->result.string()};
   spec.output_fd = log.get();
   check->child = PS_TRY(net::ChildProcess::Spawn(loop_, spec));
-  check->child->OnExit(
-      [this, request](net::ExitStatus status) { OnCheckExit(request, status); });
+  check->child->OnExit([this, request](net::ExitStatus status) { OnCheckExit(request, status); });
   check->deadline = std::make_unique<net::Timer>(loop_);
   Check* const borrowed = check.get();
   check->deadline->After(options_.preflight_deadline, [borrowed] {

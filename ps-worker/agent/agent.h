@@ -29,17 +29,17 @@ namespace ps::worker {
 
 struct AgentOptions {
   std::string name;
-  std::string procid;                       // new at each start
+  std::string procid;  // new at each start
   std::string host;
   std::string version;
   std::uint32_t slots = 1;
   std::filesystem::path state_directory;
   std::filesystem::path retention_directory;
   std::string task_binary;
-  std::string log_level = "info";           // of the tasks
+  std::string log_level = "info";                          // of the tasks
   std::uint64_t log_keep_bytes = std::uint64_t{16} << 20;  // per worker slot of a job
   std::size_t log_files_max = 256;
-  std::size_t preflights_max = 4;           // at a time
+  std::size_t preflights_max = 4;  // at a time
   net::Milliseconds preflight_deadline{60'000};
   net::Milliseconds housekeeping{2'000};
   TaskTimeouts task;
@@ -115,6 +115,7 @@ class Agent {
   void Housekeep();
   void MaybeStopped();
   std::size_t BusySlots() const;
+  std::set<RingKey> Running() const;
 
   std::filesystem::path LogPath(JobId job, WorkerId worker) const;
 
@@ -127,7 +128,7 @@ class Agent {
   net::ControlClient client_;
   net::Timer housekeeping_;
   Outbox outbox_;
-  std::map<std::uint64_t, Task> tasks_;             // by the coordinator's number
+  std::map<std::uint64_t, Task> tasks_;  // by the coordinator's number
   std::map<RingKey, std::unique_ptr<Ghost>> ghosts_;
   std::map<std::uint64_t, std::unique_ptr<Check>> checks_;  // by request
   bool stopping_ = false;

@@ -20,16 +20,16 @@ Result<std::unique_ptr<Ghost>> Ghost::Start(net::Loop& loop, zmq::context_t& con
   return std::make_unique<Ghost>(Private(), loop, context, std::move(ring), key, std::move(done));
 }
 
-Ghost::Ghost(Private, net::Loop& loop, zmq::context_t& context, RetentionRing ring, const RingKey& key,
-             DoneFn done)
+Ghost::Ghost(Private, net::Loop& loop, zmq::context_t& context, RetentionRing ring,
+             const RingKey& key, DoneFn done)
     : key_(key), done_(std::move(done)), ring_(std::move(ring)) {
   DataClientOptions options;
   options.ghost = true;
   DataClient::Callbacks callbacks;
   callbacks.advanced = [this] { Check(); };
   callbacks.broken = [this](const Error& error) { OnBroken(error); };
-  client_ = std::make_unique<DataClient>(loop, context, ring_, nullptr, options,
-                                         std::move(callbacks));
+  client_ =
+      std::make_unique<DataClient>(loop, context, ring_, nullptr, options, std::move(callbacks));
 }
 
 Status Ghost::SetMap(const control::MapT& map) {
@@ -63,8 +63,9 @@ void Ghost::Report(Clock clock) {
 }
 
 void Ghost::OnBroken(const Error& error) {
-  spdlog::error("job {}, worker {}: the pushes that incarnation {} left behind cannot be replayed: {}",
-                key_.job.value(), key_.worker.value(), key_.incarnation.value(), error.message);
+  spdlog::error(
+      "job {}, worker {}: the pushes that incarnation {} left behind cannot be replayed: {}",
+      key_.job.value(), key_.worker.value(), key_.incarnation.value(), error.message);
   broken_ = error;
   Check();
 }

@@ -32,8 +32,10 @@ class Outbox {
   void Keep(control::MessageT message);
   // The coordinator has answered.
   void Settle(std::uint64_t task, control::Body kind);
-  // The last message of the task, a TaskExited.
+  // The last message of the task, a TaskExited, which could not be sent.
   void KeepExit(control::MessageT exited);
+  // The task's end was told.
+  void Forget(std::uint64_t task) { tasks_.erase(task); }
 
   // Hands out everything in the order in which it must arrive; false from `send` ends it. A task
   // whose end was sent is forgotten.

@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "ps-worker/core/retention_ring.h"
@@ -91,8 +93,8 @@ Result<RingStore> RingStore::Open(const fs::path& directory) {
   }
   struct stat status = {};
   if (::lstat(directory.c_str(), &status) != 0) {
-    return Error{ErrorCode::kIo, directory.string() + ": " +
-                                     std::generic_category().message(errno)};
+    return Error{ErrorCode::kIo,
+                 directory.string() + ": " + std::generic_category().message(errno)};
   }
   if (!S_ISDIR(status.st_mode) || status.st_uid != ::geteuid()) {
     return Error{ErrorCode::kDenied, directory.string() +
@@ -137,13 +139,13 @@ Result<std::optional<control::RingInfoT>> RingStore::Describe(const RingKey& key
   return std::optional<control::RingInfoT>(info);
 }
 
-std::vector<control::RingInfoT> RingStore::Scan() const {
+std::vector<control::RingInfoT> RingStore::Scan(const std::set<RingKey>& running) const {
   std::vector<control::RingInfoT> rings;
   std::error_code error;
   for (fs::directory_iterator entry(directory_, error), end; !error && entry != end;
        entry.increment(error)) {
     const std::optional<RingKey> key = ParseRingFileName(entry->path().filename().string());
-    if (!key.has_value()) continue;
+    if (!key.has_value() || running.count(*key) != 0) continue;
     const Result<std::optional<control::RingInfoT>> info = Describe(*key);
     if (!info.ok()) {
       spdlog::error("{}; its pushes are lost", info.error().message);
@@ -151,8 +153,8 @@ std::vector<control::RingInfoT> RingStore::Scan() const {
       rings.push_back(**info);
     }
   }
-  if (error) spdlog::error("{}: cannot list the retention rings: {}", directory_.string(),
-                           error.message());
+  if (error)
+    spdlog::error("{}: cannot list the retention rings: {}", directory_.string(), error.message());
   std::sort(rings.begin(), rings.end(), [](const auto& a, const auto& b) {
     return std::tie(a.job, a.incarnation) < std::tie(b.job, b.incarnation);
   });

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,9 +48,9 @@ class RingStore {
   // file, if it is damaged.
   Result<std::optional<control::RingInfoT>> Describe(const RingKey& key) const;
 
-  // Every ring that is there, of running tasks as well. Files that are no rings, or damaged, are
-  // logged and left out.
-  std::vector<control::RingInfoT> Scan() const;
+  // Every ring that is there but those of `running` tasks: opening a ring tidies it up, which is
+  // for its task to do while that lives. Damaged ones are logged and left out.
+  std::vector<control::RingInfoT> Scan(const std::set<RingKey>& running) const;
 
   void Remove(const RingKey& key) const;
 

@@ -63,8 +63,8 @@ Status Run(RunConfig config) {
   session_options.session_timeout = config.session_timeout;
   zk::Session session(loop.context(), session_options);
   PS_TRY(session.Start());
-  const auto node = zk::EphemeralNode::Fixed(session, "/agents/" + options.procid,
-                                             Announcement(options));
+  const auto node =
+      zk::EphemeralNode::Fixed(session, "/agents/" + options.procid, Announcement(options));
   const zk::ChildrenWatcher coordinators(
       session, "/coordinators", [&](const zk::ChildrenWatcher::Children& children) {
         std::vector<std::string> names;
@@ -89,8 +89,7 @@ Status Run(RunConfig config) {
       return;
     }
     spdlog::info("signal {}: stops {} tasks", signal, agent->running_tasks());
-    agent->Stop("the agent stops",
-                [&] { farewell.After(kFarewell, [&] { loop.Stop(); }); });
+    agent->Stop("the agent stops", [&] { farewell.After(kFarewell, [&] { loop.Stop(); }); });
   });
   spdlog::info("ps-worker {} ({}) on {} with {} slots, state in {}, pushes retained in {}",
                options.name, options.procid, options.host, options.slots,

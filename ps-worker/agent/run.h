@@ -15,8 +15,8 @@ struct RunConfig {
   AgentOptions agent;  // `procid` is made here
 };
 
-// Runs until SIGTERM or SIGINT, then stops the tasks; a second signal ends at once. An error only if
-// it cannot start. Without ZooKeeper it says so and keeps trying.
+// Runs until SIGTERM or SIGINT, then stops the tasks; a second signal ends at once. An error only
+// if it cannot start. Without ZooKeeper it says so and keeps trying.
 Status Run(RunConfig config);
 
 // The control endpoint from the data of a coordinator's node; empty if it has none.

@@ -48,8 +48,11 @@ Status TrimTaskLog(const fs::path& path, std::uint64_t keep_bytes) {
   const auto occupied = static_cast<std::uint64_t>(status.st_blocks) * 512;
   const auto size = static_cast<std::uint64_t>(status.st_size);
   if (size <= 2 * keep_bytes || occupied <= 2 * keep_bytes) return Ok();
-  if (::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-                  static_cast<off_t>(size - keep_bytes)) == 0) {
+  // Only whole blocks become a hole; part of one would be left as zeros.
+  const auto block = static_cast<std::uint64_t>(std::max<blksize_t>(status.st_blksize, 4096));
+  const std::uint64_t freed = (size - keep_bytes) / block * block;
+  if (freed == 0 || ::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                                static_cast<off_t>(freed)) == 0) {
     return Ok();
   }
   if (errno != EOPNOTSUPP && errno != ENOSYS) return LogError(path, "cannot trim");
@@ -65,8 +68,8 @@ Result<LogPiece> ReadTaskLog(const fs::path& path, std::uint64_t offset, std::ui
   const auto size = static_cast<std::uint64_t>(status.st_size);
   limit = std::min(limit == 0 ? kLogChunkBytesMax : limit, kLogChunkBytesMax);
   LogPiece piece;
-  piece.offset = offset == kLogTail ? size - std::min<std::uint64_t>(size, limit)
-                                    : std::min(offset, size);
+  piece.offset =
+      offset == kLogTail ? size - std::min<std::uint64_t>(size, limit) : std::min(offset, size);
   // Over what was trimmed.
   const off_t data = ::lseek(file.get(), static_cast<off_t>(piece.offset), SEEK_DATA);
   if (data > static_cast<off_t>(piece.offset)) piece.offset = static_cast<std::uint64_t>(data);

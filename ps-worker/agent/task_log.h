@@ -28,7 +28,7 @@ Status TrimTaskLog(const std::filesystem::path& path, std::uint64_t keep_bytes);
 struct LogPiece {
   std::uint64_t offset = 0;  // where `text` begins: later than asked for if that was trimmed
   std::string text;
-  bool end = false;          // `text` reaches the present end of the log
+  bool end = false;  // `text` reaches the present end of the log
 };
 // At most `limit` bytes (and kLogChunkBytesMax) from `offset`. kNotFound if there is no log.
 Result<LogPiece> ReadTaskLog(const std::filesystem::path& path, std::uint64_t offset,

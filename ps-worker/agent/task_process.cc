@@ -19,8 +19,8 @@ Result<std::unique_ptr<TaskProcess>> TaskProcess::Start(net::Loop& loop, const T
   spec.inherited_fd = sockets.second.get();
   spec.output_fd = log.get();
   auto child = PS_TRY(net::ChildProcess::Spawn(loop, spec));
-  return std::unique_ptr<TaskProcess>(new TaskProcess(
-      loop, timeouts, std::move(callbacks), std::move(channel), std::move(child)));
+  return std::unique_ptr<TaskProcess>(
+      new TaskProcess(loop, timeouts, std::move(callbacks), std::move(channel), std::move(child)));
 }
 
 TaskProcess::TaskProcess(net::Loop& loop, const TaskTimeouts& timeouts, Callbacks callbacks,

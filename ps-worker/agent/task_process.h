@@ -21,9 +21,9 @@
 namespace ps::worker {
 
 struct TaskTimeouts {
-  net::Milliseconds stop_grace{10'000};   // from asking a task to stop to SIGTERM
-  net::Milliseconds term_grace{5'000};    // from SIGTERM to SIGKILL
-  net::Milliseconds drain{2'000};         // from its end to giving up on what it had said
+  net::Milliseconds stop_grace{10'000};  // from asking a task to stop to SIGTERM
+  net::Milliseconds term_grace{5'000};   // from SIGTERM to SIGKILL
+  net::Milliseconds drain{2'000};        // from its end to giving up on what it had said
 };
 
 struct TaskCommand {

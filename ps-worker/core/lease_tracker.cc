@@ -10,8 +10,7 @@ std::vector<control::LeaseT> LeaseTracker::Add(const std::vector<control::LeaseT
             [](const control::LeaseT& a, const control::LeaseT& b) { return a.id < b.id; });
   std::vector<control::LeaseT> added;
   for (const control::LeaseT& lease : sorted) {
-    if (lease.id <= highest_ || lease.begin >= lease.end ||
-        lease.done >= lease.end - lease.begin) {
+    if (lease.id <= highest_ || lease.begin >= lease.end || lease.done >= lease.end - lease.begin) {
       continue;
     }
     highest_ = lease.id;
@@ -22,9 +21,8 @@ std::vector<control::LeaseT> LeaseTracker::Add(const std::vector<control::LeaseT
 }
 
 bool LeaseTracker::Trained(std::uint64_t id, std::uint64_t done) {
-  const auto found =
-      std::find_if(entries_.begin(), entries_.end(),
-                   [id](const Entry& entry) { return entry.lease.id == id; });
+  const auto found = std::find_if(entries_.begin(), entries_.end(),
+                                  [id](const Entry& entry) { return entry.lease.id == id; });
   if (found == entries_.end() || done <= found->lease.done) return false;
   const bool was_finished = found->Finished();
   found->lease.done = std::min(done, found->lease.end - found->lease.begin);

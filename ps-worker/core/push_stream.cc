@@ -139,7 +139,8 @@ void PushStream::TakeWatermark(ShardId number, Clock watermark, StreamActions& a
     return;
   }
   // Clocks that the shard has but whose verdict never reached us are sent again: the shard repeats
-  // the verdict, and a TooOld among them must not be missed. A ghost has no residual to give back to.
+  // the verdict, and a TooOld among them must not be missed. A ghost has no residual to give back
+  // to.
   const Clock from = options_.ghost ? watermark : std::min(watermark, shard.seen);
   // Behind an epoch's change the bases of all committed pushes belong to another life of the shard.
   shard.replay_until = shard.moved || options_.ghost ? head_ : shard.sent_max;
@@ -161,10 +162,9 @@ void PushStream::HelloReply(std::uint32_t number, std::uint64_t request, std::ui
   lane.not_live_since.reset();
   lane.same_map = map_version == map_.version;
   lane.compare_maps_ms = now_ms_ + options_.compare_maps_ms;
-  // The lane answers in order: pushes from before this Hello that are not answered by now never will
-  // be, and the watermark tells what became of them.
-  for (auto push = lane.in_flight.begin();
-       push != lane.in_flight.end() && push->first < request;) {
+  // The lane answers in order: pushes from before this Hello that are not answered by now never
+  // will be, and the watermark tells what became of them.
+  for (auto push = lane.in_flight.begin(); push != lane.in_flight.end() && push->first < request;) {
     for (const auto& [shard, epoch] : push->second.shards) {
       if (Current(number, shard, epoch) && At(shard).phase == Phase::kReady) {
         At(shard).phase = Phase::kAsk;
@@ -226,9 +226,7 @@ void PushStream::TakeVerdict(Lane& lane, ShardId number, Clock clock, wire::Code
       actions.push_back(Refused{clock, number, code});
       Settle(At(number), clock);
       break;
-    case wire::Code::Applied:
-      Settle(At(number), clock);
-      break;
+    case wire::Code::Applied: Settle(At(number), clock); break;
     default:
       if (code == wire::Code::Gap) ++counters_.gaps;
       if (At(number).phase == Phase::kReady) Ask(lane, number);
@@ -389,8 +387,7 @@ void PushStream::PumpLane(std::uint32_t number, Lane& lane, StreamActions& actio
     }
     push.lane = number;
     push.request = next_request_++;
-    push.covers_lane =
-        lane.same_map && !push.replay && push.shards.size() == lane.shards.size();
+    push.covers_lane = lane.same_map && !push.replay && push.shards.size() == lane.shards.size();
     InFlight& record = lane.in_flight[push.request];
     record.clock = push.clock;
     record.sent_ms = now_ms_;

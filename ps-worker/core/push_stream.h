@@ -100,20 +100,20 @@ struct StreamBroken {
   Clock watermark;
   std::uint32_t lane = kNoLane;
 };
-using StreamAction =
-    std::variant<SendHello, SendInit, SendPush, SendMarker, Refused, RoundCut, RoundEnded, StreamBroken>;
+using StreamAction = std::variant<SendHello, SendInit, SendPush, SendMarker, Refused, RoundCut,
+                                  RoundEnded, StreamBroken>;
 using StreamActions = std::vector<StreamAction>;
 
 struct StreamOptions {
   std::uint32_t shards = 0;
   Clock first_clock;
-  std::uint32_t window = 4;             // 1 .. 32
+  std::uint32_t window = 4;  // 1 .. 32
   std::int64_t resend_timeout_ms = 2000;
   std::int64_t hello_interval_ms = 200;  // at most one Hello per lane in this time
   std::int64_t hello_timeout_ms = 500;   // an unanswered Hello is sent again
   std::int64_t compare_maps_ms = 1000;   // how often a lane with another map version is asked again
   std::int64_t marker_retry_ms = 100;
-  int marker_refusals_max = 20;          // RoundAborted answers until the round counts as aborted
+  int marker_refusals_max = 20;  // RoundAborted answers until the round counts as aborted
   bool ghost = false;
 };
 
@@ -159,7 +159,8 @@ class PushStream {
   std::uint64_t open_round() const { return round_ ? round_->number : 0; }
   std::uint64_t map_version() const { return map_.version; }
   const StreamMap& map() const { return map_; }
-  // Since when (Tick's time) every Hello of some lane has been answered by NotLive; nothing if none.
+  // Since when (Tick's time) every Hello of some lane has been answered by NotLive; nothing if
+  // none.
   std::optional<std::int64_t> not_live_since() const;
 
   struct Counters {
@@ -184,7 +185,7 @@ class PushStream {
     Phase phase = Phase::kAsk;
     Clock acked;
     Clock sent;
-    Clock seen;               // verdicts up to it have reached us, whatever became of the shard since
+    Clock seen;  // verdicts up to it have reached us, whatever became of the shard since
     Clock sent_max;
     std::uint64_t ahead = 0;  // bit i: clock acked + 1 + i has its verdict
     Clock replay_until;       // clocks up to it may have been sent before
@@ -226,8 +227,7 @@ class PushStream {
   bool Current(std::uint32_t lane, ShardId shard, Epoch epoch) const;
   void Ask(Lane& lane, ShardId shard);
   void AskAll(Lane& lane);
-  void TakeVerdict(Lane& lane, ShardId shard, Clock clock, wire::Code code,
-                   StreamActions& actions);
+  void TakeVerdict(Lane& lane, ShardId shard, Clock clock, wire::Code code, StreamActions& actions);
   void TakeWatermark(ShardId shard, Clock watermark, StreamActions& actions);
   void Settle(Shard& shard, Clock clock);
   void Pump(StreamActions& actions);

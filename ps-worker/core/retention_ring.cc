@@ -192,12 +192,9 @@ Result<RetentionRing> RetentionRing::Open(std::span<std::byte> region,
     return Broken(std::to_string(header.shards) + " shards");
   }
   RetentionRing ring;
-  ring.identity_ = RingIdentity{JobId(header.job),
-                                WorkerId(header.worker),
-                                Incarnation(header.incarnation),
-                                header.generation,
-                                header.shards,
-                                Clock(header.first_clock)};
+  ring.identity_ =
+      RingIdentity{JobId(header.job), WorkerId(header.worker), Incarnation(header.incarnation),
+                   header.generation, header.shards,           Clock(header.first_clock)};
   ring.region_ = region.data();
   ring.data_ = region.data() + kHeaderBytes;
   ring.capacity_ = header.capacity;
@@ -258,8 +255,8 @@ Status RetentionRing::Walk() {
                           std::make_shared<std::atomic<std::uint32_t>>(0)});
     at += record.bytes;
   }
-  if (!slots_.empty() && (released_.value() + 1 < slots_.front().clock.value() ||
-                          released_ > slots_.back().clock)) {
+  if (!slots_.empty() &&
+      (released_.value() + 1 < slots_.front().clock.value() || released_ > slots_.back().clock)) {
     return Broken("released up to clock " + std::to_string(released_.value()) +
                   ", which is not next to its entries");
   }

@@ -54,7 +54,8 @@ struct RingPart {
 };
 static_assert(sizeof(RingPart) == 32);
 
-// An entry's place in the stream of records; `lease_done` of lease_id's records are trained with it.
+// An entry's place in the stream of records; `lease_done` of lease_id's records are trained with
+// it.
 struct RingEntryInfo {
   Clock clock;
   std::uint32_t samples = 0;
@@ -110,9 +111,9 @@ class RetentionRing {
   // ---- writing, one entry at a time
 
   struct Reservation {
-    std::span<std::byte> payload;    // max_payload bytes, the caller's until Commit or Cancel
-    std::size_t region_begin = 0;    // bytes of the region that Commit may touch, for who backs it
-    std::size_t region_end = 0;      //   with memory only on demand
+    std::span<std::byte> payload;  // max_payload bytes, the caller's until Commit or Cancel
+    std::size_t region_begin = 0;  // bytes of the region that Commit may touch, for who backs it
+    std::size_t region_end = 0;    //   with memory only on demand
   };
   enum class ReserveStatus {
     kReserved,
@@ -121,8 +122,8 @@ class RetentionRing {
   };
   // Room for one entry. At most one reservation is open.
   ReserveStatus Reserve(std::size_t max_payload, std::size_t max_parts, Reservation& reservation);
-  // Publishes the entry: info.clock must be last_clock() + 1, parts increase by shard and lie inside
-  // the first `payload_bytes` of the reserved payload.
+  // Publishes the entry: info.clock must be last_clock() + 1, parts increase by shard and lie
+  // inside the first `payload_bytes` of the reserved payload.
   void Commit(const RingEntryInfo& info, std::size_t payload_bytes,
               std::span<const RingPart> parts);
   void Cancel();

@@ -19,7 +19,7 @@ constexpr std::uint64_t kBadMessagesLogged = 5;
 constexpr std::uint64_t kFirstPullRequest = std::uint64_t{1} << 60;
 constexpr std::uint64_t kFirstHoldRequest = std::uint64_t{1} << 62;
 // Bytes between a lane's segments that are sent along rather than copying the segments together.
-constexpr std::uint64_t kWasteMin = 4096;
+constexpr std::uint64_t kWasteMin = 256;
 constexpr std::uint64_t kWasteShare = 16;
 
 StreamOptions MakeStreamOptions(const RetentionRing& ring, const DataClientOptions& options) {
@@ -80,8 +80,7 @@ Status DataClient::SetMap(const control::MapT& map) {
   loop_.AssertInLoop();
   if (map.shards.size() != shards_) {
     return Error{ErrorCode::kInvalid, "a map of " + std::to_string(map.shards.size()) +
-                                          " shards for a job of " +
-                                          std::to_string(shards_)};
+                                          " shards for a job of " + std::to_string(shards_)};
   }
   if (map.version <= stream_.map_version() && !lanes_.empty()) return Ok();
   StreamMap stream_map;
@@ -116,8 +115,8 @@ Status DataClient::SetMap(const control::MapT& map) {
     net::ZmqOptions options;
     options.max_frame_bytes = static_cast<std::int64_t>(wire::kMaxPayloadBytes);
     options.name = "lane " + endpoint;
-    lane.socket = PS_TRY(
-        net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kDealer, std::move(options)));
+    lane.socket =
+        PS_TRY(net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kDealer, std::move(options)));
     const std::uint32_t lane_number = number;
     lane.socket->OnReceive([this, lane_number](net::ZmqSocket::Frames&& frames) {
       OnReceive(lane_number, std::move(frames));
@@ -221,9 +220,7 @@ void DataClient::OnReceive(std::uint32_t number, net::ZmqSocket::Frames frames) 
       read_verdicts();
       stream_.PushReply(number, request, verdicts, actions);
       break;
-    case wire::Kind::InitReply:
-      stream_.InitReply(number, request, actions);
-      break;
+    case wire::Kind::InitReply: stream_.InitReply(number, request, actions); break;
     case wire::Kind::MarkerReply:
       stream_.MarkerReply(number, request,
                           header.samples() == 0 ? wire::Code::Applied : wire::Code::RoundAborted,
@@ -263,9 +260,7 @@ void DataClient::OnReceive(std::uint32_t number, net::ZmqSocket::Frames frames) 
       }
       break;
     }
-    default:
-      ++counters_.bad_messages;
-      break;
+    default: ++counters_.bad_messages; break;
   }
   Run(std::move(actions));
   if (callbacks_.advanced) callbacks_.advanced();
@@ -314,8 +309,8 @@ void DataClient::Do(const SendInit& init) {
   const std::uint32_t last = layout_->shard_last_block(init.shard);
   for (std::uint32_t block = first; block < last; ++block) {
     const std::uint32_t elements = layout_->block(block).elements;
-    bytes += codec::MaxEncodedBytes(elements, elements, wire::IndexCodec::Dense,
-                                    wire::ValueCodec::Fp32);
+    bytes +=
+        codec::MaxEncodedBytes(elements, elements, wire::IndexCodec::Dense, wire::ValueCodec::Fp32);
   }
   std::vector<std::byte> payload(bytes);
   std::size_t at = 0;
@@ -327,10 +322,9 @@ void DataClient::Do(const SendInit& init) {
                              wire::ValueCodec::Fp32, payload.data() + at, {});
   }
   payload.resize(at);
-  const wire::Segment segment(init.shard.value(),
-                              stream_.map().shards[init.shard.value()].epoch.value(), 0,
-                              stream_.map().shards[init.shard.value()].lineage, 0, 0, 0, 0,
-                              static_cast<std::uint32_t>(at));
+  const wire::Segment segment(
+      init.shard.value(), stream_.map().shards[init.shard.value()].epoch.value(), 0,
+      stream_.map().shards[init.shard.value()].lineage, 0, 0, 0, 0, static_cast<std::uint32_t>(at));
   Send(init.lane, Header(wire::Kind::Init, init.request), {&segment, 1},
        net::TakeFrame(std::move(payload)));
 }
@@ -439,20 +433,19 @@ void DataClient::Do(const StreamBroken& broken) {
   const std::string shard = "shard " + std::to_string(broken.shard.value());
   switch (broken.why) {
     case StreamBroken::Why::kLost:
-      return Break(Error{ErrorCode::kInternal,
-                         shard + " has only the pushes up to clock " +
-                             std::to_string(broken.watermark.value()) +
-                             " of this worker, and those up to " +
-                             std::to_string(ring_.released().value()) +
-                             " were released by a committed checkpoint"});
+      return Break(Error{ErrorCode::kInternal, shard + " has only the pushes up to clock " +
+                                                   std::to_string(broken.watermark.value()) +
+                                                   " of this worker, and those up to " +
+                                                   std::to_string(ring_.released().value()) +
+                                                   " were released by a committed checkpoint"});
     case StreamBroken::Why::kUnknown:
-      return Break(Error{ErrorCode::kConflict,
-                         shard + " has pushes of this incarnation up to clock " +
-                             std::to_string(broken.watermark.value()) + ", only " +
-                             std::to_string(stream_.head().value()) + " were made"});
+      return Break(
+          Error{ErrorCode::kConflict, shard + " has pushes of this incarnation up to clock " +
+                                          std::to_string(broken.watermark.value()) + ", only " +
+                                          std::to_string(stream_.head().value()) + " were made"});
     case StreamBroken::Why::kMalformed:
-      return Break(Error{ErrorCode::kInvalid,
-                         "the lane of " + shard + " does not understand our messages"});
+      return Break(
+          Error{ErrorCode::kInvalid, "the lane of " + shard + " does not understand our messages"});
   }
 }
 
@@ -549,8 +542,7 @@ void DataClient::OnPullReply(std::uint32_t number, zmq::message_t payload) {
       const auto part = wire::SegmentPayload(segment, bytes);
       good = part.ok() &&
              codec::ParseSegment(
-                 *part,
-                 [this, shard](std::uint32_t block) { return ElementsOf(shard, block); },
+                 *part, [this, shard](std::uint32_t block) { return ElementsOf(shard, block); },
                  pulled.blocks)
                  .ok();
     }
@@ -563,9 +555,9 @@ void DataClient::OnPullReply(std::uint32_t number, zmq::message_t payload) {
     }
     if (!good) {
       ++counters_.bad_messages;
-      spdlog::log(counters_.bad_messages <= kBadMessagesLogged ? spdlog::level::warn
-                                                                : spdlog::level::debug,
-                  "lane {}: a bad answer to a pull of shard {}", number, shard.value());
+      spdlog::log(
+          counters_.bad_messages <= kBadMessagesLogged ? spdlog::level::warn : spdlog::level::debug,
+          "lane {}: a bad answer to a pull of shard {}", number, shard.value());
       continue;
     }
     pull_->have[shard.value()] = true;

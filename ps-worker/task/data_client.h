@@ -32,18 +32,18 @@ struct DataClientOptions {
   bool ghost = false;
   std::uint32_t window = 4;
   std::int64_t resend_timeout_ms = 2000;
-  std::int64_t pull_retry_ms = 100;          // after a refusal of a pull
-  std::int64_t pull_timeout_ms = 3000;       // an unanswered pull is sent again
+  std::int64_t pull_retry_ms = 100;     // after a refusal of a pull
+  std::int64_t pull_timeout_ms = 3000;  // an unanswered pull is sent again
 };
 
 struct DataClientCounters {
-  std::uint64_t pushes = 0;       // messages
-  std::uint64_t push_bytes = 0;   // both frames
-  std::uint64_t pulls = 0;        // answered by all lanes
+  std::uint64_t pushes = 0;      // messages
+  std::uint64_t push_bytes = 0;  // both frames
+  std::uint64_t pulls = 0;       // answered by all lanes
   std::uint64_t pull_bytes = 0;
-  std::uint64_t copied_bytes = 0; // of pushes that could not be sent from the ring itself
+  std::uint64_t copied_bytes = 0;  // of pushes that could not be sent from the ring itself
   std::uint64_t bad_messages = 0;
-  std::uint64_t unsent = 0;       // no connection, or its queue was full
+  std::uint64_t unsent = 0;  // no connection, or its queue was full
 };
 
 class DataClient {
@@ -114,7 +114,7 @@ class DataClient {
   struct Lane {
     std::string endpoint;
     std::unique_ptr<net::ZmqSocket> socket;
-    bool hold_known = true;           // the lane has confirmed hold_on_
+    bool hold_known = true;  // the lane has confirmed hold_on_
     std::int64_t hold_sent_ms = 0;
   };
   // The part of the current pull that one lane is asked for.
@@ -126,7 +126,7 @@ class DataClient {
     std::uint64_t request = 0;
     Pull what;
     std::map<std::uint32_t, LanePull> missing;
-    std::vector<bool> have;           // by shard
+    std::vector<bool> have;  // by shard
     PullResult result;
   };
 
@@ -174,7 +174,7 @@ class DataClient {
   bool broken_ = false;
   std::vector<std::uint32_t> version_gaps_;  // bounded
   DataClientCounters counters_;
-  wire::Head head_;                          // scratch
+  wire::Head head_;  // scratch
   net::Timer timer_;
 };
 

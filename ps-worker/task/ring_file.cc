@@ -75,8 +75,8 @@ Status RingFile::Back(std::size_t begin, std::size_t end) {
   // The ring fills from the front, so what lies below is backed or was skipped.
   const std::size_t from = backed_;
   const std::size_t to = std::min(region_.size(), (end + kBackBytes - 1) / kBackBytes * kBackBytes);
-  const int error = posix_fallocate(fd_.get(), static_cast<off_t>(from),
-                                    static_cast<off_t>(to - from));
+  const int error =
+      posix_fallocate(fd_.get(), static_cast<off_t>(from), static_cast<off_t>(to - from));
   if (error != 0) {
     return Error{ErrorCode::kIo, "retention ring " + path_ + ": no memory for " +
                                      std::to_string(to) + " bytes (" + std::strerror(error) +

@@ -329,8 +329,8 @@ class TaskSessionImpl final : public TaskSession {
       const auto seconds =
           std::chrono::duration_cast<std::chrono::seconds>(Clock_::now() - begin).count();
       if (Clock_::now() - begin >= limit) {
-        status = Error{ErrorCode::kTimeout, std::string("waited ") + std::to_string(seconds) +
-                                                " s for " + what};
+        status = Error{ErrorCode::kTimeout,
+                       std::string("waited ") + std::to_string(seconds) + " s for " + what};
         break;
       }
       spdlog::info("still waiting for {}, {} s by now", what, seconds);
@@ -395,9 +395,7 @@ class TaskSessionImpl final : public TaskSession {
         Tell(pong);
         break;
       }
-      default:
-        spdlog::debug("no use for a {} here", control::BodyName(message));
-        break;
+      default: spdlog::debug("no use for a {} here", control::BodyName(message)); break;
     }
   }
 
@@ -507,11 +505,11 @@ class TaskSessionImpl final : public TaskSession {
     if (update.live != nullptr && update.live->version > live_version_) {
       live_version_ = update.live->version;
       const std::uint32_t me = ring_->identity().incarnation.value();
-      const bool live = std::any_of(
-          update.live->workers.begin(), update.live->workers.end(), [me](const auto& worker) {
-            return worker != nullptr && worker->incarnation == me &&
-                   worker->state == control::WorkerState::Live;
-          });
+      const bool live = std::any_of(update.live->workers.begin(), update.live->workers.end(),
+                                    [me](const auto& worker) {
+                                      return worker != nullptr && worker->incarnation == me &&
+                                             worker->state == control::WorkerState::Live;
+                                    });
       // The agent decides what becomes of us; until then nothing of ours is accepted anyway.
       if (!live) spdlog::warn("incarnation {} is not in live set {}", me, live_version_);
     }
@@ -563,9 +561,8 @@ class TaskSessionImpl final : public TaskSession {
 
   void TryReserve() {
     if (!reserve_wanted_ || client_ == nullptr) return;
-    const auto reserved = client_->has_room()
-                              ? Reserve()
-                              : Result<std::optional<std::span<std::byte>>>(std::nullopt);
+    const auto reserved =
+        client_->has_room() ? Reserve() : Result<std::optional<std::span<std::byte>>>(std::nullopt);
     if (!reserved.ok()) {
       reserve_wanted_ = false;
       control::TaskFailedT failed;
@@ -602,11 +599,10 @@ class TaskSessionImpl final : public TaskSession {
         WantCheckpoint("the retention ring is full");
         return std::optional<std::span<std::byte>>();
       case RetentionRing::ReserveStatus::kTooLarge:
-        return Error{ErrorCode::kInvalid,
-                     "a push of up to " + std::to_string(reserve_bytes_) +
-                         " bytes does not fit into the retention ring of " +
-                         std::to_string(ring_->capacity_bytes()) +
-                         " bytes; raise resources.retention_mebibytes"};
+        return Error{ErrorCode::kInvalid, "a push of up to " + std::to_string(reserve_bytes_) +
+                                              " bytes does not fit into the retention ring of " +
+                                              std::to_string(ring_->capacity_bytes()) +
+                                              " bytes; raise resources.retention_mebibytes"};
     }
     if (Status backed = ring_file_->Back(reservation.region_begin, reservation.region_end);
         !backed.ok()) {
@@ -806,7 +802,7 @@ class TaskSessionImpl final : public TaskSession {
     std::optional<TaskContext> context;
     std::deque<control::LeaseT> leases;
     bool drain = false;
-    bool draining = false;  // asked for and not yet answered
+    bool draining = false;                // asked for and not yet answered
     std::optional<ps::Clock> drained_at;  // nothing was pushed since Drained()
     std::optional<EvaluateWork> evaluate;
     std::uint64_t evaluating = 0;

@@ -20,7 +20,8 @@ namespace ps::checkpoint {
 
 namespace fs = std::filesystem;
 
-inline ShardImage MakeImage(std::uint32_t shard, std::vector<std::uint32_t> blocks = {7, 65536, 1}) {
+inline ShardImage MakeImage(std::uint32_t shard,
+                            std::vector<std::uint32_t> blocks = {7, 65536, 1}) {
   ShardImage image;
   image.job = JobId(3);
   image.round = Round(12);
@@ -99,8 +100,10 @@ inline Manifest MakeManifest(const std::vector<std::pair<std::string, WrittenSha
   manifest.step = 600;
   manifest.samples = 128000;
   manifest.layout_fingerprint = 0xFFEEDDCCBBAA9988;
-  manifest.tables = {{"parameters", TableRule::Sgd, 100, {{"fc1.weight", {10, 9}, 0, 90},
-                                                          {"fc1.bias", {10}, 90, 10}}},
+  manifest.tables = {{"parameters",
+                      TableRule::Sgd,
+                      100,
+                      {{"fc1.weight", {10, 9}, 0, 90}, {"fc1.bias", {10}, 90, 10}}},
                      {"counters", TableRule::Maximum, 1, {{"batches", {}, 0, 1}}}};
   for (std::size_t i = 0; i < written.size(); ++i) {
     const WrittenShard& shard = written[i].second;

@@ -96,8 +96,9 @@ TEST_F(ManifestTest, WrongTypesAreNamedByTheirPath) {
   EXPECT_NE(Refusal(Replaced(Text(), "\"epoch\": 2", "\"epoch\": 99999999999"))
                 .find("shards[1] `epoch` is too large"),
             std::string::npos);
-  EXPECT_NE(Refusal(Replaced(Text(), "\"rule\": \"maximum\"", "\"rule\": \"median\"")).find("median"),
-            std::string::npos);
+  EXPECT_NE(
+      Refusal(Replaced(Text(), "\"rule\": \"maximum\"", "\"rule\": \"median\"")).find("median"),
+      std::string::npos);
   EXPECT_NE(Refusal(Replaced(Text(), "\"cuts\": [", "\"cuts\": 5, \"x\": [")).find("`cuts`"),
             std::string::npos);
   EXPECT_NE(Refusal(Replaced(Text(), "\"step\": 600", "\"pets\": 600")).find("has no `step`"),
@@ -108,7 +109,8 @@ TEST_F(ManifestTest, WrongTypesAreNamedByTheirPath) {
 }
 
 TEST_F(ManifestTest, WhatIsNotAnObjectIsRefused) {
-  for (const char* text : {"", "null", "[]", "1", "\"x\"", "{", "{}", "\xff\xfe", "{\"a\":\"\xff\"}"}) {
+  for (const char* text :
+       {"", "null", "[]", "1", "\"x\"", "{", "{}", "\xff\xfe", "{\"a\":\"\xff\"}"}) {
     EXPECT_FALSE(FromJson(text).ok()) << text;
   }
 }

@@ -52,8 +52,7 @@ TEST_F(PartTest, ShardsMayComeInAnyOrder) {
   EXPECT_GT(written[0].bytes, MakeImage(9).values.size() * sizeof(float));
   const Result<Reader> reader = Reader::Open(part());
   ASSERT_TRUE(reader.ok());
-  EXPECT_EQ(reader->ListShards(),
-            (std::vector<ShardId>{ShardId(2), ShardId(9), ShardId(300)}));
+  EXPECT_EQ(reader->ListShards(), (std::vector<ShardId>{ShardId(2), ShardId(9), ShardId(300)}));
   EXPECT_EQ(*reader->ReadShard(ShardId(300)), MakeImage(300));
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <future>
 
 #include "tests/cli/fake_coordinator.h"
 #include "tests/cli/test_environment.h"
@@ -77,10 +78,11 @@ TEST(ApiTest, ARedirectIsFollowedWithItsBodyAndRemembered) {
 }
 
 TEST(ApiTest, ACircleOfRedirectsEnds) {
-  std::string second_url;
-  FakeCoordinator first([&second_url](const net::HttpRequest&) {
+  std::promise<std::string> second_url;
+  const std::shared_future<std::string> known = second_url.get_future().share();
+  FakeCoordinator first([known](const net::HttpRequest&) {
     net::HttpResponse response = Answer(307, "");
-    response.headers.emplace_back("Location", second_url + "/x");
+    response.headers.emplace_back("Location", known.get() + "/x");
     return response;
   });
   FakeCoordinator second([&first](const net::HttpRequest&) {
@@ -88,7 +90,7 @@ TEST(ApiTest, ACircleOfRedirectsEnds) {
     response.headers.emplace_back("Location", first.url() + "/x");
     return response;
   });
-  second_url = second.url();
+  second_url.set_value(second.url());
   TestEnvironment test;
   EXPECT_EQ(MakeApi(test, {first.url()}).Get("/x").error().code, ErrorCode::kUnreachable);
 }

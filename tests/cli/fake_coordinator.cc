@@ -1,7 +1,5 @@
 #include "tests/cli/fake_coordinator.h"
 
-#include <nlohmann/json.hpp>
-
 namespace ps::cli {
 
 FakeCoordinator::FakeCoordinator(Handler handler)

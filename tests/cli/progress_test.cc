@@ -118,12 +118,15 @@ TEST(ProgressTest, TheResultNamesTheAccuracyAndTheCheckpoint) {
                        {"records", 10000},
                        {"test_accuracy", 0.88771}};
   job["last_checkpoint"] = Json{{"directory", "7/3"}};
-  const std::string text = ResultText(job);
+  const std::string text = ResultText(job, "/d/checkpoints");
   EXPECT_THAT(text, HasSubstr("test accuracy    0.8877\n"));
   EXPECT_THAT(text, HasSubstr("test records     10,000\n"));
-  EXPECT_THAT(text, HasSubstr("last checkpoint  7/3\n"));
+  EXPECT_THAT(text, HasSubstr("last checkpoint  /d/checkpoints/7/3\n"));
   job["result"] = Json{{"metric_name", "mse"}, {"metric", 2.5}};
-  EXPECT_THAT(ResultText(job), HasSubstr("test mse"));
+  EXPECT_THAT(ResultText(job, ""), HasSubstr("test mse"));
+  EXPECT_THAT(ResultText(job, ""), HasSubstr("last checkpoint  7/3\n"));
+  job["result"] = Json{{"metric_name", "none"}, {"metric", 640000}};
+  EXPECT_THAT(ResultText(job, ""), HasSubstr("sum              640,000\n"));
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <fstream>
 #include <thread>
 
+#include "common/check.h"
+
 namespace ps::cli {
 namespace {
 

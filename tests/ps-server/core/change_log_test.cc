@@ -35,9 +35,9 @@ class ChangeLogTest : public ::testing::Test {
         return;
       }
       codec::BlockView block;
-      block.header = wire::BlockHeader(
-          touched.block, static_cast<std::uint32_t>(touched.index_bytes.size()), 0,
-          static_cast<std::uint8_t>(touched.codec), 0, 0);
+      block.header =
+          wire::BlockHeader(touched.block, static_cast<std::uint32_t>(touched.index_bytes.size()),
+                            0, static_cast<std::uint8_t>(touched.codec), 0, 0);
       block.index_bytes = touched.index_bytes;
       std::vector<std::uint16_t> indices;
       codec::DecodeIndices(block, indices);
@@ -86,10 +86,11 @@ TEST_F(ChangeLogTest, APushLargerThanTheLogForgetsEverything) {
   ChangeLog log(30);
   Append(log, 1, SparseBlock(0, kElements, {3}, {0}));
   EXPECT_TRUE(log.Covers(0));
-  Append(log, 2, SparseBlock(0, kElements, std::vector<std::uint16_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-                                                                      11, 12, 13, 14, 15, 16, 17,
-                                                                      18, 19, 20},
-                             std::vector<float>(20)));
+  Append(
+      log, 2,
+      SparseBlock(0, kElements, std::vector<std::uint16_t>{1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
+                                                           11, 12, 13, 14, 15, 16, 17, 18, 19, 20},
+                  std::vector<float>(20)));
   EXPECT_FALSE(log.Covers(1));
   EXPECT_TRUE(log.Covers(2));
   EXPECT_TRUE(After(log, 2).empty());

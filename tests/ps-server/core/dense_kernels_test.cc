@@ -44,8 +44,8 @@ class DenseKernelsTest : public ::testing::TestWithParam<Case> {
     if (dense) {
       testing::operator+=(bytes_, DenseBlock(0, sent_, GetParam().value));
     } else {
-      testing::operator+=(bytes_, SparseBlock(0, kElements, indices_, sent_, GetParam().index,
-                                              GetParam().value));
+      testing::operator+=(
+          bytes_, SparseBlock(0, kElements, indices_, sent_, GetParam().index, GetParam().value));
     }
     const LayoutView layout = MakeLayout({{TableRule::Sgd, {kElements}}}, 1);
     std::vector<codec::BlockView> blocks;

@@ -27,8 +27,7 @@ class LaneCoreFixture : public ::testing::Test {
     LaneMap map;
     map.version = version;
     for (const std::uint32_t shard : shards) {
-      map.shards.push_back(
-          OwnShard{ShardId(shard), Epoch(epoch), kLineage, Round(restore_round)});
+      map.shards.push_back(OwnShard{ShardId(shard), Epoch(epoch), kLineage, Round(restore_round)});
     }
     return map;
   }

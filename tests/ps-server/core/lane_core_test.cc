@@ -343,8 +343,7 @@ TEST_F(LaneCoreTest, ARestoredShardIsAskedForAndThenServes) {
   TestMessage pull(wire::Kind::Pull, 0, 11);
   pull.Segment(0, kEpoch + 1);
   EXPECT_TRUE(Send(lane_, pull).empty());
-  EXPECT_EQ(SendOne(lane_, TestMessage(wire::Kind::Hello, 0, 11)).CodeOf(0),
-            wire::Code::Restoring);
+  EXPECT_EQ(SendOne(lane_, TestMessage(wire::Kind::Hello, 0, 11)).CodeOf(0), wire::Code::Restoring);
   EXPECT_EQ(lane_.InstallRestored(JobId(1), Epoch(kEpoch), image, false).error().code,
             ErrorCode::kConflict);
   ASSERT_TRUE(lane_.InstallRestored(JobId(1), Epoch(kEpoch + 1), image, false).ok());

@@ -65,8 +65,7 @@ TEST(LaneMapTest, MembersComeInTheOrderOfTheirIncarnations) {
     worker->worker = 1;
     worker->incarnation = incarnation;
     worker->first_clock = 100 + incarnation;
-    worker->state =
-        incarnation == 2 ? control::WorkerState::Draining : control::WorkerState::Live;
+    worker->state = incarnation == 2 ? control::WorkerState::Draining : control::WorkerState::Live;
     live.workers.push_back(std::move(worker));
   }
   const auto members = LiveMembersOf(live);

@@ -58,8 +58,8 @@ inline Bytes SparseBlock(std::uint32_t block, std::uint32_t elements,
                          const std::vector<float>& values,
                          wire::IndexCodec index = wire::IndexCodec::Gap8,
                          wire::ValueCodec value = wire::ValueCodec::Fp32) {
-  Bytes out(codec::MaxEncodedBytes(elements, static_cast<std::uint32_t>(indices.size()), index,
-                                   value));
+  Bytes out(
+      codec::MaxEncodedBytes(elements, static_cast<std::uint32_t>(indices.size()), index, value));
   out.resize(codec::EncodeBlock(block, elements, indices, values, index, value, out.data(), {}));
   return out;
 }

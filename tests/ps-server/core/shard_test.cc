@@ -39,17 +39,16 @@ class ShardTest : public ::testing::Test {
   }
   PushVerdict PushTo(Shard& shard, const Member& member, std::uint64_t clock, const Bytes& bytes,
                      std::uint64_t base = 0, bool replay = false, std::uint32_t samples = 1) {
-    return shard.Push(member, PushFacts{Clock(clock), base, samples, replay},
-                      Parse(layout_, bytes), rules_, 2);
+    return shard.Push(member, PushFacts{Clock(clock), base, samples, replay}, Parse(layout_, bytes),
+                      rules_, 2);
   }
   Bytes One(std::uint16_t position, float value) {
     return SparseBlock(0, kElements, {position}, {value});
   }
 
-  const LayoutView layout_ = MakeLayout({{TableRule::Sgd, {kElements, 300}},
-                                         {TableRule::Average, {10}},
-                                         {TableRule::Maximum, {4}}},
-                                        1);
+  const LayoutView layout_ = MakeLayout(
+      {{TableRule::Sgd, {kElements, 300}}, {TableRule::Average, {10}}, {TableRule::Maximum, {4}}},
+      1);
   JobRules rules_ = ConstantRules(1.0);
   const Member member_ = MakeMember(0, 11);
   Shard shard_{layout_, ShardId(0), Epoch(3), 1, false};
@@ -132,8 +131,8 @@ TEST_F(ShardTest, ABaseAheadOfARestoredShardIsNotTooOld) {
 }
 
 TEST_F(ShardTest, NonFiniteIsRefusedWholeAndConsumesTheClock) {
-  for (const float bad : {std::numeric_limits<float>::infinity(),
-                          std::numeric_limits<float>::quiet_NaN()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     const std::uint64_t clock = shard_.Watermark(member_).value() + 1;
     Bytes bytes = SparseBlock(0, kElements, {1, 2}, {-1, -1});
     testing::operator+=(bytes, SparseBlock(1, 300, {7}, {bad}));
@@ -334,8 +333,7 @@ TEST_F(ShardTest, SparsePullsEqualASnapshotAfterRandomPushes) {
         std::vector<float> values;
         for (std::size_t i = 0; i < indices.size(); ++i) values.push_back(normal(random));
         const auto codec = random() % 2 == 0 ? wire::IndexCodec::Gap8 : wire::IndexCodec::Raw16;
-        testing::operator+=(bytes,
-                            SparseBlock(block.first, block.second, indices, values, codec));
+        testing::operator+=(bytes, SparseBlock(block.first, block.second, indices, values, codec));
       }
       ASSERT_EQ(PushTo(shard, member_, clock, bytes, shard.version()).code, wire::Code::Applied);
       for (Puller& puller : pullers) {

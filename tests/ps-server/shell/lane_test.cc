@@ -85,8 +85,10 @@ TEST_F(LaneTest, ThePulledStateEqualsTheValues) {
   Init(client);
   for (std::uint64_t clock = 1; clock <= 5; ++clock) {
     TestMessage push(wire::Kind::Push, 0, 11);
-    push.Clock(clock).Flags(wire::kCoversLane).Segment(
-        2, 1, SparseBlock(2, kElements, {3, 30'000, 59'999}, {1, 2, static_cast<float>(clock)}));
+    push.Clock(clock)
+        .Flags(wire::kCoversLane)
+        .Segment(2, 1,
+                 SparseBlock(2, kElements, {3, 30'000, 59'999}, {1, 2, static_cast<float>(clock)}));
     const auto reply = client.Ask(push);
     ASSERT_TRUE(reply.has_value());
     EXPECT_EQ(reply->kind(), wire::Kind::PushReply);
@@ -210,8 +212,7 @@ TEST_F(LaneTest, EventsReachTheCallback) {
   SetJob();
   LaneClient client(context_, lane_->endpoint());
   Init(client);
-  ASSERT_TRUE(
-      lane_->Post([](LaneCore& core) { core.BeginRound(JobId(1), Round(1), 1, 1); }).ok());
+  ASSERT_TRUE(lane_->Post([](LaneCore& core) { core.BeginRound(JobId(1), Round(1), 1, 1); }).ok());
   const auto reply = client.Ask(TestMessage(wire::Kind::Marker, 0, 11).Request(1).Clock(0));
   ASSERT_TRUE(reply.has_value());
   EXPECT_EQ(reply->kind(), wire::Kind::MarkerReply);

@@ -98,8 +98,8 @@ class ServerTest : public ::testing::Test {
       const auto message = Wait(control::Body::ServerReport);
       if (!message.has_value()) return false;
       const auto& report = *message->body.AsServerReport();
-      const bool all = std::all_of(
-          report.shards.begin(), report.shards.end(), [&](const auto& shard) {
+      const bool all =
+          std::all_of(report.shards.begin(), report.shards.end(), [&](const auto& shard) {
             return shard->state == static_cast<std::uint8_t>(state) && shard->epoch == epoch;
           });
       if (report.shards.size() == kShards && all) return true;
@@ -151,8 +151,8 @@ class ServerTest : public ::testing::Test {
     start.job = job;
     start.name = "test";
     start.spec_json = kSpec;
-    start.layout = std::make_unique<control::LayoutT>(MakeLayoutMessage(
-        {{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}));
+    start.layout = std::make_unique<control::LayoutT>(
+        MakeLayoutMessage({{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}));
     start.data = std::make_unique<control::DataInfoT>();
     start.data->records = 1000;
     start.map = std::make_unique<control::MapT>(MakeMap(1, 1, restore_round));
@@ -192,8 +192,8 @@ class ServerTest : public ::testing::Test {
   }
   void Markers(std::uint64_t round, std::uint64_t clock, wire::Kind expected) {
     for (std::uint32_t lane = 0; lane < 2; ++lane) {
-      const auto reply = Ask(
-          *clients_[lane], TestMessage(wire::Kind::Marker, 0, 11).Request(round).Clock(clock));
+      const auto reply =
+          Ask(*clients_[lane], TestMessage(wire::Kind::Marker, 0, 11).Request(round).Clock(clock));
       ASSERT_TRUE(reply.has_value());
       ASSERT_EQ(reply->kind(), expected);
     }
@@ -227,8 +227,8 @@ class ServerTest : public ::testing::Test {
     manifest.tables.push_back(table);
     manifest.shards.resize(kShards);
     for (const auto& shard : result.shards) {
-      manifest.shards[shard->shard] = {ShardId(shard->shard), procid_,       Epoch(shard->epoch),
-                                       shard->version,        shard->bytes,  shard->digest,
+      manifest.shards[shard->shard] = {ShardId(shard->shard), procid_,      Epoch(shard->epoch),
+                                       shard->version,        shard->bytes, shard->digest,
                                        shard->values_digest};
     }
     control::WriteManifestT write;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/types.h>
 
 #include <cstring>
 #include <deque>
@@ -20,13 +21,12 @@ namespace ps::worker {
 constexpr net::Milliseconds kPatience{20'000};
 
 inline std::string LedgerSpec(const std::string& name) {
-  const Result<JobSpec> spec = ParseJobYaml(
-      "apiVersion: ds/v1\nkind: TrainJob\nname: " + name +
-          "\nmodel: {type: ledger, blocks: 4}\n"
-          "data:\n  train: {format: counter, records: 100}\n"
-          "training: {workers: 1, threads_per_worker: 2}\n"
-          "resources: {retention_mebibytes: 1}\n",
-      "job.yaml", "/");
+  const Result<JobSpec> spec = ParseJobYaml("apiVersion: ds/v1\nkind: TrainJob\nname: " + name +
+                                                "\nmodel: {type: ledger, blocks: 4}\n"
+                                                "data:\n  train: {format: counter, records: 100}\n"
+                                                "training: {workers: 1, threads_per_worker: 2}\n"
+                                                "resources: {retention_mebibytes: 1}\n",
+                                            "job.yaml", "/");
   EXPECT_TRUE(spec.ok()) << (spec.ok() ? "" : spec.error().message);
   return spec.ok() ? ResolvedJson(*spec) : "";
 }
@@ -83,8 +83,8 @@ class FakeCoordinator {
   void OnReceive(net::ZmqSocket::Frames&& frames) {
     ASSERT_EQ(frames.size(), 2u);
     agent_.assign(static_cast<const char*>(frames[0].data()), frames[0].size());
-    Result<control::MessageT> message = control::Decode(
-        {static_cast<const std::byte*>(frames[1].data()), frames[1].size()});
+    Result<control::MessageT> message =
+        control::Decode({static_cast<const std::byte*>(frames[1].data()), frames[1].size()});
     ASSERT_TRUE(message.ok()) << message.error().message;
     if (message->body.type == control::Body::RegisterAgent) {
       control::WelcomeT welcome;
@@ -162,6 +162,15 @@ class AgentTest : public testing::Test {
     coordinator_->Await(control::Body::LeaseRequest);
     SendEvaluate(999);
     return coordinator_->Await(control::Body::TaskExited);
+  }
+  // Of the one running task, from a new registration.
+  pid_t PidOfTask() {
+    agent_->SetLeader("");
+    agent_->SetLeader(coordinator_->endpoint());
+    const control::MessageT message = coordinator_->Await(control::Body::RegisterAgent);
+    const auto& tasks = message.body.AsRegisterAgent()->tasks;
+    EXPECT_EQ(tasks.size(), 1u);
+    return tasks.size() == 1 ? static_cast<pid_t>(tasks[0]->pid) : -1;
   }
   bool Until(const std::function<bool()>& done) { return loop_.RunUntil(done, kPatience); }
   std::filesystem::path RingPath(std::uint32_t incarnation = 7) const {

@@ -212,19 +212,18 @@ TEST_F(AgentTest, AnEndWithoutACoordinatorIsToldAfterTheNextRegistration) {
   coordinator_->Await(Body::TaskReady);
   SendTaskStart();
   coordinator_->Await(Body::LeaseRequest);
-  SendEvaluate(3);
-  ASSERT_TRUE(Until([&] { return !coordinator_->Kinds().empty(); }));
-  // From here on nobody listens; the task is about to end.
+  const pid_t pid = PidOfTask();
   agent_->SetLeader("");
+  ::kill(pid, SIGKILL);
   ASSERT_TRUE(Until([&] { return agent_->running_tasks() == 0; }));
   const auto next = std::make_unique<FakeCoordinator>(loop_, context_, 2);
   agent_->SetLeader(next->endpoint());
   const control::MessageT message = next->Await(Body::RegisterAgent);
   const auto& registration = *message.body.AsRegisterAgent();
   ASSERT_EQ(registration.tasks.size(), 1u) << "its end was not told yet";
+  EXPECT_EQ(registration.tasks[0]->task, kTask);
   ASSERT_EQ(registration.rings.size(), 1u);
-  EXPECT_EQ(next->Await(Body::TaskFailed).task, kTask);
-  EXPECT_EQ(next->Await(Body::TaskExited).body.AsTaskExited()->status, 3);
+  EXPECT_EQ(next->Await(Body::TaskExited).body.AsTaskExited()->status, -SIGKILL);
 }
 
 TEST_F(AgentTest, MessagesOfAFormerLeaderAreIgnored) {
@@ -262,13 +261,7 @@ TEST_F(AgentTest, TasksDieWithTheAgent) {
   coordinator_->Await(Body::RegisterAgent);
   SendStart();
   coordinator_->Await(Body::TaskReady);
-  control::RegisterAgentT* registration = nullptr;
-  agent_->SetLeader("");
-  agent_->SetLeader(coordinator_->endpoint());
-  const control::MessageT message = coordinator_->Await(Body::RegisterAgent);
-  registration = const_cast<control::RegisterAgentT*>(message.body.AsRegisterAgent());
-  ASSERT_EQ(registration->tasks.size(), 1u);
-  const auto pid = static_cast<pid_t>(registration->tasks[0]->pid);
+  const pid_t pid = PidOfTask();
   EXPECT_EQ(::kill(pid, 0), 0);
   agent_.reset();
   EXPECT_NE(::kill(pid, 0), 0);

@@ -2,8 +2,9 @@
 //
 // Trains nothing: on TaskStart it makes a ring with three pushes, asks for a lease and reports; on
 // Drain it answers Drained; on Evaluate it ends with the round as exit status (or by SIGKILL for
-// round 999, with a TaskFailed before for round 3); on StopTask it ends with success, but ignores it
-// once it got a RoundBegin. As a preflight it says yes, no, nothing, or never, by the job's name.
+// round 999, with a TaskFailed before for round 3); on StopTask it ends with success, but ignores
+// it once it got a RoundBegin. As a preflight it says yes, no, nothing, or never, by the job's
+// name.
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -65,7 +66,8 @@ int MakeRing(const std::string& path, std::uint64_t bytes, const ps::control::Ta
   if (!ring.ok()) return 1;
   for (std::uint64_t i = 1; i <= 3; ++i) {
     ps::worker::RetentionRing::Reservation space;
-    if (ring->Reserve(16, 1, space) != ps::worker::RetentionRing::ReserveStatus::kReserved) return 1;
+    if (ring->Reserve(16, 1, space) != ps::worker::RetentionRing::ReserveStatus::kReserved)
+      return 1;
     if (!(*file)->Back(space.region_begin, space.region_end).ok()) return 1;
     ps::worker::RingPart part;
     part.shard = 1;
@@ -89,7 +91,8 @@ int Preflight(const std::string& spec, const std::string& result) {
   answer.data->records = 42;
   const std::vector<std::byte> bytes = ps::control::Encode(Make(std::move(answer)));
   std::ofstream(result, std::ios::binary)
-      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+      .write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
   return 0;
 }
 

@@ -27,9 +27,8 @@ std::string FlushText(Outbox& outbox, std::size_t limit = 1000) {
   std::string text;
   outbox.Flush([&](const control::MessageT& message) {
     if (limit-- == 0) return false;
-    const std::uint64_t task = message.body.type == Body::TaskExited
-                                   ? message.body.AsTaskExited()->task
-                                   : message.task;
+    const std::uint64_t task =
+        message.body.type == Body::TaskExited ? message.body.AsTaskExited()->task : message.task;
     text += (text.empty() ? "" : " ") + std::to_string(task) + ":" + control::BodyName(message);
     return true;
   });
@@ -95,6 +94,14 @@ TEST(OutboxTest, WhatCouldNotBeSentStays) {
   EXPECT_EQ(FlushText(outbox, 1), "1:TaskFailed");
   EXPECT_EQ(outbox.Exits().size(), 1u);
   EXPECT_EQ(FlushText(outbox), "1:TaskFailed 1:TaskExited");
+}
+
+TEST(OutboxTest, ATaskWhoseEndWasToldAtOnceIsForgotten) {
+  Outbox outbox;
+  outbox.Keep(Make(control::TaskReadyT(), 1));
+  outbox.Keep(Make(control::TaskReadyT(), 2));
+  outbox.Forget(1);
+  EXPECT_EQ(FlushText(outbox), "2:TaskReady");
 }
 
 TEST(OutboxTest, TooManyEndsForgetTheOldest) {

@@ -31,9 +31,9 @@ class FakeLane {
   void OnReceive(net::ZmqSocket::Frames&& frames) {
     wire::Head head;
     ASSERT_GE(frames.size(), 2u);
-    ASSERT_TRUE(wire::ParseInto({static_cast<const std::byte*>(frames[1].data()), frames[1].size()},
-                                head)
-                    .ok());
+    ASSERT_TRUE(
+        wire::ParseInto({static_cast<const std::byte*>(frames[1].data()), frames[1].size()}, head)
+            .ok());
     if (silent) return;
     wire::LaneHeader header = head.header;
     header.mutate_map_version(map_version);

@@ -543,7 +543,8 @@ class History {
 
   void PushMore() {
     if (ghost_ || worker_has_map_ == 0) return;
-    const bool rest = std::any_of(residual_.begin(), residual_.end(), [](auto r) { return r != 0; });
+    const bool rest =
+        std::any_of(residual_.begin(), residual_.end(), [](auto r) { return r != 0; });
     if (calm_ && !rest) return;
     if (!stream_->HasRoom() && Dice(20) != 0) return;
     ++head_;
@@ -607,8 +608,8 @@ class History {
       } else if (const auto* init = std::get_if<SendInit>(&action)) {
         message.kind = Message::kInit;
         message.request = init->request;
-        message.segments.push_back({init->shard.value(),
-                                    stream_->map().shards[init->shard.value()].epoch, 0, false});
+        message.segments.push_back(
+            {init->shard.value(), stream_->map().shards[init->shard.value()].epoch, 0, false});
         Send(*init, message);
       } else if (const auto* push = std::get_if<SendPush>(&action)) {
         message.kind = Message::kPush;
@@ -674,8 +675,7 @@ class History {
     for (int copies = Dice(100) < repeat_ ? 2 : 1; copies > 0; --copies) {
       switch (answer.kind) {
         case Answer::kHello:
-          stream_->HelloReply(number, answer.request, answer.map_version, answer.verdicts,
-                              actions);
+          stream_->HelloReply(number, answer.request, answer.map_version, answer.verdicts, actions);
           break;
         case Answer::kInit: stream_->InitReply(number, answer.request, actions); break;
         case Answer::kPush:
@@ -809,7 +809,8 @@ class History {
     if (lane.open_round == 0 || marker == lane.markers.end()) return;
     for (const auto& [number, shard] : lane.shards) {
       if (shard.state != wire::Code::Applied || shard.watermark < marker->second) return;
-      ASSERT_EQ(shard.watermark, marker->second) << "seed " << seed_ << ": a push passed its marker";
+      ASSERT_EQ(shard.watermark, marker->second)
+          << "seed " << seed_ << ": a push passed its marker";
     }
     lane.image = lane.shards;
     lane.frozen_round = lane.open_round;

@@ -271,7 +271,8 @@ TEST(RetentionRingTest, HostileBytesNeverLeadOutsideTheRegion) {
                                     random() % region.span().size()};
       std::size_t at = places[random() % 5] + random() % 8;
       if (random() % 4 == 0) {
-        const std::uint64_t values[] = {0, 64, 128, ~std::uint64_t{0}, 4096, std::uint64_t{1} << 62};
+        const std::uint64_t values[] = {
+            0, 64, 128, ~std::uint64_t{0}, 4096, std::uint64_t{1} << 62};
         at = at / 8 * 8;
         std::memcpy(region.span().data() + at, &values[random() % 6], 8);
       } else {
@@ -305,8 +306,7 @@ TEST(RetentionRingTest, AKilledWriterLeavesOnlyWholeEntries) {
   std::mt19937 random(1);
   std::uint64_t most = 0;
   for (int run = 0; run < 60; ++run) {
-    void* memory =
-        mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     ASSERT_NE(memory, MAP_FAILED);
     const std::span<std::byte> region(static_cast<std::byte*>(memory), kBytes);
     const pid_t child = fork();

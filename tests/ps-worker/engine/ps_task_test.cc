@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -102,6 +103,19 @@ TEST_F(PsTaskTest, WrongFlagsAreAUsageError) {
   EXPECT_EQ(Run({"--spec", "x"}).exit, 64);
   EXPECT_EQ(Run({"--preflight", "--spec", "x", "--log-level", "loud"}).exit, 64);
   EXPECT_EQ(Run({"--help"}).exit, 0);
+}
+
+TEST(ExamplesTest, EveryJobFileIsValid) {
+  int files = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(PS_EXAMPLES)) {
+    if (entry.path().extension() != ".yaml") continue;
+    std::ifstream file(entry.path());
+    const std::string text(std::istreambuf_iterator<char>(file), {});
+    const auto spec = ParseJobYaml(text, entry.path().string(), entry.path().parent_path());
+    EXPECT_TRUE(spec.ok()) << spec.error().message;
+    ++files;
+  }
+  EXPECT_GE(files, 5);
 }
 
 TEST_F(PsTaskTest, WithoutAnAgentItEnds) {

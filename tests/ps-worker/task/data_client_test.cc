@@ -29,8 +29,8 @@ class Worker {
   Worker(net::Loop& loop, zmq::context_t& context, const LayoutView& layout,
          std::uint32_t worker = 0, std::uint32_t incarnation = 1)
       : layout_(layout), memory_((std::size_t{4} << 20) / 64) {
-    RingIdentity identity{kJob, WorkerId(worker), Incarnation(incarnation), 0,
-                          layout.shard_count(), Clock(0)};
+    RingIdentity identity{kJob, WorkerId(worker),     Incarnation(incarnation),
+                          0,    layout.shard_count(), Clock(0)};
     ring = std::make_unique<RetentionRing>(RetentionRing::Create(region(), identity).value());
     DataClientOptions options;
     options.resend_timeout_ms = 150;

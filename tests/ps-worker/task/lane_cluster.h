@@ -61,8 +61,7 @@ class LaneServer {
               const control::MapT& map, const control::LiveSetT& live) {
     for (std::uint32_t i = 0; i < lanes_.size(); ++i) {
       lanes_[i]->core.SetJob(server::JobSetup{
-          job, layout, rules,
-          server::LaneMapOf(map, procid_, i, layout.shard_count()).value(),
+          job, layout, rules, server::LaneMapOf(map, procid_, i, layout.shard_count()).value(),
           server::LiveMembersOf(live).value()});
       Flush(*lanes_[i]);
     }

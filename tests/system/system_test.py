@@ -1,0 +1,384 @@
+#!/usr/bin/python3
+"""System tests: the real daemons as processes, a real ZooKeeper, real data.
+
+  system_test.py BIN_DIR [unittest arguments]
+
+BIN_DIR is build/<preset>/bin. Each class starts a local cluster of its own.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+BIN = ""
+FASHION = "/usr/share/datasets/fashion-mnist"
+
+LEDGER = """
+apiVersion: ds/v1
+kind: TrainJob
+name: %(name)s
+model: {type: ledger, blocks: 16}
+data: {train: {format: counter, records: %(records)d}}
+training: {workers: %(workers)d, batch_size: 100, epochs: %(epochs)g, loss: none, metric: none, staleness: %(staleness)d}
+optimizer: {type: sgd, reference_batch: 100, learning_rate: {base: 1}}
+checkpoint: {every_steps: %(every)d%(more)s}
+"""
+
+
+def ledger(name="ledger", records=100000, workers=2, epochs=2, every=500, staleness=3, more=""):
+    return LEDGER % dict(name=name, records=records, workers=workers, epochs=epochs, every=every,
+                         staleness=staleness, more=more)
+
+
+def fashion(name, epochs, extra="", ratio=0.01):
+    return """
+apiVersion: ds/v1
+kind: TrainJob
+name: %s
+model: {type: mlp, layers: [784, 256, 10]}
+data:
+  train: {format: idx, images: %s/train-images-idx3-ubyte.gz, labels: %s/train-labels-idx1-ubyte.gz}
+  test: {format: idx, images: %s/t10k-images-idx3-ubyte.gz, labels: %s/t10k-labels-idx1-ubyte.gz}
+  mean: 0.2860
+  standard_deviation: 0.3530
+training: {workers: 2, batch_size: 128, epochs: %g}
+optimizer: {type: worker_nesterov, reference_batch: 256, clip_norm: 1.0, learning_rate: {base: 0.1, warmup_epochs: 0.1}}
+sparsification: {ratio: %g}
+checkpoint: {every_steps: 200}
+%s
+""" % (name, FASHION, FASHION, FASHION, FASHION, epochs, ratio, extra)
+
+
+def listening_ports(pid):
+    """TCP ports that a process listens on."""
+    inodes = set()
+    for fd in os.listdir("/proc/%d/fd" % pid):
+        try:
+            target = os.readlink("/proc/%d/fd/%s" % (pid, fd))
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    ports = []
+    with open("/proc/net/tcp") as table:
+        for line in list(table)[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                ports.append(int(fields[1].split(":")[1], 16))
+    return ports
+
+
+class Cluster:
+    def __init__(self, *up_arguments):
+        self.folder = tempfile.mkdtemp(prefix="ds system ")  # a path with a space in it
+        self.env = dict(os.environ, DS_STATE=os.path.join(self.folder, "context.json"))
+        self.env.pop("DS_COORDINATOR", None)
+        self.directory = os.path.join(self.folder, "cluster")
+        self.up_arguments = up_arguments
+        self.up()
+
+    def up(self, *more):
+        done = self.ds("local", "up", "--dir", self.directory, "--timeout", "60s",
+                       *self.up_arguments, *more, timeout=200)
+        if done.returncode != 0:
+            raise RuntimeError("local up: %s" % done.stderr)
+
+    def down(self):
+        self.ds("local", "down", "--dir", self.directory, timeout=100)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def ds(self, *words, timeout=60):
+        return subprocess.run([os.path.join(BIN, "ds-cli"), *words], env=self.env, text=True,
+                              timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def file(self, text, name="job.yaml"):
+        path = os.path.join(self.folder, name)
+        with open(path, "w") as out:
+            out.write(text)
+        return path
+
+    def submit(self, text):
+        done = self.ds("job", "submit", self.file(text), "-o", "json", timeout=120)
+        if done.returncode != 0:
+            raise RuntimeError("submit: exit %d: %s" % (done.returncode, done.stderr))
+        body = json.loads(done.stdout)
+        return str(body.get("job", body)["id"])
+
+    def job(self, job):
+        done = self.ds("job", "describe", job, "-o", "json")
+        body = json.loads(done.stdout)
+        return body.get("job", body)
+
+    def wait(self, job, seconds=240):
+        done = self.ds("job", "wait", job, "--timeout", "%ds" % seconds, timeout=seconds + 30)
+        return done.returncode
+
+    def events(self, job):
+        return self.ds("job", "events", job).stdout
+
+    def processes(self):
+        done = self.ds("local", "status", "-o", "json")
+        return {p["name"]: p["pid"] for p in json.loads(done.stdout)["processes"]
+                if p["state"] == "running"}
+
+    def checkpoint(self, job):
+        return os.path.join(self.directory, "checkpoints", job["last_checkpoint"]["directory"])
+
+    def ledger(self, job):
+        done = subprocess.run([os.path.join(BIN, "ledger_check"), self.checkpoint(job)], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        return done.returncode, done.stderr, json.loads(done.stdout or "{}")
+
+    def log_tails(self):
+        text = ""
+        logs = os.path.join(self.directory, "logs")
+        for name in sorted(os.listdir(logs)):
+            with open(os.path.join(logs, name), errors="replace") as log:
+                text += "---- %s\n%s\n" % (name, log.read()[-1500:])
+        return text
+
+
+class WithCluster(unittest.TestCase):
+    arguments = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster(*cls.arguments)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.down()
+
+    def finish(self, job, seconds=240):
+        code = self.cluster.wait(job, seconds)
+        described = self.cluster.job(job)
+        if code != 0:
+            self.fail("job %s: exit %d, %s: %s\n%s\n%s" % (
+                job, code, described["phase"], described["reason"], self.cluster.events(job),
+                self.cluster.log_tails()))
+        return described
+
+
+class Training(WithCluster):
+    def test_fashion_mnist_learns_and_its_checkpoint_starts_another_job(self):
+        if not os.path.isdir(FASHION):
+            self.skipTest("Debian's package dataset-fashion-mnist is not installed")
+        first = self.cluster.submit(fashion("first", 1))
+        job = self.finish(first)
+        self.assertGreaterEqual(job["result"]["test_accuracy"], 0.80)
+        self.assertEqual(job["progress"]["samples_trained"], 60000)
+        self.assertLessEqual(job["progress"]["push_bytes_per_entry"], 4.0)
+        self.assertGreaterEqual(job["checkpoints"], 2)
+        verify = self.cluster.ds("ckpt", "verify", first)
+        self.assertEqual(verify.returncode, 0, verify.stderr)
+        second = self.cluster.submit(fashion("second", 0.25).replace(
+            "every_steps: 200", "every_steps: 200, from: first"))
+        job = self.finish(second)
+        # A quarter of an epoch alone does not get there.
+        self.assertGreaterEqual(job["result"]["test_accuracy"], 0.80)
+        self.assertIn("starts from checkpoint", self.cluster.events(second))
+
+    def test_damaged_checkpoint_is_found(self):
+        done = self.finish(self.cluster.submit(ledger("damage", records=20000, epochs=1)))
+        victim = None
+        for folder, _, names in os.walk(self.cluster.checkpoint(done)):
+            for name in names:
+                if name.endswith(".sst"):
+                    victim = os.path.join(folder, name)
+        self.assertIsNotNone(victim)
+        with open(victim, "r+b") as damaged:
+            damaged.seek(os.path.getsize(victim) // 2)
+            byte = damaged.read(1)
+            damaged.seek(-1, 1)
+            damaged.write(bytes([byte[0] ^ 1]))
+        verify = self.cluster.ds("ckpt", "verify", "damage")
+        self.assertEqual(verify.returncode, 10, verify.stdout + verify.stderr)
+
+
+class FourWorkers(WithCluster):
+    arguments = ("--workers", "4")
+
+    def test_every_record_is_trained_once_per_epoch(self):
+        # 4 epochs of a number of records that is no multiple of the batch.
+        job = self.finish(self.cluster.submit(
+            ledger("four", records=100030, workers=4, epochs=3, every=400)))
+        self.assertEqual(job["progress"]["samples_trained"], 3 * 100030)
+        self.assertEqual(job["progress"]["repeated_samples"], 0)
+        # An epoch has 1000 whole steps and one of 30 records, which counts 0.3; 16 blocks count each.
+        self.assertAlmostEqual(job["result"]["metric"], 16 * 3 * 1000.3, places=2)
+        self.assertEqual(job["last_checkpoint"]["samples"], 3 * 100030)
+
+    def test_unlimited_staleness_is_exact_too(self):
+        job = self.finish(self.cluster.submit(
+            ledger("asp", workers=4, epochs=1, staleness=-1)))
+        code, text, _ = self.cluster.ledger(job)
+        self.assertEqual(code, 0, text)
+
+
+class Junk(WithCluster):
+    def test_junk_on_every_port_is_refused_while_training_goes_on(self):
+        job = self.cluster.submit(ledger("junk", records=600000, epochs=2))
+        pids = self.cluster.processes()
+        ports = sorted({port for name, pid in pids.items() if name != "zookeeper"
+                        for port in listening_ports(pid)})
+        self.assertGreaterEqual(len(ports), 4)
+        rng = random.Random(7)
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+        sent = 0
+        for turn in range(12):
+            for port in ports:
+                try:
+                    with socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
+                        peer.settimeout(0.2)
+                        noise = rng.randbytes(rng.choice([1, 10, 64, 5000, 200000]))
+                        peer.sendall([noise, greeting + noise, b"GET /" + noise,
+                                      b"POST /v1/jobs HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n"]
+                                     [turn % 4])
+                        sent += 1
+                        try:
+                            peer.recv(100)
+                        except OSError:
+                            pass
+                except OSError:
+                    pass  # closed while we wrote: refused
+        self.assertGreater(sent, 20)
+        self.assertEqual(self.cluster.processes(), pids)
+        described = self.finish(job)
+        code, text, _ = self.cluster.ledger(described)
+        self.assertEqual(code, 0, text)
+
+
+class BadInput(WithCluster):
+    def refuse(self, text, code, *words):
+        done = self.cluster.ds("job", "submit", self.cluster.file(text, "bad.yaml"), timeout=120)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+        self.assertEqual(done.stdout, "")
+
+    def test_bad_job_files_are_refused_and_nothing_is_created(self):
+        good = ledger("bad")
+        self.refuse(good.replace("workers: 2", "workrs: 2"), 7, "workrs", "workers")
+        self.refuse(good.replace("workers: 2", "workers: many"), 7, "workers")
+        self.refuse(good.replace("model:", "modle:"), 7, "modle")
+        self.refuse(good + "sparsification: {ratio: 0}\n", 7, "ratio")
+        self.refuse(good + "sparsification: {ratio: 2}\n", 7, "ratio")
+        self.refuse("just text", 7)
+        self.refuse(fashion("bad", 1).replace("train-images", "no-such-images"), 7, "no-such-images")
+        self.refuse(fashion("bad", 1).replace("[784, 256, 10]", "[784, 256, 5]"), 7)
+        self.refuse(fashion("bad", 1).replace("[784, 256, 10]", "[100, 256, 10]"), 7)
+        script = self.cluster.file("this is not TorchScript", "model.pt")
+        self.refuse(fashion("bad", 1).replace(
+            "model: {type: mlp, layers: [784, 256, 10]}",
+            "model: {type: torchscript, file: '%s', input_shape: [1, 28, 28]}" % script), 7,
+            "model.pt")
+        listed = self.cluster.ds("job", "list", "-o", "json")
+        self.assertEqual(json.loads(listed.stdout)["jobs"], [])
+
+    def test_bad_data_files_are_named_with_the_place(self):
+        rows = self.cluster.file("a,b,label\n1,2,0\n3,1\n2,2,1\n", "ragged.csv")
+        self.refuse(fashion("bad", 1).replace("[784, 256, 10]", "[2, 4, 2]").split("data:")[0] +
+                    "data: {train: {format: csv, file: '%s', label: label}}\n" % rows +
+                    "training: {workers: 1, batch_size: 2, epochs: 1}\n", 7, "ragged.csv", "3")
+        import gzip
+        with gzip.open(FASHION + "/t10k-images-idx3-ubyte.gz") as whole:
+            images = whole.read(1000000)
+        cut = os.path.join(self.cluster.folder, "cut-idx3-ubyte")
+        with open(cut, "wb") as out:
+            out.write(images)
+        self.refuse(fashion("bad", 1).replace(FASHION + "/t10k-images-idx3-ubyte.gz",
+                                              "'" + cut + "'"), 7, "cut-idx3-ubyte")
+
+    def test_unknown_things_have_their_exit_codes(self):
+        self.assertEqual(self.cluster.ds("job", "get", "nobody").returncode, 3)
+        self.assertEqual(self.cluster.ds("job", "sumbit").returncode, 2)
+        self.assertEqual(self.cluster.ds("job", "submit", "/no/such/file.yaml").returncode, 3)
+        self.assertEqual(self.cluster.ds("--coordinator", "http://127.0.0.1:9", "job",
+                                         "list").returncode, 6)
+
+    def test_dry_run_prints_the_resolved_job_and_creates_nothing(self):
+        done = self.cluster.ds("job", "submit", "--dry-run", self.cluster.file(ledger("dry")))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for word in ("max_restarts", "retention_mebibytes", "reference_batch"):
+            self.assertIn(word, done.stdout)
+        self.assertEqual(self.cluster.ds("job", "get", "dry").returncode, 3)
+
+
+class Alone(unittest.TestCase):
+    """Daemons and the CLI without the rest of the cluster."""
+
+    def check(self, argv, seconds, *words):
+        process = subprocess.Popen(argv, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True,
+                                   preexec_fn=os.setpgrp)
+        text = []
+        reader = threading.Thread(target=lambda: text.extend(process.stdout), daemon=True)
+        reader.start()
+        end = time.time() + seconds
+        try:
+            while time.time() < end:
+                said = "".join(text)
+                if all(word in said for word in words):
+                    return
+                time.sleep(0.2)
+            self.fail("%s did not say %s within %d s, but: %s" % (argv[0], words, seconds,
+                                                                   "".join(text)))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+
+    def test_daemons_without_zookeeper_say_so(self):
+        folder = tempfile.mkdtemp()
+        try:
+            zookeeper = "127.0.0.1:9/ds"
+            self.check([BIN + "/coordinator", "--zookeeper", zookeeper, "--http-port", "0"], 15,
+                       "127.0.0.1:9")
+            self.check([BIN + "/ps-server", "--zookeeper", zookeeper, "--checkpoint-dir", folder],
+                       15, "127.0.0.1:9")
+            self.check([BIN + "/ps-worker", "--zookeeper", zookeeper, "--state-dir", folder], 15,
+                       "127.0.0.1:9")
+        finally:
+            shutil.rmtree(folder)
+
+    def test_bad_flags_end_with_the_usage_code(self):
+        for program in ("coordinator", "ps-server", "ps-worker"):
+            done = subprocess.run([os.path.join(BIN, program), "--no-such-flag"], timeout=20,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual(done.returncode, 64, program)
+
+    def test_checkpoint_directory_that_cannot_be_written_ends_the_server(self):
+        done = subprocess.run([BIN + "/ps-server", "--zookeeper", "127.0.0.1:9/ds",
+                               "--checkpoint-dir", "/proc/nowhere"], timeout=20,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 73, done.stderr)
+        self.assertIn("/proc/nowhere", done.stderr)
+
+
+class NoMembers(WithCluster):
+    def test_submission_without_workers_says_what_is_missing(self):
+        for name, pid in self.cluster.processes().items():
+            if name.startswith("worker"):
+                os.kill(pid, signal.SIGTERM)
+        start = time.time()
+        while True:
+            done = self.cluster.ds("job", "submit", self.cluster.file(ledger("lonely")), timeout=60)
+            if done.returncode == 6 or time.time() - start > 30:
+                break
+            time.sleep(1)
+        self.assertEqual(done.returncode, 6, done.stdout + done.stderr)
+        self.assertIn("ps-worker", done.stderr)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    BIN = os.path.abspath(sys.argv.pop(1))
+    unittest.main(verbosity=2)
