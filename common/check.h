@@ -23,9 +23,8 @@ template <typename... Values>
 
 }  // namespace ps::internal
 
-#define PS_CHECK(condition, ...)                                                   \
-  do {                                                                             \
-    if (!(condition)) [[unlikely]]                                                 \
-      ::ps::internal::CheckFailedWith(#condition, __FILE__,                        \
-                                      __LINE__ __VA_OPT__(, ) __VA_ARGS__);        \
+#define PS_CHECK(condition, ...)                                                                  \
+  do {                                                                                            \
+    if (!(condition)) [[unlikely]]                                                                \
+      ::ps::internal::CheckFailedWith(#condition, __FILE__, __LINE__ __VA_OPT__(, ) __VA_ARGS__); \
   } while (false)

@@ -20,12 +20,12 @@ namespace ps {
 
 enum class ErrorCode {
   kInternal,
-  kUsage,         // a flag or an argument is wrong
-  kInvalid,       // a job file, data file, message or checkpoint is wrong
+  kUsage,    // a flag or an argument is wrong
+  kInvalid,  // a job file, data file, message or checkpoint is wrong
   kNotFound,
-  kConflict,      // exists already, or is in a state that forbids the call
+  kConflict,  // exists already, or is in a state that forbids the call
   kDenied,
-  kUnreachable,   // the peer does not answer
+  kUnreachable,  // the peer does not answer
   kTimeout,
   kMaybeApplied,  // the outcome is unknown: read back before trying again
   kClosed,        // the object was closed, or the process stops
@@ -49,8 +49,10 @@ inline Error Annotate(Error error, const std::string& prefix) {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Error error)
+      : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -114,9 +116,9 @@ T TakeValue(Result<T>&& result) {
 }  // namespace ps
 
 // Evaluates to the value of a Result, or returns its error from the enclosing function.
-#define PS_TRY(expression)                                      \
-  __extension__({                                               \
-    auto ps_try_result = (expression);                          \
-    if (!ps_try_result.ok()) return ps_try_result.error();      \
-    ::ps::internal::TakeValue(std::move(ps_try_result));        \
+#define PS_TRY(expression)                                 \
+  __extension__({                                          \
+    auto ps_try_result = (expression);                     \
+    if (!ps_try_result.ok()) return ps_try_result.error(); \
+    ::ps::internal::TakeValue(std::move(ps_try_result));   \
   })

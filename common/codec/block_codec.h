@@ -28,9 +28,9 @@ std::size_t MaxEncodedBytes(std::uint32_t elements, std::uint32_t count, wire::I
 wire::IndexCodec ChooseIndexCodec(std::uint32_t elements, std::uint32_t count);
 
 // Writes BlockHeader + index stream + values at `out` (which holds MaxEncodedBytes) and returns the
-// bytes written. `indices` increase and are < elements; empty for Dense, then values has `elements`.
-// `sent` (same length as values, may be empty) receives the values as the receiver will decode them,
-// so that the caller can keep the rounding error as residual.
+// bytes written. `indices` increase and are < elements; empty for Dense, then values has
+// `elements`. `sent` (same length as values, may be empty) receives the values as the receiver will
+// decode them, so that the caller can keep the rounding error as residual.
 std::size_t EncodeBlock(std::uint32_t block, std::uint32_t elements,
                         std::span<const std::uint16_t> indices, std::span<const float> values,
                         wire::IndexCodec index, wire::ValueCodec value, std::byte* out,

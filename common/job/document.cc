@@ -156,7 +156,8 @@ class TreeBuilder : public YAML::EventHandler {
     } else {
       // A message about a key's value names the line of the key.
       node.line = level.key_line;
-      level.node.entries.emplace_back(std::move(level.key), std::move(node));
+      level.node.keys.push_back(std::move(level.key));
+      level.node.items.push_back(std::move(node));
       level.has_key = false;
     }
   }
@@ -175,8 +176,9 @@ bool FromJson(const nlohmann::json& json, int depth, Node& node) {
     case nlohmann::json::value_t::object:
       node.kind = Node::Kind::kMap;
       for (const auto& item : json.items()) {
-        node.entries.emplace_back(item.key(), Node{});
-        if (!FromJson(item.value(), depth + 1, node.entries.back().second)) return false;
+        node.keys.push_back(item.key());
+        node.items.emplace_back();
+        if (!FromJson(item.value(), depth + 1, node.items.back())) return false;
       }
       return true;
     case nlohmann::json::value_t::array:
@@ -217,8 +219,8 @@ std::size_t EditDistance(const std::string& a, const std::string& b) {
 }  // namespace
 
 const Node* Node::Find(const std::string& key) const {
-  for (const auto& entry : entries) {
-    if (entry.first == key) return &entry.second;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (keys[i] == key) return &items[i];
   }
   return nullptr;
 }

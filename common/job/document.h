@@ -7,7 +7,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "common/result.h"
@@ -22,11 +21,11 @@ struct Node {
   enum class Kind { kNull, kScalar, kList, kMap };
 
   Kind kind = Kind::kNull;
-  bool quoted = false;  // a scalar that is text whatever it looks like
-  int line = 0;         // from 1; 0: unknown (JSON)
-  std::string text;     // of a scalar
-  std::vector<Node> items;
-  std::vector<std::pair<std::string, Node>> entries;
+  bool quoted = false;            // a scalar that is text whatever it looks like
+  int line = 0;                   // from 1; 0: unknown (JSON)
+  std::string text;               // of a scalar
+  std::vector<Node> items;        // of a list, or the values of a map
+  std::vector<std::string> keys;  // of a map, one for each item
 
   const Node* Find(const std::string& key) const;
 };

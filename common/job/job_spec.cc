@@ -502,10 +502,11 @@ class Reader {
   // Names every key that no call above asked for.
   void Finish() {
     if (map_ == nullptr) return;
-    for (const auto& [key, node] : map_->entries) {
+    for (std::size_t i = 0; i < map_->keys.size(); ++i) {
+      const std::string& key = map_->keys[i];
       if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
       const std::string nearest = job::NearestWord(key, known_);
-      Finding(node, key,
+      Finding(map_->items[i], key,
               nearest.empty() ? "unknown key; the keys here are " + Joined(known_)
                               : "unknown key, did you mean `" + nearest + "`?");
     }

@@ -29,10 +29,10 @@ inline constexpr std::uint32_t kMaxShards = 4096;
 using TableRule = control::TableRule;
 
 struct Block {
-  std::uint32_t table = 0;        // index into Layout's tables
+  std::uint32_t table = 0;  // index into Layout's tables
   TableRule rule = TableRule::Sgd;
-  std::uint32_t elements = 0;     // 1 .. 65,536
-  std::uint64_t table_offset = 0; // first element inside the table's flat space
+  std::uint32_t elements = 0;      // 1 .. 65,536
+  std::uint64_t table_offset = 0;  // first element inside the table's flat space
 };
 
 // The layout as the data path uses it; from a verified control::LayoutT.

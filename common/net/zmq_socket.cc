@@ -12,6 +12,11 @@ namespace ps::net {
 
 namespace asio = boost::asio;
 
+bool RefuseOldProtocols(void* socket) {
+  constexpr char kDomain[] = "ds";
+  return zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, kDomain, sizeof(kDomain) - 1) == 0;
+}
+
 zmq::context_t MakeContext(int io_threads) {
   zmq::context_t context(io_threads);
   zmq_ctx_set(context.handle(), ZMQ_MAX_SOCKETS, 65535);
@@ -271,6 +276,7 @@ Result<std::unique_ptr<ZmqSocket>> ZmqSocket::Open(Loop& loop, zmq::context_t& c
   };
   bool set =
       zmq_setsockopt(handle, ZMQ_MAXMSGSIZE, &o.max_frame_bytes, sizeof(o.max_frame_bytes)) == 0;
+  set = set && RefuseOldProtocols(handle);
   for (const Option& option : ints) {
     set = set && zmq_setsockopt(handle, option.name, &option.value, sizeof(option.value)) == 0;
   }

@@ -29,6 +29,13 @@ namespace ps::net {
 // destructor waits until they are gone.
 zmq::context_t MakeContext(int io_threads = 1);
 
+// Every socket that listens or connects must have this set (ZmqSocket does). libzmq 4.3.4 aborts
+// the process (zmtp_engine.cpp, process_routing_id_msg) when junk looks like the routing id of a
+// ZMTP 1.0 or 2.0 peer and its pipe is gone already. With a ZAP domain it refuses those protocols
+// instead; no ZAP handler is needed for that. `socket` is the libzmq handle; false if libzmq
+// refuses the option.
+bool RefuseOldProtocols(void* socket);
+
 enum class ZmqKind { kDealer, kRouter };
 
 struct ZmqOptions {

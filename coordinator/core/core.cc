@@ -60,7 +60,8 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
     }
     definition.layout = std::move(*preflight->layout);
     definition.data = std::move(*preflight->data);
-    definition.shards = ChooseShardCount(definition.layout.blocks, definition.spec.resources.shards);
+    definition.shards =
+        ChooseShardCount(definition.layout.blocks, definition.spec.resources.shards);
     const auto json = nlohmann::json::parse(record.state, nullptr, false);
     auto state = StateFromJson(json);
     if (!state.ok()) return Annotated(what, state.error());
@@ -101,9 +102,8 @@ void Core::SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms)
 void Core::SetPresent(Members& members, const std::vector<Presence>& present, bool servers) {
   std::vector<std::string> gone;
   for (auto& [procid, member] : members) {
-    const bool there = std::any_of(present.begin(), present.end(), [&id = procid](const Presence& p) {
-      return p.procid == id;
-    });
+    const bool there = std::any_of(present.begin(), present.end(),
+                                   [&id = procid](const Presence& p) { return p.procid == id; });
     if (!there && member.present) gone.push_back(procid);
   }
   for (const Presence& presence : present) {
@@ -138,8 +138,9 @@ void Core::Gone(const std::string& procid, bool server) {
       ++at;
       continue;
     }
-    Fail(at->second.ticket, {ErrorCode::kUnreachable,
-                             "the agent that checked the job's model and data is gone; submit again"});
+    Fail(at->second.ticket,
+         {ErrorCode::kUnreachable,
+          "the agent that checked the job's model and data is gone; submit again"});
     at = submissions_.erase(at);
   }
 }
@@ -336,7 +337,9 @@ void Core::Tick(std::uint64_t now_ms) {
 
 // ---- operators
 
-void Core::Fail(Ticket ticket, Error error) { answers_.push_back({ticket, std::move(error), false}); }
+void Core::Fail(Ticket ticket, Error error) {
+  answers_.push_back({ticket, std::move(error), false});
+}
 
 void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std::uint64_t now_ms) {
   now_ms_ = now_ms;
@@ -349,7 +352,8 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
       return Fail(ticket, {ErrorCode::kNotFound, "checkpoint.from: there is no job " + from});
     }
     if (source->state().checkpoints.empty()) {
-      return Fail(ticket, {ErrorCode::kNotFound, "checkpoint.from: job " + from + " has no checkpoint"});
+      return Fail(ticket,
+                  {ErrorCode::kNotFound, "checkpoint.from: job " + from + " has no checkpoint"});
     }
   }
   const Member* chosen = nullptr;
@@ -359,10 +363,11 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
     }
   }
   if (chosen == nullptr) {
-    return Fail(ticket, {ErrorCode::kUnreachable,
-                         "no ps-worker agent is registered with coordinator " + options_.id +
-                             ", so the job's model and data cannot be checked; start one and submit "
-                             "again (ds-cli node list shows who is there)"});
+    return Fail(ticket,
+                {ErrorCode::kUnreachable,
+                 "no ps-worker agent is registered with coordinator " + options_.id +
+                     ", so the job's model and data cannot be checked; start one and submit "
+                     "again (ds-cli node list shows who is there)"});
   }
   Submission submission;
   submission.ticket = ticket;
@@ -442,7 +447,8 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   control::PreflightResultT stored = control::Clone(result);
   new_nodes_.push_back({JobPath(id, ""), "", true});
   new_nodes_.push_back({JobPath(id, "spec"), submission.spec_json, true});
-  new_nodes_.push_back({JobPath(id, "layout"), Text(control::Encode(Make(std::move(stored)))), true});
+  new_nodes_.push_back(
+      {JobPath(id, "layout"), Text(control::Encode(Make(std::move(stored)))), true});
   auto job = std::make_unique<Job>(*this, std::move(definition), JobId(id), options_.job);
   if (from_round.value() != 0) job->StartFrom(from_job, from_round, from_directory);
   new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), true});
@@ -459,8 +465,8 @@ void Core::Cancel(Ticket ticket, const std::string& name, const std::string& rea
   Job* job = Find(name);
   if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
   if (job->over()) {
-    return Fail(ticket, {ErrorCode::kConflict, "job " + name + " is over: it has " +
-                                                   PhaseName(job->state().phase)});
+    return Fail(ticket, {ErrorCode::kConflict,
+                         "job " + name + " is over: it has " + PhaseName(job->state().phase)});
   }
   job->Cancel(reason);
   answers_.push_back({ticket, nlohmann::json{{"job", job->Describe()}}, false});
@@ -472,9 +478,9 @@ void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
   const Job* job = Find(name);
   if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
   if (worker >= job->state().workers.size()) {
-    return Fail(ticket, {ErrorCode::kNotFound,
-                         "job " + name + " has workers 0 to " +
-                             std::to_string(job->state().workers.size() - 1)});
+    return Fail(ticket,
+                {ErrorCode::kNotFound, "job " + name + " has workers 0 to " +
+                                           std::to_string(job->state().workers.size() - 1)});
   }
   const WorkerSlot& slot = job->state().workers[worker];
   std::string procid = slot.agent;
@@ -485,8 +491,9 @@ void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
     }
   }
   if (procid.empty() || !agents_.contains(procid)) {
-    return Fail(ticket, {ErrorCode::kNotFound, "worker " + std::to_string(worker) + " of job " + name +
-                                                   " has no agent now that could read its log"});
+    return Fail(ticket,
+                {ErrorCode::kNotFound, "worker " + std::to_string(worker) + " of job " + name +
+                                           " has no agent now that could read its log"});
   }
   const std::uint64_t request = next_request_++;
   log_requests_[request] = {ticket, procid, now_ms + 10'000};
@@ -562,15 +569,16 @@ nlohmann::json Core::DescribeNodes() const {
         }
         if (uses) jobs.push_back(job->state().name);
       }
-      nlohmann::json entry = {
-          {"name", member.name},
-          {"kind", server ? "server" : "worker"},
-          {"procid", procid},
-          {"host", member.host},
-          {"version", member.version},
-          {"state", member.alive() ? "ready" : member.present ? "registering" : "announcing"},
-          {"jobs", std::move(jobs)},
-          {"leader", false}};
+      nlohmann::json entry = {{"name", member.name},
+                              {"kind", server ? "server" : "worker"},
+                              {"procid", procid},
+                              {"host", member.host},
+                              {"version", member.version},
+                              {"state", member.alive()   ? "ready"
+                                        : member.present ? "registering"
+                                                         : "announcing"},
+                              {"jobs", std::move(jobs)},
+                              {"leader", false}};
       if (server) {
         entry["lanes"] = member.lanes;
       } else {

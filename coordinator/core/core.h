@@ -10,11 +10,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "coordinator/core/job.h"
 #include "coordinator/core/members.h"
@@ -25,7 +24,7 @@ namespace ps::coordinator {
 using Ticket = std::uint64_t;
 
 struct NodeWrite {
-  std::string path;   // below the chroot
+  std::string path;  // below the chroot
   std::string data;
   bool create = false;
 };
@@ -60,9 +59,9 @@ struct JobRecord {
 };
 
 struct CoreOptions {
-  std::string id;                       // of this coordinator
+  std::string id;  // of this coordinator
   std::uint64_t heartbeat_ms = 1000;
-  std::uint64_t settle_ms = 3000;       // after a take-over, for members to register
+  std::uint64_t settle_ms = 3000;  // after a take-over, for members to register
   std::uint64_t preflight_ms = 90'000;
   JobTimeouts job;
 };

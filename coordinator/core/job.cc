@@ -123,7 +123,8 @@ void Job::Tick() {
       }
     }
     for (const std::string& server : round_->servers) {
-      if (!round_->prepared.contains(server)) missing += " server " + server + " (images)";
+      if (!round_->prepared.contains(server))
+        missing += " server " + server + " (images)";
       else if (!round_->manifest.empty() && !round_->written.contains(server)) {
         missing += " server " + server + " (manifest)";
       }
@@ -303,8 +304,8 @@ void Job::OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed) {
   slots_[slot].failure = failed.message;
   Event("task failed", WorkerText(slot, state_.workers[slot].incarnation) + ": " + failed.message);
   if (failed.permanent) {
-    Finish(Phase::kFailed, WorkerText(slot, state_.workers[slot].incarnation) + ": " +
-                               failed.message);
+    Finish(Phase::kFailed,
+           WorkerText(slot, state_.workers[slot].incarnation) + ": " + failed.message);
   }
 }
 
@@ -516,13 +517,13 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
     }
     const auto slot = SlotOfTask(procid, (state_.id.value() << 32) | ring->incarnation);
     if (slot) continue;  // its TaskExited follows
-    const auto dead = std::find_if(state_.dead.begin(), state_.dead.end(), [&](const DeadWorker& d) {
-      return d.incarnation.value() == ring->incarnation;
-    });
+    const auto dead = std::find_if(
+        state_.dead.begin(), state_.dead.end(),
+        [&](const DeadWorker& d) { return d.incarnation.value() == ring->incarnation; });
     if (dead == state_.dead.end()) {
       // The agent may be back before its former self was noticed to be gone.
-      const auto former = std::find_if(
-          state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
+      const auto former =
+          std::find_if(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
             return worker.task != 0 && worker.incarnation.value() == ring->incarnation;
           });
       if (former == state_.workers.end()) {
@@ -649,9 +650,9 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
 
 void Job::MaybeDrain() {
   if (state_.phase != Phase::kRunning && state_.phase != Phase::kDraining) return;
-  const bool replaying = std::any_of(state_.dead.begin(), state_.dead.end(), [](const DeadWorker& d) {
-    return !d.agent.empty() && !d.replayed;
-  });
+  const bool replaying =
+      std::any_of(state_.dead.begin(), state_.dead.end(),
+                  [](const DeadWorker& d) { return !d.agent.empty() && !d.replayed; });
   if (!state_.leases.AllTrained() || replaying || LiveCount() == 0) {
     if (state_.phase == Phase::kDraining && !state_.leases.AllTrained() && !round_) {
       SetPhase(Phase::kRunning, "records came back from a lost worker");

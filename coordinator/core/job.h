@@ -9,12 +9,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "common/job/job_spec.h"
 #include "common/layout/layout.h"
@@ -34,11 +33,11 @@ struct JobDefinition {
 
 // How long things may take before the job acts on it.
 struct JobTimeouts {
-  std::uint64_t task_start_ms = 120'000;      // a task that was started must be ready
-  std::uint64_t round_ms = 60'000;            // a checkpoint round
-  std::uint64_t round_retry_ms = 2'000;       // after a round that was aborted
+  std::uint64_t task_start_ms = 120'000;  // a task that was started must be ready
+  std::uint64_t round_ms = 60'000;        // a checkpoint round
+  std::uint64_t round_retry_ms = 2'000;   // after a round that was aborted
   std::uint64_t failed_round_retry_ms = 10'000;
-  std::uint64_t rewind_grace_ms = 10'000;     // for lost agents to come back before a rewind
+  std::uint64_t rewind_grace_ms = 10'000;  // for lost agents to come back before a rewind
 };
 
 class Job {
@@ -97,7 +96,7 @@ class Job {
     bool ready = false;
     std::uint64_t started_ms = 0;
     std::uint32_t early_failures = 0;
-    std::string failure;          // last TaskFailed
+    std::string failure;  // last TaskFailed
     bool drained = false;
     std::optional<control::ProgressT> progress;
     std::uint64_t progress_ms = 0;

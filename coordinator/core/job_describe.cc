@@ -62,7 +62,9 @@ nlohmann::json Job::Describe() const {
     nlohmann::json entry = {{"worker", slot},
                             {"incarnation", worker.incarnation.value()},
                             {"node", worker.agent_name},
-                            {"state", worker.live ? "live" : worker.task != 0 ? "starting" : "none"}};
+                            {"state", worker.live        ? "live"
+                                      : worker.task != 0 ? "starting"
+                                                         : "none"}};
     if (slots_[slot].progress && worker.task != 0) {
       const control::ProgressT& progress = *slots_[slot].progress;
       sum.steps += progress.steps;
@@ -132,27 +134,27 @@ nlohmann::json Job::Describe() const {
                                            : nlohmann::json()},
       {"skipped", sum.skipped},
       {"too_old", sum.too_old}};
-  nlohmann::json json = {{"id", state_.id.value()},
-                         {"name", state_.name},
-                         {"phase", PhaseName(state_.phase)},
-                         {"reason", state_.reason},
-                         {"created", TimeText(state_.created_ms)},
-                         {"started", TimeText(state_.started_ms)},
-                         {"finished", TimeText(state_.finished_ms)},
-                         {"seconds", state_.started_ms == 0
-                                         ? 0.0
-                                         : static_cast<double>((over() ? state_.finished_ms
-                                                                       : cluster_.now_ms()) -
-                                                               state_.started_ms) /
-                                               1000.0},
-                         {"generation", state_.generation},
-                         {"restarts", state_.restarts},
-                         {"parameters", definition_.layout.parameters},
-                         {"shards", definition_.shards},
-                         {"servers", JobServers().size()},
-                         {"workers", std::move(workers)},
-                         {"progress", std::move(progress)},
-                         {"checkpoints", state_.checkpoints.size()}};
+  nlohmann::json json = {
+      {"id", state_.id.value()},
+      {"name", state_.name},
+      {"phase", PhaseName(state_.phase)},
+      {"reason", state_.reason},
+      {"created", TimeText(state_.created_ms)},
+      {"started", TimeText(state_.started_ms)},
+      {"finished", TimeText(state_.finished_ms)},
+      {"seconds", state_.started_ms == 0
+                      ? 0.0
+                      : static_cast<double>((over() ? state_.finished_ms : cluster_.now_ms()) -
+                                            state_.started_ms) /
+                            1000.0},
+      {"generation", state_.generation},
+      {"restarts", state_.restarts},
+      {"parameters", definition_.layout.parameters},
+      {"shards", definition_.shards},
+      {"servers", JobServers().size()},
+      {"workers", std::move(workers)},
+      {"progress", std::move(progress)},
+      {"checkpoints", state_.checkpoints.size()}};
   if (!state_.checkpoints.empty()) {
     json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back(), map_.shards.size());
   }

@@ -16,16 +16,16 @@ struct Job::Round_ {
   bool final_round = false;
   std::uint64_t started_ms = 0;
   std::string directory;
-  std::set<std::string> servers;         // that hold shards
-  std::set<Incarnation> workers;         // live at the begin
-  std::vector<Incarnation> covered_dead; // replayed before the begin: the cut covers them whole
+  std::set<std::string> servers;          // that hold shards
+  std::set<Incarnation> workers;          // live at the begin
+  std::vector<Incarnation> covered_dead;  // replayed before the begin: the cut covers them whole
   struct Cut {
     WorkerId worker;
     Clock clock;
   };
   std::map<Incarnation, Cut> cuts;
   std::map<std::string, control::PreparedT> prepared;
-  std::string manifest;                  // once all cuts and images are there
+  std::string manifest;  // once all cuts and images are there
   std::string manifest_hash;
   std::uint64_t bytes = 0;
   std::uint64_t step = 0;

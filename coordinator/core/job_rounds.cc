@@ -72,7 +72,8 @@ void Job::AbortRound(const std::string& reason, std::uint64_t retry_ms) {
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     if (state_.workers[slot].live) SendToTask(slot, Make(abort()));
   }
-  Event("checkpoint aborted", "checkpoint " + std::to_string(round_->number.value()) + ": " + reason);
+  Event("checkpoint aborted",
+        "checkpoint " + std::to_string(round_->number.value()) + ": " + reason);
   next_round_ms_ = cluster_.now_ms() + retry_ms;
   round_.reset();
 }
@@ -134,8 +135,8 @@ void Job::MaybeWriteManifest() {
       const auto& entry = *map_.shards[shard->shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != shard->epoch) continue;
       seen[shard->shard] = true;
-      manifest.shards[shard->shard] = {ShardId(shard->shard), procid,        Epoch(shard->epoch),
-                                       shard->version,        shard->bytes,  shard->digest,
+      manifest.shards[shard->shard] = {ShardId(shard->shard), procid,       Epoch(shard->epoch),
+                                       shard->version,        shard->bytes, shard->digest,
                                        shard->values_digest};
       round_->values_digests[shard->shard] = shard->values_digest;
       round_->bytes += shard->bytes;
@@ -203,8 +204,8 @@ void Job::CommitRound() {
   checkpoint.final_round = round->final_round;
   state_.checkpoints.push_back(checkpoint);
   state_.committed_remaining = committed_remaining_next_;
-  const auto keep = static_cast<std::size_t>(
-      std::max<std::int64_t>(definition_.spec.checkpoint.keep, 1));
+  const auto keep =
+      static_cast<std::size_t>(std::max<std::int64_t>(definition_.spec.checkpoint.keep, 1));
   while (state_.checkpoints.size() > keep) state_.checkpoints.erase(state_.checkpoints.begin());
   dirty_.state = true;
   Event("checkpoint", "checkpoint " + std::to_string(round->number.value()) + " at step " +

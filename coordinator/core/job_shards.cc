@@ -42,16 +42,14 @@ std::set<std::string> Job::JobServers() const {
 
 bool Job::Homeless() const {
   const auto servers = JobServers();
-  return std::any_of(servers.begin(), servers.end(), [&](const std::string& procid) {
-    return IsGone(cluster_.servers(), procid);
-  });
+  return std::any_of(servers.begin(), servers.end(),
+                     [&](const std::string& procid) { return IsGone(cluster_.servers(), procid); });
 }
 
 bool Job::AllHomeless() const {
   const auto servers = JobServers();
-  return std::all_of(servers.begin(), servers.end(), [&](const std::string& procid) {
-    return IsGone(cluster_.servers(), procid);
-  });
+  return std::all_of(servers.begin(), servers.end(),
+                     [&](const std::string& procid) { return IsGone(cluster_.servers(), procid); });
 }
 
 bool Job::ShardsReady() const {
@@ -159,9 +157,8 @@ void Job::Rewind() {
   }
   for (Slot& slot : slots_) slot.ready = false;
   const bool from_checkpoint = !state_.checkpoints.empty();
-  state_.leases.Reset(from_checkpoint
-                          ? state_.committed_remaining
-                          : std::vector<Range>{{0, state_.leases.total()}});
+  state_.leases.Reset(from_checkpoint ? state_.committed_remaining
+                                      : std::vector<Range>{{0, state_.leases.total()}});
   for (auto& first_clock : state_.first_clocks) {
     first_clock = from_checkpoint ? state_.checkpoints.back().step : 0;
   }

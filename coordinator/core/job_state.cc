@@ -195,10 +195,9 @@ Result<std::deque<JobEvent>> EventsFromJson(const nlohmann::json& json) {
   try {
     std::deque<JobEvent> events;
     for (const auto& entry : json) {
-      events.push_back(JobEvent{entry.at("seq").get<std::uint64_t>(),
-                                entry.at("time_ms").get<std::uint64_t>(),
-                                entry.at("type").get<std::string>(),
-                                entry.at("message").get<std::string>()});
+      events.push_back(
+          JobEvent{entry.at("seq").get<std::uint64_t>(), entry.at("time_ms").get<std::uint64_t>(),
+                   entry.at("type").get<std::string>(), entry.at("message").get<std::string>()});
     }
     return events;
   } catch (const nlohmann::json::exception& e) {

@@ -7,11 +7,10 @@
 
 #include <cstdint>
 #include <deque>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "common/ids.h"
 #include "common/messages/control.h"
@@ -21,8 +20,8 @@
 namespace ps::coordinator {
 
 enum class Phase {
-  kQueued,      // waits for servers and worker slots
-  kPlacing,     // tasks start, shards are placed
+  kQueued,   // waits for servers and worker slots
+  kPlacing,  // tasks start, shards are placed
   kRunning,
   kRecovering,  // some shards or all workers are missing
   kDraining,    // all records trained; residuals are flushed, the last checkpoint is written
@@ -40,10 +39,10 @@ inline bool IsOver(Phase phase) {
 // One slot of the job. `incarnation` 0: no task yet.
 struct WorkerSlot {
   Incarnation incarnation;
-  std::string agent;        // procid, empty: none
+  std::string agent;  // procid, empty: none
   std::string agent_name;
   std::uint64_t task = 0;
-  bool live = false;        // in the live set: it has been told to train
+  bool live = false;  // in the live set: it has been told to train
   std::uint64_t retry_at_ms = 0;
 };
 
@@ -64,7 +63,7 @@ struct CommittedCheckpoint {
   std::uint64_t samples = 0;
   std::uint64_t bytes = 0;
   std::uint64_t duration_ms = 0;
-  std::string directory;      // relative to the servers' checkpoint directory
+  std::string directory;  // relative to the servers' checkpoint directory
   std::string manifest_hash;
   bool final_round = false;
 };
@@ -101,13 +100,13 @@ struct JobState {
   std::vector<std::uint64_t> first_clocks;  // of each slot's live incarnation
   std::vector<DeadWorker> dead;
   LeaseBook leases;
-  std::vector<Range> committed_remaining;   // data position of the newest checkpoint
+  std::vector<Range> committed_remaining;        // data position of the newest checkpoint
   std::vector<CommittedCheckpoint> checkpoints;  // oldest first
-  std::uint64_t start_job = 0;   // checkpoint the job started from, if any
+  std::uint64_t start_job = 0;                   // checkpoint the job started from, if any
   std::uint64_t start_round = 0;
   std::string start_directory;
   std::optional<JobResult> result;
-  std::deque<JobEvent> events;   // a node of its own, the newest kMaxEvents
+  std::deque<JobEvent> events;  // a node of its own, the newest kMaxEvents
 };
 
 inline constexpr std::size_t kMaxEvents = 500;

@@ -102,7 +102,8 @@ void LeaseBook::Return(Incarnation incarnation, std::optional<std::uint64_t> las
     const std::uint64_t size = holding.range.end - holding.range.begin;
     if (last_lease) {
       if (at->first < *last_lease) holding.done = size;
-      if (at->first == *last_lease) holding.done = std::max(holding.done, std::min(last_done, size));
+      if (at->first == *last_lease)
+        holding.done = std::max(holding.done, std::min(last_done, size));
     } else {
       returned_.push_back(Returned{incarnation, at->first, holding.range, holding.done});
       if (returned_.size() > kMaxReturned) returned_.erase(returned_.begin());
@@ -204,8 +205,8 @@ nlohmann::json LeaseBook::ToJson() const {
   }
   nlohmann::json returned = nlohmann::json::array();
   for (const Returned& entry : returned_) {
-    returned.push_back({entry.incarnation.value(), entry.lease, entry.whole.begin, entry.whole.end,
-                        entry.done});
+    returned.push_back(
+        {entry.incarnation.value(), entry.lease, entry.whole.begin, entry.whole.end, entry.done});
   }
   return {{"records", options_.records}, {"total", options_.total},
           {"batch", options_.batch},     {"lease_records", options_.lease_records},
@@ -246,10 +247,10 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
       book.holdings_[entry.at(0).get<std::uint64_t>()] = holding;
     }
     for (const auto& entry : json.at("returned")) {
-      book.returned_.push_back(Returned{
-          Incarnation(entry.at(0).get<std::uint32_t>()), entry.at(1).get<std::uint64_t>(),
-          Range{entry.at(2).get<std::uint64_t>(), entry.at(3).get<std::uint64_t>()},
-          entry.at(4).get<std::uint64_t>()});
+      book.returned_.push_back(
+          Returned{Incarnation(entry.at(0).get<std::uint32_t>()), entry.at(1).get<std::uint64_t>(),
+                   Range{entry.at(2).get<std::uint64_t>(), entry.at(3).get<std::uint64_t>()},
+                   entry.at(4).get<std::uint64_t>()});
     }
     return book;
   } catch (const nlohmann::json::exception& e) {

@@ -9,10 +9,9 @@
 
 #include <cstdint>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "common/ids.h"
 #include "common/messages/control.h"
@@ -92,12 +91,12 @@ class LeaseBook {
   std::uint64_t TakeFromPool(Range range);
 
   Options options_;
-  std::uint64_t cursor_ = 0;                  // positions from here on were never granted
+  std::uint64_t cursor_ = 0;  // positions from here on were never granted
   std::uint64_t next_lease_ = 1;
   std::uint64_t repeated_ = 0;
-  std::vector<Range> pool_;                   // given back; sorted, not touching
-  std::map<std::uint64_t, Holding> holdings_; // by lease id
-  std::vector<Returned> returned_;            // bounded, newest last
+  std::vector<Range> pool_;                    // given back; sorted, not touching
+  std::map<std::uint64_t, Holding> holdings_;  // by lease id
+  std::vector<Returned> returned_;             // bounded, newest last
 
   bool cut_open_ = false;
   std::map<Incarnation, bool> cut_workers_;

@@ -1,7 +1,7 @@
 // The REST API: docs/openapi.yaml has every path and field.
-#include <charconv>
-
 #include <spdlog/spdlog.h>
+
+#include <charconv>
 
 #include "coordinator/shell/coordinator.h"
 
@@ -90,13 +90,14 @@ void Coordinator::OnRequest(const net::HttpRequest& request, net::Responder resp
     if (session_->connected() && !leader.empty() && leader != "http://" + http_endpoint_) {
       responder.Answer(net::RedirectResponse(leader + request.target));
     } else if (leadership_) {
-      responder.Answer(ApiError({ErrorCode::kUnreachable, "coordinator " + options_.id +
-                                                              " is taking over; ask again"}));
+      responder.Answer(ApiError(
+          {ErrorCode::kUnreachable, "coordinator " + options_.id + " is taking over; ask again"}));
     } else {
       const std::string trouble = session_->Trouble();
-      responder.Answer(ApiError(
-          {ErrorCode::kUnreachable,
-           "no coordinator leads: " + (trouble.empty() ? "the election is open; ask again" : trouble)}));
+      responder.Answer(
+          ApiError({ErrorCode::kUnreachable,
+                    "no coordinator leads: " +
+                        (trouble.empty() ? "the election is open; ask again" : trouble)}));
     }
     return;
   }
@@ -168,14 +169,14 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
                             now);
     }
     if (parts.size() == 4 && post && parts[3] == "cancel") {
-      const auto json = request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
+      const auto json =
+          request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
       if (!json.ok()) return responder.Answer(ApiError(json.error()));
       const auto reason = json->find("reason");
-      return core_->Cancel(ticket(), parts[2],
-                           reason != json->end() && reason->is_string()
-                               ? reason->get<std::string>()
-                               : std::string(),
-                           now);
+      return core_->Cancel(
+          ticket(), parts[2],
+          reason != json->end() && reason->is_string() ? reason->get<std::string>() : std::string(),
+          now);
     }
   }
   responder.Answer(ApiError(

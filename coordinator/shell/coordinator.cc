@@ -52,8 +52,7 @@ Status Coordinator::Start() {
   http_endpoint_ = PS_TRY(http_->Start());
   if (!options_.advertise.empty()) {
     control_endpoint = net::EndpointWithHost(control_endpoint, options_.advertise);
-    http_endpoint_ =
-        options_.advertise + http_endpoint_.substr(http_endpoint_.rfind(':'));
+    http_endpoint_ = options_.advertise + http_endpoint_.substr(http_endpoint_.rfind(':'));
   }
 
   zk::Session::Options session_options;
@@ -74,10 +73,10 @@ Status Coordinator::Start() {
       *session_, "/coordinators",
       [this](const zk::ChildrenWatcher::Children& children) { coordinators_ = children; });
   zk::Election::Options election_options;
-  election_options.data = nlohmann::json{{"id", options_.id},
-                                         {"control", control_endpoint},
-                                         {"http", "http://" + http_endpoint_}}
-                              .dump();
+  election_options.data =
+      nlohmann::json{
+          {"id", options_.id}, {"control", control_endpoint}, {"http", "http://" + http_endpoint_}}
+          .dump();
   election_ = std::make_unique<zk::Election>(
       *session_, election_options,
       [this](const std::optional<zk::Leadership>& leadership) { OnLeadership(leadership); });
@@ -156,8 +155,8 @@ void Coordinator::OnControl(std::vector<zmq::message_t>&& frames) {
     return;
   }
   const std::string identity = Text(frames[0]);
-  auto message = control::Decode(
-      {static_cast<const std::byte*>(frames[1].data()), frames[1].size()});
+  auto message =
+      control::Decode({static_cast<const std::byte*>(frames[1].data()), frames[1].size()});
   if (!message.ok()) {
     ++bad_messages_;
     spdlog::warn("control socket: {}", message.error().message);

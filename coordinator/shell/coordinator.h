@@ -22,8 +22,8 @@ struct CoordinatorOptions {
   std::string id = "coordinator";
   std::string zookeeper = "127.0.0.1:2181/ds";
   std::string bind = "127.0.0.1";
-  std::string advertise;            // empty: as bound
-  std::uint16_t control_port = 0;   // 0: any free one
+  std::string advertise;           // empty: as bound
+  std::uint16_t control_port = 0;  // 0: any free one
   std::uint16_t http_port = 7070;
   std::uint32_t session_timeout_ms = 6000;
 };
@@ -67,8 +67,8 @@ class Coordinator {
   net::Timer retry_;
 
   std::optional<zk::Leadership> leadership_;
-  std::shared_ptr<void> term_;        // what is under way for this leadership holds it weakly
-  std::unique_ptr<Core> core_;        // while the jobs are loaded
+  std::shared_ptr<void> term_;  // what is under way for this leadership holds it weakly
+  std::unique_ptr<Core> core_;  // while the jobs are loaded
   std::unique_ptr<Store> store_;
   std::map<std::string, std::string> identity_of_;  // procid -> ZeroMQ routing id
   std::map<std::string, std::string> procid_of_;

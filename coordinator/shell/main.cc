@@ -1,10 +1,9 @@
 // coordinator: places jobs, notices failures, recovers. Any number may run; one leads.
-#include <csignal>
-
 #include <spdlog/spdlog.h>
 #include <sysexits.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 
 #include "common/net/log.h"
 #include "common/net/loop.h"
@@ -14,7 +13,8 @@ int main(int argc, char** argv) {
   ps::coordinator::CoordinatorOptions options;
   std::string log_level = "info";
   std::string log_format = "text";
-  CLI::App app("Coordinator of a parameter-server cluster: election, placement, recovery, REST API.");
+  CLI::App app(
+      "Coordinator of a parameter-server cluster: election, placement, recovery, REST API.");
   app.add_option("--id", options.id, "Name of this coordinator")->capture_default_str();
   app.add_option("--zookeeper", options.zookeeper, "HOST:PORT[,HOST:PORT...][/chroot]")
       ->capture_default_str();

@@ -105,16 +105,17 @@ void ReadJobs(zk::Session& session, std::weak_ptr<void> alive,
         }
         const auto get = [&](const char* node, std::string JobRecord::*field) {
           ++reading->open;
-          session.Get("/jobs/" + name + "/" + node,
-                      [reading, alive, i, field, path = name + "/" + node](Result<zk::NodeValue> value) {
-                        if (alive.expired()) return;
-                        if (value.ok()) {
-                          reading->records[i].*field = std::move(value->data);
-                        } else if (!reading->error) {
-                          reading->error = Annotate(value.error(), "/jobs/" + path + ": ");
-                        }
-                        reading->Done();
-                      });
+          session.Get(
+              "/jobs/" + name + "/" + node,
+              [reading, alive, i, field, path = name + "/" + node](Result<zk::NodeValue> value) {
+                if (alive.expired()) return;
+                if (value.ok()) {
+                  reading->records[i].*field = std::move(value->data);
+                } else if (!reading->error) {
+                  reading->error = Annotate(value.error(), "/jobs/" + path + ": ");
+                }
+                reading->Done();
+              });
         };
         get("spec", &JobRecord::spec);
         get("layout", &JobRecord::layout);

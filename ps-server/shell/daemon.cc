@@ -109,9 +109,6 @@ Status Run(DaemonConfig config) {
   options.hosts = config.zookeeper;
   options.session_timeout = config.session_timeout;
   zk::Session session(loop.context(), options);
-  session.OnState([](const zk::StateEvent& event) {
-    spdlog::info("ZooKeeper: {} {}", zk::StateName(event.state), event.reason);
-  });
   PS_TRY(session.Start());
 
   Nagger nagger(loop, *server, session);

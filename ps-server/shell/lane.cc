@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/net/loop.h"
+#include "common/net/zmq_socket.h"
 
 namespace ps::server {
 namespace {
@@ -69,7 +70,9 @@ Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions o
       {ZMQ_BACKLOG, 1024},
   }};
   const std::int64_t frame_bytes_max = static_cast<std::int64_t>(wire::kMaxPayloadBytes);
-  bool set = zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &frame_bytes_max, sizeof(frame_bytes_max)) == 0;
+  bool set =
+      zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &frame_bytes_max, sizeof(frame_bytes_max)) == 0 &&
+      net::RefuseOldProtocols(socket);
   for (const auto& option : ints) {
     set = set && zmq_setsockopt(socket, option.first, &option.second, sizeof(option.second)) == 0;
   }

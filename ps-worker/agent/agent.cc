@@ -113,7 +113,12 @@ Agent::Agent(net::Loop& loop, zmq::context_t& context, AgentOptions options, Rin
   housekeeping_.Every(options_.housekeeping, [this] { Housekeep(); });
 }
 
-Agent::~Agent() = default;
+Agent::~Agent() {
+  // Memory file systems are not tidied up by anybody else. It stays while there is a ring in it.
+  if (options_.retention_directory == DefaultRetentionDirectory(options_.state_directory)) {
+    RemoveFile(options_.retention_directory);
+  }
+}
 
 void Agent::SetLeader(const std::string& endpoint) { client_.SetEndpoint(endpoint); }
 

@@ -35,32 +35,39 @@
 namespace ps::worker {
 
 struct TaskOptions {
-  int control_fd = 3;              // socket pair to the agent
-  std::string ring_path;           // file of the retention ring (the agent made the directory)
+  int control_fd = 3;     // socket pair to the agent
+  std::string ring_path;  // file of the retention ring (the agent made the directory)
   std::uint64_t ring_bytes = std::uint64_t{1} << 30;
-  std::uint32_t window = 4;        // sent and not acknowledged steps on a lane
+  std::uint32_t window = 4;  // sent and not acknowledged steps on a lane
   std::chrono::milliseconds resend_timeout{2000};
 };
 
 // What the coordinator decided for this task; constant afterwards, except where noted.
 struct TaskContext {
-  control::TaskStartT start;       // map and live set as of the start
+  control::TaskStartT start;  // map and live set as of the start
   WorkerId worker;
   Incarnation incarnation;
-  Clock first_clock;               // the first push has first_clock + 1
+  Clock first_clock;  // the first push has first_clock + 1
   std::uint32_t shards = 0;
 };
 
-struct TrainLease { control::LeaseT lease; };          // train records [begin + done, end)
-struct DrainWork {};                                    // flush the residual, then Drained()
-struct EvaluateWork { std::uint64_t round; std::vector<std::string> digests; };
-struct StopWork { std::string reason; };                // end the process with success
+struct TrainLease {
+  control::LeaseT lease;
+};                    // train records [begin + done, end)
+struct DrainWork {};  // flush the residual, then Drained()
+struct EvaluateWork {
+  std::uint64_t round;
+  std::vector<std::string> digests;
+};
+struct StopWork {
+  std::string reason;
+};  // end the process with success
 using Work = std::variant<TrainLease, DrainWork, EvaluateWork, StopWork>;
 
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {
   ShardId shard;
-  wire::PullContent content;       // Unchanged: no blocks
+  wire::PullContent content;  // Unchanged: no blocks
   std::uint64_t version;
   std::uint32_t lineage;
   std::vector<codec::BlockView> blocks;  // validated; block numbers are the job's
@@ -111,9 +118,9 @@ struct ReturnedSegment {
 struct StepReport {
   double loss = 0;
   std::uint32_t samples = 0;
-  bool skipped = false;            // non-finite: an empty push was made
-  double residual_norm = -1;       // < 0: not measured this time
-  std::uint64_t entries = 0;       // values pushed
+  bool skipped = false;       // non-finite: an empty push was made
+  double residual_norm = -1;  // < 0: not measured this time
+  std::uint64_t entries = 0;  // values pushed
   std::uint64_t compute_ms = 0;
 };
 
@@ -139,7 +146,7 @@ class TaskSession {
     Clock needed;
     bool fp32 = false;
     bool snapshot = false;
-    std::vector<ShardId> shards;   // empty: all
+    std::vector<ShardId> shards;  // empty: all
   };
   virtual void RequestPull(const PullRequest& request) = 0;
   // The answer to the last RequestPull, complete over all shards.
@@ -151,7 +158,7 @@ class TaskSession {
   // Returns the clock of the push. An empty builder is a skipped step, which counts as well.
   virtual Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
                                    std::uint64_t lease_done) = 0;
-  virtual Clock clock() const = 0; // of the last committed push
+  virtual Clock clock() const = 0;  // of the last committed push
   // TooOld segments since the last call.
   virtual std::vector<ReturnedSegment> TakeReturned() = 0;
   // Waits until every push has a verdict on every shard.

@@ -509,8 +509,8 @@ TEST_F(CoreTest, LostServerHasItsShardsRestoredOnTheOther) {
 TEST_F(CoreTest, RestartedServerReplacesItsFormerSelfAtOnce) {
   StartRunning();
   // The old node is still in ZooKeeper when the new process introduces itself.
-  std::vector<Presence> servers = {{"p-s0", "s0", "host"}, {"p-s1", "s1", "host"},
-                                   {"p-s1b", "s1", "host"}};
+  std::vector<Presence> servers = {
+      {"p-s0", "s0", "host"}, {"p-s1", "s1", "host"}, {"p-s1b", "s1", "host"}};
   core_->SetServers(servers, now_);
   control::RegisterServerT message;
   message.name = "s1";

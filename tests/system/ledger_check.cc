@@ -54,8 +54,9 @@ Result<nlohmann::json> Check(const std::filesystem::path& directory, Finding& fi
       for (std::uint32_t i = 0; i < image.block_elements[block]; ++i) {
         const float value = image.values[offset + i];
         if (i >= static_cast<std::uint32_t>(spec.training.workers) && value != 0.0f) {
-          finding.Differ(shard + " block " + std::to_string(block) + " element " + std::to_string(i),
-                         0, value);
+          finding.Differ(
+              shard + " block " + std::to_string(block) + " element " + std::to_string(i), 0,
+              value);
         }
         sum += value;
       }
@@ -71,13 +72,11 @@ Result<nlohmann::json> Check(const std::filesystem::path& directory, Finding& fi
       }
     }
   }
-  return nlohmann::json{{"shards", manifest.shards.size()},
-                        {"pushes", pushes},
-                        {"samples", pushes * batch},
-                        {"positions", manifest.data.total_positions},
-                        {"repeated", manifest.data.repeated},
-                        {"lost", finding.lost},
-                        {"doubled", finding.doubled}};
+  return nlohmann::json{
+      {"shards", manifest.shards.size()},   {"pushes", pushes},
+      {"samples", pushes * batch},          {"positions", manifest.data.total_positions},
+      {"repeated", manifest.data.repeated}, {"lost", finding.lost},
+      {"doubled", finding.doubled}};
 }
 
 }  // namespace
