@@ -1,3 +1,5 @@
+// First: clang 14 needs IValue complete where torch's other headers use it.
+#include <ATen/core/ivalue.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>

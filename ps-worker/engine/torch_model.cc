@@ -1,4 +1,6 @@
+// First: clang 14 needs IValue complete where torch's other headers use it.
 #include <ATen/Parallel.h>
+#include <ATen/core/ivalue.h>
 #include <dlfcn.h>
 #include <torch/autograd.h>
 #include <torch/types.h>

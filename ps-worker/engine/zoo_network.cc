@@ -1,3 +1,5 @@
+// First: clang 14 needs IValue complete where torch's other headers use it.
+#include <ATen/core/ivalue.h>
 #include <torch/nn.h>
 
 #include <cmath>

@@ -1,4 +1,6 @@
 // TorchScript files as users save them, made here from source so that no Python is needed.
+// First: clang 14 needs IValue complete where torch's other headers use it.
+#include <ATen/core/ivalue.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/jit/api/module.h>
