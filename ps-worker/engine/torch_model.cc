@@ -151,9 +151,9 @@ class TorchModel final : public Model {
         return Error{ErrorCode::kInvalid, name + ": parameter " + key + " has no elements"};
       }
       const void* data = tensor.data_ptr();
+      const auto elements_here = static_cast<std::uint64_t>(tensor.numel());
       const auto same = std::find_if(slots.begin(), slots.end(), [&](const Slot& slot) {
-        return slot.data == data &&
-               shapes[slot.tensor].elements() == static_cast<std::uint64_t>(tensor.numel());
+        return slot.data == data && shapes[slot.tensor].elements() == elements_here;
       });
       if (same != slots.end()) {
         if (shapes[same->tensor].shape != tensor.sizes().vec()) {

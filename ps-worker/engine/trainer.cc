@@ -234,6 +234,10 @@ Status Trainer::Drain() {
     workload_.SelectAll();
     if (flush == 0) workload_.SelectBuffers();
     if (workload_.max_push_bytes() > 0) {
+      StepReport report;
+      report.flush = true;
+      report.entries = workload_.selected_entries();
+      session_.Report(report);
       PS_TRY(Push(static_cast<std::uint32_t>(spec_.training.batch_size)));
     }
     PS_TRY(session_.WaitVerdicts());

@@ -250,13 +250,14 @@ class TaskSessionImpl final : public TaskSession {
 
   void Report(const StepReport& report) override {
     loop_.Post([this, report] {
+      progress_.push_entries += report.entries;
+      if (report.flush) return;
       ++progress_.steps;
       progress_.samples += report.samples;
       if (report.skipped) ++progress_.skipped;
       loss_sum_ += report.loss;
       ++loss_count_;
       if (report.residual_norm >= 0) progress_.residual_norm = report.residual_norm;
-      progress_.push_entries += report.entries;
       progress_.compute_ms += report.compute_ms;
     });
   }
