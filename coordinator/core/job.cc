@@ -538,6 +538,8 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
     }
     if (dead->agent.empty()) {
       dead->agent = procid;
+      dead->replayed = false;
+      dead->covered = false;
       state_.leases.Reclaim(dead->incarnation, ring->lease_id, ring->lease_done);
       ++state_.live_version;
       dirty_.state = true;

@@ -221,7 +221,12 @@ void Job::CommitRound() {
       ++dead;
       continue;
     }
-    if (!dead->agent.empty()) {
+    if (dead->agent.empty()) {
+      dead->covered = true;
+      ++dead;
+      continue;
+    }
+    {
       control::DropRingT drop;
       drop.job = state_.id.value();
       drop.worker = dead->worker.value();

@@ -68,7 +68,7 @@ bool Job::ShardsReady() const {
 // Incarnations whose pushes since the last checkpoint nobody can replay.
 bool Job::Unaccounted() const {
   return std::any_of(state_.dead.begin(), state_.dead.end(),
-                     [](const DeadWorker& dead) { return dead.agent.empty(); });
+                     [](const DeadWorker& dead) { return dead.agent.empty() && !dead.covered; });
 }
 
 Job::RestoreSource Job::Restore() const {
@@ -107,7 +107,7 @@ void Job::PlaceShards() {
   rewind_at_ms_ = 0;
   if (!first && Unaccounted()) {
     for (const DeadWorker& dead : state_.dead) {
-      if (!dead.agent.empty()) continue;
+      if (!dead.agent.empty() || dead.covered) continue;
       Event("lost", "pushes of worker " + std::to_string(dead.worker.value()) + " (incarnation " +
                         std::to_string(dead.incarnation.value()) +
                         ") since the last checkpoint are lost on the restored shards: its agent "

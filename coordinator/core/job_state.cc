@@ -50,7 +50,8 @@ nlohmann::json StateToJson(const JobState& state) {
                     {"incarnation", worker.incarnation.value()},
                     {"first_clock", worker.first_clock.value()},
                     {"agent", worker.agent},
-                    {"replayed", worker.replayed}});
+                    {"replayed", worker.replayed},
+                    {"covered", worker.covered}});
   }
   nlohmann::json checkpoints = nlohmann::json::array();
   for (const CommittedCheckpoint& checkpoint : state.checkpoints) {
@@ -145,6 +146,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       worker.first_clock = Clock(entry.at("first_clock").get<std::uint64_t>());
       worker.agent = entry.at("agent").get<std::string>();
       worker.replayed = entry.at("replayed").get<bool>();
+      worker.covered = entry.at("covered").get<bool>();
       state.dead.push_back(std::move(worker));
     }
     state.leases = PS_TRY(LeaseBook::FromJson(json.at("leases")));

@@ -53,6 +53,9 @@ struct DeadWorker {
   Clock first_clock;
   std::string agent;      // procid that has the ring; empty: nobody (the agent is gone)
   bool replayed = false;  // under the present map
+  // A checkpoint holds what the shards had applied of it. Kept while the agent is away: what no
+  // shard had answered when it died may still be in a ring that comes back with the agent.
+  bool covered = false;
   friend bool operator==(const DeadWorker&, const DeadWorker&) = default;
 };
 

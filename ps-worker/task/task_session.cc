@@ -28,7 +28,7 @@ using std::chrono::milliseconds;
 
 constexpr std::uint32_t kLeasesQueued = 2;
 constexpr std::int64_t kLeaseRequestMs = 2000;
-constexpr std::int64_t kLeaseProgressMs = 1000;
+constexpr std::int64_t kLeaseProgressMs = 300;
 constexpr std::int64_t kProgressMs = 500;
 constexpr std::int64_t kCheckpointReminderMs = 10'000;
 constexpr std::int64_t kNotLiveWarningMs = 5000;
@@ -550,8 +550,18 @@ class TaskSessionImpl final : public TaskSession {
   }
 
   void SendLeaseProgress() {
+    // Only what every shard has answered counts: should this node be lost with the retention ring,
+    // the records of the pushes after that are trained again.
     control::LeaseProgressT progress;
-    for (const control::LeaseT& lease : leases_.Positions()) {
+    RingEntryView open;
+    const bool some_open = client_ != nullptr && ring_ != nullptr &&
+                           ring_->Find(Clock(client_->stream().AckedByAll().value() + 1), open);
+    for (control::LeaseT& lease : leases_.Positions()) {
+      if (some_open && lease.id >= open.info.lease_id) {
+        const std::uint64_t before =
+            open.info.lease_done - std::min<std::uint64_t>(open.info.samples, open.info.lease_done);
+        lease.done = lease.id == open.info.lease_id ? std::min(lease.done, before) : 0;
+      }
       progress.leases.push_back(std::make_unique<control::LeaseT>(lease));
     }
     next_lease_progress_ms_ = loop_.NowMs() + kLeaseProgressMs;

@@ -564,6 +564,30 @@ TEST_F(CoreTest, RestartedAgentBringsItsRingsBack) {
   EXPECT_NE(Events().find("ring found"), std::string::npos);
 }
 
+// Found by scripts/kill_roles: the checkpoint holds what the shards had applied of the dead worker,
+// but its last pushes had reached nobody yet.
+TEST_F(CoreTest, RingThatComesBackAfterACheckpointIsReplayedAllTheSame) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  tasks_.erase(task);
+  Progress(20);
+  Tick(3000);
+  PlayRound(20);
+  EXPECT_EQ(Describe()["checkpoints"], 1);
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 4;
+  AddAgent(name, {ring});
+  EXPECT_EQ(Take(worker.agent, Body::Replay).size(), 1u);
+  EXPECT_TRUE(Take(worker.agent, Body::DropRing).empty());
+}
+
 TEST_F(CoreTest, WhenAllIsLostTheJobGoesBackToItsCheckpoint) {
   StartRunning();
   Progress(20);
