@@ -74,6 +74,10 @@ void Job::AbortRound(const std::string& reason, std::uint64_t retry_ms) {
   }
   Event("checkpoint aborted",
         "checkpoint " + std::to_string(round_->number.value()) + ": " + reason);
+  if (round_->final_round && state_.phase == Phase::kDraining) {
+    // The job cannot end before: whoever looks at it must see what it waits for.
+    SetPhase(Phase::kDraining, "the final checkpoint failed and is tried again: " + reason);
+  }
   next_round_ms_ = cluster_.now_ms() + retry_ms;
   round_.reset();
 }

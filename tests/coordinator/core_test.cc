@@ -226,6 +226,34 @@ class CoreTest : public ::testing::Test {
     }
   }
 
+  // Both workers train all there is.
+  void TrainAll() {
+    for (int turn = 0; turn < 1000 && PhaseNow() == "running"; ++turn) {
+      for (const auto& [task, worker] : tasks_) {
+        Say(worker.agent, control::LeaseRequestT{}, task);
+        for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
+          control::LeaseProgressT progress;
+          for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
+            progress.leases.push_back(control::ClonePtr(*lease));
+            progress.leases.back()->done = lease->end - lease->begin;
+          }
+          Say(worker.agent, std::move(progress), task);
+        }
+      }
+      Tick();
+    }
+  }
+
+  // Every task has flushed.
+  void Drain() {
+    EXPECT_EQ(PhaseNow(), "draining");
+    for (const auto& [task, worker] : tasks_) {
+      EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
+      Say(worker.agent, control::DrainedT{}, task);
+    }
+    Tick();
+  }
+
   // Plays an open round to its commit. Returns the manifest.
   std::string PlayRound(std::uint64_t clock) {
     std::uint64_t round = 0;
@@ -675,27 +703,8 @@ TEST_F(CoreTest, NewLeaderGoesOnWithWhatZooKeeperHolds) {
 
 TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
   StartRunning();
-  // Both workers train all there is.
-  for (int turn = 0; turn < 1000 && PhaseNow() == "running"; ++turn) {
-    for (const auto& [task, worker] : tasks_) {
-      Say(worker.agent, control::LeaseRequestT{}, task);
-      for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
-        control::LeaseProgressT progress;
-        for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
-          progress.leases.push_back(control::ClonePtr(*lease));
-          progress.leases.back()->done = lease->end - lease->begin;
-        }
-        Say(worker.agent, std::move(progress), task);
-      }
-    }
-    Tick();
-  }
-  EXPECT_EQ(PhaseNow(), "draining");
-  for (const auto& [task, worker] : tasks_) {
-    EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
-    Say(worker.agent, control::DrainedT{}, task);
-  }
-  Tick();
+  TrainAll();
+  Drain();
   PlayRound(100);
   EXPECT_EQ(PhaseNow(), "evaluating");
   std::uint64_t asked = 0;
@@ -715,6 +724,25 @@ TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
     EXPECT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
   }
   EXPECT_EQ(Take("p-s0", Body::JobDrop).size(), 1u);
+}
+
+TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  const auto begun = Take("p-s0", Body::RoundBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  control::PrepareFailedT failed;
+  failed.job = begun[0].body.AsRoundBegin()->job;
+  failed.round = begun[0].body.AsRoundBegin()->round;
+  failed.message = "No space left on device";
+  Say("p-s0", std::move(failed));
+  EXPECT_EQ(PhaseNow(), "draining");
+  EXPECT_NE(Describe()["reason"].get<std::string>().find("No space left"), std::string::npos);
+  Tick(11'000);
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  EXPECT_EQ(Describe()["reason"], "evaluates the final checkpoint");
 }
 
 TEST_F(CoreTest, CancelledJobStopsItsTasksAndCannotBeCancelledAgain) {

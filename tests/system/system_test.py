@@ -50,7 +50,7 @@ data:
   mean: 0.2860
   standard_deviation: 0.3530
 training: {workers: 2, batch_size: 128, epochs: %g}
-optimizer: {type: worker_nesterov, reference_batch: 256, clip_norm: 1.0, learning_rate: {base: 0.1, warmup_epochs: 0.1}}
+optimizer: {type: worker_nesterov, reference_batch: 256, clip_norm: 1.0, learning_rate: {base: 0.1, schedule: cosine, warmup_epochs: 0.1, final_factor: 0.05}}
 sparsification: {ratio: %g}
 checkpoint: {every_steps: 100}
 %s
@@ -77,13 +77,14 @@ def listening_ports(pid):
 
 
 class Cluster:
-    def __init__(self, *up_arguments):
+    def __init__(self, *up_arguments, start=True):
         self.folder = tempfile.mkdtemp(prefix="ds system ")  # a path with a space in it
         self.env = dict(os.environ, DS_STATE=os.path.join(self.folder, "context.json"))
         self.env.pop("DS_COORDINATOR", None)
         self.directory = os.path.join(self.folder, "cluster")
         self.up_arguments = up_arguments
-        self.up()
+        if start:
+            self.up()
 
     def up(self, *more):
         done = self.ds("local", "up", "--dir", self.directory, "--timeout", "60s",
@@ -173,8 +174,8 @@ class Training(WithCluster):
             self.skipTest("Debian's package dataset-fashion-mnist is not installed")
         first = self.cluster.submit(fashion("first", 2))
         job = self.finish(first)
-        # Two epochs at a constant rate are noisy: about 0.83.
-        self.assertGreaterEqual(job["result"]["test_accuracy"], 0.76)
+        # About 0.86. A rate that decays: at a constant one the last values are too noisy to test.
+        self.assertGreaterEqual(job["result"]["test_accuracy"], 0.82)
         self.assertEqual(job["progress"]["samples_trained"], 120000)
         self.assertLessEqual(job["progress"]["push_bytes_per_entry"], 4.0)
         self.assertGreaterEqual(job["checkpoints"], 2)
@@ -363,6 +364,65 @@ class Alone(unittest.TestCase):
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.assertEqual(done.returncode, 73, done.stderr)
         self.assertIn("/proc/nowhere", done.stderr)
+
+
+class FullDisk(unittest.TestCase):
+    """The checkpoints' file system has room for data but for few files: the write itself fails."""
+
+    def test_failed_checkpoint_is_said_and_the_job_ends_once_there_is_room(self):
+        cluster = Cluster(start=False)
+        checkpoints = os.path.join(cluster.directory, "checkpoints")
+        os.makedirs(checkpoints)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=200m,nr_inodes=24", "tmpfs", checkpoints]
+        try:
+            mounted = subprocess.run(mount, stderr=subprocess.PIPE, text=True).returncode == 0
+        except FileNotFoundError:
+            mounted = False
+        if not mounted:
+            shutil.rmtree(cluster.folder)
+            self.skipTest("may not mount a file system here")
+        try:
+            cluster.up()
+            job = cluster.submit(ledger("full", records=20000, epochs=1, every=50))
+            end = time.time() + 60
+            while "No space left on device" not in cluster.job(job)["reason"]:
+                self.assertLess(time.time(), end, cluster.events(job))
+                time.sleep(0.5)
+            self.assertEqual(cluster.job(job)["phase"], "draining")
+            subprocess.run(["mount", "-o", "remount,nr_inodes=10000", checkpoints], check=True)
+            self.assertEqual(cluster.wait(job, 60), 0, cluster.events(job))
+            code, said, _ = cluster.ledger(cluster.job(job))
+            self.assertEqual(code, 0, said)
+            # What the failed rounds had begun is gone.
+            folder = os.path.join(checkpoints, "job-1")
+            kept = cluster.job(job)["last_checkpoint"]["directory"].rsplit("/", 1)[1]
+            end = time.time() + 10
+            while os.listdir(folder) != [kept] and time.time() < end:
+                time.sleep(0.2)
+            self.assertEqual(os.listdir(folder), [kept])
+        finally:
+            cluster.ds("local", "down", "--dir", cluster.directory, timeout=100)
+            subprocess.run(["umount", checkpoints])
+            shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+class Coordinators(WithCluster):
+    arguments = ("--coordinators", "3")
+
+    def test_training_goes_on_when_the_leader_dies_and_the_next_one_answers(self):
+        job = self.cluster.submit(ledger("led", records=400000, epochs=2, every=500))
+        end = time.time() + 60
+        while self.cluster.job(job)["progress"]["samples_trained"] == 0:
+            self.assertLess(time.time(), end)
+            time.sleep(0.2)
+        nodes = json.loads(self.cluster.ds("node", "list", "-o", "json").stdout)["nodes"]
+        leaders = [node["name"] for node in nodes if node.get("leader")]
+        self.assertEqual(len(leaders), 1, nodes)
+        os.kill(self.cluster.processes()[leaders[0]], signal.SIGKILL)
+        described = self.finish(job)
+        self.assertEqual(described["generation"], 1)
+        code, said, _ = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
 
 
 class NoMembers(WithCluster):
