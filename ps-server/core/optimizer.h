@@ -18,7 +18,9 @@
 //                    w -= r / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
 //   ftrl             with g scaled by samples / reference batch and a = learning rate:
 //                    s = (sqrt(n + g^2) - sqrt(n)) / a;  z += g - s w;  n += g^2;
-//                    w = |z| <= l1 ? 0 : (sign(z) l1 - z) / ((beta + sqrt(n)) / a + l2)
+//                    w = |z| <= l1 ? 0 : (sign(z) l1 - z) / ((beta + sqrt(n)) / a + l2);
+//                    a must not change, and z begins where this w is the initial value
+//                    (the paper's w begins at 0)
 // Sources: PyTorch's documentation of torch.optim (momentum to AdamW), FBGEMM
 // (row-wise AdaGrad), McMahan et al., "Ad Click Prediction", 2013 (FTRL-Proximal).
 // Values; const methods may run on any thread.
@@ -53,6 +55,7 @@ std::optional<OptimizerType> OptimizerTypeOf(std::string_view name);
 struct OptimizerRules {
   OptimizerType type = OptimizerType::kSgd;
   float momentum = 0.9f;          // momentum, nesterov: mu
+  float learning_rate = 0.05f;    // ftrl: a
   float beta1 = 0.9f;             // adam, adamw; below 1
   float beta2 = 0.999f;           // adam, adamw; at most kBetaMax
   float epsilon = 1e-8f;          // adagrad, rowwise_adagrad, adam, adamw
@@ -82,8 +85,8 @@ class Optimizer {
   std::uint32_t slots_per_row() const;
   // True if updates must be counted (ApplyRow's count).
   bool counts_updates() const;
-  // What a slot holds before the first update.
-  float initial_slot(std::uint32_t slot) const;
+  // What a slot of an element holds before the first update of this value.
+  float InitialSlot(std::uint32_t slot, float value) const;
 
   // ---- rows
 
@@ -91,7 +94,8 @@ class Optimizer {
   std::size_t RowSlots(std::uint32_t width) const {
     return std::size_t{width} * slots_per_element() + slots_per_row();
   }
-  void InitRowSlots(float* slots, std::uint32_t width) const;
+  // What the slots hold before the first update of a row with these values.
+  void InitRowSlots(const float* values, float* slots, std::uint32_t width) const;
 
   // What all elements of one push have in common: `rate` is the schedule's, `weight` the samples of
   // the push / reference batch.
