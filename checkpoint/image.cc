@@ -11,6 +11,19 @@ namespace ps::checkpoint {
 static_assert(std::endian::native == std::endian::little,
               "values are stored as they lie in memory");
 
+namespace {
+
+std::uint64_t CountsOf(const ShardImage& image, std::uint64_t elements) {
+  switch (image.slots.counts) {
+    case UpdateCounts::kNone: return 0;
+    case UpdateCounts::kPerBlock: return image.block_elements.size();
+    case UpdateCounts::kPerElement: return elements;
+  }
+  return 0;
+}
+
+}  // namespace
+
 Status CheckImage(const ShardImage& image) {
   const auto bad = [&](const std::string& what) {
     return Error{ErrorCode::kInvalid,
@@ -28,6 +41,15 @@ Status CheckImage(const ShardImage& image) {
     return bad(std::to_string(image.values.size()) + " values for blocks of " +
                std::to_string(elements) + " elements");
   }
+  const ImageSlots& slots = image.slots;
+  if (slots.per_element > kSlotsMax || slots.floats.size() != elements * slots.per_element) {
+    return bad(std::to_string(slots.floats.size()) + " slots for " + std::to_string(elements) +
+               " elements with " + std::to_string(slots.per_element) + " each");
+  }
+  if (slots.updates.size() != CountsOf(image, elements)) {
+    return bad(std::to_string(slots.updates.size()) + " counts of updates, " +
+               std::to_string(CountsOf(image, elements)) + " expected");
+  }
   if (std::uint64_t{image.first_block} + image.block_elements.size() > UINT32_MAX) {
     return bad("block numbers beyond 32 bits");
   }
@@ -43,11 +65,20 @@ Status CheckImage(const ShardImage& image) {
   return Ok();
 }
 
+std::uint64_t ContentBytes(const ShardImage& image) {
+  return (image.values.size() + image.slots.floats.size()) * sizeof(float) +
+         image.slots.updates.size() * sizeof(std::uint32_t);
+}
+
 std::string Digest(const ShardImage& image) {
   const std::string meta = EncodeMeta(image);
   Digester digester;
   digester.Update(std::as_bytes(std::span(meta)));
   digester.Update(std::as_bytes(std::span(image.values)));
+  digester.Update(std::as_bytes(std::span(image.slots.floats)));
+  if (image.slots.counts == UpdateCounts::kPerElement) {  // those of blocks are in the meta
+    digester.Update(std::as_bytes(std::span(image.slots.updates)));
+  }
   return digester.Hex();
 }
 

@@ -31,6 +31,22 @@ struct WorkerMark {
   friend bool operator==(const WorkerMark&, const WorkerMark&) = default;
 };
 
+// How often updates of elements were counted, which some optimizers do.
+enum class UpdateCounts : std::uint8_t { kNone = 0, kPerBlock = 1, kPerElement = 2 };
+
+// What the optimizer keeps beside the values.
+struct ImageSlots {
+  std::uint8_t optimizer = 0;    // its number in FORMAT.md
+  std::uint8_t per_element = 0;  // floats beside each value, at most kSlotsMax
+  UpdateCounts counts = UpdateCounts::kNone;
+  std::vector<float> floats;           // slot 0 of all elements, then slot 1 of all elements
+  std::vector<std::uint32_t> updates;  // of each block, or of each element
+
+  friend bool operator==(const ImageSlots&, const ImageSlots&) = default;
+};
+
+inline constexpr std::uint8_t kSlotsMax = 2;
+
 struct ShardImage {
   JobId job;
   Round round;
@@ -42,6 +58,7 @@ struct ShardImage {
   std::uint32_t first_block = 0;              // number in the job's block space
   std::vector<std::uint32_t> block_elements;  // of each block, 1 .. 65,536
   std::vector<float> values;                  // all blocks, one after the other
+  ImageSlots slots;
   std::vector<WorkerMark> marks;
 
   friend bool operator==(const ShardImage&, const ShardImage&) = default;
@@ -49,6 +66,9 @@ struct ShardImage {
 
 // kInvalid, naming the shard, unless the parts of the image agree with each other.
 Status CheckImage(const ShardImage& image);
+
+// Bytes of values, slots and counts.
+std::uint64_t ContentBytes(const ShardImage& image);
 
 // Over everything in the image.
 std::string Digest(const ShardImage& image);

@@ -21,7 +21,7 @@
 
 namespace ps::checkpoint {
 
-inline constexpr int kFormatVersion = 1;
+inline constexpr int kFormatVersion = 2;
 inline constexpr std::size_t kMaxManifestBytes = std::size_t{32} << 20;
 inline constexpr const char* kManifestFile = "MANIFEST.json";
 

@@ -3,7 +3,6 @@
 #include <rocksdb/db.h>
 
 #include <algorithm>
-#include <cstring>
 #include <system_error>
 
 #include "checkpoint/database.h"
@@ -121,24 +120,22 @@ class Reader::Impl {
     }
     std::uint64_t elements = 0;
     for (const std::uint32_t count : image.block_elements) elements += count;
-    if (elements > part_bytes_ / sizeof(float)) {
+    if (elements > part_bytes_ / BytesPerElement(image)) {
       return Error{ErrorCode::kInvalid,
                    std::to_string(elements) + " elements, more than the files can hold"};
     }
     image.values.resize(elements);
-    float* values = image.values.data();
+    image.slots.floats.resize(elements * image.slots.per_element);
+    if (image.slots.counts == UpdateCounts::kPerElement) image.slots.updates.resize(elements);
+    std::size_t offset = 0;
     for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
       const std::uint32_t block = image.first_block + static_cast<std::uint32_t>(i);
       Result<std::string_view> content = Get(EncodeKey(RecordKind::kBlock, shard, block), holder);
       const std::string name = "block " + std::to_string(block) + ": ";
       if (!content.ok()) return Annotate(content.error(), name);
-      if (content->size() != image.block_elements[i] * sizeof(float)) {
-        return Error{ErrorCode::kInvalid, name + std::to_string(content->size()) + " bytes for " +
-                                              std::to_string(image.block_elements[i]) +
-                                              " elements"};
-      }
-      if (!content->empty()) std::memcpy(values, content->data(), content->size());
-      values += image.block_elements[i];
+      const Status decoded = DecodeBlock(*content, i, offset, image);
+      if (!decoded.ok()) return Annotate(decoded.error(), name);
+      offset += image.block_elements[i];
     }
     PS_TRY(CheckImage(image));
     if (!digest.empty()) {

@@ -128,6 +128,13 @@ std::string EncodeMeta(const ShardImage& image) {
   Put<std::uint32_t>(out, image.first_block);
   Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.block_elements.size()));
   for (const std::uint32_t elements : image.block_elements) Put<std::uint32_t>(out, elements);
+  Put<std::uint8_t>(out, image.slots.optimizer);
+  Put<std::uint8_t>(out, image.slots.per_element);
+  Put<std::uint8_t>(out, static_cast<std::uint8_t>(image.slots.counts));
+  Put<std::uint8_t>(out, 0);
+  if (image.slots.counts == UpdateCounts::kPerBlock) {
+    for (const std::uint32_t updates : image.slots.updates) Put<std::uint32_t>(out, updates);
+  }
   Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.marks.size()));
   for (const WorkerMark& mark : image.marks) {
     Put<std::uint32_t>(out, mark.worker.value());
@@ -163,6 +170,23 @@ Result<ShardImage> DecodeMeta(std::string_view bytes) {
   for (std::uint32_t i = 0; i < blocks; ++i) {
     image.block_elements.push_back(cursor.Take<std::uint32_t>());
   }
+  image.slots.optimizer = cursor.Take<std::uint8_t>();
+  image.slots.per_element = cursor.Take<std::uint8_t>();
+  const auto counts = cursor.Take<std::uint8_t>();
+  const auto reserved = cursor.Take<std::uint8_t>();
+  if (!cursor.ok()) return Bad("cut short");
+  if (image.slots.per_element > kSlotsMax ||
+      counts > static_cast<std::uint8_t>(UpdateCounts::kPerElement) || reserved != 0) {
+    return Bad("its slots are of an unknown kind");
+  }
+  image.slots.counts = static_cast<UpdateCounts>(counts);
+  if (image.slots.counts == UpdateCounts::kPerBlock) {
+    if (blocks > cursor.rest() / sizeof(std::uint32_t)) return Bad("cut short");
+    image.slots.updates.reserve(blocks);
+    for (std::uint32_t i = 0; i < blocks; ++i) {
+      image.slots.updates.push_back(cursor.Take<std::uint32_t>());
+    }
+  }
   const auto marks = cursor.Take<std::uint32_t>();
   for (std::uint32_t i = 0; i < marks && cursor.ok(); ++i) {
     WorkerMark mark;
@@ -177,6 +201,46 @@ Result<ShardImage> DecodeMeta(std::string_view bytes) {
   if (!cursor.ok()) return Bad("cut short");
   if (cursor.rest() != 0) return Bad(std::to_string(cursor.rest()) + " bytes too many");
   return image;
+}
+
+std::size_t BytesPerElement(const ShardImage& image) {
+  const std::size_t counts = image.slots.counts == UpdateCounts::kPerElement ? 1 : 0;
+  return sizeof(float) * (1 + image.slots.per_element + counts);
+}
+
+std::string EncodeBlock(const ShardImage& image, std::size_t index, std::size_t offset) {
+  const std::size_t elements = image.block_elements[index];
+  std::string content;
+  content.reserve(elements * BytesPerElement(image));
+  const auto append = [&content, elements](const auto* words) {
+    content.append(reinterpret_cast<const char*>(words), elements * sizeof(*words));
+  };
+  append(image.values.data() + offset);
+  for (std::size_t slot = 0; slot < image.slots.per_element; ++slot) {
+    append(image.slots.floats.data() + slot * image.values.size() + offset);
+  }
+  if (image.slots.counts == UpdateCounts::kPerElement) append(image.slots.updates.data() + offset);
+  return content;
+}
+
+Status DecodeBlock(std::string_view content, std::size_t index, std::size_t offset,
+                   ShardImage& image) {
+  const std::size_t elements = image.block_elements[index];
+  if (content.size() != elements * BytesPerElement(image)) {
+    return Bad(std::to_string(content.size()) + " bytes for " + std::to_string(elements) +
+               " elements of " + std::to_string(BytesPerElement(image)) + " bytes");
+  }
+  const auto take = [&content, elements](auto* words) {
+    std::memcpy(words, content.data(), elements * sizeof(*words));
+    content.remove_prefix(elements * sizeof(*words));
+  };
+  if (elements == 0) return Ok();
+  take(image.values.data() + offset);
+  for (std::size_t slot = 0; slot < image.slots.per_element; ++slot) {
+    take(image.slots.floats.data() + slot * image.values.size() + offset);
+  }
+  if (image.slots.counts == UpdateCounts::kPerElement) take(image.slots.updates.data() + offset);
+  return Ok();
 }
 
 }  // namespace ps::checkpoint

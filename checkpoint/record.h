@@ -35,8 +35,17 @@ std::string Seal(std::string_view key, std::string_view content);
 // The content of a sealed value, borrowed from it.
 Result<std::string_view> Unseal(std::string_view key, std::string_view value);
 
-// Everything of the image but its values.
+// Everything of the image but values, slots and counts of elements.
 std::string EncodeMeta(const ShardImage& image);
 Result<ShardImage> DecodeMeta(std::string_view bytes);
+
+// Bytes of a block record's content for each element: the value, its slots, its count.
+std::size_t BytesPerElement(const ShardImage& image);
+// Values, slots and counts of the block at `index` of the image, of which `offset` elements are
+// before it.
+std::string EncodeBlock(const ShardImage& image, std::size_t index, std::size_t offset);
+// Puts them into the image, whose vectors have their sizes. kInvalid for a wrong length.
+Status DecodeBlock(std::string_view content, std::size_t index, std::size_t offset,
+                   ShardImage& image);
 
 }  // namespace ps::checkpoint

@@ -118,15 +118,13 @@ class Writer::Impl {
   Status WriteBlocks(const fs::path& table, const ShardImage& image, std::uint64_t& bytes) {
     rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), options_);
     rocksdb::Status status = writer.Open(table.string());
-    const float* values = image.values.data();
+    std::size_t offset = 0;
     for (std::size_t i = 0; status.ok() && i < image.block_elements.size(); ++i) {
-      const std::uint32_t elements = image.block_elements[i];
       const std::string key = EncodeKey(RecordKind::kBlock, image.shard,
                                         image.first_block + static_cast<std::uint32_t>(i));
-      const std::string value = checkpoint::Seal(
-          key, std::string_view(reinterpret_cast<const char*>(values), elements * sizeof(float)));
+      const std::string value = checkpoint::Seal(key, EncodeBlock(image, i, offset));
       status = writer.Put(key, value);
-      values += elements;
+      offset += image.block_elements[i];
       bytes += key.size() + value.size();
     }
     if (status.ok()) status = writer.Finish();

@@ -143,25 +143,48 @@ void Visit(Visitor& v, TrainingSpec& t) {
 template <typename Visitor>
 void Visit(Visitor& v, LearningRateSpec& r) {
   v.Number("base", r.base, Range{0, 1e6, true, false});
-  v.Choice("schedule", r.schedule, {"constant", "cosine", "step"}, Need::kOptional);
+  v.Choice("schedule", r.schedule, {"constant", "step", "cosine", "linear", "inverse_square_root"},
+           Need::kOptional);
   const When step{r.schedule == "step", "the schedule step"};
-  const When cosine{r.schedule == "cosine", "the schedule cosine"};
+  const When falling{r.schedule == "cosine" || r.schedule == "linear",
+                     "the schedules cosine and linear"};
   v.Number("step_factor", r.step_factor, Range{0, 1, true, false}, step);
   v.Numbers("step_epochs", r.step_epochs, Count{1, 1000}, Range{0, 1e6, true, false},
             step.applies ? Need::kRequired : Need::kOptional, step);
   v.Number("warmup_epochs", r.warmup_epochs, Range{0, 1e6, false, false});
-  v.Number("final_factor", r.final_factor, Range{0, 1, false, false}, cosine);
+  v.Number("final_factor", r.final_factor, Range{0, 1, false, false}, falling);
 }
 
 template <typename Visitor>
 void Visit(Visitor& v, OptimizerSpec& o) {
-  v.Choice("type", o.type, {"worker_nesterov", "sgd"}, Need::kOptional);
-  v.Number("momentum", o.momentum, Range{0, 1, false, true},
-           When{o.type == "worker_nesterov", "optimizer type worker_nesterov"});
+  v.Choice("type", o.type,
+           {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw", "ftrl"},
+           Need::kOptional);
+  const bool adam = o.type == "adam" || o.type == "adamw";
+  const bool adagrad = o.type == "adagrad";
+  const bool ftrl = o.type == "ftrl";
+  const When on_worker{o.type == "worker_nesterov" || o.type == "momentum" || o.type == "nesterov",
+                       "optimizer types worker_nesterov, momentum and nesterov"};
+  const When adams{adam, "optimizer types adam and adamw"};
+  const When ftrl_only{ftrl, "optimizer type ftrl"};
+  v.Number("momentum", o.momentum, Range{0, 1, false, true}, on_worker);
+  v.Number("beta1", o.beta1, Range{0, 0.9999, false, false}, adams);
+  v.Number("beta2", o.beta2, Range{0, 0.9999, false, false}, adams);
+  v.Number("epsilon", o.epsilon, Range{0, 1, true, false},
+           When{adam || adagrad, "optimizer types adagrad, adam and adamw"});
+  v.Number("initial_accumulator", o.initial_accumulator, Range{0, 1e9, false, false},
+           When{adagrad || ftrl, "optimizer types adagrad and ftrl"});
+  v.Number("l1", o.l1, Range{0, 1e9, false, false}, ftrl_only);
+  v.Number("l2", o.l2, Range{0, 1e9, false, false}, ftrl_only);
+  v.Number("beta", o.beta, Range{0, 1e9, true, false}, ftrl_only);
   v.LearningRate("learning_rate", o.learning_rate);
   v.Integer("reference_batch", o.reference_batch, Whole{1, 1'048'576});
-  v.Number("weight_decay", o.weight_decay, Range{0, 1, false, true});
+  v.Number("weight_decay", o.weight_decay, Range{0, 1, false, true},
+           When{o.type != "adam" && !ftrl,
+                "optimizer types other than adam (adamw has it) and ftrl (which has l2)"});
   v.Number("clip_norm", o.clip_norm, Range{0, 1e9, false, false});
+  v.Number("clip_value", o.clip_value, Range{0, 1e9, false, false},
+           When{o.type != "worker_nesterov", "optimizers on the servers"});
 }
 
 template <typename Visitor>
@@ -758,6 +781,16 @@ void CheckSchedules(const JobSpec& spec, Report& report) {
         "optimizer.learning_rate.warmup_epochs",
         "is longer than the training, which has " + NumberText(spec.training.epochs) + " epochs");
   }
+  if (rate.schedule == "inverse_square_root" && rate.warmup_epochs == 0) {
+    report.AddAt("optimizer.learning_rate.warmup_epochs",
+                 "must be more than 0 for the schedule inverse_square_root, which falls with the "
+                 "root of the samples trained by the end of the warm-up");
+  }
+  if (spec.optimizer.type == "ftrl" && (rate.schedule != "constant" || rate.warmup_epochs != 0)) {
+    report.AddAt("optimizer.learning_rate",
+                 "must be constant and without a warm-up for ftrl, whose values follow from all of "
+                 "its gradients at one rate");
+  }
   for (std::size_t i = 1; i < rate.step_epochs.size(); ++i) {
     if (rate.step_epochs[i] <= rate.step_epochs[i - 1]) {
       report.AddAt("optimizer.learning_rate.step_epochs", "must increase");
@@ -795,6 +828,12 @@ Result<JobSpec> ReadJob(const Node& root, const std::string& file,
     if (!report.Given("training.metric")) spec.training.metric = "none";
   } else if (spec.training.loss == "mse" && !report.Given("training.metric")) {
     spec.training.metric = "mse";
+  }
+  if (spec.optimizer.type == "adamw" && !report.Given("optimizer.weight_decay")) {
+    spec.optimizer.weight_decay = 0.01;
+  }
+  if (spec.optimizer.type == "adagrad" && !report.Given("optimizer.epsilon")) {
+    spec.optimizer.epsilon = 1e-10;
   }
   CheckModel(spec, report);
   CheckData(spec, report);
@@ -881,6 +920,21 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
   if (spec.training.workers > 8) {
     warnings.push_back("training.workers is " + std::to_string(spec.training.workers) +
                        ": with more than 8 workers sparse asynchronous updates may cost accuracy");
+  }
+  const std::string& optimizer = spec.optimizer.type;
+  const bool accumulates =
+      optimizer == "momentum" || optimizer == "nesterov" ||
+      ((optimizer == "adam" || optimizer == "adamw") && spec.optimizer.beta1 > 0);
+  if (accumulates && spec.training.workers > 1) {
+    warnings.push_back("optimizer.type " + optimizer +
+                       " keeps its momentum on the servers: with several asynchronous workers it "
+                       "may need a lower rate or diverge; worker_nesterov does not");
+  }
+  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" && optimizer != "sgd") {
+    warnings.push_back("optimizer.type " + optimizer + " with sparsification.ratio " +
+                       NumberText(spec.sparsification.ratio) +
+                       ": an entry is updated only when it is pushed, with the sum of many steps' "
+                       "gradients; ratio 1 gives the optimizer as it is known");
   }
   if (spec.training.staleness < 0) {
     warnings.emplace_back(

@@ -52,20 +52,31 @@ struct DataSpec {
 
 struct LearningRateSpec {
   double base = 0.05;
-  std::string schedule = "constant";  // constant | cosine | step
+  std::string schedule = "constant";  // constant | step | cosine | linear | inverse_square_root
   double step_factor = 0.1;           // step
   std::vector<double> step_epochs;    // step: at these epochs
   double warmup_epochs = 0;           // linear from 0
-  double final_factor = 0;            // cosine: last rate as a factor of base
+  double final_factor = 0;            // cosine, linear: last rate as a factor of base
 };
 
 struct OptimizerSpec {
-  std::string type = "worker_nesterov";  // worker_nesterov | sgd
-  double momentum = 0.9;                 // worker_nesterov
+  // worker_nesterov: on the workers. On the servers: sgd | momentum | nesterov | adagrad | adam |
+  // adamw | ftrl; ps-server/core/optimizer.h has the formulas.
+  std::string type = "worker_nesterov";
+  double momentum = 0.9;           // worker_nesterov, momentum, nesterov
+  double beta1 = 0.9;              // adam, adamw
+  double beta2 = 0.999;            // adam, adamw
+  double epsilon = 1e-8;           // adam, adamw; adagrad: 1e-10 if not given
+  double initial_accumulator = 0;  // adagrad, ftrl
+  double l1 = 0;                   // ftrl
+  double l2 = 0;                   // ftrl
+  double beta = 1;                 // ftrl
   LearningRateSpec learning_rate;
   std::int64_t reference_batch = 256;  // `base` belongs to this many samples
-  double weight_decay = 0;             // decoupled, on the server: w -= lr * weight_decay * w
-  double clip_norm = 0;                // of one worker's gradient; 0: off
+  // Decoupled, on the server: w -= lr * weight_decay * w. adamw: 0.01 if not given.
+  double weight_decay = 0;
+  double clip_norm = 0;   // of one worker's gradient; 0: off
+  double clip_value = 0;  // of each pushed entry, on the server; 0: off
 };
 
 struct SparsificationSpec {

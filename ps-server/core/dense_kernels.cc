@@ -51,47 +51,38 @@ void ForEachPosition(wire::IndexCodec codec, std::span<const std::byte> stream, 
 }
 
 template <typename Source, typename Update>
-void UpdateFrom(std::span<float> values, const codec::BlockView& push, Source source,
+void UpdateFrom(float* values, std::size_t stride, const codec::BlockView& push, Source source,
                 Update update) {
-  float* const to = values.data();
+  const auto change = [=](std::size_t position, std::size_t entry) {
+    values[position * stride] = update(values[position * stride], source[entry]);
+  };
   if (push.dense()) {
-    const std::size_t count = values.size();
-    for (std::size_t at = 0; at < count; ++at) to[at] = update(to[at], source[at]);
+    for (std::size_t at = 0; at < push.count(); ++at) change(at, at);
     return;
   }
   ForEachPosition(static_cast<wire::IndexCodec>(push.header.index_codec()), push.index_bytes,
-                  [=](std::uint32_t position, std::size_t entry) {
-                    to[position] = update(to[position], source[entry]);
-                  });
+                  change);
 }
 
 template <typename Update>
-void UpdateBlock(std::span<float> values, const codec::BlockView& push, Update update) {
+void UpdateBlock(float* values, std::size_t stride, const codec::BlockView& push, Update update) {
   const std::byte* bytes = push.value_bytes.data();
   if (push.header.value_codec() == static_cast<std::uint8_t>(wire::ValueCodec::Fp32)) {
-    UpdateFrom(values, push, Fp32Source{bytes}, update);
+    UpdateFrom(values, stride, push, Fp32Source{bytes}, update);
   } else {
-    UpdateFrom(values, push, Bf16Source{bytes}, update);
+    UpdateFrom(values, stride, push, Bf16Source{bytes}, update);
   }
 }
 
 }  // namespace
 
-void ApplySgd(std::span<float> values, const codec::BlockView& push, float rate) {
-  UpdateBlock(values, push, [rate](float old, float value) { return old - rate * value; });
-}
-
-void ApplyAverage(std::span<float> values, const codec::BlockView& push, float weight) {
-  UpdateBlock(values, push,
+void ApplyAverage(float* values, std::size_t stride, const codec::BlockView& push, float weight) {
+  UpdateBlock(values, stride, push,
               [weight](float old, float value) { return old + (value - old) * weight; });
 }
 
-void ApplyMaximum(std::span<float> values, const codec::BlockView& push) {
-  UpdateBlock(values, push, [](float old, float value) { return std::max(old, value); });
-}
-
-void DecayWeights(std::span<float> values, float factor) {
-  for (float& value : values) value -= factor * value;
+void ApplyMaximum(float* values, std::size_t stride, const codec::BlockView& push) {
+  UpdateBlock(values, stride, push, [](float old, float value) { return std::max(old, value); });
 }
 
 void MarkPositions(wire::IndexCodec codec, std::span<const std::byte> index_bytes,

@@ -1,9 +1,10 @@
-// What a pushed block does to the values of that block, and which positions it touches.
+// What a pushed block of buffers does to the values of that block, and which positions a block
+// touches. What it does to parameters is in kernels/.
 //
 // Every function reads the encoded bytes in place (they may start at any
 // address) and writes each value once. The block must have passed
-// codec::ParseSegment for exactly `values.size()` elements: nothing is checked
-// again here. Pure; any thread.
+// codec::ParseSegment for the elements at `values`, of which one is `stride`
+// floats from the next: nothing is checked again here. Pure; any thread.
 #pragma once
 
 #include <cstddef>
@@ -15,14 +16,10 @@
 
 namespace ps::server {
 
-// w -= rate * v
-void ApplySgd(std::span<float> values, const codec::BlockView& push, float rate);
 // b += (v - b) * weight
-void ApplyAverage(std::span<float> values, const codec::BlockView& push, float weight);
+void ApplyAverage(float* values, std::size_t stride, const codec::BlockView& push, float weight);
 // b = max(b, v)
-void ApplyMaximum(std::span<float> values, const codec::BlockView& push);
-// w -= factor * w
-void DecayWeights(std::span<float> values, float factor);
+void ApplyMaximum(float* values, std::size_t stride, const codec::BlockView& push);
 
 // One bit for each position of a block.
 inline constexpr std::size_t kBitmapWords = wire::kBlockElements / 64;

@@ -334,7 +334,7 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
   answer_.clear();
   LaneCounters delta;
   const auto push = [&](Shard& shard, std::span<const codec::BlockView> blocks) {
-    const PushVerdict verdict = shard.Push(member, facts, blocks, job.rules, job.live_workers);
+    const PushVerdict verdict = shard.Push(member, facts, blocks, job.live_workers);
     if (verdict.repeated) {
       ++delta.pushes_repeated;
     } else {
@@ -629,7 +629,8 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
       continue;
     }
     const bool restoring = entry.restore_round != Round();
-    now = std::make_unique<Shard>(job->layout, entry.shard, entry.epoch, entry.lineage, restoring);
+    now = std::make_unique<Shard>(job->layout, job->rules, entry.shard, entry.epoch, entry.lineage,
+                                  restoring);
     if (restoring) {
       events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round});
     }

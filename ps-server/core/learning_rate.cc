@@ -10,6 +10,8 @@ LearningRate::LearningRate(const LearningRateSpec& spec, double epochs, std::uin
     : base_(spec.base), final_factor_(spec.final_factor), step_factor_(spec.step_factor) {
   const double samples_per_epoch = static_cast<double>(records);
   if (spec.schedule == "cosine") schedule_ = Schedule::kCosine;
+  if (spec.schedule == "linear") schedule_ = Schedule::kLinear;
+  if (spec.schedule == "inverse_square_root") schedule_ = Schedule::kInverseSquareRoot;
   if (spec.schedule == "step") schedule_ = Schedule::kStep;
   warmup_samples_ = spec.warmup_epochs * samples_per_epoch;
   total_samples_ = epochs * samples_per_epoch;
@@ -20,15 +22,17 @@ LearningRate::LearningRate(const LearningRateSpec& spec, double epochs, std::uin
 double LearningRate::At(std::uint64_t samples_trained) const {
   const double samples = static_cast<double>(samples_trained);
   if (samples < warmup_samples_) return base_ * samples / warmup_samples_;
+  const double span = total_samples_ - warmup_samples_;
+  const double progress = span > 0 ? std::clamp((samples - warmup_samples_) / span, 0.0, 1.0) : 1.0;
   switch (schedule_) {
     case Schedule::kConstant: break;
     case Schedule::kCosine: {
-      const double span = total_samples_ - warmup_samples_;
-      const double progress =
-          span > 0 ? std::clamp((samples - warmup_samples_) / span, 0.0, 1.0) : 1.0;
       const double wave = 0.5 * (1 + std::cos(std::numbers::pi * progress));
       return base_ * (final_factor_ + (1 - final_factor_) * wave);
     }
+    case Schedule::kLinear: return base_ * (1 - (1 - final_factor_) * progress);
+    case Schedule::kInverseSquareRoot:
+      return samples > warmup_samples_ ? base_ * std::sqrt(warmup_samples_ / samples) : base_;
     case Schedule::kStep: {
       double rate = base_;
       for (const double step : step_samples_) {

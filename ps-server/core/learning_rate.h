@@ -20,7 +20,7 @@ class LearningRate {
   double At(std::uint64_t samples_trained) const;
 
  private:
-  enum class Schedule { kConstant, kCosine, kStep };
+  enum class Schedule { kConstant, kStep, kCosine, kLinear, kInverseSquareRoot };
 
   double base_ = 0;
   Schedule schedule_ = Schedule::kConstant;

@@ -2,7 +2,7 @@
 //
 // An optimizer keeps *slots* beside each value: floats of its own, and for Adam
 // the number of updates, which its bias correction needs. Values of dense
-// tables and their slots live in a TableStore; rows of embedding tables keep
+// tables and their slots live in a DenseStore; rows of embedding tables keep
 // theirs beside the row and are updated by ApplyRow.
 //
 // The formulas, for a gradient g that is clipped to [-clip_value, clip_value]
@@ -32,6 +32,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/job/job_spec.h"
 #include "ps-server/core/kernels/kernels.h"
 
 namespace ps::server {
@@ -54,21 +55,24 @@ std::optional<OptimizerType> OptimizerTypeOf(std::string_view name);
 
 struct OptimizerRules {
   OptimizerType type = OptimizerType::kSgd;
-  float momentum = 0.9f;          // momentum, nesterov: mu
-  float learning_rate = 0.05f;    // ftrl: a
-  float beta1 = 0.9f;             // adam, adamw; below 1
-  float beta2 = 0.999f;           // adam, adamw; at most kBetaMax
-  float epsilon = 1e-8f;          // adagrad, rowwise_adagrad, adam, adamw
-  float initial_accumulator = 0;  // adagrad, rowwise_adagrad: s, ftrl: n
-  float l1 = 0;                   // ftrl
-  float l2 = 0;                   // ftrl
-  float beta = 1;                 // ftrl
-  float weight_decay = 0;         // not ftrl
-  float clip_value = 0;           // of one entry of the gradient; 0: off
+  double momentum = 0.9;           // momentum, nesterov: mu
+  double learning_rate = 0.05;     // ftrl: a
+  double beta1 = 0.9;              // adam, adamw; below 1
+  double beta2 = 0.999;            // adam, adamw; at most kBetaMax
+  double epsilon = 1e-8;           // adagrad, rowwise_adagrad, adam, adamw
+  double initial_accumulator = 0;  // adagrad, rowwise_adagrad: s, ftrl: n
+  double l1 = 0;                   // ftrl
+  double l2 = 0;                   // ftrl
+  double beta = 1;                 // ftrl
+  double weight_decay = 0;         // not ftrl
+  double clip_value = 0;           // of one entry of the gradient; 0: off
 };
 
 // Keeps the table of bias corrections below 1.5 MB.
 inline constexpr double kBetaMax = 0.9999;
+
+// `spec.type` worker_nesterov is sgd here: its momentum is on the workers.
+OptimizerRules OptimizerRulesOf(const OptimizerSpec& spec);
 
 class Optimizer {
  public:
@@ -107,13 +111,15 @@ class Optimizer {
   void ApplyRow(const kernels::Step& step, std::uint64_t count, float* values, float* slots,
                 const float* gradient, std::uint32_t width) const;
 
-  // ---- dense tables: TableStore
+  // ---- dense tables: see dense_store.h
 
   const kernels::Table& kernels() const { return *kernels_; }
-  kernels::Rules kernel_rules() const;
+  const kernels::Rules& kernel_rules() const { return kernel_rules_; }
+  kernels::Corrections corrections() const;
 
  private:
   OptimizerRules rules_;
+  kernels::Rules kernel_rules_;
   const kernels::Table* kernels_;  // lives for ever
   // By the number of updates, the last entry for all higher ones, which differ from 1 by less than
   // a float can say. Empty unless counts_updates().

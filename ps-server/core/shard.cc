@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "ps-server/core/dense_kernels.h"
+#include "ps-server/core/kernels/denormals.h"
 
 namespace ps::server {
 namespace {
@@ -26,7 +27,8 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
   rules.learning_rate = LearningRate(spec.optimizer.learning_rate, spec.training.epochs, records);
   rules.reference_batch =
       static_cast<double>(std::max<std::int64_t>(1, spec.optimizer.reference_batch));
-  rules.weight_decay = spec.optimizer.weight_decay;
+  rules.optimizer = Optimizer(OptimizerRulesOf(spec.optimizer));
+  rules.sparse = spec.sparsification.ratio < 1;
   const std::int64_t gap = spec.training.max_version_gap > 0
                                ? spec.training.max_version_gap
                                : std::max<std::int64_t>(8, 2 * spec.training.workers);
@@ -34,29 +36,21 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
   return rules;
 }
 
-Shard::Shard(const LayoutView& layout, ShardId id, Epoch epoch, std::uint32_t lineage,
-             bool restoring)
+Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch epoch,
+             std::uint32_t lineage, bool restoring)
     : layout_(layout),
+      rules_(rules),
       id_(id),
       epoch_(epoch),
       lineage_(lineage),
       first_block_(layout.shard_first_block(id)),
       last_block_(layout.shard_last_block(id)),
       state_(restoring ? wire::Code::Restoring : wire::Code::Blank),
+      store_(layout, first_block_, last_block_, rules.store_shape()),
       log_(layout.shard_elements(id) * sizeof(float) / 2) {}
 
 std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
   return block >= first_block_ && block < last_block_ ? layout_.block(block).elements : 0;
-}
-
-std::span<float> Shard::ValuesOf(std::uint32_t block) {
-  return std::span<float>(values_).subspan(layout_.offset_in_shard(block),
-                                           layout_.block(block).elements);
-}
-
-std::span<const float> Shard::ValuesOf(std::uint32_t block) const {
-  return std::span<const float>(values_).subspan(layout_.offset_in_shard(block),
-                                                 layout_.block(block).elements);
 }
 
 wire::Code Shard::Init(std::span<const codec::BlockView> blocks) {
@@ -70,11 +64,12 @@ wire::Code Shard::Init(std::span<const codec::BlockView> blocks) {
     }
     if (!codec::AllFinite(block)) return wire::Code::NonFinite;
   }
-  values_.resize(layout_.shard_elements(id_));
+  std::vector<float> values(layout_.shard_elements(id_));
   for (const codec::BlockView& block : blocks) {
-    const std::span<float> values = ValuesOf(block.header.block());
-    std::memcpy(values.data(), block.value_bytes.data(), values.size_bytes());
+    float* const to = values.data() + layout_.offset_in_shard(block.header.block());
+    std::memcpy(to, block.value_bytes.data(), block.value_bytes.size());
   }
+  store_.Init(std::move(values), rules_.optimizer);
   log_.Reset(version_);
   state_ = wire::Code::Applied;
   return state_;
@@ -126,11 +121,17 @@ Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
     if (twice != streams.end()) {
       return Error{ErrorCode::kInvalid, name + "the image names an incarnation twice"};
     }
+  }
+  if (values_only) {
+    store_.Init(std::move(image.values), rules_.optimizer);
+  } else {
+    if (const Status loaded = store_.Load(image); !loaded.ok()) {
+      return Annotate(loaded.error(), name);
+    }
     version_ = image.version;
     samples_trained_ = image.samples_trained;
   }
   streams_ = std::move(streams);
-  values_ = std::move(image.values);
   log_.Reset(version_);
   slowest_known_ = false;
   state_ = wire::Code::Applied;
@@ -182,8 +183,7 @@ void Shard::Consume(Stream& stream, Clock clock, wire::Code verdict) {
 }
 
 PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
-                        std::span<const codec::BlockView> blocks, const JobRules& rules,
-                        std::uint32_t live_workers) {
+                        std::span<const codec::BlockView> blocks, std::uint32_t live_workers) {
   if (!ready()) return PushVerdict{state_, false, version_};
   Stream& stream = StreamOf(member);
   if (facts.clock <= stream.watermark) {
@@ -203,7 +203,7 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
     const bool finite = std::all_of(blocks.begin(), blocks.end(), codec::AllFinite);
     // After a restore the base may lie ahead of the shard: that is not old.
     const bool too_old = !facts.replay && facts.base_version < version_ &&
-                         version_ - facts.base_version > rules.version_gap_max;
+                         version_ - facts.base_version > rules_.version_gap_max;
     if (!finite) {
       verdict = wire::Code::NonFinite;
     } else if (too_old) {
@@ -211,35 +211,32 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
     }
   }
   Consume(stream, facts.clock, verdict);
-  if (verdict == wire::Code::Applied) Apply(blocks, rules, facts.samples, live_workers);
+  if (verdict == wire::Code::Applied) Apply(blocks, facts.samples, live_workers);
   // The samples were trained whatever became of their push: schedules go on, as they do when the
   // emptied push is replayed after a restore.
   samples_trained_ += facts.samples;
   return PushVerdict{verdict, false, version_};
 }
 
-void Shard::Apply(std::span<const codec::BlockView> blocks, const JobRules& rules,
-                  std::uint32_t samples, std::uint32_t live_workers) {
+void Shard::Apply(std::span<const codec::BlockView> blocks, std::uint32_t samples,
+                  std::uint32_t live_workers) {
   ++version_;
   if (blocks.empty()) return;
-  const double rate = rules.learning_rate.At(samples_trained_) *
-                      (static_cast<double>(samples) / rules.reference_batch);
-  const float decay = static_cast<float>(rate * rules.weight_decay);
+  const kernels::DenormalsAreZero denormals_are_zero;
+  const kernels::Step step =
+      rules_.optimizer.StepOf(rules_.learning_rate.At(samples_trained_),
+                              static_cast<double>(samples) / rules_.reference_batch);
   bool whole_blocks = false;
   for (const codec::BlockView& block : blocks) {
-    const std::span<float> values = ValuesOf(block.header.block());
     switch (layout_.block(block.header.block()).rule) {
       case TableRule::Sgd:
-        if (decay != 0) {
-          DecayWeights(values, decay);
-          whole_blocks = true;
-        }
-        ApplySgd(values, block, static_cast<float>(rate));
+        store_.Update(block, rules_.optimizer, step);
+        whole_blocks = whole_blocks || step.decay != 0;
         break;
       case TableRule::Average:
-        ApplyAverage(values, block, 1.0f / static_cast<float>(std::max(1u, live_workers)));
+        store_.Average(block, 1.0f / static_cast<float>(std::max(1u, live_workers)));
         break;
-      case TableRule::Maximum: ApplyMaximum(values, block); break;
+      case TableRule::Maximum: store_.Maximum(block); break;
     }
   }
   log_.Append(version_, blocks, whole_blocks);
@@ -258,13 +255,13 @@ std::size_t Shard::MaxPullBytes(bool fp32) const {
   return bytes;
 }
 
-void Shard::WriteSnapshot(bool fp32, ByteBuffer& out) const {
+void Shard::WriteSnapshot(bool fp32, PullScratch& scratch, ByteBuffer& out) const {
   std::size_t at = out.size();
   out.resize(at + MaxPullBytes(fp32));
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
-    at +=
-        codec::EncodeBlock(block, layout_.block(block).elements, {}, ValuesOf(block),
-                           wire::IndexCodec::Dense, PullCodecOf(block, fp32), out.data() + at, {});
+    at += codec::EncodeBlock(block, layout_.block(block).elements, {},
+                             store_.ValuesOf(block, scratch.values), wire::IndexCodec::Dense,
+                             PullCodecOf(block, fp32), out.data() + at, {});
   }
   out.resize(at);
 }
@@ -321,18 +318,14 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
     if (scratch.touched[index] == 0) continue;
     const auto block = first_block_ + static_cast<std::uint32_t>(index);
     const std::uint32_t elements = layout_.block(block).elements;
-    const std::span<const float> values = ValuesOf(block);
     const Plan plan = plan_of(index);
     if (plan.index == wire::IndexCodec::Dense) {
-      at += codec::EncodeBlock(block, elements, {}, values, plan.index, PullCodecOf(block, fp32),
-                               out.data() + at, {});
+      at += codec::EncodeBlock(block, elements, {}, store_.ValuesOf(block, scratch.values),
+                               plan.index, PullCodecOf(block, fp32), out.data() + at, {});
       continue;
     }
     CollectPositions(bitmap_of(index), scratch.positions);
-    scratch.values.resize(scratch.positions.size());
-    for (std::size_t i = 0; i < scratch.positions.size(); ++i) {
-      scratch.values[i] = values[scratch.positions[i]];
-    }
+    store_.Gather(block, scratch.positions, scratch.values);
     at += codec::EncodeBlock(block, elements, scratch.positions, scratch.values, plan.index,
                              PullCodecOf(block, fp32), out.data() + at, {});
   }
@@ -351,7 +344,7 @@ wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch, Byte
       return out.size() == before ? wire::PullContent::Unchanged : wire::PullContent::Sparse;
     }
   }
-  WriteSnapshot(query.fp32, out);
+  WriteSnapshot(query.fp32, scratch, out);
   return wire::PullContent::Snapshot;
 }
 
@@ -369,7 +362,7 @@ checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
     image.block_elements.push_back(layout_.block(block).elements);
   }
-  image.values = values_;
+  store_.Save(image);
   for (const Stream& stream : streams_) {
     checkpoint::WorkerMark mark{
         stream.worker, stream.incarnation, stream.first_clock, stream.watermark, {}};

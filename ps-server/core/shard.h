@@ -22,7 +22,9 @@
 #include "common/result.h"
 #include "ps-server/core/byte_buffer.h"
 #include "ps-server/core/change_log.h"
+#include "ps-server/core/dense_store.h"
 #include "ps-server/core/learning_rate.h"
+#include "ps-server/core/optimizer.h"
 
 namespace ps::server {
 
@@ -33,9 +35,12 @@ inline constexpr std::uint64_t kVerdictsKept = 64;
 struct JobRules {
   LearningRate learning_rate;
   double reference_batch = 1;
-  double weight_decay = 0;
+  Optimizer optimizer;
+  bool sparse = false;  // pushes leave out entries of large tensors
   // A push computed on values that are more than this many pushes old is TooOld.
   std::uint64_t version_gap_max = 8;
+
+  StoreShape store_shape() const { return StoreShape::Of(optimizer, sparse); }
 
   static JobRules Of(const JobSpec& spec, std::uint64_t records);
 };
@@ -74,8 +79,9 @@ struct PullScratch {
 
 class Shard {
  public:
-  // `layout` outlives the shard.
-  Shard(const LayoutView& layout, ShardId id, Epoch epoch, std::uint32_t lineage, bool restoring);
+  // `layout` and `rules` outlive the shard.
+  Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch epoch,
+        std::uint32_t lineage, bool restoring);
 
   ShardId id() const { return id_; }
   Epoch epoch() const { return epoch_; }
@@ -85,7 +91,8 @@ class Shard {
   bool ready() const { return state_ == wire::Code::Applied; }
   std::uint64_t version() const { return version_; }
   std::uint64_t samples_trained() const { return samples_trained_; }
-  std::span<const float> values() const { return values_; }
+  // Of all elements, copied.
+  std::vector<float> values() const { return store_.Values(); }
   std::size_t log_bytes() const { return log_.bytes(); }
 
   // Elements of a block of this shard, 0 for any other block number.
@@ -95,14 +102,14 @@ class Shard {
   // values already, which it keeps. Malformed or NonFinite if the values cannot be taken.
   wire::Code Init(std::span<const codec::BlockView> blocks);
 
-  // Takes the image of a checkpoint. kInvalid if it does not fit the layout, kConflict if the shard
-  // does not wait for one. With `values_only` versions, samples and watermarks start afresh.
+  // Takes the image of a checkpoint. kInvalid if it does not fit the layout or the optimizer,
+  // kConflict if the shard does not wait for one. With `values_only` versions, samples, watermarks
+  // and the optimizer's slots start afresh, whatever optimizer the image is of.
   Status Restore(checkpoint::ShardImage image, bool values_only);
 
   // One push of a live incarnation; no blocks: an empty push. `live_workers` counts the live.
   PushVerdict Push(const Member& member, const PushFacts& facts,
-                   std::span<const codec::BlockView> blocks, const JobRules& rules,
-                   std::uint32_t live_workers);
+                   std::span<const codec::BlockView> blocks, std::uint32_t live_workers);
 
   // The last clock of the incarnation with a verdict.
   Clock Watermark(const Member& member) const;
@@ -141,16 +148,15 @@ class Shard {
   const Stream* FindStream(Incarnation incarnation) const;
   Stream& StreamOf(const Member& member);
   void Consume(Stream& stream, Clock clock, wire::Code verdict);
-  void Apply(std::span<const codec::BlockView> blocks, const JobRules& rules, std::uint32_t samples,
+  void Apply(std::span<const codec::BlockView> blocks, std::uint32_t samples,
              std::uint32_t live_workers);
-  std::span<float> ValuesOf(std::uint32_t block);
-  std::span<const float> ValuesOf(std::uint32_t block) const;
   wire::ValueCodec PullCodecOf(std::uint32_t block, bool fp32) const;
-  void WriteSnapshot(bool fp32, ByteBuffer& out) const;
+  void WriteSnapshot(bool fp32, PullScratch& scratch, ByteBuffer& out) const;
   // False if the answer would not be smaller than a snapshot; `out` is then as before.
   bool WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch, ByteBuffer& out) const;
 
   const LayoutView& layout_;
+  const JobRules& rules_;
   const ShardId id_;
   const Epoch epoch_;
   const std::uint32_t lineage_;
@@ -160,7 +166,7 @@ class Shard {
   wire::Code state_;
   std::uint64_t version_ = 0;
   std::uint64_t samples_trained_ = 0;
-  std::vector<float> values_;
+  DenseStore store_;
   std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
   ChangeLog log_;
   Clock slowest_;

@@ -100,7 +100,7 @@ Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
     const std::string& round_name, std::span<const checkpoint::ShardImage> images) const {
   const fs::path round = PS_TRY(ResolveRound(root_, round_name));
   std::uint64_t bytes = 0;
-  for (const checkpoint::ShardImage& image : images) bytes += image.values.size() * sizeof(float);
+  for (const checkpoint::ShardImage& image : images) bytes += checkpoint::ContentBytes(image);
   checkpoint::Writer writer = PS_TRY(checkpoint::Writer::Open(round / procid_, bytes));
   for (const checkpoint::ShardImage& image : images) PS_TRY(writer.Add(image));
   const std::vector<checkpoint::WrittenShard> written = PS_TRY(writer.Finish());

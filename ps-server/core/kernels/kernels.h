@@ -24,7 +24,9 @@ struct Rules {
   Rule rule;
   float momentum;
   float beta1;
+  float beta1_rest;  // 1 - beta1
   float beta2;
+  float beta2_rest;
   float epsilon;
   float l1;
   float l2;
@@ -50,14 +52,15 @@ struct Corrections {
   std::uint32_t last;
 };
 
+enum class Positions : std::uint8_t { kDense, kGap8, kRaw16 };
+
 // The entries of a block as they were pushed.
 struct Push {
-  const std::byte* indices;  // null: dense
-  std::size_t index_bytes;
-  bool raw16;  // the index stream is Raw16, else Gap8
-  const std::byte* values;
+  Positions positions;
   bool bf16;  // the values are bf16, else fp32
   std::uint32_t count;
+  const std::byte* index_bytes;
+  const std::byte* values;
 };
 
 // The elements of a block: the one at `position` has its value at value[position * stride], and its
@@ -66,7 +69,7 @@ struct Elements {
   float* value;
   float* slot0;
   float* slot1;
-  std::uint32_t* updates;       // null: `block_updates` is that of every element
+  float* updates;               // their bits are a whole number; null: `block_updates` for all
   std::uint32_t block_updates;  // this push included
   std::uint32_t stride;         // in floats: 1, 2 or 4
 };

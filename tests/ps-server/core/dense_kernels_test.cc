@@ -67,17 +67,6 @@ class DenseKernelsTest : public ::testing::TestWithParam<Case> {
   std::vector<float> decoded_;
 };
 
-TEST_P(DenseKernelsTest, SgdMatchesADoubleReference) {
-  MakePush();
-  std::vector<double> expected(before_.begin(), before_.end());
-  for (std::size_t i = 0; i < positions_.size(); ++i) {
-    expected[positions_[i]] -= 0.25 * static_cast<double>(decoded_[i]);
-  }
-  std::vector<float> values = before_;
-  ApplySgd(values, push_, 0.25f);
-  for (std::uint32_t at = 0; at < kElements; ++at) ASSERT_NEAR(values[at], expected[at], 1e-6);
-}
-
 TEST_P(DenseKernelsTest, AverageMovesOnlyTheNamedPositionsTowardsTheValue) {
   MakePush();
   std::vector<float> expected = before_;
@@ -85,7 +74,7 @@ TEST_P(DenseKernelsTest, AverageMovesOnlyTheNamedPositionsTowardsTheValue) {
     expected[positions_[i]] += (decoded_[i] - expected[positions_[i]]) * 0.5f;
   }
   std::vector<float> values = before_;
-  ApplyAverage(values, push_, 0.5f);
+  ApplyAverage(values.data(), 1, push_, 0.5f);
   for (std::uint32_t at = 0; at < kElements; ++at) ASSERT_FLOAT_EQ(values[at], expected[at]);
 }
 
@@ -96,7 +85,7 @@ TEST_P(DenseKernelsTest, MaximumKeepsTheLarger) {
     expected[positions_[i]] = std::max(expected[positions_[i]], decoded_[i]);
   }
   std::vector<float> values = before_;
-  ApplyMaximum(values, push_);
+  ApplyMaximum(values.data(), 1, push_);
   EXPECT_EQ(values, expected);
 }
 
@@ -122,25 +111,17 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{wire::IndexCodec::Raw16, wire::ValueCodec::Fp32, 0.001},
                       Case{wire::IndexCodec::Raw16, wire::ValueCodec::Bf16, 0.2}));
 
-TEST(DenseKernelsTest, DecayShrinksEveryValue) {
-  std::vector<float> values = {2, -4, 0};
-  DecayWeights(values, 0.25f);
-  EXPECT_EQ(values, (std::vector<float>{1.5f, -3, 0}));
-}
-
-TEST(DenseKernelsTest, FirstAndLastPositionOfAFullBlockAreReached) {
-  std::vector<float> values(wire::kBlockElements, 1.0f);
-  const Bytes bytes = SparseBlock(0, wire::kBlockElements, {0, 255, 256, 65535}, {1, 2, 3, 4});
+TEST(DenseKernelsTest, BuffersInRecordsKeepWhatLiesBetweenThem) {
+  const Bytes bytes = DenseBlock(0, {6, 1});
   std::vector<codec::BlockView> blocks;
   ASSERT_TRUE(codec::ParseSegment(
-                  bytes, [](std::uint32_t) { return wire::kBlockElements; }, blocks)
+                  bytes, [](std::uint32_t) { return 2u; }, blocks)
                   .ok());
-  ApplySgd(values, blocks[0], 1.0f);
-  EXPECT_EQ(values[0], 0);
-  EXPECT_EQ(values[254], 1);
-  EXPECT_EQ(values[255], -1);
-  EXPECT_EQ(values[256], -2);
-  EXPECT_EQ(values[65535], -3);
+  std::vector<float> values = {2, 9, 9, 9, 3, 9, 9, 9};
+  ApplyAverage(values.data(), 4, blocks[0], 0.5f);
+  EXPECT_EQ(values, (std::vector<float>{4, 9, 9, 9, 2, 9, 9, 9}));
+  ApplyMaximum(values.data(), 4, blocks[0]);
+  EXPECT_EQ(values, (std::vector<float>{6, 9, 9, 9, 2, 9, 9, 9}));
 }
 
 }  // namespace

@@ -163,7 +163,7 @@ TEST_F(LaneCoreTest, APullBringsTheValues) {
     EXPECT_EQ(reply.Find(shard)->version(), 1u);
     EXPECT_EQ(reply.Find(shard)->lineage(), kLineage);
     ApplyPulled(layout_, reply.PayloadOf(shard), values);
-    const std::span<const float> own = lane_.FindShard(JobId(1), ShardId(shard))->values();
+    const std::vector<float> own = lane_.FindShard(JobId(1), ShardId(shard))->values();
     EXPECT_TRUE(std::equal(own.begin(), own.end(), values[shard].begin(), values[shard].end()));
   }
 }

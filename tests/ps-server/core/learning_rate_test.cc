@@ -56,6 +56,28 @@ TEST(LearningRateTest, StepsMultiplyInTurn) {
   EXPECT_DOUBLE_EQ(rate.At(6000), 0.1);
 }
 
+TEST(LearningRateTest, LinearFallsFromTheEndOfTheWarmupToItsFinalFactor) {
+  LearningRateSpec spec = Spec("linear");
+  spec.warmup_epochs = 2;
+  spec.final_factor = 0.25;
+  const LearningRate rate(spec, 10, 1000);
+  EXPECT_DOUBLE_EQ(rate.At(1000), 0.2);
+  EXPECT_DOUBLE_EQ(rate.At(2000), 0.4);
+  EXPECT_DOUBLE_EQ(rate.At(6000), 0.25);
+  EXPECT_DOUBLE_EQ(rate.At(10'000), 0.1);
+  EXPECT_DOUBLE_EQ(rate.At(90'000), 0.1);
+}
+
+TEST(LearningRateTest, InverseSquareRootFallsFromTheEndOfTheWarmup) {
+  LearningRateSpec spec = Spec("inverse_square_root");
+  spec.warmup_epochs = 1;
+  const LearningRate rate(spec, 10, 1000);
+  EXPECT_DOUBLE_EQ(rate.At(500), 0.2);
+  EXPECT_DOUBLE_EQ(rate.At(1000), 0.4);
+  EXPECT_DOUBLE_EQ(rate.At(4000), 0.2);
+  EXPECT_DOUBLE_EQ(rate.At(100'000), 0.04);
+}
+
 TEST(LearningRateTest, AScheduleWithoutRecordsIsStillANumber) {
   const LearningRate rate(Spec("cosine"), 1, 0);
   EXPECT_NEAR(rate.At(0), 0, 1e-12);

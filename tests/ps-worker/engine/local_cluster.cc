@@ -172,7 +172,7 @@ class LocalSession final : public worker::TaskSession {
       }
       Parse(*shard, payload, blocks);
       if (refuse) blocks.clear();
-      const auto verdict = shard->Push(Member(), facts, blocks, cluster_.rules_, live);
+      const auto verdict = shard->Push(Member(), facts, blocks, live);
       PS_CHECK(verdict.code == wire::Code::Applied || verdict.code == wire::Code::TooOld,
                static_cast<int>(verdict.code));
       if ((refuse || verdict.code == wire::Code::TooOld) && !payload.empty()) {
@@ -328,7 +328,8 @@ LocalCluster::LocalCluster(const JobSpec& spec, const control::LayoutT& layout,
       workers_(static_cast<std::size_t>(spec.training.workers)) {
   for (std::uint32_t shard = 0; shard < view_.shard_count(); ++shard) {
     shards_.push_back(
-        std::make_unique<server::Shard>(view_, ShardId(shard), Epoch(1), 1, /*restoring=*/false));
+        std::make_unique<server::Shard>(view_, rules_, ShardId(shard), Epoch(1), 1,
+                                        /*restoring=*/false));
   }
   for (std::uint32_t worker = 0; worker < workers_.size(); ++worker) {
     server::Member member;
