@@ -37,6 +37,16 @@ inline ShardImage MakeImage(std::uint32_t shard,
   std::mt19937 random(shard);
   std::uniform_real_distribution<float> values(-1, 1);
   for (std::size_t i = 0; i < elements; ++i) image.values.push_back(values(random));
+  // One shard of three has no slots, one Adam's counted per block, one counted per element.
+  if (shard % 3 != 0) {
+    image.slots.optimizer = 5;
+    image.slots.per_element = 2;
+    for (std::size_t i = 0; i < 2 * elements; ++i) image.slots.floats.push_back(values(random));
+    const bool per_block = shard % 3 == 1;
+    image.slots.counts = per_block ? UpdateCounts::kPerBlock : UpdateCounts::kPerElement;
+    image.slots.updates.resize(per_block ? image.block_elements.size() : elements);
+    for (std::uint32_t& updates : image.slots.updates) updates = random() % 1000;
+  }
   image.marks = {{WorkerId(0), Incarnation(5), Clock(10), Clock(600), {0, 0, 1, 2}},
                  {WorkerId(1), Incarnation(6), Clock(600), Clock(600), {}}};
   return image;

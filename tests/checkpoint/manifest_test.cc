@@ -82,11 +82,11 @@ TEST_F(ManifestTest, EveryCutIsFound) {
 }
 
 TEST_F(ManifestTest, AnotherFormatVersionIsNamed) {
-  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 1", "\"format_version\": 0"))
-                .find("format version 0, this program reads 1"),
+  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 2", "\"format_version\": 1"))
+                .find("format version 1, this program reads 2"),
             std::string::npos);
-  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 1", "\"format_version\": 2"))
-                .find("format version 2"),
+  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 2", "\"format_version\": 3"))
+                .find("format version 3"),
             std::string::npos);
 }
 

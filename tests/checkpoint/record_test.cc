@@ -10,8 +10,11 @@
 namespace ps::checkpoint {
 namespace {
 
+// As its meta tells it.
 ShardImage WithoutValues(ShardImage image) {
   image.values.clear();
+  image.slots.floats.clear();
+  if (image.slots.counts == UpdateCounts::kPerElement) image.slots.updates.clear();
   return image;
 }
 
@@ -62,18 +65,49 @@ TEST(RecordTest, EveryFlippedBitOfASealedValueIsFound) {
 }
 
 TEST(RecordTest, TheMetaOfAnImageIsReadBack) {
-  const ShardImage image = MakeImage(9);
-  const Result<ShardImage> decoded = DecodeMeta(EncodeMeta(image));
-  ASSERT_TRUE(decoded.ok()) << decoded.error().message;
-  EXPECT_EQ(*decoded, WithoutValues(image));
+  for (const std::uint32_t shard : {9u, 10u, 11u}) {
+    const ShardImage image = MakeImage(shard);
+    const Result<ShardImage> decoded = DecodeMeta(EncodeMeta(image));
+    ASSERT_TRUE(decoded.ok()) << decoded.error().message;
+    EXPECT_EQ(*decoded, WithoutValues(image));
+  }
 }
 
 TEST(RecordTest, AMetaCutAnywhereIsRefused) {
-  const std::string meta = EncodeMeta(MakeImage(9));
+  const std::string meta = EncodeMeta(MakeImage(10));
   for (std::size_t size = 0; size < meta.size(); ++size) {
     EXPECT_FALSE(DecodeMeta(std::string_view(meta).substr(0, size)).ok()) << size;
   }
   EXPECT_FALSE(DecodeMeta(meta + "x").ok());
+}
+
+TEST(RecordTest, ABlockHoldsItsValuesSlotsAndCountsTogether) {
+  const ShardImage image = MakeImage(11);
+  ShardImage read = WithoutValues(image);
+  read.values.resize(image.values.size());
+  read.slots.floats.resize(image.slots.floats.size());
+  read.slots.updates.resize(image.slots.updates.size());
+  std::size_t offset = 0;
+  for (std::size_t block = 0; block < image.block_elements.size(); ++block) {
+    const std::string content = EncodeBlock(image, block, offset);
+    EXPECT_EQ(content.size(), image.block_elements[block] * 16u);
+    EXPECT_FALSE(DecodeBlock(content.substr(1), block, offset, read).ok());
+    ASSERT_TRUE(DecodeBlock(content, block, offset, read).ok());
+    offset += image.block_elements[block];
+  }
+  EXPECT_EQ(read, image);
+}
+
+TEST(RecordTest, SlotsOfAnUnknownKindAreRefused) {
+  const std::string meta = EncodeMeta(MakeImage(9));
+  // Behind magic and version, shard, job, round, epoch, lineage, version, samples, first block, the
+  // number of blocks and three blocks.
+  const std::size_t at = 8 + 4 + 4 + 8 + 8 + 4 + 4 + 8 + 8 + 4 + 4 + 12;
+  for (const std::size_t byte : {at + 1, at + 2, at + 3}) {
+    std::string changed = meta;
+    changed[byte] = 3;
+    EXPECT_FALSE(DecodeMeta(changed).ok()) << byte - at;
+  }
 }
 
 TEST(RecordTest, AnotherFormatVersionIsNamed) {
@@ -81,7 +115,7 @@ TEST(RecordTest, AnotherFormatVersionIsNamed) {
   meta[8] = kFormatVersion + 1;
   const Result<ShardImage> decoded = DecodeMeta(meta);
   ASSERT_FALSE(decoded.ok());
-  EXPECT_NE(decoded.error().message.find("format version 2, this program reads 1"),
+  EXPECT_NE(decoded.error().message.find("format version 3, this program reads 2"),
             std::string::npos);
 }
 
@@ -110,19 +144,25 @@ TEST(ImageTest, PartsThatDisagreeAreRefused) {
   image.marks[1].watermark = Clock(599);
   EXPECT_FALSE(CheckImage(image).ok());
   image = MakeImage(1);
+  image.slots.floats.pop_back();
+  EXPECT_FALSE(CheckImage(image).ok());
+  image = MakeImage(1);
+  image.slots.updates.pop_back();
+  EXPECT_FALSE(CheckImage(image).ok());
+  image = MakeImage(1);
   image.marks[1].verdicts = {0};
   EXPECT_FALSE(CheckImage(image).ok());
 }
 
 TEST(ImageTest, TheDigestDependsOnEverythingInTheImage) {
-  const ShardImage image = MakeImage(1);
+  const ShardImage image = MakeImage(2);
   const std::string digest = Digest(image);
   EXPECT_TRUE(IsHexDigest(digest));
-  EXPECT_EQ(Digest(MakeImage(1)), digest);
+  EXPECT_EQ(Digest(MakeImage(2)), digest);
   const std::vector<void (*)(ShardImage&)> changes = {
       [](ShardImage& i) { i.job = JobId(4); },
       [](ShardImage& i) { i.round = Round(13); },
-      [](ShardImage& i) { i.shard = ShardId(2); },
+      [](ShardImage& i) { i.shard = ShardId(5); },
       [](ShardImage& i) { i.epoch = Epoch(77); },
       [](ShardImage& i) { ++i.lineage; },
       [](ShardImage& i) { ++i.version; },
@@ -130,6 +170,9 @@ TEST(ImageTest, TheDigestDependsOnEverythingInTheImage) {
       [](ShardImage& i) { ++i.first_block; },
       [](ShardImage& i) { std::swap(i.block_elements[0], i.block_elements[2]); },
       [](ShardImage& i) { i.values[100] += 1; },
+      [](ShardImage& i) { i.slots.optimizer = 6; },
+      [](ShardImage& i) { i.slots.floats[100] += 1; },
+      [](ShardImage& i) { ++i.slots.updates[100]; },
       [](ShardImage& i) { i.marks.pop_back(); },
       [](ShardImage& i) { i.marks[0].verdicts[0] = 2; },
       [](ShardImage& i) { i.marks[0].watermark = Clock(601); },

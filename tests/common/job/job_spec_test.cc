@@ -219,6 +219,8 @@ resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0}
 TEST(JobSpecTest, ResolvedJsonAndYamlParseBackToTheSame) {
   for (const std::string& text :
        {std::string(kMlp), std::string(kLedger), std::string(kCnn),
+        std::string(kMlp) + "optimizer: {type: adamw, epsilon: 1e-6, weight_decay: 0}\n",
+        std::string(kMlp) + "optimizer: {type: ftrl, l1: 0.1}\n",
         std::string(kMlp) + "optimizer: {type: sgd, learning_rate: {schedule: step, step_epochs: "
                             "[0.1, 2]}}\ncheckpoint: {from: '12@3'}\n"}) {
     const JobSpec spec = Parse(text);
@@ -405,10 +407,29 @@ const BadCase kBadCases[] = {
     {kMlp, "", "training: {seed: -1}\n", "training.seed: must be at least 0, found -1"},
     {kMlp, "", "training:\n", "training: has no value"},
     {kMlp, "", "training: 3\n", "training: must be a map of keys, found the number 3"},
-    {kMlp, "", "optimizer: {type: adam}\n", "must be one of worker_nesterov, sgd"},
+    {kMlp, "", "optimizer: {type: adamm}\n", "did you mean `adam`?"},
+    {kMlp, "", "optimizer: {type: rowwise_adagrad}\n", "must be one of worker_nesterov, sgd"},
+    {kMlp, "", "optimizer: {beta1: 0.5}\n",
+     "optimizer.beta1: belongs to optimizer types adam and adamw only"},
+    {kMlp, "", "optimizer: {type: adam, beta2: 0.99999}\n",
+     "optimizer.beta2: must be at least 0 and at most 0.9999"},
+    {kMlp, "", "optimizer: {type: adam, weight_decay: 0.1}\n",
+     "belongs to optimizer types other than adam (adamw has it)"},
+    {kMlp, "", "optimizer: {type: ftrl, weight_decay: 0.1}\n", "optimizer.weight_decay: belongs"},
+    {kMlp, "", "optimizer: {type: adam, epsilon: 0}\n", "optimizer.epsilon: must be more than 0"},
+    {kMlp, "", "optimizer: {type: momentum, epsilon: 1e-6}\n",
+     "belongs to optimizer types adagrad, adam and adamw only"},
+    {kMlp, "", "optimizer: {type: sgd, initial_accumulator: 1}\n",
+     "belongs to optimizer types adagrad and ftrl only"},
+    {kMlp, "", "optimizer: {type: adam, l1: 1}\n", "belongs to optimizer type ftrl only"},
+    {kMlp, "", "optimizer: {clip_value: 1}\n", "belongs to optimizers on the servers only"},
+    {kMlp, "", "optimizer: {type: ftrl, learning_rate: {schedule: cosine}}\n",
+     "optimizer.learning_rate: must be constant and without a warm-up for ftrl"},
+    {kMlp, "", "optimizer: {learning_rate: {schedule: inverse_square_root}}\n",
+     "warmup_epochs: must be more than 0 for the schedule inverse_square_root"},
     {kMlp, "", "optimizer: {momentum: 1}\n", "must be at least 0 and less than 1, found 1"},
     {kMlp, "", "optimizer: {type: sgd, momentum: 0.5}\n",
-     "optimizer.momentum: belongs to optimizer type worker_nesterov only"},
+     "optimizer.momentum: belongs to optimizer types worker_nesterov, momentum and nesterov only"},
     {kMlp, "", "optimizer: {learning_rate: 0}\n", "optimizer.learning_rate: must be more than 0"},
     {kMlp, "", "optimizer: {learning_rate: fast}\n", "must be a number, found the text `fast`"},
     {kMlp, "", "optimizer: {learning_rate: {schedule: step}}\n",
@@ -418,7 +439,7 @@ const BadCase kBadCases[] = {
     {kMlp, "", "optimizer: {learning_rate: {step_epochs: [1]}}\n",
      "step_epochs: belongs to the schedule step only"},
     {kMlp, "", "optimizer: {learning_rate: {final_factor: 1}}\n",
-     "final_factor: belongs to the schedule cosine only"},
+     "final_factor: belongs to the schedules cosine and linear only"},
     {kMlp, "", "optimizer: {learning_rate: {warmup_epochs: 2}}\n",
      "is longer than the training, which has 1 epochs"},
     {kMlp, "", "optimizer: {weight_decay: 1}\n", "less than 1"},
@@ -496,6 +517,34 @@ TEST(JobSpecTest, UnlimitedStalenessAndMissingTestDataAreWarnings) {
   EXPECT_TRUE(JobWarnings(Parse(kLedger)).empty());
 }
 
+TEST(JobSpecTest, EachOptimizerHasItsOwnDefaults) {
+  const auto optimizer = [](const std::string& rest) {
+    return Parse(std::string(kMlp) + "optimizer: {" + rest + "}\n").optimizer;
+  };
+  EXPECT_EQ(optimizer("type: adam").epsilon, 1e-8);
+  EXPECT_EQ(optimizer("type: adam").weight_decay, 0);
+  EXPECT_EQ(optimizer("type: adamw").weight_decay, 0.01);
+  EXPECT_EQ(optimizer("type: adamw, weight_decay: 0").weight_decay, 0);
+  EXPECT_EQ(optimizer("type: adagrad").epsilon, 1e-10);
+  EXPECT_EQ(optimizer("type: adagrad, epsilon: 1e-8").epsilon, 1e-8);
+  EXPECT_EQ(optimizer("type: ftrl, l1: 0.5, l2: 2, beta: 3").beta, 3);
+  EXPECT_EQ(optimizer("type: sgd, clip_value: 0.5").clip_value, 0.5);
+}
+
+TEST(JobSpecTest, OptimizersThatSparseOrAsynchronousPushesDisturbAreWarnings) {
+  const auto warnings = [](const std::string& rest) {
+    return JobWarnings(Parse(std::string(kMlp) + rest)).size();
+  };
+  EXPECT_EQ(warnings("optimizer: {type: adam}\n"), 2U);
+  EXPECT_EQ(warnings("optimizer: {type: adam}\nsparsification: {ratio: 1}\n"), 1U);
+  EXPECT_EQ(warnings("optimizer: {type: adam, beta1: 0}\nsparsification: {ratio: 1}\n"), 0U);
+  EXPECT_EQ(warnings("optimizer: {type: momentum}\nsparsification: {ratio: 1}\n"
+                     "training: {workers: 1}\n"),
+            0U);
+  EXPECT_EQ(warnings("optimizer: {type: adagrad}\n"), 1U);
+  EXPECT_EQ(warnings("optimizer: {type: sgd}\n"), 0U);
+}
+
 // ---- what is published
 
 std::string ReadFile(const std::filesystem::path& path) {
@@ -568,7 +617,8 @@ TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
         Replaced(kMlp, "type: mlp\n  layers: [784, 256, 10]",
                  "type: torchscript\n  file: a.pt\n  input_shape: [3]"),
         std::string(kMlp) + "optimizer: {learning_rate: {schedule: step, step_epochs: [1]}}\n",
-        std::string(kMlp) + "optimizer: {learning_rate: {schedule: cosine}}\n"}) {
+        std::string(kMlp) + "optimizer: {type: adam, learning_rate: {schedule: cosine}}\n",
+        std::string(kMlp) + "optimizer: {type: ftrl}\n"}) {
     ExpectInSchema(schema, nlohmann::json::parse(ResolvedJson(Parse(text))), "", seen);
   }
   std::set<std::string> all;

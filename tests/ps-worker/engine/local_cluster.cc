@@ -262,7 +262,8 @@ class LocalSession final : public worker::TaskSession {
     std::vector<std::string> digests;
     for (const auto& shard : cluster_.shards_) {
       checkpoint::Digester digester;
-      digester.Update(std::as_bytes(shard->values()));
+      const std::vector<float> values = shard->values();
+      digester.Update(std::as_bytes(std::span(values)));
       digests.push_back(digester.Hex());
     }
     if (cluster_.options_.damage_digests) digests.back()[0] ^= 1;
@@ -327,9 +328,8 @@ LocalCluster::LocalCluster(const JobSpec& spec, const control::LayoutT& layout,
       rules_(server::JobRules::Of(spec, records)),
       workers_(static_cast<std::size_t>(spec.training.workers)) {
   for (std::uint32_t shard = 0; shard < view_.shard_count(); ++shard) {
-    shards_.push_back(
-        std::make_unique<server::Shard>(view_, rules_, ShardId(shard), Epoch(1), 1,
-                                        /*restoring=*/false));
+    shards_.push_back(std::make_unique<server::Shard>(view_, rules_, ShardId(shard), Epoch(1), 1,
+                                                      /*restoring=*/false));
   }
   for (std::uint32_t worker = 0; worker < workers_.size(); ++worker) {
     server::Member member;
@@ -348,12 +348,18 @@ std::unique_ptr<worker::TaskSession> LocalCluster::Connect(std::uint32_t worker)
 
 std::vector<float> LocalCluster::Table(std::uint32_t index) const {
   std::vector<float> values;
+  std::vector<float> of_shard;
+  ShardId copied(view_.shard_count());  // none yet
   for (std::uint32_t number = 0; number < view_.block_count(); ++number) {
     if (view_.block(number).table != index) continue;
-    const auto& shard = shards_[view_.shard_of_block(number).value()];
-    const auto part =
-        shard->values().subspan(view_.offset_in_shard(number), view_.block(number).elements);
-    values.insert(values.end(), part.begin(), part.end());
+    const ShardId shard = view_.shard_of_block(number);
+    if (shard != copied) {
+      of_shard = shards_[shard.value()]->values();
+      copied = shard;
+    }
+    const auto begin =
+        of_shard.begin() + static_cast<std::ptrdiff_t>(view_.offset_in_shard(number));
+    values.insert(values.end(), begin, begin + view_.block(number).elements);
   }
   return values;
 }
