@@ -246,6 +246,7 @@ class PositionReader {
   // Writes up to kPiece positions and returns how many.
   Size Next(std::uint16_t* out) {
     const Size count = left_ < kPiece ? left_ : kPiece;
+    if (count == 0) return 0;
     left_ -= count;
     switch (positions_) {
       case Positions::kDense:

@@ -87,7 +87,7 @@ struct ShiftedPush {
 
 // Values, slots and counts after some pushes.
 checkpoint::ShardImage AfterPushes(OptimizerType type, bool sparse, const kernels::Table& variant,
-                           std::uint32_t elements, const Encoding& encoding) {
+                                   std::uint32_t elements, const Encoding& encoding) {
   const Optimizer optimizer(RulesOf(type), variant);
   const LayoutView layout = MakeLayout({{TableRule::Sgd, {elements}}}, 1);
   DenseStore store(layout, 0, 1, StoreShape::Of(optimizer, sparse));

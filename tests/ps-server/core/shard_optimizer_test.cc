@@ -1,8 +1,8 @@
 // A shard under each optimizer, through checkpoints on disk.
 #include <gtest/gtest.h>
+#include <xmmintrin.h>
 
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 #include <tuple>
@@ -204,6 +204,24 @@ INSTANTIATE_TEST_SUITE_P(Types, ShardOptimizerTest,
                            return std::string(std::get<0>(one.param)) +
                                   (std::get<1>(one.param) ? "Sparse" : "Dense");
                          });
+
+// Otherwise it would stay a denormal number for ever, on which each further push is slow.
+TEST(ShardOptimizerLayoutTest, AMomentumThatFadesBecomesZero) {
+  const LayoutView layout = MakeLayout({{TableRule::Sgd, {10}}}, 1);
+  const JobRules rules = RulesFor("momentum", false);
+  Shard shard(layout, rules, ShardId(0), Epoch(1), 1, false);
+  const Bytes initial = testing::ConstantShard(layout, ShardId(0), 1);
+  ASSERT_EQ(shard.Init(Parse(layout, initial)), wire::Code::Applied);
+  const unsigned rounding_before = _mm_getcsr() & 0xFFC0;
+  for (std::uint64_t clock = 1; clock <= 1200; ++clock) {
+    const Bytes push = DenseBlock(0, std::vector<float>(10, clock == 1 ? 1.0f : 0.0f));
+    shard.Push(MakeMember(0, 11), PushFacts{Clock(clock), shard.version(), 24, false},
+               Parse(layout, push), 1);
+  }
+  const auto image = shard.Freeze(JobId(1), Round(1));
+  for (const float slot : image.slots.floats) EXPECT_EQ(slot, 0);
+  EXPECT_EQ(_mm_getcsr() & 0xFFC0, rounding_before) << "the thread keeps its own mode";
+}
 
 TEST(ShardOptimizerLayoutTest, CountsPerBlockAreNotTakenForCountsPerElement) {
   const LayoutView layout = MakeLayout({{TableRule::Sgd, {10}}}, 1);
