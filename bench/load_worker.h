@@ -1,0 +1,107 @@
+// One worker of a measurement: a thread with the data client of a task, which pushes and pulls as
+// fast as it is answered.
+//
+// Pushes lie in a retention ring, from which they are sent without a copy; the ring is so sized
+// that each place in it always holds the same push, which is written there once, as a sparsifier
+// would write it there itself. Built, told and destroyed by one thread; each wait has a deadline
+// and says what it waited for.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <future>
+#include <memory>
+#include <thread>
+#include <vector>
+#include <zmq.hpp>
+
+#include "bench/histogram.h"
+#include "bench/options.h"
+#include "bench/plan.h"
+#include "common/messages/control.h"
+#include "common/net/loop.h"
+#include "common/result.h"
+#include "ps-worker/core/retention_ring.h"
+#include "ps-worker/task/data_client.h"
+
+namespace ps::bench {
+
+class LoadWorker {
+ public:
+  struct Settings {
+    Operation operation = Operation::kPush;  // kPush, kPull or kPushPull
+    std::uint32_t number = 0;
+    std::uint32_t window = 4;
+    double deadline_seconds = 60;
+  };
+  struct Measured {
+    Histogram latency;
+    std::uint64_t operations = 0;
+    std::uint64_t pushes = 0;  // verdicts of all shards, since the worker began
+  };
+
+  // `plan`, `map` and `context` outlive the worker.
+  LoadWorker(zmq::context_t& context, const Plan& plan, const control::MapT& map,
+             const Settings& settings);
+  ~LoadWorker();
+  LoadWorker(const LoadWorker&) = delete;
+  LoadWorker& operator=(const LoadWorker&) = delete;
+
+  // Connects, and waits until a first push has its verdicts: then every shard has its values.
+  Status Connect();
+  // Works until Stop(); what ends between the two calls of Measure counts.
+  void Start();
+  void Measure(bool on) { measuring_ = on; }
+  // Lets the open operations end, and waits for that.
+  Result<Measured> Stop();
+
+ private:
+  struct Slot {
+    std::uint64_t started_ns = 0;
+  };
+
+  void RunThread();
+  Status SetUp();
+  void OnAdvanced();
+  void OnPulled(worker::PullResult result);
+  void Fill();
+  bool PushOne();
+  void PullOne();
+  void FinishIfIdle();
+  void Finish(std::uint64_t started_ns);
+  Status WaitFor(std::future<Status>& future, const char* what);
+
+  zmq::context_t& context_;
+  const Plan& plan_;
+  const control::MapT& map_;
+  const Settings settings_;
+  std::atomic<bool> measuring_{false};  // atomic: set by the caller's thread while we work
+
+  // The worker's thread, but for Post and Stop.
+  net::Loop loop_;
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> memory_;
+  std::vector<bool> written_;  // by place in the ring: it holds its push
+  std::unique_ptr<worker::RetentionRing> ring_;
+  std::unique_ptr<worker::DataClient> client_;
+  std::vector<worker::DataClient::Base> bases_;
+  std::vector<Slot> slots_;  // by clock
+  Clock acked_;
+  bool connected_ = false;
+  bool running_ = false;
+  bool stopping_ = false;
+  bool pulling_ = false;
+  std::uint64_t pull_started_ns_ = 0;
+  std::uint32_t steps_allowed_ = 0;  // kPushPull: pushes that a finished pull has made room for
+  Measured measured_;
+  std::promise<Status> ready_;
+  std::promise<Status> stopped_;
+
+  std::future<Status> ready_future_;
+  std::future<Status> stopped_future_;
+  std::thread thread_;
+};
+
+}  // namespace ps::bench

@@ -1,0 +1,119 @@
+#include "bench/report.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+namespace ps::bench {
+namespace {
+
+double Microseconds(std::uint64_t ns) { return static_cast<double>(ns) / 1000; }
+
+double PerSecond(double count, double seconds) { return seconds > 0 ? count / seconds : 0; }
+
+std::string Size(std::uint64_t bytes) {
+  constexpr std::array<const char*, 4> kUnits = {"B", "KiB", "MiB", "GiB"};
+  std::size_t unit = 0;
+  auto size = static_cast<double>(bytes);
+  for (; size >= 1024 && unit + 1 < kUnits.size(); ++unit) size /= 1024;
+  return fmt::format("{:.4g} {}", size, kUnits[unit]);
+}
+
+std::string Count(double count) {
+  if (count >= 1e6) return fmt::format("{:.4g} M", count / 1e6);
+  if (count >= 1e4) return fmt::format("{:.4g} k", count / 1e3);
+  return fmt::format("{:.4g}", count);
+}
+
+}  // namespace
+
+const char* NameOf(Operation operation) {
+  switch (operation) {
+    case Operation::kPush: return "push";
+    case Operation::kPull: return "pull";
+    case Operation::kPushPull: return "pushpull";
+    case Operation::kOverload: return "overload";
+    case Operation::kApply: return "apply";
+    case Operation::kKernel: return "kernel";
+  }
+  return "?";
+}
+
+const char* NameOf(Carrier carrier) {
+  switch (carrier) {
+    case Carrier::kDs: return "ds";
+    case Carrier::kZmq: return "zmq";
+    case Carrier::kNone: return "none";
+  }
+  return "?";
+}
+
+double Row::OperationsPerSecond() const {
+  return PerSecond(static_cast<double>(operations), seconds);
+}
+double Row::GigabytesPerSecond() const {
+  return OperationsPerSecond() * static_cast<double>(bytes) / 1e9;
+}
+double Row::UpdatesPerSecond() const {
+  return OperationsPerSecond() * static_cast<double>(entries);
+}
+
+std::string Table(const std::vector<Row>& rows) {
+  std::string table = fmt::format(
+      "{:<9} {:<5} {:>9} {:>9} {:>6} {:>7} {:>5} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} "
+      "{:>9} {:>9}\n",
+      "operation", "over", "size", "entries", "window", "workers", "lanes", "ops/s", "GB/s",
+      "updates/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us");
+  for (const Row& row : rows) {
+    table += fmt::format(
+        "{:<9} {:<5} {:>9} {:>9} {:>6} {:>7} {:>5} {:>9} {:>7.3f} {:>9} {:>9.1f} {:>9.1f} {:>9.1f} "
+        "{:>9.1f} {:>9.1f}\n",
+        NameOf(row.operation), NameOf(row.carrier), Size(row.bytes),
+        row.entries > 0 ? std::to_string(row.entries) : "-", row.window, row.workers, row.lanes,
+        Count(row.OperationsPerSecond()), row.GigabytesPerSecond(),
+        row.entries > 0 ? Count(row.UpdatesPerSecond()) : "-",
+        Microseconds(row.latency.Percentile(0.5)), Microseconds(row.latency.Percentile(0.9)),
+        Microseconds(row.latency.Percentile(0.99)), Microseconds(row.latency.Percentile(0.999)),
+        Microseconds(row.latency.max()));
+    if (row.operation == Operation::kOverload) {
+      table += fmt::format("          beside {} pushes/s; memory grew by {:.0f} MiB\n",
+                           Count(PerSecond(static_cast<double>(row.pushes), row.seconds)),
+                           row.memory_growth_mib);
+    }
+  }
+  return table;
+}
+
+std::string Json(const std::vector<Row>& rows) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const Row& row : rows) {
+    nlohmann::ordered_json one;
+    one["operation"] = NameOf(row.operation);
+    one["over"] = NameOf(row.carrier);
+    one["bytes"] = row.bytes;
+    one["entries"] = row.entries;
+    one["window"] = row.window;
+    one["workers"] = row.workers;
+    one["lanes"] = row.lanes;
+    one["seconds"] = row.seconds;
+    one["operations"] = row.operations;
+    one["ops_per_s"] = row.OperationsPerSecond();
+    one["gb_per_s"] = row.GigabytesPerSecond();
+    one["updates_per_s"] = row.UpdatesPerSecond();
+    for (const auto& [name, share] : {std::pair("p50_us", 0.5), std::pair("p90_us", 0.9),
+                                      std::pair("p99_us", 0.99), std::pair("p99_9_us", 0.999)}) {
+      one[name] = Microseconds(row.latency.Percentile(share));
+    }
+    one["max_us"] = Microseconds(row.latency.max());
+    if (row.operation == Operation::kOverload) {
+      one["pushes_per_s"] = PerSecond(static_cast<double>(row.pushes), row.seconds);
+      one["memory_growth_mib"] = row.memory_growth_mib;
+    }
+    list.push_back(std::move(one));
+  }
+  return list.dump(2);
+}
+
+}  // namespace ps::bench

@@ -1,0 +1,36 @@
+// What was measured, as a table for people or as JSON.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bench/histogram.h"
+#include "bench/options.h"
+
+namespace ps::bench {
+
+struct Row {
+  Operation operation = Operation::kPush;
+  Carrier carrier = Carrier::kDs;
+  std::uint64_t bytes = 0;    // of values (ds) or of frames (zmq) that one operation moves one way
+  std::uint64_t entries = 0;  // values that one push changes
+  std::uint32_t window = 1;
+  std::uint32_t workers = 1;
+  std::uint32_t lanes = 1;  // of all servers
+  double seconds = 0;
+  std::uint64_t operations = 0;
+  Histogram latency;             // of one operation, from its start to its answer
+  double memory_growth_mib = 0;  // overload: of the process
+  std::uint64_t pushes = 0;      // overload: of the other workers meanwhile
+
+  double OperationsPerSecond() const;
+  double GigabytesPerSecond() const;
+  double UpdatesPerSecond() const;
+};
+
+std::string Table(const std::vector<Row>& rows);
+// A list of objects; latencies in microseconds.
+std::string Json(const std::vector<Row>& rows);
+
+}  // namespace ps::bench
