@@ -72,7 +72,8 @@ void InitShards(server::LaneCore& lane, const Plan& plan) {
                                   kIncarnation, 0, 1, 1, 0, 1, payload.size());
     lane.OnMessage("w", wire::BuildHead(header, {&segment, 1}), payload);
   }
-  lane.TakeReplies();
+  std::vector<server::LaneReply> replies;
+  lane.TakeReplies(replies);
 }
 
 // Calls `once` until the time is over and counts the calls after the warm-up.
@@ -100,11 +101,15 @@ Status MeasureApply(const Options& options, const Plan& plan, Row& row) {
   std::vector<LaneMessage> messages;
   for (const EncodedPush& push : plan.pushes) messages.push_back(MessageOf(push));
   std::uint64_t clock = 0;
+  std::vector<server::LaneReply> replies;
+  std::vector<std::byte> head;
   Repeat(options, row, [&] {
     LaneMessage& message = messages[++clock % messages.size()];
     message.header.mutate_clock(clock);
-    lane.OnMessage("w", wire::BuildHead(message.header, message.segments), message.payload);
-    lane.TakeReplies();
+    head.clear();
+    wire::AppendHead(message.header, message.segments, head);
+    lane.OnMessage("w", head, message.payload);
+    lane.TakeReplies(replies);
   });
   if (lane.counters().pushes_applied != clock * plan.layout.shard_count()) {
     return Error{ErrorCode::kInternal, "the lane has not applied every push"};

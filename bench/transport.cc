@@ -53,6 +53,10 @@ Result<Socket> Open(zmq::context_t& context, int type, const Options& options, i
   for (const auto& [name, value] : ints) {
     set = set && zmq_setsockopt(socket.get(), name, &value, sizeof(value)) == 0;
   }
+  // Without it a ROUTER drops what it has no room for, as a lane's must not either.
+  const int mandatory = 1;
+  set = set && (type != ZMQ_ROUTER || zmq_setsockopt(socket.get(), ZMQ_ROUTER_MANDATORY, &mandatory,
+                                                     sizeof(mandatory)) == 0);
   if (!set) return Failed("setting an option");
   return socket;
 }

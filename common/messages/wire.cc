@@ -13,6 +13,14 @@ Error Bad(std::string what) {
 }  // namespace
 
 Status ParseInto(std::span<const std::byte> frame, Head& head) {
+  const std::size_t bytes = PS_TRY(ParseFirst(frame, head));
+  if (frame.size() == bytes) return Ok();
+  return Bad("the header frame has " + std::to_string(frame.size()) + " bytes, " +
+             std::to_string(bytes) + " expected for " + std::to_string(head.header.segments()) +
+             " segments");
+}
+
+Result<std::size_t> ParseFirst(std::span<const std::byte> frame, Head& head) {
   if (frame.size() < sizeof(LaneHeader)) {
     return Bad("the header frame has " + std::to_string(frame.size()) + " bytes, at least " +
                std::to_string(sizeof(LaneHeader)) + " expected");
@@ -37,7 +45,7 @@ Status ParseInto(std::span<const std::byte> frame, Head& head) {
                std::to_string(kMaxPayloadBytes));
   }
   const std::size_t expected = sizeof(LaneHeader) + header.segments() * sizeof(Segment);
-  if (frame.size() != expected) {
+  if (frame.size() < expected) {
     return Bad("the header frame has " + std::to_string(frame.size()) + " bytes, " +
                std::to_string(expected) + " expected for " + std::to_string(header.segments()) +
                " segments");
@@ -47,7 +55,7 @@ Status ParseInto(std::span<const std::byte> frame, Head& head) {
     std::memcpy(static_cast<void*>(head.segments.data()), frame.data() + sizeof(LaneHeader),
                 head.segments.size() * sizeof(Segment));
   }
-  return Ok();
+  return expected;
 }
 
 Result<std::span<const std::byte>> SegmentPayload(const Segment& segment,
@@ -62,13 +70,20 @@ Result<std::span<const std::byte>> SegmentPayload(const Segment& segment,
 }
 
 std::vector<std::byte> BuildHead(LaneHeader header, std::span<const Segment> segments) {
-  header.mutate_segments(static_cast<std::uint32_t>(segments.size()));
-  std::vector<std::byte> frame(sizeof(LaneHeader) + segments.size_bytes());
-  std::memcpy(frame.data(), &header, sizeof(LaneHeader));
-  if (!segments.empty()) {
-    std::memcpy(frame.data() + sizeof(LaneHeader), segments.data(), segments.size_bytes());
-  }
+  std::vector<std::byte> frame;
+  AppendHead(header, segments, frame);
   return frame;
+}
+
+void AppendHead(LaneHeader header, std::span<const Segment> segments,
+                std::vector<std::byte>& frame) {
+  header.mutate_segments(static_cast<std::uint32_t>(segments.size()));
+  const std::size_t at = frame.size();
+  frame.resize(at + sizeof(LaneHeader) + segments.size_bytes());
+  std::memcpy(frame.data() + at, &header, sizeof(LaneHeader));
+  if (!segments.empty()) {
+    std::memcpy(frame.data() + at + sizeof(LaneHeader), segments.data(), segments.size_bytes());
+  }
 }
 
 }  // namespace ps::wire

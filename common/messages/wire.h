@@ -21,6 +21,8 @@ inline constexpr std::uint16_t kProtocolVersion = 1;
 inline constexpr std::uint32_t kMaxSegments = 4096;
 inline constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{1} << 30;
 inline constexpr std::uint32_t kBlockElements = 65536;
+// Pushes, or answers to pushes, in one message.
+inline constexpr std::uint32_t kMaxBatch = 64;
 
 // LaneHeader.flags
 // Push: every shard of the job on this lane takes part; those without a segment get an empty push.
@@ -49,11 +51,17 @@ struct Head {
 // which. `segments` of the result is reused by ParseInto to avoid an allocation per message.
 Status ParseInto(std::span<const std::byte> frame, Head& head);
 
+// The same of the head that `frame` begins with; others may follow it (a batch). Returns its bytes.
+Result<std::size_t> ParseFirst(std::span<const std::byte> frame, Head& head);
+
 // The segment's bytes inside the payload; kInvalid if they do not lie inside.
 Result<std::span<const std::byte>> SegmentPayload(const Segment& segment,
                                                   std::span<const std::byte> payload);
 
 // Serialises header (with `segments` filled in) and segments as frame 1.
 std::vector<std::byte> BuildHead(LaneHeader header, std::span<const Segment> segments);
+// Appends them to `frame`, as the next head of a batch if it is not empty.
+void AppendHead(LaneHeader header, std::span<const Segment> segments,
+                std::vector<std::byte>& frame);
 
 }  // namespace ps::wire

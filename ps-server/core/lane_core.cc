@@ -10,6 +10,10 @@
 namespace ps::server {
 namespace {
 
+constexpr std::size_t kSpareRepliesMax = 256;
+constexpr std::size_t kSpareHeadBytesMax = std::size_t{16} << 10;
+constexpr std::size_t kSparePullsMax = 64;
+
 std::uint8_t AllowedFlags(wire::Kind kind) {
   switch (kind) {
     case wire::Kind::Push: return wire::kCoversLane | wire::kReplay;
@@ -102,6 +106,20 @@ struct LaneCore::Job {
     for (const ShardId shard : own) shards[shard.value()]->MembersChanged();
   }
 
+  void Park(const Peer& peer, std::span<const wire::Segment> asked) {
+    ParkedPull pull{Incarnation(peer.header.incarnation()), peer, {}};
+    if (!spare_asked.empty()) {
+      pull.asked = std::move(spare_asked.back());
+      spare_asked.pop_back();
+    }
+    pull.asked.assign(asked.begin(), asked.end());
+    parked.push_back(std::move(pull));
+  }
+  void Unpark(std::size_t at) {
+    if (spare_asked.size() < kSparePullsMax) spare_asked.push_back(std::move(parked[at].asked));
+    parked.erase(parked.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+
   std::uint32_t LiveWorkers() const {
     return static_cast<std::uint32_t>(
         std::count_if(live.members.begin(), live.members.end(),
@@ -120,6 +138,7 @@ struct LaneCore::Job {
   std::vector<std::unique_ptr<Shard>> shards;  // by number; null: not on this lane
   std::vector<ShardId> own;                    // increasing
   std::vector<ParkedPull> parked;
+  std::vector<std::vector<wire::Segment>> spare_asked;  // memory of answered pulls, for later ones
   std::vector<WaitingMarker> markers;
   std::optional<OpenRound> open;
   Round last_round;    // the highest begun or aborted
@@ -147,12 +166,31 @@ const Shard* LaneCore::FindShard(JobId job, ShardId shard) const {
 // ---- replies
 
 void LaneCore::Reply(const Peer& peer, wire::LaneHeader header,
-                     std::span<const wire::Segment> segments, ByteBuffer payload) {
+                     std::span<const wire::Segment> segments, PooledBuffer payload) {
   header.mutate_payload_bytes(payload.size());
-  LaneReply reply{peer.identity, wire::BuildHead(header, segments), std::move(payload)};
-  const std::uint64_t bytes = reply.head.size() + reply.payload.size();
+  const std::uint64_t bytes = sizeof(wire::LaneHeader) + segments.size_bytes() + payload.size();
   counters_.bytes_out += bytes;
   if (Job* job = FindJob(JobId(header.job()))) job->counters.bytes_out += bytes;
+  const bool batches = header.kind() == static_cast<std::uint8_t>(wire::Kind::PushReply);
+  if (batches && batched_ > 0 && batched_ < wire::kMaxBatch &&
+      replies_.back().to == peer.identity) {
+    wire::AppendHead(header, segments, replies_.back().head);
+    ++batched_;
+    return;
+  }
+  batched_ = batches ? 1 : 0;
+  LaneReply reply;
+  if (!spare_replies_.empty()) {
+    reply = std::move(spare_replies_.back());
+    spare_replies_.pop_back();
+  }
+  reply.to = peer.identity;
+  reply.head.clear();
+  wire::AppendHead(header, segments, reply.head);
+  if (!payload.empty()) {
+    buffers_->CountOut(payload);
+    reply.payload = std::move(payload);
+  }
   replies_.push_back(std::move(reply));
 }
 
@@ -176,7 +214,17 @@ void LaneCore::Nack(const Peer& peer, wire::Code code, std::span<const wire::Seg
         segments, {});
 }
 
-std::vector<LaneReply> LaneCore::TakeReplies() { return std::exchange(replies_, {}); }
+void LaneCore::TakeReplies(std::vector<LaneReply>& replies) {
+  for (LaneReply& reply : replies) {
+    reply.payload.Reset();
+    if (spare_replies_.size() < kSpareRepliesMax && reply.head.capacity() <= kSpareHeadBytesMax) {
+      spare_replies_.push_back(std::move(reply));
+    }
+  }
+  replies.clear();
+  replies.swap(replies_);
+  batched_ = 0;
+}
 std::vector<LaneEvent> LaneCore::TakeEvents() { return std::exchange(events_, {}); }
 
 std::size_t LaneCore::parked_pulls() const {
@@ -208,28 +256,42 @@ void LaneCore::OnMessage(std::string_view from, std::span<const std::byte> head,
                          std::span<const std::byte> payload) {
   counters_.bytes_in += head.size() + payload.size();
   Peer peer{std::string(from), {}};
-  if (const Status parsed = wire::ParseInto(head, head_); !parsed.ok()) {
-    ++counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
-    // Who does not begin with our magic would not understand the answer either.
-    if (head.size() < sizeof(wire::LaneHeader)) return;
-    std::memcpy(&peer.header, head.data(), sizeof(wire::LaneHeader));
-    if (peer.header.magic() != wire::kMagic) return;
-    --counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
-    if (peer.header.version() != wire::kProtocolVersion) {
-      Nack(peer, wire::Code::BadVersion);
-    } else if (peer.header.segments() > wire::kMaxSegments ||
-               peer.header.payload_bytes() > wire::kMaxPayloadBytes) {
-      Nack(peer, wire::Code::TooLarge);
-    } else {
-      Nack(peer, wire::Code::Malformed);
+  std::uint32_t heads = 0;
+  do {
+    const auto parsed = wire::ParseFirst(head, head_);
+    if (!parsed.ok()) return RefuseUnreadable(peer, head);
+    peer.header = head_.header;
+    head = head.subspan(*parsed);
+    const bool batch = heads > 0 || !head.empty();
+    if (batch && peer.header.kind() != static_cast<std::uint8_t>(wire::Kind::Push)) {
+      return Nack(peer, wire::Code::Malformed);
     }
-    return;
-  }
-  peer.header = head_.header;
-  Dispatch(peer, payload);
+    if (heads == wire::kMaxBatch) return Nack(peer, wire::Code::TooLarge);
+    Dispatch(peer, payload, heads == 0);
+    ++heads;
+  } while (!head.empty());
 }
 
-void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload) {
+void LaneCore::RefuseUnreadable(Peer& peer, std::span<const std::byte> head) {
+  // Who does not begin with our magic would not understand the answer either.
+  if (head.size() >= sizeof(wire::LaneHeader)) {
+    std::memcpy(&peer.header, head.data(), sizeof(wire::LaneHeader));
+  }
+  if (head.size() < sizeof(wire::LaneHeader) || peer.header.magic() != wire::kMagic) {
+    ++counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    return;
+  }
+  if (peer.header.version() != wire::kProtocolVersion) {
+    Nack(peer, wire::Code::BadVersion);
+  } else if (peer.header.segments() > wire::kMaxSegments ||
+             peer.header.payload_bytes() > wire::kMaxPayloadBytes) {
+    Nack(peer, wire::Code::TooLarge);
+  } else {
+    Nack(peer, wire::Code::Malformed);
+  }
+}
+
+void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload, bool payload_counts) {
   const wire::LaneHeader& header = peer.header;
   const auto kind = static_cast<wire::Kind>(header.kind());
   // A Nack is never answered: two sides that refuse each other would do so for ever.
@@ -243,8 +305,9 @@ void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload) {
   }
   Job* job = FindJob(JobId(header.job()));
   if (job == nullptr) return Nack(peer, wire::Code::UnknownJob);
-  job->counters.bytes_in +=
-      sizeof(wire::LaneHeader) + head_.segments.size() * sizeof(wire::Segment) + payload.size();
+  job->counters.bytes_in += sizeof(wire::LaneHeader) +
+                            head_.segments.size() * sizeof(wire::Segment) +
+                            (payload_counts ? payload.size() : 0);
   Member* member = job->FindMember(Incarnation(header.incarnation()));
   if (member == nullptr || member->worker != WorkerId(header.worker())) {
     return Nack(peer, wire::Code::NotLive);
@@ -391,14 +454,14 @@ void LaneCore::OnPull(Job& job, const Peer& peer) {
       std::find_if(job.parked.begin(), job.parked.end(),
                    [&](const Job::ParkedPull& pull) { return pull.incarnation == incarnation; });
   if (replaced != job.parked.end()) {
-    job.parked.erase(replaced);
+    job.Unpark(static_cast<std::size_t>(replaced - job.parked.begin()));
     ++counters_.pulls_replaced;
     ++job.counters.pulls_replaced;
   }
   if (TryPull(job, peer, head_.segments)) return;
   ++counters_.pulls_parked;
   ++job.counters.pulls_parked;
-  job.parked.push_back(Job::ParkedPull{incarnation, peer, head_.segments});
+  job.Park(peer, head_.segments);
 }
 
 bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked) {
@@ -428,7 +491,13 @@ bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment
     Nack(peer, wire::Code::TooLarge);
     return true;
   }
-  ByteBuffer payload;
+  const std::size_t waiting = buffers_->bytes_out();
+  if (waiting > 0 && waiting + most > kAnswerBytesMax) {
+    Nack(peer, wire::Code::Overloaded);
+    return true;
+  }
+  PooledBuffer answer = buffers_->Take();
+  ByteBuffer& payload = answer.bytes();
   if (snapshot) payload.reserve(most);
   Clock slowest(~std::uint64_t{0});
   LaneCounters delta;
@@ -455,13 +524,18 @@ bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment
   wire::LaneHeader header =
       AnswerTo(peer.header, wire::Kind::PullReply, job.map_version, wire::Code::Applied);
   header.mutate_clock(slowest.value());
-  Reply(peer, header, answer_, std::move(payload));
+  Reply(peer, header, answer_, std::move(answer));
   return true;
 }
 
 void LaneCore::WakePulls(Job& job) {
-  std::erase_if(job.parked,
-                [&](const Job::ParkedPull& pull) { return TryPull(job, pull.peer, pull.asked); });
+  for (std::size_t at = 0; at < job.parked.size();) {
+    if (TryPull(job, job.parked[at].peer, job.parked[at].asked)) {
+      job.Unpark(at);
+    } else {
+      ++at;
+    }
+  }
 }
 
 // ---- checkpoint rounds

@@ -28,7 +28,7 @@
 #include "common/layout/layout.h"
 #include "common/messages/wire.h"
 #include "common/result.h"
-#include "ps-server/core/byte_buffer.h"
+#include "ps-server/core/buffer_pool.h"
 #include "ps-server/core/lane_map.h"
 #include "ps-server/core/shard.h"
 
@@ -37,8 +37,8 @@ namespace ps::server {
 // A message to a peer: its routing identity, frame 1 and, if not empty, frame 2.
 struct LaneReply {
   std::string to;
-  std::vector<std::byte> head;
-  ByteBuffer payload;
+  std::vector<std::byte> head;  // more than one head only if all are PushReply
+  PooledBuffer payload;
 };
 
 // ---- what the control loop has to do
@@ -113,6 +113,9 @@ struct JobSetup {
 
 class LaneCore {
  public:
+  // Answers that are not sent yet: a pull beyond it is refused with Overloaded, unless it is alone.
+  static constexpr std::size_t kAnswerBytesMax = std::size_t{1} << 30;
+
   LaneCore();
   ~LaneCore();
   LaneCore(const LaneCore&) = delete;
@@ -140,9 +143,11 @@ class LaneCore {
 
   // ---- out
 
-  // Since the last call, in order.
-  std::vector<LaneReply> TakeReplies();
+  // Swaps in the replies since the last call, in order. What `replies` held is used again for later
+  // ones, so that a caller who always passes the same vector costs no allocation.
+  void TakeReplies(std::vector<LaneReply>& replies);
   std::vector<LaneEvent> TakeEvents();
+  bool has_events() const { return !events_.empty(); }
 
   std::vector<JobStatus> Report() const;
   // All jobs, those that are gone too.
@@ -156,7 +161,8 @@ class LaneCore {
   struct Peer;
 
   Job* FindJob(JobId job);
-  void Dispatch(const Peer& peer, std::span<const std::byte> payload);
+  // `payload_counts`: not for a batch's second head and those after it, which share the payload.
+  void Dispatch(const Peer& peer, std::span<const std::byte> payload, bool payload_counts);
   void OnHello(Job& job, const Peer& peer);
   void OnInit(Job& job, const Peer& peer, std::span<const std::byte> payload);
   void OnPush(Job& job, const Member& member, const Peer& peer, std::span<const std::byte> payload);
@@ -174,15 +180,19 @@ class LaneCore {
   void RefuseMarkersUpTo(Job& job, Round round);
 
   void Reply(const Peer& peer, wire::LaneHeader header, std::span<const wire::Segment> segments,
-             ByteBuffer payload);
+             PooledBuffer payload);
+  void RefuseUnreadable(Peer& peer, std::span<const std::byte> head);
   void Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments = {});
 
   std::map<JobId, std::unique_ptr<Job>> jobs_;
   LaneCounters counters_;
   std::vector<LaneReply> replies_;
+  std::uint32_t batched_ = 0;  // heads of the last reply if it is a batch of PushReply, else 0
   std::vector<LaneEvent> events_;
 
-  // Scratch, kept to avoid allocations.
+  // Scratch, kept to avoid allocations. The pool is shared with the buffers on their way.
+  const std::shared_ptr<BufferPool> buffers_ = BufferPool::Create();
+  std::vector<LaneReply> spare_replies_;
   wire::Head head_;
   std::vector<std::vector<codec::BlockView>> parsed_;  // by segment
   std::vector<wire::Segment> answer_;

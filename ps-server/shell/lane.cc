@@ -1,6 +1,6 @@
 #include "ps-server/shell/lane.h"
 
-#include <spdlog/spdlog.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 
 #include <array>
@@ -16,6 +16,9 @@ namespace {
 // Received before commands and the status have their turn.
 constexpr int kMessagesPerTurn = 64;
 constexpr std::size_t kFramesMax = 3;
+// So much is handled before what was answered is sent: enough to answer small pushes together, too
+// little to keep the sender of a large one waiting.
+constexpr std::size_t kAnswerAfterBytes = std::size_t{64} << 10;
 // Below this a copy costs less than the hand-over of a buffer.
 constexpr std::size_t kCopyBelow = 512;
 
@@ -23,16 +26,13 @@ std::span<const std::byte> BytesOf(const zmq::message_t& frame) {
   return {static_cast<const std::byte*>(frame.data()), frame.size()};
 }
 
-template <typename Buffer>
-zmq::message_t FrameOf(Buffer bytes) {
-  if (bytes.size() < kCopyBelow) return zmq::message_t(bytes.data(), bytes.size());
-  auto owned = std::make_unique<Buffer>(std::move(bytes));
-  Buffer* const raw = owned.get();
-  zmq::message_t frame(
-      raw->data(), raw->size(),
-      [](void*, void* hint) { const std::unique_ptr<Buffer> freed(static_cast<Buffer*>(hint)); },
-      owned.release());
-  return frame;
+// The buffer goes back to its pool when libzmq has sent it.
+zmq::message_t FrameOf(PooledBuffer buffer) {
+  if (buffer.size() < kCopyBelow) return zmq::message_t(buffer.data(), buffer.size());
+  void* const data = buffer.data();
+  const std::size_t size = buffer.size();
+  return zmq::message_t(
+      data, size, [](void*, void* hint) { PooledBuffer::Attach(hint).Reset(); }, buffer.Detach());
 }
 
 int SendFrame(zmq::message_t& frame, void* socket, int flags) {
@@ -90,6 +90,10 @@ Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions o
     return Error{ErrorCode::kInternal, "a lane does not know its own endpoint"};
   }
   lane->endpoint_ = real.data();
+  size = sizeof(lane->socket_fd_);
+  if (zmq_getsockopt(socket, ZMQ_FD, &lane->socket_fd_, &size) != 0) {
+    return Error{ErrorCode::kInternal, "a lane's socket cannot be waited for"};
+  }
   lane->thread_ = std::thread([raw = lane.get()] { raw->Run(); });
   return lane;
 }
@@ -127,20 +131,22 @@ void Lane::Run() {
       PublishStatus();
       next_status_ms = now_ms + options_.status_interval_ms;
     }
-    zmq_pollitem_t items[] = {
-        {socket_.get(), 0, ZMQ_POLLIN, 0},
-        {nullptr, wake_.get(), ZMQ_POLLIN, 0},
-    };
-    const long wait_ms = more ? 0 : static_cast<long>(next_status_ms - now_ms);
-    if (zmq_poll(items, 2, wait_ms) < 0 && zmq_errno() == ETERM) break;
-    if ((items[1].revents & ZMQ_POLLIN) != 0) {
-      eventfd_t ignored;
-      ::eventfd_read(wake_.get(), &ignored);
-      RunCommands();
-    }
-    more = (items[0].revents & ZMQ_POLLIN) != 0 && ReceiveSome();
+    Wait(more ? 0 : next_status_ms - now_ms);
+    more = ReceiveSome();
   }
   socket_.reset();
+}
+
+// libzmq's descriptor tells of news once, and any call on the socket may take them: the socket is
+// only waited for when the last thing it said was that there is no message.
+void Lane::Wait(std::int64_t timeout_ms) {
+  pollfd items[] = {{wake_.get(), POLLIN, 0}, {socket_fd_, POLLIN, 0}};
+  const nfds_t count = timeout_ms > 0 ? 2 : 1;
+  if (::poll(items, count, static_cast<int>(timeout_ms)) <= 0) return;
+  if ((items[0].revents & POLLIN) == 0) return;
+  eventfd_t ignored;
+  ::eventfd_read(wake_.get(), &ignored);
+  RunCommands();
 }
 
 void Lane::RunCommands() {
@@ -157,44 +163,62 @@ void Lane::RunCommands() {
 }
 
 bool Lane::ReceiveSome() {
-  std::array<zmq::message_t, kFramesMax> frames;
-  for (int turn = 0; turn < kMessagesPerTurn; ++turn) {
-    std::size_t count = 0;
-    bool more = true;
-    while (more) {
-      zmq::message_t frame;
-      int received;
-      do {
-        received = zmq_msg_recv(frame.handle(), socket_.get(), ZMQ_DONTWAIT);
-      } while (received < 0 && zmq_errno() == EINTR);
-      // libzmq shows the frames of a message only once all are there.
-      if (received < 0) return false;
-      more = frame.more();
-      if (count < kFramesMax) frames[count] = std::move(frame);
-      ++count;
+  for (int turn = 0; turn < kMessagesPerTurn;) {
+    if (ReceiveOne()) {
+      ++turn;
+      if (unanswered_bytes_ >= kAnswerAfterBytes) Flush();
+    } else if (!Flush()) {
+      return false;
     }
-    ++messages_;
-    if (count < 2 || count > kFramesMax) {
-      ++bad_framing_;
-      continue;
-    }
-    const std::span<const std::byte> payload =
-        count == 3 ? BytesOf(frames[2]) : std::span<const std::byte>();
-    const auto identity = BytesOf(frames[0]);
-    core_.OnMessage(
-        std::string_view(reinterpret_cast<const char*>(identity.data()), identity.size()),
-        BytesOf(frames[1]), payload);
-    Flush();
   }
+  Flush();
   return true;
 }
 
-void Lane::Flush() {
-  for (LaneReply& reply : core_.TakeReplies()) SendReply(std::move(reply));
-  for (LaneEvent& event : core_.TakeEvents()) on_event_(std::move(event));
+bool Lane::ReceiveOne() {
+  std::array<zmq::message_t, kFramesMax> frames;
+  std::size_t count = 0;
+  bool more = true;
+  while (more) {
+    zmq::message_t frame;
+    int received;
+    do {
+      received = zmq_msg_recv(frame.handle(), socket_.get(), ZMQ_DONTWAIT);
+    } while (received < 0 && zmq_errno() == EINTR);
+    // libzmq shows the frames of a message only once all are there.
+    if (received < 0) {
+      if (zmq_errno() == ETERM) stopping_ = true;
+      return false;
+    }
+    more = frame.more();
+    if (count < kFramesMax) frames[count] = std::move(frame);
+    ++count;
+  }
+  ++messages_;
+  if (count < 2 || count > kFramesMax) {
+    ++bad_framing_;
+    return true;
+  }
+  const std::span<const std::byte> payload =
+      count == 3 ? BytesOf(frames[2]) : std::span<const std::byte>();
+  const auto identity = BytesOf(frames[0]);
+  unanswered_bytes_ += frames[1].size() + payload.size();
+  core_.OnMessage(std::string_view(reinterpret_cast<const char*>(identity.data()), identity.size()),
+                  BytesOf(frames[1]), payload);
+  return true;
 }
 
-void Lane::SendReply(LaneReply reply) {
+bool Lane::Flush() {
+  unanswered_bytes_ = 0;
+  core_.TakeReplies(replies_);
+  for (LaneReply& reply : replies_) SendReply(reply);
+  if (core_.has_events()) {
+    for (LaneEvent& event : core_.TakeEvents()) on_event_(std::move(event));
+  }
+  return !replies_.empty();
+}
+
+void Lane::SendReply(LaneReply& reply) {
   const bool with_payload = !reply.payload.empty();
   zmq::message_t identity(reply.to.data(), reply.to.size());
   // Only the first frame can fail for want of a peer or of room; the rest follows it.
@@ -204,9 +228,10 @@ void Lane::SendReply(LaneReply reply) {
     } else {
       ++unroutable_;
     }
+    reply.payload.Reset();
     return;
   }
-  zmq::message_t head = FrameOf(std::move(reply.head));
+  zmq::message_t head(reply.head.data(), reply.head.size());
   SendFrame(head, socket_.get(), with_payload ? ZMQ_SNDMORE : 0);
   if (!with_payload) return;
   zmq::message_t payload = FrameOf(std::move(reply.payload));

@@ -18,9 +18,12 @@ constexpr std::uint64_t kBadMessagesLogged = 5;
 // Above all requests of the stream: the answers tell by themselves whose they are.
 constexpr std::uint64_t kFirstPullRequest = std::uint64_t{1} << 60;
 constexpr std::uint64_t kFirstHoldRequest = std::uint64_t{1} << 62;
-// Bytes between a lane's segments that are sent along rather than copying the segments together.
-constexpr std::uint64_t kWasteMin = 256;
-constexpr std::uint64_t kWasteShare = 16;
+// Bytes between a lane's segments that are sent along rather than copying the segments together,
+// or sending another message.
+constexpr std::size_t kWasteMin = 256;
+constexpr std::size_t kWasteShare = 16;
+// Frames of this size carry the most bytes per second: more is sent in the next message.
+constexpr std::size_t kBatchBytes = std::size_t{256} << 10;
 
 StreamOptions MakeStreamOptions(const RetentionRing& ring, const DataClientOptions& options) {
   StreamOptions stream;
@@ -33,7 +36,8 @@ StreamOptions MakeStreamOptions(const RetentionRing& ring, const DataClientOptio
 }
 
 // libzmq calls this on one of its threads when the frame is sent or dropped.
-void Unpin(void*, void* hint) { std::unique_ptr<RingPin> pin(static_cast<RingPin*>(hint)); }
+using Pins = std::vector<RingPin>;
+void Unpin(void*, void* hint) { const std::unique_ptr<Pins> pins(static_cast<Pins*>(hint)); }
 
 const char* CodeName(std::uint32_t code) {
   return code <= static_cast<std::uint32_t>(wire::Code::MAX)
@@ -181,23 +185,39 @@ void DataClient::OnConnection(std::uint32_t number, bool connected) {
 }
 
 void DataClient::OnReceive(std::uint32_t number, net::ZmqSocket::Frames frames) {
-  const RingIdentity& me = ring_.identity();
-  if (frames.empty() || frames.size() > 2 ||
-      !wire::ParseInto({static_cast<const std::byte*>(frames[0].data()), frames[0].size()}, head_)
-           .ok()) {
-    ++counters_.bad_messages;
-    return;
+  StreamActions actions;
+  stream_.Tick(loop_.NowMs(), actions);
+  std::span<const std::byte> heads;
+  if (!frames.empty() && frames.size() <= 2) {
+    heads = {static_cast<const std::byte*>(frames[0].data()), frames[0].size()};
   }
+  // A lane answers several pushes in one message; any other answer stands alone.
+  bool good = !heads.empty();
+  bool first = true;
+  while (good && !heads.empty()) {
+    const auto parsed = wire::ParseFirst(heads, head_);
+    good = parsed.ok() && ((first && parsed.value() == heads.size()) ||
+                           head_.header.kind() == static_cast<std::uint8_t>(wire::Kind::PushReply));
+    if (!good) break;
+    heads = heads.subspan(*parsed);
+    good = OnAnswer(number, frames, actions);
+    first = false;
+  }
+  if (!good) ++counters_.bad_messages;
+  Run(std::move(actions));
+  if (callbacks_.advanced) callbacks_.advanced();
+}
+
+bool DataClient::OnAnswer(std::uint32_t number, net::ZmqSocket::Frames& frames,
+                          StreamActions& actions) {
+  const RingIdentity& me = ring_.identity();
   const wire::LaneHeader header = head_.header;
   const std::size_t payload_bytes = frames.size() == 2 ? frames[1].size() : 0;
   if (header.payload_bytes() != payload_bytes || header.job() != me.job.value() ||
       header.worker() != me.worker.value() || header.incarnation() != me.incarnation.value()) {
-    ++counters_.bad_messages;
-    return;
+    return false;
   }
   const std::uint64_t request = header.request();
-  StreamActions actions;
-  stream_.Tick(loop_.NowMs(), actions);
   std::vector<StreamVerdict> verdicts;
   const auto read_verdicts = [&] {
     for (const wire::Segment& segment : head_.segments) {
@@ -260,17 +280,29 @@ void DataClient::OnReceive(std::uint32_t number, net::ZmqSocket::Frames frames) 
       }
       break;
     }
-    default: ++counters_.bad_messages; break;
+    default: return false;
   }
-  Run(std::move(actions));
-  if (callbacks_.advanced) callbacks_.advanced();
+  return true;
 }
 
 // ---- actions
 
 void DataClient::Run(StreamActions actions) {
-  for (const StreamAction& action : actions) {
-    std::visit([this](const auto& one) { Do(one); }, action);
+  for (std::size_t at = 0; at < actions.size();) {
+    // Pushes that follow each other to the same lane go out together.
+    run_.clear();
+    while (at < actions.size()) {
+      auto* const push = std::get_if<SendPush>(&actions[at]);
+      if (push == nullptr || (!run_.empty() && run_.front().lane != push->lane)) break;
+      run_.push_back(std::move(*push));
+      ++at;
+    }
+    if (!run_.empty()) {
+      SendPushes();
+      continue;
+    }
+    std::visit([this](const auto& one) { Do(one); }, actions[at]);
+    ++at;
   }
 }
 
@@ -284,11 +316,17 @@ wire::LaneHeader DataClient::Header(wire::Kind kind, std::uint64_t request) cons
 bool DataClient::Send(std::uint32_t number, wire::LaneHeader header,
                       std::span<const wire::Segment> segments,
                       std::optional<zmq::message_t> payload) {
+  header.mutate_payload_bytes(payload ? payload->size() : 0);
+  return SendFrames(number, wire::BuildHead(header, segments), std::move(payload));
+}
+
+bool DataClient::SendFrames(std::uint32_t number, std::vector<std::byte> heads,
+                            std::optional<zmq::message_t> payload) {
   const auto lane = lanes_.find(number);
   if (lane == lanes_.end()) return false;
-  header.mutate_payload_bytes(payload ? payload->size() : 0);
   net::ZmqSocket::Frames frames;
-  frames.push_back(net::TakeFrame(wire::BuildHead(header, segments)));
+  frames.reserve(2);
+  frames.push_back(net::CopyFrame(heads.data(), heads.size()));
   if (payload) frames.push_back(std::move(*payload));
   // What is not sent counts as lost: the stream's and the pulls' timeouts send it again.
   if (lane->second.socket->Send(std::move(frames)).ok()) return true;
@@ -329,72 +367,114 @@ void DataClient::Do(const SendInit& init) {
        net::TakeFrame(std::move(payload)));
 }
 
-zmq::message_t DataClient::PushPayload(const RingEntryView& entry,
-                                       std::span<wire::Segment> segments) {
-  std::uint64_t low = ~std::uint64_t{0};
-  std::uint64_t high = 0;
-  std::uint64_t sum = 0;
-  for (const wire::Segment& segment : segments) {
-    if (segment.length() == 0) continue;
-    low = std::min<std::uint64_t>(low, segment.offset());
-    high = std::max<std::uint64_t>(high, std::uint64_t{segment.offset()} + segment.length());
-    sum += segment.length();
-  }
-  if (high - low <= sum + sum / kWasteShare + kWasteMin) {
-    for (wire::Segment& segment : segments) {
-      if (segment.length() != 0) {
-        segment.mutate_offset(segment.offset() - static_cast<std::uint32_t>(low));
-      }
-    }
-    auto pin = std::make_unique<RingPin>(ring_.Pin(entry.info.clock));
-    // libzmq only reads what it sends; its interface has no const.
-    auto* data = const_cast<std::byte*>(entry.payload.data()) + low;
-    return zmq::message_t(data, static_cast<std::size_t>(high - low), &Unpin, pin.release());
-  }
-  zmq::message_t payload(static_cast<std::size_t>(sum));
-  std::size_t at = 0;
-  for (wire::Segment& segment : segments) {
-    if (segment.length() == 0) continue;
-    std::memcpy(static_cast<std::byte*>(payload.data()) + at,
-                entry.payload.data() + segment.offset(), segment.length());
-    segment.mutate_offset(static_cast<std::uint32_t>(at));
-    at += segment.length();
-  }
-  counters_.copied_bytes += sum;
-  return payload;
+void DataClient::SendPushes() {
+  for (const SendPush& push : run_) AddToBatch(push);
+  SendBatch();
 }
 
-void DataClient::Do(const SendPush& push) {
+// Appends the push to the batch, or sends that first if the two do not lie next to each other in
+// the ring: a frame is sent from one range of it.
+void DataClient::AddToBatch(const SendPush& push) {
   RingEntryView entry;
   PS_CHECK(ring_.Find(push.clock, entry), push.clock, ring_.released(), ring_.last_clock());
-  std::vector<wire::Segment> segments;
-  bool any = false;
+  Batch::Push added;
+  added.clock = push.clock;
+  added.base = entry.payload.data();
+  const std::size_t first = batch_.segments.size();
+  const std::byte* low = batch_.low;
+  const std::byte* high = batch_.high;
+  std::size_t used = 0;
   for (const ShardId shard : push.shards) {
     const StreamMap::Shard& place = stream_.map().shards[shard.value()];
     const RingPart* part = entry.FindPart(shard);
     if (part != nullptr && part->bytes != 0 && part->is_void == 0) {
-      segments.push_back(wire::Segment(shard.value(), place.epoch.value(), part->base_version,
-                                       part->lineage, 0, 0, 0, part->offset, part->bytes));
-      any = true;
+      batch_.segments.push_back(wire::Segment(shard.value(), place.epoch.value(),
+                                              part->base_version, part->lineage, 0, 0, 0,
+                                              part->offset, part->bytes));
+      const std::byte* const begin = added.base + part->offset;
+      low = low == nullptr ? begin : std::min(low, begin);
+      high = high == nullptr ? begin + part->bytes : std::max(high, begin + part->bytes);
+      used += part->bytes;
     } else if (!push.covers_lane) {
-      segments.push_back(
+      batch_.segments.push_back(
           wire::Segment(shard.value(), place.epoch.value(), 0, place.lineage, 0, 0, 0, 0, 0));
     }
   }
-  wire::LaneHeader header = Header(wire::Kind::Push, push.request);
-  header.mutate_flags(
+  added.segments = batch_.segments.size() - first;
+  added.header = Header(wire::Kind::Push, push.request);
+  added.header.mutate_flags(
       static_cast<std::uint8_t>((push.covers_lane ? unsigned{wire::kCoversLane} : 0U) |
                                 (push.replay ? unsigned{wire::kReplay} : 0U)));
-  header.mutate_clock(push.clock.value());
-  header.mutate_samples(entry.info.samples);
+  added.header.mutate_clock(push.clock.value());
+  added.header.mutate_samples(entry.info.samples);
+  if (!batch_.pushes.empty()) {
+    const auto range = static_cast<std::size_t>(high - low);
+    const std::size_t all = batch_.used + used;
+    if (batch_.pushes.size() == wire::kMaxBatch ||
+        range > all + all / kWasteShare + kWasteMin * (batch_.pushes.size() + 1) ||
+        range > kBatchBytes) {
+      batch_.segments.resize(first);
+      SendBatch();
+      return AddToBatch(push);
+    }
+  }
+  batch_.lane = push.lane;
+  batch_.pushes.push_back(added);
+  batch_.low = low;
+  batch_.high = high;
+  batch_.used += used;
+}
+
+void DataClient::SendBatch() {
+  if (batch_.pushes.empty()) return;
+  const auto range = static_cast<std::size_t>(batch_.high - batch_.low);
+  // Only a single push may lie so scattered: it is copied together.
+  const bool copy =
+      range > batch_.used + batch_.used / kWasteShare + kWasteMin * batch_.pushes.size();
   std::optional<zmq::message_t> payload;
-  if (any) payload = PushPayload(entry, segments);
-  const std::size_t bytes = sizeof(wire::LaneHeader) + segments.size() * sizeof(wire::Segment) +
-                            (payload ? payload->size() : 0);
-  if (Send(push.lane, header, segments, std::move(payload))) {
-    ++counters_.pushes;
+  if (batch_.used > 0 && copy) {
+    payload.emplace(batch_.used);
+    counters_.copied_bytes += batch_.used;
+  } else if (batch_.used > 0) {
+    auto pins = std::make_unique<Pins>();
+    pins->reserve(batch_.pushes.size());
+    for (const Batch::Push& push : batch_.pushes) pins->push_back(ring_.Pin(push.clock));
+    // libzmq only reads what it sends; its interface has no const.
+    payload.emplace(const_cast<std::byte*>(batch_.low), range, &Unpin, pins.release());
+  }
+  const std::size_t payload_bytes = payload ? payload->size() : 0;
+  std::vector<std::byte> heads;
+  heads.reserve(batch_.pushes.size() * sizeof(wire::LaneHeader) +
+                batch_.segments.size() * sizeof(wire::Segment));
+  std::size_t copied = 0;
+  std::span<wire::Segment> left(batch_.segments);
+  for (Batch::Push& push : batch_.pushes) {
+    const std::span<wire::Segment> segments = left.first(push.segments);
+    left = left.subspan(push.segments);
+    for (wire::Segment& segment : segments) {
+      if (segment.length() == 0) continue;
+      const std::byte* const from = push.base + segment.offset();
+      if (copy) {
+        std::memcpy(static_cast<std::byte*>(payload->data()) + copied, from, segment.length());
+        segment.mutate_offset(static_cast<std::uint32_t>(copied));
+        copied += segment.length();
+      } else {
+        segment.mutate_offset(static_cast<std::uint32_t>(from - batch_.low));
+      }
+    }
+    push.header.mutate_payload_bytes(payload_bytes);
+    wire::AppendHead(push.header, segments, heads);
+  }
+  const std::size_t pushes = batch_.pushes.size();
+  const std::size_t bytes = heads.size() + payload_bytes;
+  if (SendFrames(batch_.lane, std::move(heads), std::move(payload))) {
+    counters_.pushes += pushes;
     counters_.push_bytes += bytes;
   }
+  batch_.pushes.clear();
+  batch_.segments.clear();
+  batch_.low = batch_.high = nullptr;
+  batch_.used = 0;
 }
 
 void DataClient::Do(const SendMarker& marker) {

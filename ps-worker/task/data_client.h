@@ -134,7 +134,7 @@ class DataClient {
   void Run(StreamActions actions);
   void Do(const SendHello& hello);
   void Do(const SendInit& init);
-  void Do(const SendPush& push);
+  void Do(const SendPush&) {}  // Run() collects them for SendPushes
   void Do(const SendMarker& marker);
   void Do(const Refused& refused);
   void Do(const RoundCut& cut);
@@ -144,9 +144,16 @@ class DataClient {
   wire::LaneHeader Header(wire::Kind kind, std::uint64_t request) const;
   bool Send(std::uint32_t lane, wire::LaneHeader header, std::span<const wire::Segment> segments,
             std::optional<zmq::message_t> payload);
-  zmq::message_t PushPayload(const RingEntryView& entry, std::span<wire::Segment> segments);
+  bool SendFrames(std::uint32_t lane, std::vector<std::byte> heads,
+                  std::optional<zmq::message_t> payload);
+  // The pushes of run_, to one lane, in as few messages as their places in the ring allow.
+  void SendPushes();
+  void AddToBatch(const SendPush& push);
+  void SendBatch();
 
   void OnReceive(std::uint32_t lane, net::ZmqSocket::Frames frames);
+  // One answer, whose head is head_; false if it cannot be meant for us.
+  bool OnAnswer(std::uint32_t lane, net::ZmqSocket::Frames& frames, StreamActions& actions);
   void OnConnection(std::uint32_t lane, bool connected);
   void OnPullReply(std::uint32_t lane, zmq::message_t payload);
   void SplitPull();
@@ -175,6 +182,23 @@ class DataClient {
   std::vector<std::uint32_t> version_gaps_;  // bounded
   DataClientCounters counters_;
   wire::Head head_;  // scratch
+  // The next message of pushes: their heads' parts, and the range of the ring that it sends.
+  struct Batch {
+    struct Push {
+      wire::LaneHeader header;
+      Clock clock;
+      std::size_t segments = 0;         // so many of `segments`, after those of the pushes before
+      const std::byte* base = nullptr;  // the segments' offsets count from here
+    };
+    std::uint32_t lane = kNoLane;
+    std::vector<Push> pushes;
+    std::vector<wire::Segment> segments;
+    const std::byte* low = nullptr;  // null: no payload yet
+    const std::byte* high = nullptr;
+    std::size_t used = 0;  // bytes of [low, high) that a segment names
+  };
+  Batch batch_;
+  std::vector<SendPush> run_;  // scratch
   net::Timer timer_;
 };
 

@@ -387,9 +387,11 @@ TEST_F(LaneCoreTest, TheSameMessagesGiveTheSameAnswers) {
     std::vector<Bytes> out;
     const auto send = [&](const TestMessage& message) {
       lane.OnMessage("x", message.Head(), message.payload);
-      for (const LaneReply& reply : lane.TakeReplies()) {
+      std::vector<LaneReply> replies;
+      lane.TakeReplies(replies);
+      for (const LaneReply& reply : replies) {
         out.push_back(reply.head);
-        out.emplace_back(reply.payload.begin(), reply.payload.end());
+        out.emplace_back(reply.payload.data(), reply.payload.data() + reply.payload.size());
       }
     };
     TestMessage init(wire::Kind::Init, 0, 11);

@@ -202,13 +202,17 @@ struct TestReply {
 
 inline std::vector<TestReply> Replies(LaneCore& lane) {
   std::vector<TestReply> replies;
-  for (LaneReply& reply : lane.TakeReplies()) {
-    TestReply parsed;
-    parsed.to = reply.to;
-    PS_CHECK(wire::ParseInto(reply.head, parsed.head).ok());
-    PS_CHECK(parsed.head.header.payload_bytes() == reply.payload.size());
-    parsed.payload = std::move(reply.payload);
-    replies.push_back(std::move(parsed));
+  std::vector<LaneReply> taken;
+  lane.TakeReplies(taken);
+  for (const LaneReply& reply : taken) {
+    for (std::span<const std::byte> head(reply.head); !head.empty();) {
+      TestReply parsed;
+      parsed.to = reply.to;
+      head = head.subspan(wire::ParseFirst(head, parsed.head).value());
+      PS_CHECK(parsed.head.header.payload_bytes() == reply.payload.size());
+      parsed.payload.assign(reply.payload.data(), reply.payload.data() + reply.payload.size());
+      replies.push_back(std::move(parsed));
+    }
   }
   return replies;
 }

@@ -4,6 +4,7 @@
 #include <zmq.h>
 
 #include <cstring>
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,20 +37,9 @@ class LaneClient {
   }
   // Nothing if no answer comes in time.
   std::optional<TestReply> Receive(int timeout_ms = 5000) {
-    socket_.set(zmq::sockopt::rcvtimeo, timeout_ms);
-    zmq::message_t head;
-    if (!socket_.recv(head)) return std::nullopt;
-    TestReply reply;
-    PS_CHECK(wire::ParseInto({static_cast<const std::byte*>(head.data()), head.size()}, reply.head)
-                 .ok());
-    if (head.more()) {
-      zmq::message_t payload;
-      PS_CHECK(socket_.recv(payload).has_value());
-      PS_CHECK(!payload.more());
-      const auto* data = static_cast<const std::byte*>(payload.data());
-      reply.payload.assign(data, data + payload.size());
-    }
-    PS_CHECK(reply.head.header.payload_bytes() == reply.payload.size());
+    if (received_.empty() && !ReceiveMessage(timeout_ms)) return std::nullopt;
+    TestReply reply = std::move(received_.front());
+    received_.pop_front();
     return reply;
   }
   std::optional<TestReply> Ask(const TestMessage& message) {
@@ -58,7 +48,32 @@ class LaneClient {
   }
 
  private:
+  // One message, which may answer several pushes.
+  bool ReceiveMessage(int timeout_ms) {
+    socket_.set(zmq::sockopt::rcvtimeo, timeout_ms);
+    zmq::message_t head;
+    if (!socket_.recv(head)) return false;
+    ByteBuffer payload;
+    if (head.more()) {
+      zmq::message_t frame;
+      PS_CHECK(socket_.recv(frame).has_value());
+      PS_CHECK(!frame.more());
+      const auto* data = static_cast<const std::byte*>(frame.data());
+      payload.assign(data, data + frame.size());
+    }
+    for (std::span<const std::byte> rest(static_cast<const std::byte*>(head.data()), head.size());
+         !rest.empty();) {
+      TestReply reply;
+      rest = rest.subspan(wire::ParseFirst(rest, reply.head).value());
+      PS_CHECK(reply.head.header.payload_bytes() == payload.size());
+      reply.payload = payload;
+      received_.push_back(std::move(reply));
+    }
+    return true;
+  }
+
   zmq::socket_t socket_;
+  std::deque<TestReply> received_;
 };
 
 }  // namespace ps::server::testing

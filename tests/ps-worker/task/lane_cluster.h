@@ -108,7 +108,9 @@ class LaneServer {
   };
 
   void Flush(Lane& lane) {
-    for (server::LaneReply& reply : lane.core.TakeReplies()) {
+    std::vector<server::LaneReply> replies;
+    lane.core.TakeReplies(replies);
+    for (const server::LaneReply& reply : replies) {
       if (lose_reply && lose_reply()) continue;
       net::ZmqSocket::Frames frames;
       frames.push_back(net::CopyFrame(reply.to.data(), reply.to.size()));
