@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include "common/net/allocator.h"
 #include "common/net/log.h"
 #include "ps-server/shell/daemon.h"
 
@@ -36,6 +37,7 @@ int ExitCodeOf(const ps::Error& error) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  ps::net::KeepFreedMemory();
   CLI::App app{
       "Holds shards of the parameters of training jobs in memory, applies pushes, answers pulls "
       "and writes checkpoints. Finds the coordinator through ZooKeeper.",

@@ -20,6 +20,7 @@
 
 #include "common/job/job_spec.h"
 #include "common/messages/control.h"
+#include "common/net/allocator.h"
 #include "common/net/log.h"
 #include "ps-worker/engine/load.h"
 #include "ps-worker/engine/model.h"
@@ -152,6 +153,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  ps::net::KeepFreedMemory();
   Flags flags;
   CLI::App app("One worker task of a job. Started by ps-worker.", "ps-task");
   app.set_version_flag("--version", PS_VERSION);

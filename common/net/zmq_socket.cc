@@ -148,6 +148,7 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
   void Drain() {
     const auto self = shared_from_this();  // the callback may destroy the ZmqSocket
     Frames frames;
+    draining = true;
     for (int turn = 0; turn < options.messages_per_turn; ++turn) {
       const int received = ReceiveMessage(main->handle(), options.frames_max, frames);
       if (received == 0) break;
@@ -158,11 +159,13 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
       if (on_receive) on_receive(std::move(frames));
       if (closed) return;
     }
+    draining = false;
     Recheck();
   }
 
   // Arms the wait, or posts another drain when libzmq holds more already.
   void Recheck() {
+    if (draining) return;  // Drain() does it at its end
     const int events = main->Events();
     if (on_writable && (events & ZMQ_POLLOUT) != 0 && !writable_posted) {
       writable_posted = true;
@@ -240,6 +243,7 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
   bool connected = false;
   bool waiting = false;
   bool drain_posted = false;
+  bool draining = false;  // inside Drain()
   bool writable_posted = false;
 };
 

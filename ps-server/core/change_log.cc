@@ -1,11 +1,13 @@
 #include "ps-server/core/change_log.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace ps::server {
 
 void ChangeLog::Reset(std::uint64_t version) {
-  records_.clear();
+  count_ = 0;
   head_ = 0;
   used_ = 0;
   known_since_ = version;
@@ -17,12 +19,24 @@ ChangeLog::EntryHeader ChangeLog::LoadHeader(std::size_t at) const {
   return header;
 }
 
+void ChangeLog::Remember(const Record& record) {
+  if (count_ == records_.size()) {
+    std::vector<Record> more(std::max<std::size_t>(16, 2 * count_));
+    for (std::size_t i = 0; i < count_; ++i) more[i] = RecordAt(i);
+    records_ = std::move(more);
+    first_ = 0;
+  }
+  records_[(first_ + count_) % records_.size()] = record;
+  ++count_;
+}
+
 void ChangeLog::ForgetOldest() {
-  const Record& oldest = records_.front();
+  const Record& oldest = RecordAt(0);
   used_ -= oldest.bytes + oldest.skipped;
   known_since_ = oldest.version;
-  records_.pop_front();
-  if (records_.empty()) {
+  first_ = (first_ + 1) % records_.size();
+  --count_;
+  if (count_ == 0) {
     head_ = 0;
     used_ = 0;
   }
@@ -48,7 +62,7 @@ void ChangeLog::Append(std::uint64_t version, std::span<const codec::BlockView> 
     const std::size_t skipped = wraps ? capacity_ - head_ : 0;
     if (used_ + skipped + bytes <= capacity_) {
       if (wraps) head_ = 0;
-      records_.push_back(Record{version, head_, bytes, skipped});
+      Remember(Record{version, head_, bytes, skipped});
       used_ += skipped + bytes;
       break;
     }

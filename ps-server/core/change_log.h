@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -42,9 +41,10 @@ class ChangeLog {
   // Calls visit(Touched) for every block of every push after `version`, in no particular order.
   template <typename Visit>
   void ForEachAfter(std::uint64_t version, Visit visit) const {
-    for (auto record = records_.rbegin(); record != records_.rend(); ++record) {
-      if (record->version <= version) break;
-      VisitRecord(*record, visit);
+    for (std::size_t i = count_; i > 0; --i) {
+      const Record& record = RecordAt(i - 1);
+      if (record.version <= version) break;
+      VisitRecord(record, visit);
     }
   }
 
@@ -80,11 +80,17 @@ class ChangeLog {
     }
   }
   EntryHeader LoadHeader(std::size_t at) const;
+  const Record& RecordAt(std::size_t i) const { return records_[(first_ + i) % records_.size()]; }
+  void Remember(const Record& record);
   void ForgetOldest();
 
   const std::size_t capacity_;
   std::vector<std::byte> ring_;
-  std::deque<Record> records_;
+  // Round and round: count_ of them from first_ on, oldest first. Grows and never shrinks, so that
+  // a push costs no allocation once the ring has been full.
+  std::vector<Record> records_;
+  std::size_t first_ = 0;
+  std::size_t count_ = 0;
   std::size_t head_ = 0;  // where the next record goes
   std::size_t used_ = 0;  // bytes of records and skipped ends
   std::uint64_t known_since_ = 0;

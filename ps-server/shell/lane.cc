@@ -150,7 +150,7 @@ void Lane::Wait(std::int64_t timeout_ms) {
 }
 
 void Lane::RunCommands() {
-  std::deque<Command> commands;
+  std::vector<Command> commands;
   {
     const std::lock_guard lock(mutex_);
     commands.swap(commands_);

@@ -13,7 +13,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -110,8 +109,8 @@ class Lane {
   std::uint64_t messages_ = 0;
 
   mutable std::mutex mutex_;
-  std::deque<Command> commands_;  // guarded
-  LaneStatus status_;             // guarded
+  std::vector<Command> commands_;  // guarded
+  LaneStatus status_;              // guarded
 
   std::atomic<bool> stopping_{false};  // set once; the wake-up follows it
   std::thread thread_;

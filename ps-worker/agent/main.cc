@@ -15,6 +15,7 @@
 #include <system_error>
 #include <thread>
 
+#include "common/net/allocator.h"
 #include "common/net/log.h"
 #include "ps-worker/agent/ring_store.h"
 #include "ps-worker/agent/run.h"
@@ -53,6 +54,7 @@ int ExitStatus(const ps::Error& error) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  ps::net::KeepFreedMemory();
   ps::worker::RunConfig config;
   ps::worker::AgentOptions& agent = config.agent;
   agent.host = HostName();

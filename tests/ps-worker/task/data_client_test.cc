@@ -60,6 +60,11 @@ class Worker {
 
   // Shards in this order in the payload; without one the shard gets an empty push.
   void Push(const std::vector<std::uint32_t>& shards, std::uint64_t base = 0) {
+    Retain(shards, base);
+    client->Committed();
+  }
+  // Into the ring only.
+  void Retain(const std::vector<std::uint32_t>& shards, std::uint64_t base = 0) {
     const std::uint64_t clock = ring->last_clock().value() + 1;
     server::testing::Bytes payload;
     std::vector<RingPart> parts;
@@ -90,7 +95,6 @@ class Worker {
     info.clock = Clock(clock);
     info.samples = 1;
     ring->Commit(info, payload.size(), parts);
-    client->Committed();
   }
 
   std::unique_ptr<RetentionRing> ring;
@@ -198,6 +202,31 @@ TEST_F(DataClientTest, ALaneWhoseSegmentsLieTogetherIsSentFromTheRingItself) {
     worker.ring->Cancel();
     return whole;
   }));
+}
+
+TEST_F(DataClientTest, PushesThatLieNextToEachOtherTravelInOneMessage) {
+  LaneServer& server = AddServer("a", 1);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}));
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 1);
+  ASSERT_TRUE(AllAcked(worker));
+  int messages = 0;
+  server.lose_request = [&] {
+    ++messages;
+    return false;
+  };
+  worker.Retain({0, 1, 2, 3});
+  worker.Retain({});
+  worker.Retain({2, 3});
+  worker.client->Committed();
+  ASSERT_TRUE(AllAcked(worker));
+  EXPECT_EQ(messages, 1);
+  EXPECT_EQ(worker.client->counters().pushes, 4u);
+  EXPECT_EQ(worker.client->counters().copied_bytes, 0u);
+  EXPECT_EQ(SumOf(0), 2 * BlocksOf(0));
+  EXPECT_EQ(SumOf(2), 3 * BlocksOf(2));
 }
 
 TEST_F(DataClientTest, APullBringsWhatChangedAndThenNothing) {

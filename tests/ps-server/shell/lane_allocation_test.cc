@@ -1,0 +1,143 @@
+// Counts what a lane's thread allocates. A program of its own: it replaces operator new.
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <future>
+#include <new>
+
+#include "common/net/zmq_socket.h"
+#include "ps-server/shell/lane.h"
+#include "tests/ps-server/shell/lane_client.h"
+
+namespace {
+
+// Of this thread; read by the test's thread through its address.
+thread_local std::atomic<std::uint64_t> allocations{0};
+
+// libzmq's own buffers are not ours to count. An address in no library is our own code.
+bool IsLibzmq(void* caller) {
+  Dl_info info;
+  return ::dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
+         std::strstr(info.dli_fname, "libzmq") != nullptr;
+}
+
+void* Allocate(std::size_t bytes, std::size_t alignment, void* caller) {
+  if (!IsLibzmq(caller)) allocations.fetch_add(1, std::memory_order_relaxed);
+  void* at = nullptr;
+  if (alignment <= alignof(std::max_align_t)) {
+    at = std::malloc(bytes > 0 ? bytes : 1);
+  } else if (::posix_memalign(&at, alignment, bytes) != 0) {
+    at = nullptr;
+  }
+  if (at == nullptr) std::abort();
+  return at;
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return Allocate(bytes, 1, __builtin_return_address(0)); }
+void* operator new[](std::size_t bytes) { return Allocate(bytes, 1, __builtin_return_address(0)); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return Allocate(bytes, 1, __builtin_return_address(0));
+}
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
+  return Allocate(bytes, 1, __builtin_return_address(0));
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return Allocate(bytes, static_cast<std::size_t>(alignment), __builtin_return_address(0));
+}
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+  return Allocate(bytes, static_cast<std::size_t>(alignment), __builtin_return_address(0));
+}
+void operator delete(void* at) noexcept { std::free(at); }
+void operator delete[](void* at) noexcept { std::free(at); }
+void operator delete(void* at, std::size_t) noexcept { std::free(at); }
+void operator delete[](void* at, std::size_t) noexcept { std::free(at); }
+void operator delete(void* at, std::align_val_t) noexcept { std::free(at); }
+void operator delete[](void* at, std::align_val_t) noexcept { std::free(at); }
+void operator delete(void* at, std::size_t, std::align_val_t) noexcept { std::free(at); }
+void operator delete[](void* at, std::size_t, std::align_val_t) noexcept { std::free(at); }
+
+namespace ps::server::testing {
+namespace {
+
+constexpr std::uint32_t kElements = 60'000;
+constexpr std::uint32_t kShards = 4;
+
+class LaneAllocationTest : public ::testing::Test {
+ protected:
+  LaneAllocationTest() {
+    LaneOptions options;
+    options.status_interval_ms = 3'600'000;  // the status is made of vectors, and is no message
+    lane_ = Lane::Start(context_, options, [](LaneEvent) {}).value();
+    LaneMap map;
+    map.version = 1;
+    for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+      map.shards.push_back(OwnShard{ShardId(shard), Epoch(1), 1, Round()});
+    }
+    LiveMembers live;
+    live.version = 1;
+    live.members.push_back(MakeMember(0, 11));
+    const JobSetup setup{JobId(1), layout_, ConstantRules(1.0), map, live};
+    PS_CHECK(lane_->Post([setup](LaneCore& core) { core.SetJob(setup); }).ok());
+    std::promise<std::atomic<std::uint64_t>*> counter;
+    PS_CHECK(lane_->Post([&](LaneCore&) { counter.set_value(&allocations); }).ok());
+    counter_ = counter.get_future().get();
+    client_ = std::make_unique<LaneClient>(context_, lane_->endpoint());
+    TestMessage init(wire::Kind::Init, 0, 11);
+    for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+      init.Segment(shard, 1, ConstantShard(layout_, ShardId(shard), 0.5f));
+    }
+    PS_CHECK(client_->Ask(init).has_value());
+  }
+
+  // A pull that waits for the step's push, the push, and a pull of everything.
+  void Step() {
+    ++clock_;
+    TestMessage early(wire::Kind::Pull, 0, 11);
+    early.Clock(clock_);
+    TestMessage snapshot(wire::Kind::Pull, 0, 11);
+    snapshot.Flags(wire::kPullFp32 | wire::kPullSnapshot);
+    for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+      early.Segment(shard, 1, {}, clock_ > 8 ? clock_ - 8 : 1);
+      snapshot.Segment(shard, 1);
+    }
+    client_->Send(early);
+    const auto shard = static_cast<std::uint32_t>(clock_ % kShards);
+    TestMessage push(wire::Kind::Push, 0, 11);
+    push.Clock(clock_)
+        .Flags(wire::kCoversLane)
+        .Segment(shard, 1, SparseBlock(shard, kElements, {3, 30'000, 59'999}, {1, 2, 3}),
+                 1'000'000);
+    client_->Send(push);
+    client_->Send(snapshot);
+    for (const auto kind : {wire::Kind::PushReply, wire::Kind::PullReply, wire::Kind::PullReply}) {
+      const auto reply = client_->Receive();
+      ASSERT_TRUE(reply.has_value());
+      ASSERT_EQ(reply->kind(), kind);
+    }
+  }
+
+  const LayoutView layout_ =
+      MakeLayout({{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards);
+  zmq::context_t context_ = net::MakeContext();
+  std::unique_ptr<Lane> lane_;
+  std::unique_ptr<LaneClient> client_;
+  std::atomic<std::uint64_t>* counter_ = nullptr;
+  std::uint64_t clock_ = 0;
+};
+
+TEST_F(LaneAllocationTest, PushesAndPullsCostNoneOnceTheLaneHasWarmedUp) {
+  for (int step = 0; step < 1500; ++step) ASSERT_NO_FATAL_FAILURE(Step());
+  const std::uint64_t before = counter_->load();
+  EXPECT_GT(before, 0u) << "nothing is counted at all";
+  for (int step = 0; step < 500; ++step) ASSERT_NO_FATAL_FAILURE(Step());
+  EXPECT_EQ(counter_->load() - before, 0u);
+}
+
+}  // namespace
+}  // namespace ps::server::testing
