@@ -1,12 +1,15 @@
 #include "checkpoint/image.h"
 
 #include <bit>
+#include <tuple>
 
 #include "checkpoint/digest.h"
 #include "checkpoint/record.h"
 #include "common/messages/wire.h"
 
 namespace ps::checkpoint {
+
+constexpr std::uint64_t kHeldBytesMax = std::uint64_t{1} << 30;
 
 static_assert(std::endian::native == std::endian::little,
               "values are stored as they lie in memory");
@@ -62,6 +65,19 @@ Status CheckImage(const ShardImage& image) {
                  std::to_string(mark.verdicts.size()) + " verdicts");
     }
   }
+  std::uint64_t held_bytes = 0;
+  for (std::size_t i = 0; i < image.held.size(); ++i) {
+    const HeldPush& push = image.held[i];
+    held_bytes += push.bytes.size();
+    if (i > 0) {
+      const HeldPush& before = image.held[i - 1];
+      if (std::tie(before.clock, before.worker, before.incarnation) >=
+          std::tie(push.clock, push.worker, push.incarnation)) {
+        return bad("held pushes out of order");
+      }
+    }
+  }
+  if (held_bytes > kHeldBytesMax) return bad("held pushes of more than 1 GiB");
   return Ok();
 }
 

@@ -47,6 +47,18 @@ struct ImageSlots {
 
 inline constexpr std::uint8_t kSlotsMax = 2;
 
+// A push that a bulk-synchronous shard has a verdict for and has not applied: its clock waits for
+// other workers.
+struct HeldPush {
+  WorkerId worker;
+  Incarnation incarnation;
+  Clock clock;
+  std::uint32_t samples = 0;
+  std::vector<std::byte> bytes;  // blocks, as in docs/wire-format.md
+
+  friend bool operator==(const HeldPush&, const HeldPush&) = default;
+};
+
 struct ShardImage {
   JobId job;
   Round round;
@@ -60,6 +72,7 @@ struct ShardImage {
   std::vector<float> values;                  // all blocks, one after the other
   ImageSlots slots;
   std::vector<WorkerMark> marks;
+  std::vector<HeldPush> held;  // by clock, worker, incarnation; each once
 
   friend bool operator==(const ShardImage&, const ShardImage&) = default;
 };

@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <cstring>
+#include <span>
 #include <type_traits>
 
 #include "checkpoint/manifest.h"
@@ -144,6 +145,15 @@ std::string EncodeMeta(const ShardImage& image) {
     Put<std::uint32_t>(out, static_cast<std::uint32_t>(mark.verdicts.size()));
     out.append(mark.verdicts.begin(), mark.verdicts.end());
   }
+  Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.held.size()));
+  for (const HeldPush& push : image.held) {
+    Put<std::uint32_t>(out, push.worker.value());
+    Put<std::uint32_t>(out, push.incarnation.value());
+    Put<std::uint64_t>(out, push.clock.value());
+    Put<std::uint32_t>(out, push.samples);
+    Put<std::uint32_t>(out, static_cast<std::uint32_t>(push.bytes.size()));
+    out.append(reinterpret_cast<const char*>(push.bytes.data()), push.bytes.size());
+  }
   return out;
 }
 
@@ -197,6 +207,17 @@ Result<ShardImage> DecodeMeta(std::string_view bytes) {
     const std::string_view verdicts = cursor.Take(cursor.Take<std::uint32_t>());
     mark.verdicts.assign(verdicts.begin(), verdicts.end());
     image.marks.push_back(std::move(mark));
+  }
+  const auto held = cursor.Take<std::uint32_t>();
+  for (std::uint32_t i = 0; i < held && cursor.ok(); ++i) {
+    HeldPush push;
+    push.worker = WorkerId(cursor.Take<std::uint32_t>());
+    push.incarnation = Incarnation(cursor.Take<std::uint32_t>());
+    push.clock = Clock(cursor.Take<std::uint64_t>());
+    push.samples = cursor.Take<std::uint32_t>();
+    const auto content = std::as_bytes(std::span(cursor.Take(cursor.Take<std::uint32_t>())));
+    push.bytes.assign(content.begin(), content.end());
+    image.held.push_back(std::move(push));
   }
   if (!cursor.ok()) return Bad("cut short");
   if (cursor.rest() != 0) return Bad(std::to_string(cursor.rest()) + " bytes too many");

@@ -59,6 +59,8 @@ LaneCounters& LaneCounters::operator+=(const LaneCounters& other) {
   freezes += other.freezes;
   bytes_in += other.bytes_in;
   bytes_out += other.bytes_out;
+  clocks_ahead += other.clocks_ahead;
+  version_gap += other.version_gap;
   for (std::size_t code = 0; code < kCodes; ++code) refused[code] += other.refused[code];
   return *this;
 }
@@ -100,10 +102,6 @@ struct LaneCore::Job {
         live.members.begin(), live.members.end(), incarnation,
         [](const Member& member, Incarnation wanted) { return member.incarnation < wanted; });
     return at != live.members.end() && at->incarnation == incarnation ? &*at : nullptr;
-  }
-
-  void MembersChanged() {
-    for (const ShardId shard : own) shards[shard.value()]->MembersChanged();
   }
 
   void Park(const Peer& peer, std::span<const wire::Segment> asked) {
@@ -397,7 +395,17 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
   answer_.clear();
   LaneCounters delta;
   const auto push = [&](Shard& shard, std::span<const codec::BlockView> blocks) {
+    const Clock slowest = shard.SlowestClock(job.live.members);
+    const std::uint64_t version = shard.version();
     const PushVerdict verdict = shard.Push(member, facts, blocks, job.live_workers);
+    if (verdict.code == wire::Code::Applied && !verdict.repeated && !facts.replay &&
+        !blocks.empty() && member.Counts()) {
+      // The worker had finished the clock before when it made this step.
+      const std::uint64_t finished = facts.clock.value() - 1;
+      delta.clocks_ahead.Count(finished - std::min(finished, slowest.value()));
+      delta.version_gap.Count(version - std::min(version, facts.base_version));
+    }
+    shard.ApplyHeld(job.live.members, job.live_workers, merge_scratch_);
     if (verdict.repeated) {
       ++delta.pushes_repeated;
     } else {
@@ -658,6 +666,14 @@ void LaneCore::TryFreeze(Job& job) {
 
 // ---- staleness
 
+void LaneCore::MembersChanged(Job& job) {
+  for (const ShardId id : job.own) {
+    Shard& shard = *job.shards[id.value()];
+    shard.MembersChanged();
+    shard.ApplyHeld(job.live.members, job.live_workers, merge_scratch_);
+  }
+}
+
 void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
   if (!head_.segments.empty() || peer.header.payload_bytes() != 0) {
     return Nack(peer, wire::Code::Malformed);
@@ -665,7 +681,7 @@ void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
   const bool on = (peer.header.flags() & wire::kHoldOn) != 0;
   if (member.held != on) {
     member.held = on;
-    job.MembersChanged();
+    MembersChanged(job);
   }
   Reply(peer, AnswerTo(peer.header, wire::Kind::HoldReply, job.map_version, wire::Code::Applied),
         {}, {});
@@ -722,7 +738,7 @@ void LaneCore::UpdateLive(JobId job_id, LiveMembers live) {
     if (Member* member = job->FindMember(old.incarnation)) member->held = old.held;
   }
   job->live_workers = job->LiveWorkers();
-  job->MembersChanged();
+  MembersChanged(*job);
   std::erase_if(job->parked, [&](const Job::ParkedPull& pull) {
     if (job->FindMember(pull.incarnation) != nullptr) return false;
     Nack(pull.peer, wire::Code::NotLive);
@@ -756,6 +772,7 @@ Status LaneCore::InstallRestored(JobId job_id, Epoch epoch, checkpoint::ShardIma
                                            " is not here any more under this epoch"};
   }
   PS_TRY(shard->Restore(std::move(image), values_only));
+  MembersChanged(*job);
   WakePulls(*job);
   TryFreeze(*job);
   return Ok();

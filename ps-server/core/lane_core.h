@@ -31,6 +31,7 @@
 #include "ps-server/core/buffer_pool.h"
 #include "ps-server/core/lane_map.h"
 #include "ps-server/core/shard.h"
+#include "ps-server/core/staleness_histogram.h"
 
 namespace ps::server {
 
@@ -84,6 +85,9 @@ struct LaneCounters {
   std::uint64_t freezes = 0;
   std::uint64_t bytes_in = 0;  // both frames
   std::uint64_t bytes_out = 0;
+  // Of the applied pushes with entries, but for replays and those of the dead and the held.
+  StalenessHistogram clocks_ahead;  // of the slowest worker, when the step was made
+  StalenessHistogram version_gap;   // pushes that others had applied since the step's values
   std::array<std::uint64_t, kCodes> refused{};  // messages, by the Code of their Nack
 
   LaneCounters& operator+=(const LaneCounters& other);
@@ -172,6 +176,8 @@ class LaneCore {
 
   // Checks shards and blocks of every segment into parsed_. False if the message is bad.
   bool ParseSegments(Job& job, std::span<const std::byte> payload);
+  // After a change of the members or of who counts.
+  void MembersChanged(Job& job);
   void WakePulls(Job& job);
   // True if the pull was answered, one way or the other.
   bool TryPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked);
@@ -197,6 +203,7 @@ class LaneCore {
   std::vector<std::vector<codec::BlockView>> parsed_;  // by segment
   std::vector<wire::Segment> answer_;
   PullScratch pull_scratch_;
+  MergeScratch merge_scratch_;
 };
 
 }  // namespace ps::server

@@ -33,6 +33,7 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
                                ? spec.training.max_version_gap
                                : std::max<std::int64_t>(8, 2 * spec.training.workers);
   rules.version_gap_max = static_cast<std::uint64_t>(gap);
+  rules.bulk_synchronous = spec.training.staleness == 0;
   return rules;
 }
 
@@ -125,9 +126,11 @@ Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
   if (values_only) {
     store_.Init(std::move(image.values), rules_.optimizer);
   } else {
+    PS_TRY(CheckHeld(image));
     if (const Status loaded = store_.Load(image); !loaded.ok()) {
       return Annotate(loaded.error(), name);
     }
+    held_.Load(image.held);
     version_ = image.version;
     samples_trained_ = image.samples_trained;
   }
@@ -198,11 +201,15 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
   if (facts.clock.value() != stream.watermark.value() + 1) {
     return PushVerdict{wire::Code::Gap, false, stream.watermark.value()};
   }
+  if (rules.bulk_synchronous && held_.CountOf(member.incarnation) >= kHeldPerWorkerMax) {
+    return PushVerdict{wire::Code::Overloaded, false, stream.watermark.value()};
+  }
   wire::Code verdict = wire::Code::Applied;
   if (!blocks.empty()) {
     const bool finite = std::all_of(blocks.begin(), blocks.end(), codec::AllFinite);
     // After a restore the base may lie ahead of the shard: that is not old.
-    const bool too_old = !facts.replay && facts.base_version < version_ &&
+    const bool too_old = !facts.replay && !rules_.bulk_synchronous &&
+                         facts.base_version < version_ &&
                          version_ - facts.base_version > rules_.version_gap_max;
     if (!finite) {
       verdict = wire::Code::NonFinite;
@@ -211,11 +218,43 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
     }
   }
   Consume(stream, facts.clock, verdict);
+  if (rules_.bulk_synchronous) {
+    // It counts from here on; what is refused still counts its samples, in its place.
+    const bool counts = verdict == wire::Code::Applied;
+    held_.Add(member.worker, member.incarnation, facts.clock, facts.samples,
+              counts ? blocks : std::span<const codec::BlockView>());
+    return PushVerdict{verdict, false, version_};
+  }
   if (verdict == wire::Code::Applied) Apply(blocks, facts.samples, live_workers);
   // The samples were trained whatever became of their push: schedules go on, as they do when the
   // emptied push is replayed after a restore.
   samples_trained_ += facts.samples;
   return PushVerdict{verdict, false, version_};
+}
+
+void Shard::ApplyHeld(std::span<const Member> members,
+                      std::uint32_t live_workers, MergeScratch& scratch) {
+  if (!ready()) return;
+  while (!held_.empty() && held_.OldestClock() <= SlowestClock(members)) {
+    const std::vector<HeldPush> pushes = held_.TakeOldest();
+    const MergedPush merged = Merge(layout_, id_, pushes, scratch);
+    Apply(merged.blocks, merged.samples, live_workers);
+    for (const HeldPush& push : pushes) samples_trained_ += push.samples;
+  }
+}
+
+// The image comes from a disk: what is held must be what a push could have brought.
+Status Shard::CheckHeld(const checkpoint::ShardImage& image) const {
+  for (const checkpoint::HeldPush& push : image.held) {
+    std::vector<codec::BlockView> blocks;
+    const Status parsed = codec::ParseSegment(
+        push.bytes, [this](std::uint32_t block) { return ElementsOf(block); }, blocks);
+    if (!parsed.ok() || !std::all_of(blocks.begin(), blocks.end(), codec::AllFinite)) {
+      return Error{ErrorCode::kInvalid, "shard " + std::to_string(id_.value()) +
+                                            ": the image has a held push that cannot be"};
+    }
+  }
+  return Ok();
 }
 
 void Shard::Apply(std::span<const codec::BlockView> blocks, std::uint32_t samples,
@@ -363,6 +402,7 @@ checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
     image.block_elements.push_back(layout_.block(block).elements);
   }
   store_.Save(image);
+  image.held = held_.Save();
   for (const Stream& stream : streams_) {
     checkpoint::WorkerMark mark{
         stream.worker, stream.incarnation, stream.first_clock, stream.watermark, {}};

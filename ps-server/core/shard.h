@@ -1,4 +1,4 @@
-// The state of one shard and the rules S1, S2, S6 and S7 of docs/architecture.md.
+// The state of one shard and the rules S1, S2, S6, S7 and S8 of docs/architecture.md.
 //
 // A shard is Blank until it gets its initial values, Restoring until it gets the
 // image of a checkpoint, then Ready. It knows, for every incarnation of a worker
@@ -23,6 +23,7 @@
 #include "ps-server/core/byte_buffer.h"
 #include "ps-server/core/change_log.h"
 #include "ps-server/core/dense_store.h"
+#include "ps-server/core/held_pushes.h"
 #include "ps-server/core/learning_rate.h"
 #include "ps-server/core/optimizer.h"
 
@@ -39,6 +40,8 @@ struct JobRules {
   bool sparse = false;  // pushes leave out entries of large tensors
   // A push computed on values that are more than this many pushes old is TooOld.
   std::uint64_t version_gap_max = 8;
+  // Staleness 0: the pushes of a clock are summed and applied at once; none is TooOld.
+  bool bulk_synchronous = false;
 
   StoreShape store_shape() const { return StoreShape::Of(optimizer, sparse); }
 
@@ -111,6 +114,11 @@ class Shard {
   PushVerdict Push(const Member& member, const PushFacts& facts,
                    std::span<const codec::BlockView> blocks, std::uint32_t live_workers);
 
+  // Bulk-synchronous: applies what is held of the clocks that all members that count have reached,
+  // clock by clock. Call it after a push, and when the members or who counts changed.
+  void ApplyHeld(std::span<const Member> members, std::uint32_t live_workers, MergeScratch& scratch);
+  const HeldPushes& held() const { return held_; }
+
   // The last clock of the incarnation with a verdict.
   Clock Watermark(const Member& member) const;
 
@@ -148,6 +156,7 @@ class Shard {
   const Stream* FindStream(Incarnation incarnation) const;
   Stream& StreamOf(const Member& member);
   void Consume(Stream& stream, Clock clock, wire::Code verdict);
+  Status CheckHeld(const checkpoint::ShardImage& image) const;
   void Apply(std::span<const codec::BlockView> blocks, std::uint32_t samples,
              std::uint32_t live_workers);
   wire::ValueCodec PullCodecOf(std::uint32_t block, bool fp32) const;
@@ -168,6 +177,7 @@ class Shard {
   std::uint64_t samples_trained_ = 0;
   DenseStore store_;
   std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
+  HeldPushes held_;              // bulk-synchronous only
   ChangeLog log_;
   Clock slowest_;
   bool slowest_known_ = false;

@@ -49,6 +49,8 @@ inline ShardImage MakeImage(std::uint32_t shard,
   }
   image.marks = {{WorkerId(0), Incarnation(5), Clock(10), Clock(600), {0, 0, 1, 2}},
                  {WorkerId(1), Incarnation(6), Clock(600), Clock(600), {}}};
+  image.held = {{WorkerId(0), Incarnation(5), Clock(600), 32, {std::byte{1}, std::byte{2}}},
+                {WorkerId(1), Incarnation(6), Clock(600), 7, {}}};
   return image;
 }
 

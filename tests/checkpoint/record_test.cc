@@ -152,6 +152,11 @@ TEST(ImageTest, PartsThatDisagreeAreRefused) {
   image = MakeImage(1);
   image.marks[1].verdicts = {0};
   EXPECT_FALSE(CheckImage(image).ok());
+  image = MakeImage(1);
+  std::swap(image.held[0], image.held[1]);
+  EXPECT_FALSE(CheckImage(image).ok());
+  image.held[1] = image.held[0];
+  EXPECT_FALSE(CheckImage(image).ok());
 }
 
 TEST(ImageTest, TheDigestDependsOnEverythingInTheImage) {
@@ -176,6 +181,10 @@ TEST(ImageTest, TheDigestDependsOnEverythingInTheImage) {
       [](ShardImage& i) { i.marks.pop_back(); },
       [](ShardImage& i) { i.marks[0].verdicts[0] = 2; },
       [](ShardImage& i) { i.marks[0].watermark = Clock(601); },
+      [](ShardImage& i) { i.held.pop_back(); },
+      [](ShardImage& i) { i.held[0].clock = Clock(599); },
+      [](ShardImage& i) { i.held[0].samples = 33; },
+      [](ShardImage& i) { i.held[0].bytes[1] = std::byte{3}; },
   };
   for (std::size_t i = 0; i < changes.size(); ++i) {
     ShardImage changed = image;

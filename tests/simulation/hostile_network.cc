@@ -120,6 +120,7 @@ class Cluster {
 
   SimulatedWorker::Callbacks CallbacksOf(std::uint32_t slot, Incarnation incarnation, bool ghost);
   std::string Unsettled() const;
+  void VerifyStaleness();
   void Verify();
 
   const std::uint64_t seed_;
@@ -132,6 +133,8 @@ class Cluster {
   std::uint32_t window_ = 4;
   std::int64_t staleness_ = 3;  // < 0: unlimited
   std::uint32_t weights_ = 1;   // samples of a push: 1 .. weights_
+  bool holds_ = false;          // workers leave the staleness rule now and then
+  bool bounded_ = false;        // no push may be staler than the bound: nobody joins, dies or holds
   std::uint32_t task_deaths_left_ = 0;
   std::uint32_t server_deaths_left_ = 0;
   std::optional<SimulatedNetwork> network_;
@@ -168,10 +171,12 @@ Cluster::Cluster(std::uint64_t seed) : seed_(seed), random_(seed) {
   rules_.version_gap_max = 2 * slots_.size() + Dice(20);
   window_ = static_cast<std::uint32_t>(1 + Dice(6));
   staleness_ = static_cast<std::int64_t>(Dice(6)) - 1;
-  if (staleness_ == 0) staleness_ = 1;
+  rules_.bulk_synchronous = staleness_ == 0;
   weights_ = Dice(2) == 0 ? 1 : 4;
   task_deaths_left_ = static_cast<std::uint32_t>(Dice(6));
   server_deaths_left_ = static_cast<std::uint32_t>(Dice(4));
+  holds_ = Dice(3) == 0;
+  bounded_ = task_deaths_left_ == 0 && server_deaths_left_ == 0 && !holds_;
 
   NetworkFaults faults;
   faults.delay_ms_max = static_cast<std::uint32_t>(2 + Dice(60));
@@ -204,11 +209,18 @@ Cluster::Cluster(std::uint64_t seed) : seed_(seed), random_(seed) {
   for (std::uint32_t i = 0; i < shards; ++i) {
     map_.push_back(Place{static_cast<std::uint32_t>(Dice(lanes)), Epoch(1), 1, Round()});
   }
-  for (std::uint64_t i = 0; i < lanes; ++i) AddLane();
   for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
     slots_[slot].pace_ms = static_cast<std::int64_t>(5 + Dice(Dice(4) == 0 ? 300 : 40));
-    StartTask(slot);
+    // All are in the first live set, as the coordinator has it, however late they hear of it.
+    Slot& first = slots_[slot];
+    first.incarnation = Incarnation(next_incarnation_++);
+    first.live = true;
+    first.control_ms = static_cast<std::int64_t>(1 + Dice(500));
+    events_.At(first.control_ms, [this, slot, incarnation = first.incarnation, map = Map()] {
+      TakeStart(slot, incarnation, Clock(0), map);
+    });
   }
+  for (std::uint64_t i = 0; i < lanes; ++i) AddLane();
 }
 
 void Cluster::Fail(const std::string& what) {
@@ -664,20 +676,29 @@ void Cluster::Misfortune() {
     LoseServer();
   }
   if (Dice(400) == 0) AbortRound();
+  if (holds_ && Dice(60) == 0) {
+    Slot& slot = slots_[Dice(slots_.size())];
+    if (slot.task != nullptr) slot.task->SetHold(Dice(2) == 0);
+  }
 }
 
 void Cluster::Step(std::uint32_t number) {
   Slot& slot = slots_[number];
   const bool rest = std::any_of(slot.residual.begin(), slot.residual.end(),
                                 [](const ShardEntries& entries) { return !entries.empty(); });
-  if (calm_ && !rest) return;
+  if (calm_ && !rest) {
+    // Nothing more comes from it: nobody waits for its clock.
+    slot.task->SetHold(true);
+    return;
+  }
   if (!slot.task->Ready() || Dice(static_cast<std::uint64_t>(slot.pace_ms)) > kTickMs) return;
   // As the trainer: the step computes on what was pulled, and asks for the next step's values.
   slot.task->Adopt();
   const Clock clock(slot.task->ring().last_clock().value() + 1);
   const auto s = static_cast<std::uint64_t>(staleness_);
   const bool wait = !calm_ && staleness_ >= 0 && clock.value() > s;
-  slot.task->StartPull(Clock(wait ? clock.value() - s : 0));
+  // Bulk-synchronous workers cannot ask before they have pushed: see below.
+  if (staleness_ != 0) slot.task->StartPull(Clock(wait ? clock.value() - s : 0));
   Pushed pushed;
   pushed.samples = static_cast<std::uint32_t>(1 + Dice(weights_));
   pushed.shards = std::exchange(slot.residual, std::vector<ShardEntries>(layout_.shard_count()));
@@ -700,6 +721,7 @@ void Cluster::Step(std::uint32_t number) {
   entry = std::move(pushed);
   if (slot.task->Push(sent, entry.samples)) {
     ++report_.steps;
+    if (staleness_ == 0) slot.task->StartPull(Clock(wait ? clock.value() : 0));
     return;
   }
   slot.residual = std::move(entry.shards);
@@ -733,6 +755,27 @@ std::string Cluster::Unsettled() const {
     return lanes_[place.lane].core == nullptr;
   });
   return homeless ? "a shard is on no server" : "";
+}
+
+// While the faults go on: who only pushes what it may is never staler than the bound.
+void Cluster::VerifyStaleness() {
+  for (const Lane& lane : lanes_) {
+    if (lane.core == nullptr) continue;
+    const server::LaneCounters& counters = lane.core->counters();
+    report_.measured += counters.clocks_ahead.count();
+    if (bounded_ && staleness_ >= 0 &&
+        counters.clocks_ahead.largest() > static_cast<std::uint64_t>(staleness_)) {
+      Fail("a push was " + std::to_string(counters.clocks_ahead.largest()) +
+           " clocks ahead, the bound is " + std::to_string(staleness_));
+    }
+    if (!rules_.bulk_synchronous && counters.version_gap.largest() > rules_.version_gap_max) {
+      Fail("a push on values " + std::to_string(counters.version_gap.largest()) +
+           " pushes old was applied, the bound is " + std::to_string(rules_.version_gap_max));
+    }
+    if (bounded_ && rules_.bulk_synchronous && counters.version_gap.largest() > 0) {
+      Fail("a bulk-synchronous push was computed on old values");
+    }
+  }
 }
 
 void Cluster::Verify() {
@@ -769,6 +812,7 @@ void Cluster::Verify() {
         return Fail(text.str());
       }
     }
+    if (!shard->held().empty()) return Fail(name + " holds pushes back");
     if (shard->samples_trained() != samples) {
       return Fail(name + " counts " + std::to_string(shard->samples_trained()) + " samples, not " +
                   std::to_string(samples));
@@ -790,6 +834,7 @@ void Cluster::Verify() {
 HostileReport Cluster::Run() {
   Tick();
   while (report_.violation.empty() && events_.now_ms() < kFaultsMs) events_.RunNext();
+  VerifyStaleness();
   calm_ = true;
   network_->StopFaults();
   // Who stops first must not let the others wait for its clock.
@@ -837,6 +882,7 @@ HostileReport& HostileReport::operator+=(const HostileReport& other) {
   replays += other.replays;
   too_old += other.too_old;
   non_finite += other.non_finite;
+  measured += other.measured;
   task_deaths += other.task_deaths;
   server_deaths += other.server_deaths;
   checkpoints += other.checkpoints;

@@ -24,6 +24,7 @@ struct HostileReport {
   std::uint64_t replays = 0;
   std::uint64_t too_old = 0;
   std::uint64_t non_finite = 0;
+  std::uint64_t measured = 0;  // pushes whose staleness was counted
   std::uint64_t task_deaths = 0;
   std::uint64_t server_deaths = 0;
   std::uint64_t checkpoints = 0;

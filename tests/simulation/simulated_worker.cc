@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "common/check.h"
@@ -10,6 +11,9 @@
 namespace ps::simulation {
 namespace {
 
+constexpr std::int64_t kHoldRetryMs = 200;
+constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
+constexpr std::uint64_t kFirstHold = std::uint64_t{1} << 62;
 constexpr std::int64_t kPullRetryMs = 100;
 constexpr std::int64_t kPullTimeoutMs = 400;
 
@@ -64,6 +68,7 @@ void SimulatedWorker::Tick(std::int64_t now_ms) {
   stream_->Tick(now_ms, actions);
   Do(std::move(actions));
   SendPulls();
+  SendHolds();
 }
 
 void SimulatedWorker::SetMap(const worker::StreamMap& map) {
@@ -71,6 +76,8 @@ void SimulatedWorker::SetMap(const worker::StreamMap& map) {
   stream_->SetMap(map, actions);
   Do(std::move(actions));
   if (pull_) pull_->next_send_ms.clear();
+  hold_next_ms_.clear();
+  SendHolds();
 }
 
 void SimulatedWorker::Reconnected(std::uint32_t lane) {
@@ -78,6 +85,7 @@ void SimulatedWorker::Reconnected(std::uint32_t lane) {
   stream_->Reconnected(lane, actions);
   Do(std::move(actions));
   if (pull_) pull_->next_send_ms[lane] = 0;
+  hold_next_ms_.erase(lane);
 }
 
 void SimulatedWorker::BeginRound(std::uint64_t round) {
@@ -169,6 +177,9 @@ void SimulatedWorker::OnMessage(std::uint32_t lane, const Bytes& bytes, const By
     case wire::Kind::PullReply:
       if (pull_ && request == pull_->request) OnPullReply(head, payload);
       break;
+    case wire::Kind::HoldReply:
+      if (request == kFirstHold + hold_request_) hold_next_ms_[lane] = kNever;
+      break;
     case wire::Kind::Nack:
       if (pull_ && request == pull_->request) {
         pull_->next_send_ms[lane] = now_ms_ + kPullRetryMs;
@@ -251,6 +262,26 @@ void SimulatedWorker::StartPull(Clock needed) {
   pull_->needed = needed;
   pull_->have.assign(layout_.shard_count(), false);
   SendPulls();
+}
+
+void SimulatedWorker::SetHold(bool on) {
+  if (hold_ == on) return;
+  hold_ = on;
+  ++hold_request_;
+  hold_next_ms_.clear();
+  SendHolds();
+}
+
+void SimulatedWorker::SendHolds() {
+  if (hold_request_ == 0) return;
+  for (const auto& place : stream_->map().shards) {
+    std::int64_t& next = hold_next_ms_[place.lane];
+    if (now_ms_ < next) continue;
+    next = now_ms_ + kHoldRetryMs;
+    wire::LaneHeader header = Header(wire::Kind::Hold, kFirstHold + hold_request_);
+    if (hold_) header.mutate_flags(wire::kHoldOn);
+    Send(place.lane, header, {});
+  }
 }
 
 void SimulatedWorker::SendPulls() {

@@ -68,6 +68,8 @@ class SimulatedWorker {
   // The newest pulled values are the base of pushes from now on.
   void Adopt() { base_ = pulled_; }
   void StartPull(Clock needed);
+  // Takes the clock out of the staleness rule, or back in; repeated until every lane has it.
+  void SetHold(bool on);
 
   const worker::PushStream& stream() const { return *stream_; }
   const worker::RetentionRing& ring() const { return *ring_; }
@@ -93,6 +95,7 @@ class SimulatedWorker {
             Bytes payload = {});
   void SendPush(const worker::SendPush& push);
   void SendPulls();
+  void SendHolds();
   void OnPullReply(const wire::Head& head, const Bytes& payload);
   wire::LaneHeader Header(wire::Kind kind, std::uint64_t request) const;
 
@@ -109,6 +112,9 @@ class SimulatedWorker {
   std::vector<Base> base_;
   std::vector<std::vector<float>> values_;
   std::optional<CurrentPull> pull_;
+  bool hold_ = false;
+  std::uint64_t hold_request_ = 0;                      // 0: never asked for
+  std::map<std::uint32_t, std::int64_t> hold_next_ms_;  // by lane; the last possible: confirmed
   std::uint64_t next_pull_ = std::uint64_t{1} << 60;
 };
 
