@@ -1,5 +1,5 @@
 // The pushes that a bulk-synchronous shard has taken and not yet applied: those of clocks that some
-// worker has still to push (staleness 0, rule S8 of docs/architecture.md).
+// worker has still to push (staleness 0, rule S9 of docs/architecture.md).
 //
 // A push has its verdict when it comes in here: it is part of the shard's state, as its watermark
 // is, and of the shard's images. It leaves with all others of its clock, in the order of workers,

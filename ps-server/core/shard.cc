@@ -201,7 +201,7 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
   if (facts.clock.value() != stream.watermark.value() + 1) {
     return PushVerdict{wire::Code::Gap, false, stream.watermark.value()};
   }
-  if (rules.bulk_synchronous && held_.CountOf(member.incarnation) >= kHeldPerWorkerMax) {
+  if (rules_.bulk_synchronous && held_.CountOf(member.incarnation) >= kHeldPerWorkerMax) {
     return PushVerdict{wire::Code::Overloaded, false, stream.watermark.value()};
   }
   wire::Code verdict = wire::Code::Applied;
@@ -232,8 +232,8 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
   return PushVerdict{verdict, false, version_};
 }
 
-void Shard::ApplyHeld(std::span<const Member> members,
-                      std::uint32_t live_workers, MergeScratch& scratch) {
+void Shard::ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
+                      MergeScratch& scratch) {
   if (!ready()) return;
   while (!held_.empty() && held_.OldestClock() <= SlowestClock(members)) {
     const std::vector<HeldPush> pushes = held_.TakeOldest();

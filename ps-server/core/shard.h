@@ -1,4 +1,4 @@
-// The state of one shard and the rules S1, S2, S6, S7 and S8 of docs/architecture.md.
+// The state of one shard and the rules S1, S2, S6 to S9 of docs/architecture.md.
 //
 // A shard is Blank until it gets its initial values, Restoring until it gets the
 // image of a checkpoint, then Ready. It knows, for every incarnation of a worker
@@ -116,7 +116,8 @@ class Shard {
 
   // Bulk-synchronous: applies what is held of the clocks that all members that count have reached,
   // clock by clock. Call it after a push, and when the members or who counts changed.
-  void ApplyHeld(std::span<const Member> members, std::uint32_t live_workers, MergeScratch& scratch);
+  void ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
+                 MergeScratch& scratch);
   const HeldPushes& held() const { return held_; }
 
   // The last clock of the incarnation with a verdict.

@@ -115,7 +115,7 @@ class Cluster {
 
   // Lanes.
   void Flush(std::uint32_t lane);
-  void Observe(const server::LaneReply& reply);
+  void Observe(const wire::Head& head);
   void OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted& wanted);
 
   SimulatedWorker::Callbacks CallbacksOf(std::uint32_t slot, Incarnation incarnation, bool ghost);
@@ -581,10 +581,20 @@ void Cluster::MaybeCommit() {
 
 void Cluster::Flush(std::uint32_t number) {
   LaneCore& core = *lanes_[number].core;
-  for (server::LaneReply& reply : core.TakeReplies()) {
-    Observe(reply);
-    network_->SendToWorker(number, reply.to, std::move(reply.head),
-                           Bytes(reply.payload.begin(), reply.payload.end()));
+  std::vector<server::LaneReply> replies;
+  core.TakeReplies(replies);
+  for (const server::LaneReply& reply : replies) {
+    // Answers that travel together meet the network one by one: it can do more to them.
+    for (std::span<const std::byte> rest(reply.head); !rest.empty();) {
+      wire::Head head;
+      const Result<std::size_t> bytes = wire::ParseFirst(rest, head);
+      if (!bytes.ok()) return Fail("a lane's answer does not parse");
+      Observe(head);
+      network_->SendToWorker(
+          number, reply.to, Bytes(rest.begin(), rest.begin() + *bytes),
+          Bytes(reply.payload.data(), reply.payload.data() + reply.payload.size()));
+      rest = rest.subspan(*bytes);
+    }
   }
   for (server::LaneEvent& event : core.TakeEvents()) {
     if (auto* frozen = std::get_if<server::LaneFrozen>(&event)) {
@@ -604,9 +614,7 @@ void Cluster::Flush(std::uint32_t number) {
 }
 
 // Notes which verdicts are TooOld, before the network may lose the answer.
-void Cluster::Observe(const server::LaneReply& reply) {
-  wire::Head head;
-  if (!wire::ParseInto(reply.head, head).ok()) return Fail("a lane's answer does not parse");
+void Cluster::Observe(const wire::Head& head) {
   if (head.header.kind() != static_cast<std::uint8_t>(wire::Kind::PushReply)) return;
   for (const wire::Segment& segment : head.segments) {
     if (segment.code() != static_cast<std::uint8_t>(wire::Code::TooOld)) continue;

@@ -223,6 +223,7 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
   for (std::uint64_t clock = 2; clock <= 3; ++clock) {
     for (std::uint32_t worker = 0; worker < kWorkers; ++worker) job.SendPush(worker, clock, 0);
   }
+  const JobRules rules = BulkRules();
   for (std::uint32_t number = 0; number < kShards; ++number) {
     checkpoint::ShardImage image = frozen.images[number];
     ASSERT_EQ(image.held.size(), 1u);
@@ -233,7 +234,7 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
     read->values = image.values;
     EXPECT_EQ(*read, image);
 
-    Shard shard(layout_, ShardId(number), Epoch(2), 2, /*restoring=*/true);
+    Shard shard(layout_, rules, ShardId(number), Epoch(2), 2, /*restoring=*/true);
     ASSERT_TRUE(shard.Restore(*read, /*values_only=*/false).ok());
     const std::vector<Member> members = {MakeMember(0, 11), MakeMember(1, 12), MakeMember(2, 13)};
     MergeScratch scratch;
@@ -249,16 +250,17 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
           bytes.assign(begin, begin + segment->length());
         }
         shard.Push(members[worker], PushFacts{Clock(clock), 0, push.header.samples(), true},
-                   Parse(layout_, bytes), BulkRules(), kWorkers);
-        shard.ApplyHeld(members, BulkRules(), kWorkers, scratch);
+                   Parse(layout_, bytes), kWorkers);
+        shard.ApplyHeld(members, kWorkers, scratch);
       }
     }
     const auto values = job.shard(number).values();
-    EXPECT_TRUE(std::equal(values.begin(), values.end(), shard.values().begin()));
+    const auto restored = shard.values();
+    EXPECT_TRUE(std::equal(values.begin(), values.end(), restored.begin(), restored.end()));
     // Bytes that no push could have brought are refused.
     if (!image.held[0].bytes.empty()) {
       image.held[0].bytes.pop_back();
-      Shard other(layout_, ShardId(number), Epoch(2), 2, /*restoring=*/true);
+      Shard other(layout_, rules, ShardId(number), Epoch(2), 2, /*restoring=*/true);
       EXPECT_FALSE(other.Restore(image, false).ok());
     }
   }
