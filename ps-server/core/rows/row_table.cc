@@ -1,0 +1,126 @@
+#include "ps-server/core/rows/row_table.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "common/check.h"
+
+namespace ps::server {
+namespace {
+
+static_assert(sizeof(RowRecord) == checkpoint::kRowHeaderBytes);
+
+std::uint32_t FloatsOf(const RowTableRules& rules) {
+  PS_CHECK(rules.width >= 1 && rules.width <= kRowWidthMax, rules.width);
+  PS_CHECK(rules.initial_slots.size() <= 2 * rules.width, rules.initial_slots.size());
+  PS_CHECK(rules.sightings >= 1 && rules.sightings <= kSightingsMax + 1, rules.sightings);
+  PS_CHECK(rules.sightings == 1 || rules.sketch_bytes > 0, rules.sightings);
+  return rules.width + static_cast<std::uint32_t>(rules.initial_slots.size());
+}
+
+}  // namespace
+
+RowTable::RowTable(RowTableRules rules, std::uint64_t hash_seed, std::pmr::memory_resource* memory)
+    : rules_(std::move(rules)),
+      rows_(FloatsOf(rules_), memory),
+      index_(rows_, hash_seed, memory),
+      sketch_(rules_.sightings > 1 ? rules_.sketch_bytes : 0) {}
+
+void RowTable::AdvanceTo(std::uint32_t tick) {
+  const std::uint32_t before = std::exchange(now_, std::max(now_, tick));
+  if (rules_.unused_max == 0) return;
+  const std::uint32_t period = std::max(1u, rules_.unused_max / 16);
+  if (before / period == now_ / period) return;
+  rows_.ForEach([&](RowNumber row, const RowRecord& record) {
+    if (now_ - record.last_used <= rules_.unused_max) return;
+    Remove(row);
+    ++counters_.expired;
+  });
+}
+
+void RowTable::Admit(std::span<const std::uint64_t> keys) {
+  if (rules_.sightings > 1) {
+    const std::size_t before = unknown_.size();
+    std::erase_if(unknown_,
+                  [&](std::uint32_t at) { return sketch_.Saw(keys[at]) + 1 < rules_.sightings; });
+    counters_.rejected += before - unknown_.size();
+  }
+  const std::uint64_t wanted = unknown_.size();
+  if (rules_.rows_max == 0 || rows() + wanted <= rules_.rows_max) return;
+  if (rules_.when_full != RowsFull::kRefuse) {
+    const std::uint64_t many = std::max(rows() + wanted - rules_.rows_max,
+                                        std::max<std::uint64_t>(1, rules_.rows_max / 16));
+    const std::vector<RowNumber> going = RowsToEvict(rows_, many, rules_.when_full);
+    for (const RowNumber row : going) Remove(row);
+    counters_.evicted += going.size();
+  }
+  // After a restore under a lower bound there may be more rows than that.
+  const std::uint64_t room = rules_.rows_max - std::min(rules_.rows_max, rows());
+  if (wanted > room) {
+    counters_.refused += wanted - room;
+    unknown_.resize(room);
+  }
+}
+
+RowRecord& RowTable::Create(std::uint64_t key) {
+  const RowNumber row = rows_.Create();
+  RowRecord& record = *rows_.At(row);
+  record.set_key(key);
+  record.updates = 1;
+  record.last_used = now_;
+  rules_.initializer.Fill(key, std::span(record.floats(), rules_.width));
+  std::copy(rules_.initial_slots.begin(), rules_.initial_slots.end(),
+            record.floats() + rules_.width);
+  index_.Insert(row);
+  ++counters_.created;
+  return record;
+}
+
+void RowTable::Remove(RowNumber row) {
+  index_.Remove(row);
+  rows_.Remove(row);
+}
+
+checkpoint::RowTableImage RowTable::Export() const {
+  checkpoint::RowTableImage image;
+  image.table = rules_.table;
+  image.width = rules_.width;
+  image.slots = static_cast<std::uint32_t>(rules_.initial_slots.size());
+  image.tick = now_;
+  const std::size_t bytes = rows_.record_bytes();
+  image.records.reserve(rows() * bytes);
+  rows_.ForEach([&](RowNumber, const RowRecord& record) {
+    const auto* from = reinterpret_cast<const std::byte*>(&record);
+    image.records.insert(image.records.end(), from, from + bytes);
+  });
+  image.sketch.assign(sketch_.counters().begin(), sketch_.counters().end());
+  image.sightings = sketch_.sightings();
+  return image;
+}
+
+Status RowTable::Restore(const checkpoint::RowTableImage& image) {
+  PS_CHECK(rows() == 0, rows());
+  if (image.table != rules_.table || image.width != rules_.width ||
+      image.slots != rules_.initial_slots.size()) {
+    return Error{ErrorCode::kInvalid, "row table " + std::to_string(rules_.table) +
+                                          ": the image is of table " + std::to_string(image.table) +
+                                          " with " + std::to_string(image.width) + " values and " +
+                                          std::to_string(image.slots) + " slots, this one has " +
+                                          std::to_string(rules_.width) + " and " +
+                                          std::to_string(rules_.initial_slots.size())};
+  }
+  PS_TRY(checkpoint::CheckRows(image));
+  const std::size_t bytes = rows_.record_bytes();
+  for (std::size_t at = 0; at < image.records.size(); at += bytes) {
+    const RowNumber row = rows_.Create();
+    std::memcpy(static_cast<void*>(rows_.At(row)), image.records.data() + at, bytes);
+    index_.Insert(row);
+  }
+  now_ = image.tick;
+  (void)sketch_.Restore(image.sketch, image.sightings);
+  return Ok();
+}
+
+}  // namespace ps::server
