@@ -95,10 +95,10 @@ Status CheckRaw16(const wire::BlockHeader& header, std::uint32_t elements,
 Result<BlockView> SplitBlock(const wire::BlockHeader& header, std::uint32_t elements,
                              std::span<const std::byte> body) {
   if (header.reserved() != 0) return Bad(header, "its reserved bytes are not zero");
-  if (header.index_codec() > static_cast<std::uint8_t>(wire::IndexCodec::MAX)) {
+  if (header.index_codec() > static_cast<std::uint8_t>(wire::IndexCodec::Raw16)) {
     return Bad(header, "unknown index codec " + std::to_string(header.index_codec()));
   }
-  if (header.value_codec() > static_cast<std::uint8_t>(wire::ValueCodec::MAX)) {
+  if (header.value_codec() > static_cast<std::uint8_t>(wire::ValueCodec::Bf16)) {
     return Bad(header, "unknown value codec " + std::to_string(header.value_codec()));
   }
   if (header.count() > elements) {
@@ -129,6 +129,7 @@ Result<BlockView> SplitBlock(const wire::BlockHeader& header, std::uint32_t elem
       break;
     case wire::IndexCodec::Gap8: PS_TRY(CheckGap8(header, elements, view.index_bytes)); break;
     case wire::IndexCodec::Raw16: PS_TRY(CheckRaw16(header, elements, view.index_bytes)); break;
+    case wire::IndexCodec::Keys64: break;  // refused above
   }
   return view;
 }
@@ -145,6 +146,7 @@ std::size_t MaxEncodedBytes(std::uint32_t elements, std::uint32_t count, wire::I
       index_bytes = count == 0 ? 0 : count + (elements - count) / kSkip;
       break;
     case wire::IndexCodec::Raw16: index_bytes = std::size_t{count} * 2; break;
+    case wire::IndexCodec::Keys64: PS_CHECK(false, "rows are no entries of a block"); break;
   }
   return sizeof(wire::BlockHeader) + index_bytes + count * ValueBytes(value);
 }
@@ -173,6 +175,7 @@ std::size_t EncodeBlock(std::uint32_t block, std::uint32_t elements,
       if (count > 0) std::memcpy(at, indices.data(), count * 2);
       at += count * 2;
       break;
+    case wire::IndexCodec::Keys64: PS_CHECK(false, "rows are no entries of a block"); break;
   }
   if (value == wire::ValueCodec::Fp32) {
     if (count > 0) std::memcpy(at, values.data(), count * 4);
@@ -246,6 +249,7 @@ void DecodeIndices(const BlockView& block, std::vector<std::uint16_t>& indices) 
         std::memcpy(indices.data(), block.index_bytes.data(), block.index_bytes.size());
       }
       break;
+    case wire::IndexCodec::Keys64: PS_CHECK(false, "no block that was checked has keys"); break;
   }
 }
 
@@ -262,19 +266,22 @@ void DecodeValues(const BlockView& block, std::vector<float>& values) {
 }
 
 bool AllFinite(const BlockView& block) {
+  return ValuesFinite(static_cast<wire::ValueCodec>(block.header.value_codec()), block.value_bytes);
+}
+
+bool ValuesFinite(wire::ValueCodec codec, std::span<const std::byte> bytes) {
   // A value is inf or NaN when all bits of its exponent are set; counting instead of leaving early
   // lets the compiler use vectors.
-  const std::byte* from = block.value_bytes.data();
-  const std::size_t count = block.count();
+  const std::byte* from = bytes.data();
   std::uint32_t bad = 0;
-  if (block.header.value_codec() == static_cast<std::uint8_t>(wire::ValueCodec::Fp32)) {
-    for (std::size_t i = 0; i < count; ++i) {
+  if (codec == wire::ValueCodec::Fp32) {
+    for (std::size_t i = 0; i < bytes.size() / 4; ++i) {
       std::uint32_t bits;
       std::memcpy(&bits, from + i * 4, sizeof(bits));
       bad |= (bits & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
     }
   } else {
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < bytes.size() / 2; ++i) {
       bad |= (Load16(from + i * 2) & 0x7f80u) == 0x7f80u ? 1u : 0u;
     }
   }

@@ -2,7 +2,8 @@
 //
 // Source of the formats: docs/wire-format.md. Index codecs: Dense (no stream;
 // count == elements), Gap8 (one u8 per gap, 255 skips 255 positions), Raw16
-// (u16 positions). Value codecs: Fp32, Bf16 (round to nearest even).
+// (u16 positions). Value codecs: Fp32, Bf16 (round to nearest even). The others
+// are those of rows (row_codec.h) and refused here.
 // Encoders append to caller-owned memory; decoders are safe on hostile bytes:
 // every index is checked to be increasing and below `elements`, every length
 // exact. All functions are pure and may run on any thread. Buffers may have any
@@ -60,6 +61,7 @@ void DecodeIndices(const BlockView& block, std::vector<std::uint16_t>& indices);
 void DecodeValues(const BlockView& block, std::vector<float>& values);
 // False if any value is inf or NaN.
 bool AllFinite(const BlockView& block);
+bool ValuesFinite(wire::ValueCodec codec, std::span<const std::byte> value_bytes);
 
 float Bf16ToFloat(std::uint16_t bits);
 std::uint16_t FloatToBf16(float value);  // to nearest even; NaN stays NaN

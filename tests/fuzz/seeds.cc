@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 #include "common/messages/control.h"
 #include "common/messages/wire.h"
 
@@ -45,6 +46,18 @@ Bytes Block(std::uint32_t block, std::uint32_t elements, const std::vector<std::
   return bytes;
 }
 
+// Two rows of a table whose width is its number.
+Bytes Rows(std::uint32_t table, ps::codec::RowContent content, ps::wire::ValueCodec value) {
+  const bool keyed = content != ps::codec::RowContent::kValues;
+  const bool valued = content != ps::codec::RowContent::kKeys;
+  const std::vector<std::uint64_t> keys =
+      keyed ? std::vector<std::uint64_t>{7, 1 << 20} : std::vector<std::uint64_t>{};
+  const std::vector<float> values(valued ? 2 * table : 0, 0.75f);
+  Bytes bytes(ps::codec::RowBytes(2, table, content, value));
+  ps::codec::EncodeRows(table, keys, values, table, content, value, bytes.data());
+  return bytes;
+}
+
 Bytes Message(ps::wire::Kind kind, const Bytes& payload, std::size_t segments) {
   const ps::wire::LaneHeader header(ps::wire::kMagic, ps::wire::kProtocolVersion,
                                     static_cast<std::uint8_t>(kind), 0, 1, 0, 1, 5, 9, 1, 0, 32,
@@ -74,6 +87,13 @@ void WriteWire(Corpus corpus) {
   Append(all, raw);
   Append(all, dense);
   corpus.Add(Message(ps::wire::Kind::PullReply, all, 2));
+  using ps::codec::RowContent;
+  Bytes with_rows = gap;
+  Append(with_rows, Rows(1, RowContent::kKeysAndValues, ValueCodec::Fp32));
+  Append(with_rows, Rows(3, RowContent::kKeysAndValues, ValueCodec::Bf16));
+  corpus.Add(Message(ps::wire::Kind::Push, with_rows, 1));
+  corpus.Add(Message(ps::wire::Kind::Pull, Rows(4, RowContent::kKeys, ValueCodec::Absent), 1));
+  corpus.Add(Message(ps::wire::Kind::PullReply, Rows(4, RowContent::kValues, ValueCodec::Bf16), 1));
   Bytes segment_alone = {std::byte{0xff}, std::byte{0xff}};
   Append(segment_alone, all);
   corpus.Add(segment_alone);

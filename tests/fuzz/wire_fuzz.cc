@@ -1,4 +1,4 @@
-// A data message from a stranger: head, segments, blocks, values.
+// A data message from a stranger: head, segments, blocks, rows, values.
 //
 // Input: u16 length of frame 1 (little endian), frame 1, frame 2. What parses must decode to valid
 // positions and, if its values are finite, encode to the same bytes again.
@@ -8,6 +8,7 @@
 
 #include "common/check.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 #include "common/messages/wire.h"
 
 namespace {
@@ -37,7 +38,39 @@ void CheckBlock(const ps::codec::BlockView& block, std::vector<std::byte>& again
                                            value, again.data() + at, {}));
 }
 
-void CheckSegment(std::span<const std::byte> payload) {
+std::uint32_t WidthOf(std::uint32_t table) { return table < 32 ? table : 0; }
+
+void CheckRows(std::span<const std::byte> rows, ps::codec::RowContent content) {
+  std::vector<ps::codec::RowsView> parts;
+  if (!ps::codec::ParseRows(rows, content, WidthOf, parts).ok()) return;
+  std::vector<std::byte> again;
+  bool finite = true;
+  for (const ps::codec::RowsView& part : parts) {
+    const std::uint32_t width = WidthOf(part.table);
+    std::vector<std::uint64_t> keys;
+    if (content != ps::codec::RowContent::kValues) {
+      for (std::size_t row = 0; row < part.count; ++row) keys.push_back(part.key(row));
+    }
+    std::vector<float> values;
+    if (content != ps::codec::RowContent::kKeys) {
+      finite = ps::codec::ValuesFinite(part.value_codec, part.value_bytes) && finite;
+      values.resize(std::size_t{part.count} * width);
+      for (std::size_t row = 0; row < part.count; ++row) {
+        ps::codec::DecodeRow(part, row, std::span(values).subspan(row * width, width));
+      }
+    }
+    const std::size_t at = again.size();
+    again.resize(at + ps::codec::RowBytes(part.count, width, content, part.value_codec));
+    ps::codec::EncodeRows(part.table, keys, values, width, content, part.value_codec,
+                          again.data() + at);
+  }
+  PS_CHECK(
+      again.size() == rows.size() &&
+          (!finite || rows.empty() || std::memcmp(again.data(), rows.data(), rows.size()) == 0),
+      rows.size());
+}
+
+void CheckBlocks(std::span<const std::byte> payload) {
   std::vector<ps::codec::BlockView> blocks;
   if (!ps::codec::ParseSegment(payload, ElementsOf, blocks).ok()) return;
   std::vector<std::byte> again;
@@ -51,6 +84,20 @@ void CheckSegment(std::span<const std::byte> payload) {
                        (payload.empty() ||
                         std::memcmp(again.data(), payload.data(), payload.size()) == 0)),
            payload.size());
+}
+
+void CheckSegment(std::span<const std::byte> payload) {
+  const auto parts = ps::codec::SplitSegment(payload);
+  if (!parts.ok()) {
+    // Then neither parser may take it.
+    std::vector<ps::codec::BlockView> blocks;
+    PS_CHECK(!ps::codec::ParseSegment(payload, ElementsOf, blocks).ok(), payload.size());
+    return;
+  }
+  CheckBlocks(parts->blocks);
+  CheckRows(parts->rows, ps::codec::RowContent::kKeysAndValues);
+  CheckRows(parts->rows, ps::codec::RowContent::kKeys);
+  CheckRows(parts->rows, ps::codec::RowContent::kValues);
 }
 
 }  // namespace

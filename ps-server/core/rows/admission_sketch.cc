@@ -8,9 +8,9 @@ namespace {
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kCountersOfKey = 4;
 
-// The finaliser of SplitMix64.
+// SplitMix64.
 std::uint64_t Mix(std::uint64_t key) {
-  key += 0x9e3779b97f4a7c15u;
+  key += 2 * 0x9e3779b97f4a7c15u;  // the second number, since the first chooses the shard
   key = (key ^ key >> 30) * 0xbf58476d1ce4e5b9u;
   key = (key ^ key >> 27) * 0x94d049bb133111ebu;
   return key ^ key >> 31;

@@ -1,0 +1,87 @@
+// How rows of embedding tables travel: a part for each table, behind the blocks of a segment.
+//
+// A part is a BlockHeader whose block number is kFirstRowTable + the table's
+// number and whose count is that of its rows, then keys (Keys64: u64, strictly
+// increasing) and values (`width` floats a row, Fp32 or Bf16), as
+// docs/wire-format.md has them:
+//
+//   in a Push       keys and values
+//   in a Pull       keys, values Absent
+//   in a PullReply  values of the rows in the order of the Pull's keys, no keys (Dense)
+//
+// Which shard a row is on is a function of its key alone. Parsers are safe on
+// hostile bytes, buffers may have any alignment. Pure functions, any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "common/ids.h"
+#include "common/messages/wire.h"
+#include "common/result.h"
+
+namespace ps::codec {
+
+// Block numbers from here on are tables of rows.
+inline constexpr std::uint32_t kFirstRowTable = 0x8000'0000;
+
+// The shard of a row: the first number of SplitMix64 seeded with the key, its upper half times
+// `shards`, divided by 2^32.
+ShardId ShardOfRow(std::uint64_t key, std::uint32_t shards);
+
+// What the part of a table has, by the message that it is in.
+enum class RowContent { kKeysAndValues, kKeys, kValues };
+
+// The part of one table, borrowed from the payload.
+struct RowsView {
+  std::uint32_t table = 0;
+  std::uint32_t count = 0;  // rows
+  wire::ValueCodec value_codec = wire::ValueCodec::Absent;
+  std::span<const std::byte> key_bytes;    // count * 8, or none
+  std::span<const std::byte> value_bytes;  // count * width values, or none
+
+  std::uint64_t key(std::size_t row) const {
+    std::uint64_t key;
+    std::memcpy(&key, key_bytes.data() + row * sizeof(key), sizeof(key));
+    return key;
+  }
+};
+
+// Splits a segment's bytes into those of its blocks and those of its rows, by the numbers in the
+// headers. kInvalid if a header does not fit; nothing else is checked.
+struct SegmentParts {
+  std::span<const std::byte> blocks;
+  std::span<const std::byte> rows;
+};
+Result<SegmentParts> SplitSegment(std::span<const std::byte> payload);
+
+// Takes the rows of a segment apart; `parts` is replaced. `width_of(table)` returns the floats of a
+// row, or 0 if there is no such table. kInvalid unless tables increase, every count, codec and
+// length is consistent, and keys increase strictly.
+Status ParseRows(std::span<const std::byte> rows, RowContent content,
+                 const std::function<std::uint32_t(std::uint32_t)>& width_of,
+                 std::vector<RowsView>& parts);
+
+// Bytes of a part, header included.
+std::size_t RowBytes(std::size_t count, std::uint32_t width, RowContent content,
+                     wire::ValueCodec codec);
+
+// Writes the header of a part at `out`; keys and values are then for the caller to write behind it.
+void WriteRowsHeader(std::uint32_t table, std::size_t count, std::uint32_t width,
+                     RowContent content, wire::ValueCodec codec, std::byte* out);
+// Writes a whole part at `out`, which holds RowBytes(). `keys` increase strictly (empty for
+// kValues), `values` has `width` floats a row (empty for kKeys, whose codec is Absent).
+void EncodeRows(std::uint32_t table, std::span<const std::uint64_t> keys,
+                std::span<const float> values, std::uint32_t width, RowContent content,
+                wire::ValueCodec codec, std::byte* out);
+
+// The values of one row of a part that was checked for this width.
+void DecodeRow(const RowsView& part, std::size_t row, std::span<float> values);
+// The other way: writes the values of a row at `out`, and returns the bytes written.
+std::size_t EncodeRow(std::span<const float> values, wire::ValueCodec codec, std::byte* out);
+
+}  // namespace ps::codec
