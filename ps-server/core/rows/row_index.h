@@ -86,11 +86,12 @@ class RowIndex {
     std::uint32_t depth = 0;  // highest bits of the hash that its keys have in common
   };
 
-  // Where a search begins, and what it looks for.
+  // A search under way.
   struct Probe {
+    const Segment* segment = nullptr;
     const Bucket* bucket = nullptr;
-    std::uint32_t candidates = 0;  // places with an equal tag
-    RowNumber row = kNoRow;        // the first of them
+    std::uint32_t at = 0;          // number of the bucket in the segment
+    std::uint32_t candidates = 0;  // places in the bucket with an equal tag
     std::uint8_t tag = 0;
   };
 
@@ -126,8 +127,8 @@ class RowIndex {
 };
 
 // Three stages, each a group of keys behind the one before, so that the cache lines of several
-// groups are on their way while one is worked on: hash and fetch the bucket, compare tags and fetch
-// the record, compare the key.
+// groups are on their way while one is worked on: hash and fetch the bucket; compare tags and fetch
+// the records that may be meant; compare keys.
 template <typename Visit>
 void RowIndex::FindEach(std::span<const std::uint64_t> keys, std::size_t record_bytes,
                         Visit visit) const {
@@ -144,8 +145,9 @@ void RowIndex::FindEach(std::span<const std::uint64_t> keys, std::size_t record_
     if (step < groups) {
       for_group(step, [&](std::size_t at, Probe& probe) {
         const std::uint64_t hash = HashOf(keys[at]);
-        const Segment& segment = segments_[directory_[DirectoryAt(hash)]];
-        probe.bucket = &segment.bucket(BucketOf(hash, segment.bucket_count));
+        probe.segment = &segments_[directory_[DirectoryAt(hash)]];
+        probe.at = BucketOf(hash, probe.segment->bucket_count);
+        probe.bucket = &probe.segment->bucket(probe.at);
         probe.tag = TagOf(hash);
         __builtin_prefetch(probe.bucket);
       });
@@ -153,20 +155,25 @@ void RowIndex::FindEach(std::span<const std::uint64_t> keys, std::size_t record_
     if (step >= 1 && step - 1 < groups) {
       for_group(step - 1, [&](std::size_t, Probe& probe) {
         probe.candidates = Matches(*probe.bucket, probe.tag);
-        if (probe.candidates == 0) return;
-        probe.row = probe.bucket->rows[static_cast<unsigned>(std::countr_zero(probe.candidates))];
-        PrefetchRecord(probe.row, record_bytes);
+        if (probe.candidates == 0 && probe.bucket->tags[kPassed] != 0) {
+          // One row in thirty lies in the next bucket.
+          probe.at = probe.segment->After(probe.at);
+          probe.bucket = &probe.segment->bucket(probe.at);
+          probe.candidates = Matches(*probe.bucket, probe.tag);
+        }
+        for (std::uint32_t left = probe.candidates; left != 0; left &= left - 1) {
+          PrefetchRecord(probe.bucket->rows[static_cast<unsigned>(std::countr_zero(left))],
+                         record_bytes);
+        }
       });
     }
     if (step >= 2) {
       for_group(step - 2, [&](std::size_t at, const Probe& probe) {
-        if (probe.candidates != 0 && rows_.At(probe.row)->key() == keys[at]) {
-          visit(at, probe.row);
-        } else if (probe.candidates == 0 && probe.bucket->tags[kPassed] == 0) {
-          visit(at, kNoRow);
-        } else {
-          visit(at, Find(keys[at]));
+        for (std::uint32_t left = probe.candidates; left != 0; left &= left - 1) {
+          const RowNumber row = probe.bucket->rows[static_cast<unsigned>(std::countr_zero(left))];
+          if (rows_.At(row)->key() == keys[at]) return visit(at, row);
         }
+        visit(at, probe.bucket->tags[kPassed] == 0 ? kNoRow : Find(keys[at]));
       });
     }
   }
@@ -207,11 +214,12 @@ inline std::uint32_t RowIndex::Matches(const Bucket& bucket, std::uint8_t tag) {
 inline void RowIndex::PrefetchRecord(RowNumber row, std::size_t record_bytes) const {
   // The hardware follows a longer record by itself.
   constexpr std::size_t kFetchedMax = 512;
-  const auto* from = reinterpret_cast<const char*>(rows_.At(row));
-  const std::size_t bytes = std::min(record_bytes, kFetchedMax);
-  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
-  // A record need not begin where a line does.
-  __builtin_prefetch(from + bytes - 1);
+  constexpr std::uintptr_t kLine = 64;
+  const auto from = reinterpret_cast<std::uintptr_t>(rows_.At(row));
+  const std::uintptr_t to = from + std::min(record_bytes, kFetchedMax);
+  for (std::uintptr_t line = from & ~(kLine - 1); line < to; line += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
 }
 
 }  // namespace ps::server
