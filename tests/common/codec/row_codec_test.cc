@@ -47,12 +47,15 @@ std::uint32_t WidthOf(std::uint32_t table) {
   return table < 10 || table == kFirstRowTable - 1 ? kWidth : 0;
 }
 
+// The parts borrow from `bytes`.
 std::vector<RowsView> Parse(const Bytes& bytes, RowContent content) {
   std::vector<RowsView> parts;
   const Status status = ParseRows(bytes, content, WidthOf, parts);
   EXPECT_TRUE(status.ok()) << (status.ok() ? "" : status.error().message);
   return parts;
 }
+
+std::vector<RowsView> Parse(Bytes&&, RowContent) = delete;
 
 std::string ParseError(const Bytes& bytes, RowContent content = RowContent::kKeysAndValues) {
   std::vector<RowsView> parts;
@@ -83,13 +86,13 @@ TEST(RowCodecTest, APushHasKeysAndValues) {
 }
 
 TEST(RowCodecTest, APullHasKeysAndItsReplyValues) {
-  const auto asked =
-      Parse(Encode(3, {5, 9, 11}, {}, RowContent::kKeys, ValueCodec::Absent), RowContent::kKeys);
+  const Bytes pull = Encode(3, {5, 9, 11}, {}, RowContent::kKeys, ValueCodec::Absent);
+  const auto asked = Parse(pull, RowContent::kKeys);
   ASSERT_EQ(asked.size(), 1u);
   EXPECT_EQ(asked[0].key(2), 11u);
   EXPECT_TRUE(asked[0].value_bytes.empty());
-  const auto given = Parse(Encode(3, {}, {1, 2, 3, 4, 5, 6}, RowContent::kValues, ValueCodec::Bf16),
-                           RowContent::kValues);
+  const Bytes reply = Encode(3, {}, {1, 2, 3, 4, 5, 6}, RowContent::kValues, ValueCodec::Bf16);
+  const auto given = Parse(reply, RowContent::kValues);
   ASSERT_EQ(given.size(), 1u);
   ASSERT_EQ(given[0].count, 3u);
   EXPECT_THAT(Row(given[0], 2), ElementsAre(5, 6));
