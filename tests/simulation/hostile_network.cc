@@ -811,11 +811,12 @@ void Cluster::Verify() {
       }
       for (const auto& [element, value] : entries) sum[element] += pushed.samples * value;
     }
+    const std::vector<float> values = shard->values();
     for (std::size_t i = 0; i < sum.size(); ++i) {
       // The rate is 1, and w falls by what is pushed.
-      if (shard->values()[i] != static_cast<float>(kInitial - sum[i])) {
+      if (values[i] != static_cast<float>(kInitial - sum[i])) {
         std::ostringstream text;
-        text << name << " element " << i << " is " << shard->values()[i] << ", not "
+        text << name << " element " << i << " is " << values[i] << ", not "
              << kInitial - sum[i];
         return Fail(text.str());
       }
@@ -831,7 +832,7 @@ void Cluster::Verify() {
         const auto begin = layout_.offset_in_shard(block);
         const auto& pulled = slot.task->values()[block];
         if (!std::equal(pulled.begin(), pulled.end(),
-                        shard->values().begin() + static_cast<std::ptrdiff_t>(begin))) {
+                        values.begin() + static_cast<std::ptrdiff_t>(begin))) {
           return Fail(name + ": a worker's pulled values are others than the shard's");
         }
       }

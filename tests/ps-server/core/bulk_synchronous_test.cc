@@ -98,9 +98,7 @@ class Job {
   }
   std::vector<std::vector<float>> Values() const {
     std::vector<std::vector<float>> values;
-    for (std::uint32_t i = 0; i < kShards; ++i) {
-      values.emplace_back(shard(i).values().begin(), shard(i).values().end());
-    }
+    for (std::uint32_t i = 0; i < kShards; ++i) values.push_back(shard(i).values());
     return values;
   }
 
