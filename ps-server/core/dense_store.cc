@@ -22,6 +22,7 @@ kernels::Push PushOf(const codec::BlockView& block) {
     case wire::IndexCodec::Dense: push.positions = kernels::Positions::kDense; break;
     case wire::IndexCodec::Gap8: push.positions = kernels::Positions::kGap8; break;
     case wire::IndexCodec::Raw16: push.positions = kernels::Positions::kRaw16; break;
+    case wire::IndexCodec::Keys64: break;  // of rows: a checked block has another
   }
   push.bf16 = block.header.value_codec() == static_cast<std::uint8_t>(wire::ValueCodec::Bf16);
   push.count = block.count();

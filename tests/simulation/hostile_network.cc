@@ -816,8 +816,7 @@ void Cluster::Verify() {
       // The rate is 1, and w falls by what is pushed.
       if (values[i] != static_cast<float>(kInitial - sum[i])) {
         std::ostringstream text;
-        text << name << " element " << i << " is " << values[i] << ", not "
-             << kInitial - sum[i];
+        text << name << " element " << i << " is " << values[i] << ", not " << kInitial - sum[i];
         return Fail(text.str());
       }
     }
