@@ -4,9 +4,8 @@
 //
 // In random batches of 4,096 keys, one thread:
 //   gather   the row at a known number of one flat array: the floor
-//   map      boost::unordered_flat_map from key to such a number, one key after the other, all of
-//   it
-//            in ordinary memory: the peer
+//   map      boost::unordered_flat_map from key to such a number, one key after the other, in the
+//            same memory: the peer
 //   table    RowTable
 // each read (all values summed up) and updated (SGD: w -= r g). Then a table of 1 M keys drawn from
 // Zipf(0.99), as words and products are. Short runs, 31 of each, are interleaved at random, so that
@@ -114,6 +113,10 @@ std::vector<std::vector<std::uint64_t>> KeysOf(const Batches& batches) {
   return keys;
 }
 
+using FlatMap = boost::unordered_flat_map<
+    std::uint64_t, std::uint32_t, boost::hash<std::uint64_t>, std::equal_to<std::uint64_t>,
+    std::pmr::polymorphic_allocator<std::pair<const std::uint64_t, std::uint32_t>>>;
+
 struct Data {
   explicit Data(const Options& given)
       : options(given),
@@ -121,7 +124,7 @@ struct Data {
                    ? std::unique_ptr<std::pmr::memory_resource>(std::make_unique<HugePageMemory>())
                    : std::make_unique<std::pmr::monotonic_buffer_resource>()),
         flat(given.keys * given.width, memory.get()),
-        peer(given.keys * given.width),
+        map(memory.get()),
         table(RulesOf(given), 1, memory.get()),
         zipf_table(RulesOf(given), 1, memory.get()),
         gradient(kBatch * given.width, 0.125F) {
@@ -157,8 +160,7 @@ struct Data {
   const Options options;
   std::unique_ptr<std::pmr::memory_resource> memory;
   std::pmr::vector<float> flat;
-  boost::unordered_flat_map<std::uint64_t, std::uint32_t> map;
-  std::vector<float> peer;  // the rows of `map`
+  FlatMap map;  // to the rows of `flat`
   RowTable table;
   RowTable zipf_table;
   std::vector<float> gradient;
@@ -205,14 +207,14 @@ void RegisterAll(Data& data) {
   add("map/read", [&data, width](std::size_t at) {
     float sum = 0;
     for (const std::uint64_t key : data.keys[at]) {
-      sum += Sum(data.peer.data() + data.map.find(key)->second * width, width);
+      sum += Sum(data.flat.data() + data.map.find(key)->second * width, width);
     }
     return sum;
   });
   add("map/update", [&data, width](std::size_t at) {
     const float* gradient = data.gradient.data();
     for (const std::uint64_t key : data.keys[at]) {
-      Add(data.peer.data() + data.map.find(key)->second * width, gradient, width);
+      Add(data.flat.data() + data.map.find(key)->second * width, gradient, width);
       gradient += width;
     }
     return 0.0F;
