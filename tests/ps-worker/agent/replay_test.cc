@@ -29,12 +29,21 @@ class FakeLane {
 
  private:
   void OnReceive(net::ZmqSocket::Frames&& frames) {
-    wire::Head head;
     ASSERT_GE(frames.size(), 2u);
-    ASSERT_TRUE(
-        wire::ParseInto({static_cast<const std::byte*>(frames[1].data()), frames[1].size()}, head)
-            .ok());
-    if (silent) return;
+    // Pushes may travel together.
+    std::span<const std::byte> rest(static_cast<const std::byte*>(frames[1].data()),
+                                    frames[1].size());
+    const std::string peer(static_cast<const char*>(frames[0].data()), frames[0].size());
+    while (!rest.empty()) {
+      wire::Head head;
+      const auto bytes = wire::ParseFirst(rest, head);
+      ASSERT_TRUE(bytes.ok());
+      rest = rest.subspan(*bytes);
+      if (!silent) Answer(peer, head);
+    }
+  }
+
+  void Answer(const std::string& peer, const wire::Head& head) {
     wire::LaneHeader header = head.header;
     header.mutate_map_version(map_version);
     header.mutate_payload_bytes(0);
@@ -64,7 +73,7 @@ class FakeLane {
       return;
     }
     net::ZmqSocket::Frames reply;
-    reply.push_back(std::move(frames[0]));
+    reply.emplace_back(peer.data(), peer.size());
     reply.push_back(net::TakeFrame(wire::BuildHead(header, segments)));
     (void)socket_->Send(std::move(reply)).ok();
   }

@@ -180,6 +180,7 @@ class LocalSession final : public worker::TaskSession {
         ++outcome.returned;
       }
     }
+    cluster_.ApplyHeld();
     cluster_.changed_.notify_all();
     return clock_;
   }
@@ -370,8 +371,15 @@ bool LocalCluster::AllTrained() const {
                       [](const auto& worker) { return worker.lease_open; });
 }
 
+void LocalCluster::ApplyHeld() {
+  if (!rules_.bulk_synchronous) return;
+  const auto live = static_cast<std::uint32_t>(members_.size());
+  for (auto& shard : shards_) shard->ApplyHeld(members_, live, merge_scratch_);
+}
+
 void LocalCluster::MembersChanged() {
   for (auto& shard : shards_) shard->MembersChanged();
+  ApplyHeld();
   changed_.notify_all();
 }
 

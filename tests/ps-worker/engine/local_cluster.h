@@ -81,6 +81,7 @@ class LocalCluster {
   server::Member& MemberOf(std::uint32_t worker) { return members_[worker]; }
   bool AllTrained() const;
   void MembersChanged();
+  void ApplyHeld();
   void Fail(const std::string& message);
 
   const JobSpec spec_;
@@ -94,6 +95,7 @@ class LocalCluster {
   std::condition_variable changed_;
   std::vector<std::unique_ptr<server::Shard>> shards_;
   std::vector<server::Member> members_;
+  server::MergeScratch merge_scratch_;
   std::vector<WorkerState> workers_;
   std::uint64_t next_position_ = 0;
   std::uint64_t next_lease_ = 1;
