@@ -101,7 +101,7 @@ Status LoadWorker::SetUp() {
     return true;
   };
   callbacks.advanced = [this] { OnAdvanced(); };
-  callbacks.pulled = [this](worker::PullResult result) { OnPulled(std::move(result)); };
+  callbacks.pulled = [this](const worker::PullResult& result) { OnPulled(result); };
   callbacks.broken = [this](const Error& error) {
     if (!connected_) ready_.set_value(error);
     connected_ = true;
@@ -195,7 +195,7 @@ void LoadWorker::OnAdvanced() {
   FinishIfIdle();
 }
 
-void LoadWorker::OnPulled(worker::PullResult result) {
+void LoadWorker::OnPulled(const worker::PullResult& result) {
   for (const worker::PulledShard& shard : result.shards) {
     bases_[shard.shard.value()] = worker::DataClient::Base{shard.version, shard.lineage};
   }

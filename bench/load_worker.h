@@ -63,7 +63,7 @@ class LoadWorker {
   void RunThread();
   Status SetUp();
   void OnAdvanced();
-  void OnPulled(worker::PullResult result);
+  void OnPulled(const worker::PullResult& result);
   void Fill();
   bool PushOne();
   void PullOne();

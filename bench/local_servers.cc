@@ -28,7 +28,7 @@ Result<std::unique_ptr<LocalServers>> LocalServers::Start(const Options& options
       server::LaneOptions lane;
       lane.number = number;
       servers->lanes_.push_back(
-          PS_TRY(server::Lane::Start(servers->context_, lane, [](server::LaneEvent) {})));
+          PS_TRY(server::Lane::Start(servers->context_, lane, [](const server::LaneEvent&) {})));
       entry->lanes.push_back(servers->lanes_.back()->endpoint());
     }
     map.servers.push_back(std::move(entry));

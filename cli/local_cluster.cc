@@ -472,7 +472,7 @@ Status LocalCluster::UpLocked(const LocalSizes& sizes, std::int64_t patience_ms,
     for (int& port : config.http_ports) PS_TRY(take(port));
   }
   PS_TRY(Prepare(config));
-  const Status status = StartAll(config, programs, patience_ms);
+  Status status = StartAll(config, programs, patience_ms);
   if (status.ok()) return status;
   const Status stopped = Down();
   if (!stopped.ok()) return Annotate(status.error(), stopped.error().message + "; ");

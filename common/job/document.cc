@@ -295,7 +295,7 @@ std::string DescribeNode(const Node& node) {
     case Node::Kind::kMap: return "a map";
     case Node::Kind::kScalar: break;
   }
-  const std::string shown = node.text.size() > 60 ? node.text.substr(0, 57) + "..." : node.text;
+  std::string shown = node.text.size() > 60 ? node.text.substr(0, 57) + "..." : node.text;
   if (!node.quoted) {
     double number = 0;
     const char* end = node.text.data() + node.text.size();

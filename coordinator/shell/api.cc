@@ -71,7 +71,7 @@ net::HttpResponse ApiError(const Error& error) {
        {"error", {{"code", CodeWord(error.code)}, {"message", error.message}}}});
 }
 
-void Coordinator::OnRequest(const net::HttpRequest& request, net::Responder responder) {
+void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responder& responder) {
   if (request.path == "/healthz") {
     responder.Answer(net::TextResponse(200, "ok\n"));
     return;

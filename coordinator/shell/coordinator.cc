@@ -46,8 +46,8 @@ Status Coordinator::Start() {
   net::HttpServerOptions http_options;
   http_options.answer_timeout = net::Milliseconds(110'000);  // a submission waits for its check
   http_ = std::make_unique<net::HttpServer>(loop_, options_.bind, options_.http_port, http_options);
-  http_->OnRequest([this](const net::HttpRequest& request, net::Responder responder) {
-    OnRequest(request, std::move(responder));
+  http_->OnRequest([this](const net::HttpRequest& request, const net::Responder& responder) {
+    OnRequest(request, responder);
   });
   http_endpoint_ = PS_TRY(http_->Start());
   if (!options_.advertise.empty()) {

@@ -44,7 +44,7 @@ class Coordinator {
   void OnTick();
   void Flush(bool with_lazy);
   void Release(Output& output);
-  void OnRequest(const net::HttpRequest& request, net::Responder responder);
+  void OnRequest(const net::HttpRequest& request, const net::Responder& responder);
   void Route(const net::HttpRequest& request, const net::Responder& responder);
   void FeedMembers();
   std::string LeaderHttp() const;

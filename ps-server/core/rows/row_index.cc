@@ -48,8 +48,7 @@ void RowIndex::Resize(Segment& segment, std::uint32_t bucket_count) {
 }
 
 std::size_t RowIndex::bytes() const {
-  return bucket_bytes_ +
-         segments_.capacity() * (sizeof(Segment) + kSegmentPages * sizeof(Bucket*)) +
+  return bucket_bytes_ + segments_.capacity() * (sizeof(Segment) + kSegmentPages * sizeof(void*)) +
          directory_.capacity() * sizeof(directory_[0]);
 }
 

@@ -218,7 +218,7 @@ inline void RowIndex::PrefetchRecord(RowNumber row, std::size_t record_bytes) co
   const auto from = reinterpret_cast<std::uintptr_t>(rows_.At(row));
   const std::uintptr_t to = from + std::min(record_bytes, kFetchedMax);
   for (std::uintptr_t line = from & ~(kLine - 1); line < to; line += kLine) {
-    __builtin_prefetch(reinterpret_cast<const void*>(line));
+    __builtin_prefetch(reinterpret_cast<const void*>(line));  // NOLINT(performance-no-int-to-ptr)
   }
 }
 

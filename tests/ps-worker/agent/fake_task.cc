@@ -134,7 +134,10 @@ int main(int argc, char** argv) {
   Say(Make(std::move(ready)));
   while (true) {
     std::uint32_t length = 0;
-    if (!ReadAll(&length, sizeof(length)) || length > ps::control::kMaxMessageBytes) return 8;
+    const bool read = ReadAll(&length, sizeof(length));
+    // One that does not stop does not mind that its agent has closed the channel either.
+    while (!read && stubborn) ::pause();
+    if (!read || length > ps::control::kMaxMessageBytes) return 8;
     std::vector<std::byte> bytes(length);
     if (!ReadAll(bytes.data(), bytes.size())) return 8;
     auto message = ps::control::Decode(bytes);
