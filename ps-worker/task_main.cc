@@ -123,6 +123,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   options.control_fd = flags.control_fd;
   options.ring_path = flags.ring;
   options.ring_bytes = flags.ring_bytes;
+  options.bulk_synchronous = spec.ok() && spec->training.staleness == 0;
   auto session = ps::worker::TaskSession::Open(options);
   if (!session.ok()) {
     spdlog::error("{}", session.error().message);

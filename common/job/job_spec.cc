@@ -476,19 +476,17 @@ class Reader {
     const Node* node = Take(key, Need::kOptional, {});
     if (node == nullptr) return;
     std::int64_t number = 0;
-    if (ParseInteger(*node, number) && number == 0) {
-      Finding(*node, key,
-              "bulk-synchronous training (staleness 0) is not supported by this version, use 1 or "
-              "more");
+    if (node->kind == Node::Kind::kScalar && node->text == "unlimited") {
+      value = -1;
       return;
     }
-    if (ParseInteger(*node, number) && (number == -1 || (number >= 1 && number <= 1'000'000))) {
+    if (ParseInteger(*node, number) && number >= -1 && number <= 1'000'000) {
       value = number;
       return;
     }
     Finding(
         *node, key,
-        "must be a whole number of at least 1, or -1 for unlimited, found " + DescribeNode(*node));
+        "must be a whole number of at least 0, or unlimited (-1), found " + DescribeNode(*node));
   }
 
   void LearningRate(const char* key, LearningRateSpec& value) {
@@ -917,7 +915,8 @@ std::string ResolvedYaml(const JobSpec& spec) {
 
 std::vector<std::string> JobWarnings(const JobSpec& spec) {
   std::vector<std::string> warnings;
-  if (spec.training.workers > 8) {
+  const bool asynchronous = spec.training.staleness != 0;
+  if (asynchronous && spec.training.workers > 8) {
     warnings.push_back("training.workers is " + std::to_string(spec.training.workers) +
                        ": with more than 8 workers sparse asynchronous updates may cost accuracy");
   }
@@ -925,7 +924,7 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
   const bool accumulates =
       optimizer == "momentum" || optimizer == "nesterov" ||
       ((optimizer == "adam" || optimizer == "adamw") && spec.optimizer.beta1 > 0);
-  if (accumulates && spec.training.workers > 1) {
+  if (asynchronous && accumulates && spec.training.workers > 1) {
     warnings.push_back("optimizer.type " + optimizer +
                        " keeps its momentum on the servers: with several asynchronous workers it "
                        "may need a lower rate or diverge; worker_nesterov does not");

@@ -32,6 +32,7 @@ LeaseBook NewLeases(const JobDefinition& definition) {
   options.batch = static_cast<std::uint64_t>(definition.spec.training.batch_size);
   options.lease_records = LeaseRecords(definition);
   options.workers = static_cast<std::uint64_t>(definition.spec.training.workers);
+  options.in_turn = definition.spec.training.staleness == 0;
   return LeaseBook(options);
 }
 
@@ -336,9 +337,11 @@ void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::
     AbortRound("a worker died", timeouts_.round_retry_ms);
     if (ring != nullptr) {
       // lease_id 0: it never pushed a record.
-      state_.leases.Return(incarnation, ring->lease_id, ring->lease_done);
+      state_.leases.Return(WorkerId(static_cast<std::uint32_t>(slot)), incarnation, ring->lease_id,
+                           ring->lease_done);
     } else {
-      state_.leases.Return(incarnation, std::nullopt, 0);
+      state_.leases.Return(WorkerId(static_cast<std::uint32_t>(slot)), incarnation, std::nullopt,
+                           0);
     }
     if (pushed || ring == nullptr) {
       DeadWorker dead;

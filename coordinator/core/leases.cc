@@ -33,10 +33,44 @@ nlohmann::json RangesToJson(const std::vector<Range>& ranges) {
 }  // namespace
 
 LeaseBook::LeaseBook(const Options& options) : options_(options) {
-  PS_CHECK(options.batch > 0 && options.lease_records > 0 && options.records > 0);
+  PS_CHECK(options.batch > 0 && options.lease_records > 0 && options.records > 0 &&
+           options.workers > 0);
 }
 
 std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation incarnation) {
+  const auto range = options_.in_turn ? TakeInTurn(worker) : Take();
+  if (!range) return std::nullopt;
+  const auto [begin, end] = *range;
+  const std::uint64_t id = next_lease_++;
+  holdings_[id] = Holding{incarnation, worker, *range, 0};
+  if (cut_open_ && cut_workers_.contains(incarnation)) AddRange(cut_remaining_, {begin, end});
+
+  control::LeaseT lease;
+  lease.id = id;
+  lease.begin = begin;
+  lease.end = end;
+  return lease;
+}
+
+std::optional<Range> LeaseBook::TakeInTurn(WorkerId worker) {
+  absent_.erase(worker.value());
+  if (!pool_.empty()) return Take();
+  std::vector<Range>& own = set_aside_[worker.value()];
+  while (own.empty() && cursor_ < options_.total) {
+    const std::uint64_t epoch_end = (cursor_ / options_.records + 1) * options_.records;
+    const Range next{cursor_,
+                     std::min({cursor_ + options_.lease_records, options_.total, epoch_end})};
+    cursor_ = next.end;
+    const auto whose = static_cast<std::uint32_t>(next_turn_++ % options_.workers);
+    set_aside_[absent_.contains(whose) ? worker.value() : whose].push_back(next);
+  }
+  if (own.empty()) return std::nullopt;
+  const Range range = own.front();
+  own.erase(own.begin());
+  return range;
+}
+
+std::optional<Range> LeaseBook::Take() {
   const bool from_pool = !pool_.empty();
   if (!from_pool && cursor_ >= options_.total) return std::nullopt;
   const std::uint64_t begin = from_pool ? pool_.front().begin : cursor_;
@@ -44,7 +78,7 @@ std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation inc
 
   std::uint64_t left = options_.total - cursor_;
   for (const Range& range : pool_) left += range.end - range.begin;
-  const std::uint64_t share = left / (2 * std::max<std::uint64_t>(options_.workers, 1));
+  const std::uint64_t share = left / (2 * options_.workers);
   const std::uint64_t batches =
       std::max<std::uint64_t>(1, std::min(options_.lease_records, share) / options_.batch);
   const std::uint64_t epoch_end = (begin / options_.records + 1) * options_.records;
@@ -56,15 +90,7 @@ std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation inc
   } else {
     cursor_ = end;
   }
-  const std::uint64_t id = next_lease_++;
-  holdings_[id] = Holding{incarnation, worker, Range{begin, end}, 0};
-  if (cut_open_ && cut_workers_.contains(incarnation)) AddRange(cut_remaining_, {begin, end});
-
-  control::LeaseT lease;
-  lease.id = id;
-  lease.begin = begin;
-  lease.end = end;
-  return lease;
+  return Range{begin, end};
 }
 
 std::vector<control::LeaseT> LeaseBook::GrantedAbove(Incarnation incarnation,
@@ -91,8 +117,13 @@ void LeaseBook::Progress(Incarnation incarnation, std::uint64_t lease, std::uint
   if (holding.done == size) holdings_.erase(at);
 }
 
-void LeaseBook::Return(Incarnation incarnation, std::optional<std::uint64_t> last_lease,
-                       std::uint64_t last_done) {
+void LeaseBook::Return(WorkerId worker, Incarnation incarnation,
+                       std::optional<std::uint64_t> last_lease, std::uint64_t last_done) {
+  if (options_.in_turn) {
+    absent_.insert(worker.value());
+    for (const Range& range : set_aside_[worker.value()]) GiveBack(range);
+    set_aside_.erase(worker.value());
+  }
   for (auto at = holdings_.begin(); at != holdings_.end();) {
     Holding& holding = at->second;
     if (holding.incarnation != incarnation) {
@@ -148,8 +179,17 @@ void LeaseBook::CutWorker(Incarnation incarnation) {
 std::vector<Range> LeaseBook::RemainingAtCut() const {
   std::vector<Range> remaining = cut_remaining_;
   for (const Range& range : pool_) AddRange(remaining, range);
+  for (const auto& [worker, ranges] : set_aside_) {
+    for (const Range& range : ranges) AddRange(remaining, range);
+  }
   AddRange(remaining, {cursor_, options_.total});
   return remaining;
+}
+
+bool LeaseBook::NothingToGrant() const {
+  return pool_.empty() && cursor_ >= options_.total &&
+         std::all_of(set_aside_.begin(), set_aside_.end(),
+                     [](const auto& worker) { return worker.second.empty(); });
 }
 
 bool LeaseBook::AllTrained() const { return NothingToGrant() && holdings_.empty(); }
@@ -157,6 +197,9 @@ bool LeaseBook::AllTrained() const { return NothingToGrant() && holdings_.empty(
 std::uint64_t LeaseBook::trained() const {
   std::uint64_t trained = cursor_;
   for (const Range& range : pool_) trained -= range.end - range.begin;
+  for (const auto& [worker, ranges] : set_aside_) {
+    for (const Range& range : ranges) trained -= range.end - range.begin;
+  }
   for (const auto& [id, holding] : holdings_) {
     trained -= holding.range.end - holding.range.begin - holding.done;
   }
@@ -167,6 +210,9 @@ void LeaseBook::Reset(const std::vector<Range>& remaining) {
   holdings_.clear();
   returned_.clear();
   pool_.clear();
+  set_aside_.clear();
+  absent_.clear();
+  next_turn_ = 0;
   cut_open_ = false;
   cursor_ = options_.total;
   for (const Range& range : remaining) GiveBack(range);
@@ -208,7 +254,13 @@ nlohmann::json LeaseBook::ToJson() const {
     returned.push_back(
         {entry.incarnation.value(), entry.lease, entry.whole.begin, entry.whole.end, entry.done});
   }
-  return {{"records", options_.records}, {"total", options_.total},
+  nlohmann::json set_aside = nlohmann::json::array();
+  for (const auto& [worker, ranges] : set_aside_) {
+    set_aside.push_back({worker, RangesToJson(ranges)});
+  }
+  return {{"in_turn", options_.in_turn}, {"next_turn", next_turn_},
+          {"set_aside", set_aside},      {"absent", absent_},
+          {"records", options_.records}, {"total", options_.total},
           {"batch", options_.batch},     {"lease_records", options_.lease_records},
           {"workers", options_.workers}, {"cursor", cursor_},
           {"next_lease", next_lease_},   {"repeated", repeated_},
@@ -224,13 +276,27 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
     options.batch = json.at("batch").get<std::uint64_t>();
     options.lease_records = json.at("lease_records").get<std::uint64_t>();
     options.workers = json.at("workers").get<std::uint64_t>();
-    if (options.records == 0 || options.batch == 0 || options.lease_records == 0) {
+    options.in_turn = json.at("in_turn").get<bool>();
+    if (options.records == 0 || options.batch == 0 || options.lease_records == 0 ||
+        options.workers == 0) {
       return Error{ErrorCode::kInvalid, "lease book: a size is zero"};
     }
     LeaseBook book(options);
     book.cursor_ = json.at("cursor").get<std::uint64_t>();
     book.next_lease_ = json.at("next_lease").get<std::uint64_t>();
     book.repeated_ = json.at("repeated").get<std::uint64_t>();
+    book.next_turn_ = json.at("next_turn").get<std::uint64_t>();
+    book.absent_ = json.at("absent").get<std::set<std::uint32_t>>();
+    for (const auto& entry : json.at("set_aside")) {
+      std::vector<Range>& ranges = book.set_aside_[entry.at(0).get<std::uint32_t>()];
+      for (const auto& pair : entry.at(1)) {
+        const Range range{pair.at(0).get<std::uint64_t>(), pair.at(1).get<std::uint64_t>()};
+        if (range.begin >= range.end) {
+          return Error{ErrorCode::kInvalid, "lease book: a range set aside is out of order"};
+        }
+        ranges.push_back(range);
+      }
+    }
     for (const auto& range : json.at("pool")) {
       book.GiveBack({range.at(0).get<std::uint64_t>(), range.at(1).get<std::uint64_t>()});
     }

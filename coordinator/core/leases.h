@@ -11,6 +11,7 @@
 #include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "common/ids.h"
@@ -33,6 +34,9 @@ class LeaseBook {
     std::uint64_t batch = 1;          // leases are whole batches but for the end of an epoch
     std::uint64_t lease_records = 1;  // size of a lease while there is plenty
     std::uint64_t workers = 1;        // leases shrink towards the end to share it out
+    // Bulk-synchronous: leases of one size go to the workers in turn, so that who trains what does
+    // not depend on who asks first. What the dead leave goes to whoever asks.
+    bool in_turn = false;
   };
 
   LeaseBook() = default;
@@ -47,7 +51,7 @@ class LeaseBook {
   void Progress(Incarnation incarnation, std::uint64_t lease, std::uint64_t done);
   // The worker is gone. With `last_lease` (from its retention ring) everything before it is trained
   // and it is trained up to `last_done`; without, what was reported last holds. The rest returns.
-  void Return(Incarnation incarnation, std::optional<std::uint64_t> last_lease,
+  void Return(WorkerId worker, Incarnation incarnation, std::optional<std::uint64_t> last_lease,
               std::uint64_t last_done);
   // A ring found later shows that the worker trained more than was known when it was returned;
   // that is taken from the pool again, or counted as repeated if it has been granted since.
@@ -60,7 +64,7 @@ class LeaseBook {
   std::vector<Range> RemainingAtCut() const;
 
   bool AllTrained() const;
-  bool NothingToGrant() const { return pool_.empty() && cursor_ >= options_.total; }
+  bool NothingToGrant() const;
   std::uint64_t trained() const;
   std::uint64_t total() const { return options_.total; }
   std::uint64_t repeated() const { return repeated_; }
@@ -86,6 +90,9 @@ class LeaseBook {
     std::uint64_t done = 0;
   };
 
+  // The next range for the worker, taken out of where it was; nothing if none is left for it.
+  std::optional<Range> Take();
+  std::optional<Range> TakeInTurn(WorkerId worker);
   void GiveBack(Range range);
   // Removes the part of `range` that still lies in the pool; returns how many positions that was.
   std::uint64_t TakeFromPool(Range range);
@@ -94,9 +101,12 @@ class LeaseBook {
   std::uint64_t cursor_ = 0;  // positions from here on were never granted
   std::uint64_t next_lease_ = 1;
   std::uint64_t repeated_ = 0;
-  std::vector<Range> pool_;                    // given back; sorted, not touching
-  std::map<std::uint64_t, Holding> holdings_;  // by lease id
-  std::vector<Returned> returned_;             // bounded, newest last
+  std::vector<Range> pool_;                                // given back; sorted, not touching
+  std::uint64_t next_turn_ = 0;                            // in_turn: whose the next new lease is
+  std::map<std::uint32_t, std::vector<Range>> set_aside_;  // in_turn: by worker, oldest first
+  std::set<std::uint32_t> absent_;                         // in_turn: dead, nothing is set aside
+  std::map<std::uint64_t, Holding> holdings_;              // by lease id
+  std::vector<Returned> returned_;                         // bounded, newest last
 
   bool cut_open_ = false;
   std::map<Incarnation, bool> cut_workers_;

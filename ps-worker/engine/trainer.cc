@@ -72,6 +72,8 @@ Result<std::string> Trainer::RunLoop() {
     if (std::chrono::steady_clock::now() - asked > kLongWait) pull_pending_ = false;
     if (const auto* train = std::get_if<TrainLease>(&work)) {
       PS_TRY(Train(train->lease));
+    } else if (std::get_if<FlushWork>(&work) != nullptr) {
+      PS_TRY(FlushOnce());
     } else if (std::get_if<DrainWork>(&work) != nullptr) {
       PS_TRY(Drain());
     } else if (const auto* evaluate = std::get_if<EvaluateWork>(&work)) {
@@ -108,7 +110,7 @@ Status Trainer::Start() {
     }
   });
 
-  PS_TRY(Pull(/*fp32=*/spec_.training.pull_values == "fp32", /*snapshot=*/true));
+  PS_TRY(Pull(pull_fp32(), /*snapshot=*/true));
   workload_.AdoptBuffers();
   spdlog::info("worker {} starts at clock {} with {} shards", context_.worker.value(),
                clock_.value(), context_.shards);
@@ -136,7 +138,8 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   if (!pull_pending_) RequestPull(clock_);
   PS_TRY(WaitPull());
   PS_TRY(TakeReturned());
-  RequestPull(Clock(clock_.value() + 1));
+  // A bulk-synchronous step needs the push of the step before, its own too: nothing to ask for yet.
+  if (!bulk_synchronous()) RequestPull(Clock(clock_.value() + 1));
 
   const auto begin = std::chrono::steady_clock::now();
   const std::uint64_t position = lease.begin + done;
@@ -207,7 +210,12 @@ Status Trainer::EvaluateLive(std::uint64_t position) {
   evaluations_ = std::max(evaluations_, passed);
   evaluations_known_ = true;
   if (!due) return Ok();
-  PS_TRY(SetHold(true));
+  if (bulk_synchronous()) {
+    // The others wait: who goes on without this worker would not come to the same sums.
+    RequestPull(clock_);
+  } else {
+    PS_TRY(SetHold(true));
+  }
   if (pull_pending_) PS_TRY(WaitPull());
   const auto sums = PS_TRY(workload_.Evaluate(test_));
   if (sums.records > 0) {
@@ -218,9 +226,32 @@ Status Trainer::EvaluateLive(std::uint64_t position) {
   return SetHold(false);
 }
 
+Status Trainer::FlushOnce() {
+  if (flushed_at_ == clock_) return Ok();
+  workload_.SelectAll();
+  workload_.SelectBuffers();
+  if (workload_.max_push_bytes() > 0) {
+    StepReport report;
+    report.flush = true;
+    report.entries = workload_.selected_entries();
+    session_.Report(report);
+    PS_TRY(Push(static_cast<std::uint32_t>(spec_.training.batch_size)));
+  }
+  PS_TRY(session_.WaitVerdicts());
+  flushed_at_ = clock_;
+  return Ok();
+}
+
 // What is left in the residual belongs to the result: it is pushed dense, until every shard has
 // applied it. A flush weighs as much as the step whose gradients it holds.
 Status Trainer::Drain() {
+  if (bulk_synchronous()) {
+    // Nothing is too old, and the flush belongs to its clock: the hold comes after it.
+    PS_TRY(FlushOnce());
+    PS_TRY(SetHold(true));
+    session_.Drained();
+    return Ok();
+  }
   PS_TRY(SetHold(true));
   bool returned = true;
   for (int flush = 0; returned; ++flush) {
@@ -291,10 +322,15 @@ Clock Trainer::Needed(Clock clock) const {
   return Clock(clock.value() - static_cast<std::uint64_t>(staleness));
 }
 
+bool Trainer::pull_fp32() const {
+  const std::string& values = spec_.training.pull_values;
+  return values == "fp32" || (values == "auto" && bulk_synchronous());
+}
+
 void Trainer::RequestPull(Clock clock) {
   TaskSession::PullRequest request;
   request.needed = Needed(clock);
-  request.fp32 = spec_.training.pull_values == "fp32";
+  request.fp32 = pull_fp32();
   session_.RequestPull(request);
   pull_pending_ = true;
 }

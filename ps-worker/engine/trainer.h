@@ -41,12 +41,17 @@ class Trainer {
   Status Train(const control::LeaseT& lease);
   Status Step(const control::LeaseT& lease, std::uint64_t& done);
   Status EvaluateLive(std::uint64_t position);
+  // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
+  // last push was such a flush.
+  Status FlushOnce();
   Status Drain();
   Status EvaluateFinal(const EvaluateWork& work);
 
   // The clock that the slowest worker must have reached for the weights of the step after `clock`.
   Clock Needed(Clock clock) const;
   void RequestPull(Clock clock);
+  bool bulk_synchronous() const { return spec_.training.staleness == 0; }
+  bool pull_fp32() const;
   Status WaitPull();
   Status Pull(bool fp32, bool snapshot);
   Status Apply(const PullResult& pull);
@@ -67,7 +72,8 @@ class Trainer {
   Clock clock_;  // of the last push
   bool pull_pending_ = false;
   bool held_ = false;
-  std::uint64_t lease_id_ = 0;  // of the last push
+  std::optional<Clock> flushed_at_;  // of the last flush
+  std::uint64_t lease_id_ = 0;       // of the last push
   std::uint64_t lease_done_ = 0;
   std::uint64_t steps_ = 0;
   std::uint64_t evaluations_ = 0;  // boundaries of evaluate_every_epochs that were passed

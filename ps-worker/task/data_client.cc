@@ -478,6 +478,12 @@ void DataClient::SendBatch() {
 }
 
 void DataClient::Do(const SendMarker& marker) {
+  // A lane that has not heard of our hold would freeze with pushes that wait for us in vain.
+  const auto lane = lanes_.find(marker.lane);
+  if (lane != lanes_.end() && !lane->second.hold_known) {
+    lane->second.hold_sent_ms = 0;
+    SendHolds();
+  }
   wire::LaneHeader header = Header(wire::Kind::Marker, marker.round);
   header.mutate_clock(marker.clock.value());
   Send(marker.lane, header, {}, std::nullopt);

@@ -110,13 +110,14 @@ class TaskSessionImpl final : public TaskSession {
   Result<Work> NextWork() override {
     std::unique_lock lock(mutex_);
     const auto some = [this] {
-      return !shared_.leases.empty() || shared_.drain || shared_.evaluate.has_value();
+      return !shared_.leases.empty() || shared_.drain || shared_.evaluate.has_value() || FlushDue();
     };
     const auto begin = Clock_::now();
     if (!changed_.wait_for(lock, kIdleBeforeHold, [&] { return Ended() || some(); })) {
-      loop_.Post([this] { SetIdleOnLoop(true); });
+      const bool hold = !options_.bulk_synchronous || shared_.flushed;
+      if (hold) loop_.Post([this] { SetIdleOnLoop(true); });
       const Status waited = Wait(lock, "work", kWaitForWork, nullptr, some);
-      loop_.Post([this] { SetIdleOnLoop(false); });
+      if (hold) loop_.Post([this] { SetIdleOnLoop(false); });
       if (!waited.ok() && !shared_.stop) return waited.error();
     }
     wait_data_us_ += Since(begin);
@@ -125,8 +126,13 @@ class TaskSessionImpl final : public TaskSession {
     if (!shared_.leases.empty()) {
       TrainLease work{std::move(shared_.leases.front())};
       shared_.leases.pop_front();
+      shared_.flushed = false;
       loop_.Post([this] { AskForLeases(); });
       return Work(std::move(work));
+    }
+    if (FlushDue()) {
+      shared_.flushed = true;
+      return Work(FlushWork{});
     }
     if (shared_.drain) {
       shared_.drain = false;
@@ -309,6 +315,10 @@ class TaskSessionImpl final : public TaskSession {
         std::chrono::duration_cast<std::chrono::microseconds>(Clock_::now() - begin).count());
   }
 
+  bool FlushDue() const {
+    return options_.bulk_synchronous && shared_.no_more && shared_.leases.empty() &&
+           !shared_.flushed;
+  }
   bool Ended() const { return shared_.fatal.has_value() || shared_.stop.has_value(); }
 
   // Waits until `done` holds; kClosed at the end of the task, kTimeout after `limit`.
@@ -539,9 +549,11 @@ class TaskSessionImpl final : public TaskSession {
     for (const auto& lease : grant.leases) {
       if (lease != nullptr) leases.push_back(*lease);
     }
-    for (control::LeaseT& lease : leases_.Add(leases)) {
+    {
+      // At once: whoever saw the one without the other could take this for the end of the data.
       const std::lock_guard lock(mutex_);
-      shared_.leases.push_back(std::move(lease));
+      for (control::LeaseT& lease : leases_.Add(leases)) shared_.leases.push_back(std::move(lease));
+      shared_.no_more = grant.no_more;
     }
     changed_.notify_all();
     // Answered: the next lease taken may ask at once, unless there was nothing to give.
@@ -812,6 +824,8 @@ class TaskSessionImpl final : public TaskSession {
     std::optional<std::string> stop;
     std::optional<TaskContext> context;
     std::deque<control::LeaseT> leases;
+    bool no_more = false;  // the last grant said that nothing is left for this task
+    bool flushed = false;  // FlushWork was given since the last lease
     bool drain = false;
     bool draining = false;                // asked for and not yet answered
     std::optional<ps::Clock> drained_at;  // nothing was pushed since Drained()

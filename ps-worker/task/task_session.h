@@ -40,6 +40,8 @@ struct TaskOptions {
   std::uint64_t ring_bytes = std::uint64_t{1} << 30;
   std::uint32_t window = 4;  // sent and not acknowledged steps on a lane
   std::chrono::milliseconds resend_timeout{2000};
+  // Staleness 0: others wait for this task while it has records to train, however idle it is.
+  bool bulk_synchronous = false;
 };
 
 // What the coordinator decided for this task; constant afterwards, except where noted.
@@ -53,7 +55,10 @@ struct TaskContext {
 
 struct TrainLease {
   control::LeaseT lease;
-};                    // train records [begin + done, end)
+};  // train records [begin + done, end)
+// Bulk-synchronous: no record is left for this task. Its residual is pushed now, at a clock that
+// does not depend on when the others end; once, then nobody waits for its clock any more.
+struct FlushWork {};
 struct DrainWork {};  // flush the residual, then Drained()
 struct EvaluateWork {
   std::uint64_t round;
@@ -62,7 +67,7 @@ struct EvaluateWork {
 struct StopWork {
   std::string reason;
 };  // end the process with success
-using Work = std::variant<TrainLease, DrainWork, EvaluateWork, StopWork>;
+using Work = std::variant<TrainLease, FlushWork, DrainWork, EvaluateWork, StopWork>;
 
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {

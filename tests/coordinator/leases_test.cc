@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
+#include <vector>
 
 namespace ps::coordinator {
 namespace {
@@ -44,12 +45,55 @@ TEST(LeaseBookTest, ShortBatchesOccurOnlyAtTheEndOfAnEpoch) {
   }
 }
 
+TEST(LeaseBookTest, InTurnTheLeasesOfAWorkerDoNotDependOnWhoAsksFirst) {
+  LeaseBook::Options options = Small();
+  options.workers = 3;
+  options.in_turn = true;
+  std::vector<std::vector<std::uint64_t>> expected;
+  for (std::uint32_t seed = 0; seed < 20; ++seed) {
+    std::mt19937 random(seed);
+    LeaseBook book(options);
+    std::vector<std::vector<std::uint64_t>> begins(3);
+    std::set<std::uint32_t> done;
+    while (done.size() < 3) {
+      const auto worker = static_cast<std::uint32_t>(random() % 3);
+      const auto lease = book.Grant(WorkerId(worker), Incarnation(worker + 1));
+      if (!lease) {
+        done.insert(worker);
+        continue;
+      }
+      begins[worker].push_back(lease->begin);
+      book.Progress(Incarnation(worker + 1), lease->id, lease->end - lease->begin);
+      if (random() % 5 == 0) book = *LeaseBook::FromJson(book.ToJson());
+    }
+    EXPECT_TRUE(book.AllTrained());
+    EXPECT_EQ(book.trained(), 3000u);
+    if (expected.empty()) expected = begins;
+    EXPECT_EQ(begins, expected) << "seed " << seed;
+  }
+}
+
+TEST(LeaseBookTest, InTurnWhatTheDeadLeaveIsTrainedByTheOthers) {
+  LeaseBook::Options options = Small();
+  options.in_turn = true;
+  LeaseBook book(options);
+  book.Grant(WorkerId(0), Incarnation(1));
+  book.Return(WorkerId(0), Incarnation(1), std::nullopt, 0);
+  std::uint64_t records = 0;
+  while (const auto lease = book.Grant(WorkerId(1), Incarnation(2))) {
+    records += lease->end - lease->begin;
+    book.Progress(Incarnation(2), lease->id, lease->end - lease->begin);
+  }
+  EXPECT_EQ(records, 3000u);
+  EXPECT_TRUE(book.AllTrained());
+}
+
 TEST(LeaseBookTest, ReturnWithARingTakesTheRingsWord) {
   LeaseBook book(Small());
   const auto first = book.Grant(WorkerId(0), Incarnation(1));
   const auto second = book.Grant(WorkerId(0), Incarnation(1));
   // Nothing was reported, but the ring shows the first lease and 32 records of the second.
-  book.Return(Incarnation(1), second->id, 32);
+  book.Return(WorkerId(0), Incarnation(1), second->id, 32);
   EXPECT_EQ(book.trained(), (first->end - first->begin) + 32);
   const auto again = book.Grant(WorkerId(1), Incarnation(2));
   EXPECT_EQ(again->begin, second->begin + 32);
@@ -58,7 +102,7 @@ TEST(LeaseBookTest, ReturnWithARingTakesTheRingsWord) {
 TEST(LeaseBookTest, RingFoundLaterIsTakenOutOfThePoolOrCountedAsRepeated) {
   LeaseBook book(Small());
   const auto lease = book.Grant(WorkerId(0), Incarnation(1));
-  book.Return(Incarnation(1), std::nullopt, 0);
+  book.Return(WorkerId(0), Incarnation(1), std::nullopt, 0);
   EXPECT_EQ(book.trained(), 0u);
   // Half of it was trained and can be taken out of the pool: nothing is repeated.
   LeaseBook other = *LeaseBook::FromJson(book.ToJson());
@@ -157,10 +201,10 @@ TEST(LeaseBookTest, RandomLivesOfWorkersTrainEveryPosition) {
       const bool finished = worker.done == size;
       if (random() % 40 == 0 && !finished) {
         if (random() % 2 == 0) {
-          book.Return(Incarnation(incarnation), lease.id, worker.done);
+          book.Return(WorkerId(0), Incarnation(incarnation), lease.id, worker.done);
         } else {
           ++lost_reports;
-          book.Return(Incarnation(incarnation), std::nullopt, 0);
+          book.Return(WorkerId(0), Incarnation(incarnation), std::nullopt, 0);
         }
         workers.erase(at);
         continue;

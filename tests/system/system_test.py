@@ -130,6 +130,20 @@ class Cluster:
         return {p["name"]: p["pid"] for p in json.loads(done.stdout)["processes"]
                 if p["state"] == "running"}
 
+    def tasks(self):
+        """Process ids of the tasks of all agents."""
+        agents = {pid for name, pid in self.processes().items() if name.startswith("worker")}
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open("/proc/%s/stat" % pid) as stat:
+                    name, rest = stat.read().rsplit(")", 1)
+            except OSError:
+                continue
+            if name.endswith("(ps-task") and int(rest.split()[1]) in agents:
+                found.append(int(pid))
+        return found
+
     def checkpoint(self, job):
         return os.path.join(self.directory, "checkpoints", job["last_checkpoint"]["directory"])
 
@@ -203,6 +217,71 @@ class Training(WithCluster):
             damaged.write(bytes([byte[0] ^ 1]))
         verify = self.cluster.ds("ckpt", "verify", "damage")
         self.assertEqual(verify.returncode, 10, verify.stdout + verify.stderr)
+
+
+def digests(cluster, job):
+    done = cluster.ds("ckpt", "describe", job, "-o", "json")
+    manifest = json.loads(done.stdout)
+    if not manifest["final"]:
+        raise RuntimeError("the last checkpoint is not the final one")
+    return [shard["values_digest"] for shard in manifest["shards"]]
+
+
+class Bulk(unittest.TestCase):
+    """Staleness 0: the same parameters bit for bit, on clusters of different shape."""
+
+    def test_two_runs_give_the_same_parameters_bit_for_bit(self):
+        if not os.path.isdir(FASHION):
+            self.skipTest("Debian's package dataset-fashion-mnist is not installed")
+        text = fashion("bulk", 0.5).replace("workers: 2", "workers: 3, staleness: 0")
+        runs = []
+        for shape in (("--servers", "2", "--lanes", "1"), ("--servers", "1", "--lanes", "3")):
+            cluster = Cluster("--workers", "3", *shape)
+            try:
+                job = cluster.submit(text)
+                code = cluster.wait(job)
+                described = cluster.job(job)
+                self.assertEqual(code, 0, cluster.events(job) + cluster.log_tails())
+                self.assertEqual(described["progress"]["samples_trained"], 30000)
+                runs.append((digests(cluster, job), described["result"]))
+            finally:
+                cluster.down()
+        self.assertEqual(runs[0], runs[1])
+
+    def test_sums_are_exact(self):
+        cluster = Cluster("--workers", "3")
+        try:
+            job = cluster.submit(ledger("bulk", records=60030, workers=3, epochs=1, every=100,
+                                        staleness=0))
+            code = cluster.wait(job)
+            self.assertEqual(code, 0, cluster.events(job) + cluster.log_tails())
+            self.assertAlmostEqual(cluster.job(job)["result"]["metric"], 16 * 600.3, places=2)
+        finally:
+            cluster.down()
+
+    def test_deaths_in_the_middle_lose_nothing_and_stop_nobody(self):
+        cluster = Cluster("--workers", "3", "--servers", "2")
+        try:
+            job = cluster.submit(ledger("deaths", records=300030, workers=3, epochs=1, every=100,
+                                        staleness=0))
+            def trained_more_than(records):
+                deadline = time.time() + 100
+                while cluster.job(job)["progress"]["samples_trained"] <= records:
+                    self.assertLess(time.time(), deadline, cluster.events(job))
+                    time.sleep(0.05)
+            trained_more_than(30000)
+            os.kill(cluster.tasks()[0], signal.SIGKILL)
+            trained_more_than(100000)
+            os.kill(cluster.processes()["server-1"], signal.SIGKILL)
+            code = cluster.wait(job)
+            described = cluster.job(job)
+            self.assertEqual(code, 0, cluster.events(job) + cluster.log_tails())
+            self.assertIn("worker lost", cluster.events(job))
+            self.assertIn("server lost", cluster.events(job))
+            self.assertEqual(described["progress"]["repeated_samples"], 0)
+            self.assertAlmostEqual(described["result"]["metric"], 16 * 3000.3, places=1)
+        finally:
+            cluster.down()
 
 
 class FourWorkers(WithCluster):

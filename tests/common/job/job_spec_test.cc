@@ -394,11 +394,8 @@ const BadCase kBadCases[] = {
     {kMlp, "", "training: {epochs: .nan}\n", "training.epochs: must be a number"},
     {kMlp, "", "training: {epochs: inf}\n", "training.epochs: must be a number"},
     {kMlp, "", "training: {epochs: 1e999}\n", "training.epochs: must be a number"},
-    {kMlp, "", "training: {staleness: 0}\n",
-     "training.staleness: bulk-synchronous training (staleness 0) is not supported by this "
-     "version, use 1 or more"},
-    {kMlp, "", "training: {staleness: -2}\n", "at least 1, or -1 for unlimited"},
-    {kMlp, "", "training: {staleness: few}\n", "at least 1, or -1 for unlimited"},
+    {kMlp, "", "training: {staleness: -2}\n", "at least 0, or unlimited (-1)"},
+    {kMlp, "", "training: {staleness: few}\n", "at least 0, or unlimited (-1)"},
     {kMlp, "", "training: {max_version_gap: -1}\n", "training.max_version_gap: must be 0 to"},
     {kMlp, "", "training: {pull_values: fp16}\n", "must be one of auto, bf16, fp32"},
     {kMlp, "", "training: {on_nonfinite: ignore}\n", "must be one of skip, stop"},
@@ -513,6 +510,8 @@ TEST(JobSpecTest, MoreThanEightWorkersAreAWarningAndNoError) {
 
 TEST(JobSpecTest, UnlimitedStalenessAndMissingTestDataAreWarnings) {
   EXPECT_EQ(JobWarnings(Parse(std::string(kMlp) + "training: {staleness: -1}\n")).size(), 1U);
+  EXPECT_EQ(Parse(std::string(kMlp) + "training: {staleness: unlimited}\n").training.staleness, -1);
+  EXPECT_EQ(Parse(std::string(kMlp) + "training: {staleness: 0}\n").training.staleness, 0);
   EXPECT_EQ(JobWarnings(Parse(kCnn)).size(), 1U);
   EXPECT_TRUE(JobWarnings(Parse(kLedger)).empty());
 }
@@ -537,6 +536,9 @@ TEST(JobSpecTest, OptimizersThatSparseOrAsynchronousPushesDisturbAreWarnings) {
   };
   EXPECT_EQ(warnings("optimizer: {type: adam}\n"), 2U);
   EXPECT_EQ(warnings("optimizer: {type: adam}\nsparsification: {ratio: 1}\n"), 1U);
+  EXPECT_EQ(warnings("training: {staleness: 0, workers: 9}\n"
+                     "optimizer: {type: adam}\nsparsification: {ratio: 1}\n"),
+            0U);
   EXPECT_EQ(warnings("optimizer: {type: adam, beta1: 0}\nsparsification: {ratio: 1}\n"), 0U);
   EXPECT_EQ(warnings("optimizer: {type: momentum}\nsparsification: {ratio: 1}\n"
                      "training: {workers: 1}\n"),

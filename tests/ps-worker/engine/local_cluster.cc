@@ -81,6 +81,10 @@ class LocalSession final : public worker::TaskSession {
         state.lease_open = true;
         return Finish(state, worker::TrainLease{TakeLease()}, was_held);
       }
+      if (cluster_.rules_.bulk_synchronous && !state.flush_told) {
+        state.flush_told = true;
+        return Finish(state, worker::FlushWork{}, was_held);
+      }
       if (cluster_.AllTrained() && !state.drain_told) {
         state.drain_told = true;
         return Finish(state, worker::DrainWork{}, was_held);

@@ -72,7 +72,8 @@ class LocalCluster {
   friend class LocalSession;
 
   struct WorkerState {
-    bool waiting = false;  // for work
+    bool waiting = false;     // for work
+    bool flush_told = false;  // bulk-synchronous: no lease is left for it
     bool drain_told = false;
     bool drained = false;
     bool lease_open = false;

@@ -310,6 +310,16 @@ TEST_F(TrainerTest, TheLedgerCountsEveryStepInEveryBlock) {
   EXPECT_EQ(outcome().evaluated->metric, 240.0);
 }
 
+TEST_F(TrainerTest, BulkSynchronousWorkersCountEveryStepOnTheNewestValues) {
+  auto spec = LedgerJob();
+  spec.training.staleness = 0;
+  TrainWell(spec);
+  const auto values = cluster_->Table(0);
+  EXPECT_EQ(std::accumulate(values.begin(), values.end(), 0.0), 240.0);
+  // Nobody computes on values that lack a push.
+  for (const auto gap : outcome().staleness) EXPECT_EQ(gap, 0u);
+}
+
 TEST_F(TrainerTest, TheLedgerLosesNothingThatComesBackAsTooOld) {
   test::LocalClusterOptions options;
   options.too_old_clocks = {1, 2, 3, 20, 40, 41};

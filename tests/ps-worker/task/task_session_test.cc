@@ -377,6 +377,51 @@ TEST_F(TaskSessionTest, NextWorkWithoutALeaseHoldsTheClock) {
   later.join();
 }
 
+class BulkTaskSessionTest : public TaskSessionTest {
+ protected:
+  BulkTaskSessionTest() { options.bulk_synchronous = true; }
+};
+
+TEST_F(BulkTaskSessionTest, TheEndOfTheDataIsAFlushOnceAndOnlyThenAHold) {
+  Start();
+  cluster->GiveLeases({1});
+  auto work = session->NextWork();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<TrainLease>(&*work), nullptr);
+  Step(1, 1);
+  // Until the coordinator says that nothing is left there may be more to train.
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    cluster->GiveLeases({}, /*no_more=*/true);
+  });
+  work = session->NextWork();
+  later.join();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<FlushWork>(&*work), nullptr);
+
+  // Nobody reaches clock 100: the pull is answered because the only worker does not count.
+  TaskSession::PullRequest request;
+  request.needed = Clock(100);
+  session->RequestPull(request);
+  later = std::thread([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    cluster->GiveLeases({1}, /*no_more=*/true);
+  });
+  work = session->NextWork();
+  later.join();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<TrainLease>(&*work), nullptr);
+  EXPECT_TRUE(session->WaitPull().ok());
+  Step(2, 1);
+  work = session->NextWork();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<FlushWork>(&*work), nullptr);
+  cluster->Tell(control::DrainT());
+  work = session->NextWork();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<DrainWork>(&*work), nullptr);
+}
+
 TEST_F(TaskSessionTest, WithoutTheAgentEverythingIsClosed) {
   Start();
   cluster->CloseAgent();
