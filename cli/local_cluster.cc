@@ -347,11 +347,12 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
   for (int i = 0; i < config.servers; ++i) {
     const std::string name = Numbered("server", i + 1);
     expected.insert(name);
-    PS_TRY(StartOne(name,
-                    {programs.server, "--name", name, "--zookeeper", zookeeper, "--bind",
-                     "127.0.0.1", "--lanes", std::to_string(config.lanes), "--checkpoint-dir",
-                     (directory_ / "checkpoints").string(), "--session-timeout-ms", session},
-                    directory_));
+    PS_TRY(
+        StartOne(name,
+                 {programs.server, "--name", name, "--zookeeper", zookeeper, "--bind", "127.0.0.1",
+                  "--lanes", std::to_string(config.lanes), "--admin-port", "0", "--checkpoint-dir",
+                  (directory_ / "checkpoints").string(), "--session-timeout-ms", session},
+                 directory_));
   }
   for (int i = 0; i < config.agents; ++i) {
     const std::string name = Numbered("worker", i + 1);

@@ -240,6 +240,7 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   memory.failure.clear();
   memory.drained = false;
   memory.progress.reset();
+  memory.skipped_told = 0;
 
   control::StartTaskT start;
   start.task = worker.task;
@@ -428,6 +429,23 @@ void Job::OnReplayDone(const control::ReplayDoneT& done) {
     Event("replayed", WorkerText(dead.worker.value(), dead.incarnation) + " up to clock " +
                           std::to_string(done.last_clock));
   }
+}
+
+// Each doubling is an event, so that a job whose steps all fail does not fill its history with it.
+void Job::TellSkipped(std::size_t slot, const control::ProgressT& progress) {
+  Slot& memory = slots_[slot];
+  if (progress.skipped == 0 || progress.skipped < 2 * memory.skipped_told) return;
+  memory.skipped_told = progress.skipped;
+  const Incarnation incarnation = state_.workers[slot].incarnation;
+  std::string where = "by clock " + std::to_string(progress.clock);
+  const auto leases = state_.leases.GrantedAbove(incarnation, 0);
+  if (!leases.empty()) {
+    where += ", near data position " + std::to_string(leases.front().begin + leases.front().done);
+  }
+  Event("not finite",
+        WorkerText(slot, incarnation) + " has skipped " + std::to_string(progress.skipped) +
+            (progress.skipped == 1 ? " step" : " steps") +
+            " whose loss or gradient was not finite, " + where + "; its log names the records");
 }
 
 void Job::AddUp(const control::ProgressT& progress) {
@@ -641,6 +659,7 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
       break;
     case control::Body::WorkerCut: OnWorkerCut(*slot, *message.body.AsWorkerCut()); break;
     case control::Body::Progress:
+      TellSkipped(*slot, *message.body.AsProgress());
       slots_[*slot].progress = *message.body.AsProgress();
       slots_[*slot].progress_ms = cluster_.now_ms();
       break;

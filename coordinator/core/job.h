@@ -100,6 +100,7 @@ class Job {
     bool drained = false;
     std::optional<control::ProgressT> progress;
     std::uint64_t progress_ms = 0;
+    std::uint64_t skipped_told = 0;  // steps skipped that the events name
   };
 
   // Workers.
@@ -116,6 +117,7 @@ class Job {
   void OnReplayDone(const control::ReplayDoneT& done);
   void SendReplay(const DeadWorker& dead);
   void AddUp(const control::ProgressT& progress);
+  void TellSkipped(std::size_t slot, const control::ProgressT& progress);
 
   // Shards.
   bool Homeless() const;

@@ -4,6 +4,8 @@
 #include <prometheus/text_serializer.h>
 
 #include <initializer_list>
+#include <limits>
+#include <map>
 #include <sstream>
 #include <utility>
 
@@ -25,6 +27,21 @@ class Families {
     metric.label = std::move(labels);
     metric.counter.value = value;
     metric.gauge.value = value;
+    families_.back().metric.push_back(std::move(metric));
+  }
+  void Add(const StalenessHistogram& histogram, Labels labels) {
+    prometheus::ClientMetric metric;
+    metric.label = std::move(labels);
+    metric.histogram.sample_count = histogram.count();
+    metric.histogram.sample_sum = static_cast<double>(histogram.sum());
+    std::uint64_t up_to = 0;
+    for (std::size_t i = 0; i < StalenessHistogram::kBuckets; ++i) {
+      up_to += histogram.bucket(i);
+      const bool last = i == StalenessHistogram::kUpTo.size();
+      metric.histogram.bucket.push_back(
+          {up_to, last ? std::numeric_limits<double>::infinity()
+                       : static_cast<double>(StalenessHistogram::kUpTo[i])});
+    }
     families_.back().metric.push_back(std::move(metric));
   }
   std::string Text() const {
@@ -117,6 +134,22 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
   families.Add(static_cast<double>(sum.pushes_too_old), {{"verdict", "too-old"}});
   families.Add(static_cast<double>(sum.pushes_non_finite), {{"verdict", "non-finite"}});
   families.Add(static_cast<double>(sum.pushes_gap), {{"verdict", "gap"}});
+  std::map<JobId, LaneCounters> by_job;
+  for (const LaneStatus& lane : lanes) {
+    for (const JobStatus& job : lane.jobs) by_job[job.job] += job.counters;
+  }
+  families.Begin("push_clocks_ahead",
+                 "Clocks that the worker was ahead of the slowest, of each applied push and shard.",
+                 prometheus::MetricType::Histogram);
+  for (const auto& [job, counters] : by_job) {
+    families.Add(counters.clocks_ahead, {{"job", std::to_string(job.value())}});
+  }
+  families.Begin("push_version_gap",
+                 "Pushes applied since the values that a push was computed on, per shard.",
+                 prometheus::MetricType::Histogram);
+  for (const auto& [job, counters] : by_job) {
+    families.Add(counters.version_gap, {{"job", std::to_string(job.value())}});
+  }
   families.Begin("pulled_shards_total", "Shards in answers to pulls.", kCounter);
   families.Add(static_cast<double>(sum.shards_unchanged), {{"content", "unchanged"}});
   families.Add(static_cast<double>(sum.shards_sparse), {{"content", "sparse"}});

@@ -701,6 +701,27 @@ TEST_F(CoreTest, NewLeaderGoesOnWithWhatZooKeeperHolds) {
   EXPECT_TRUE(Take("p-a0", Body::StopTask).empty());
 }
 
+TEST_F(CoreTest, SkippedStepsAreEventsThatNameTheWorkerOncePerDoubling) {
+  StartRunning();
+  const auto& [task, worker] = *tasks_.begin();
+  Say(worker.agent, control::LeaseRequestT{}, task);
+  for (std::uint64_t skipped = 0; skipped <= 9; ++skipped) {
+    control::ProgressT progress;
+    progress.clock = 10 + skipped;
+    progress.skipped = skipped;
+    Say(worker.agent, std::move(progress), task);
+  }
+  const std::string events = Events();
+  std::size_t count = 0;
+  for (auto at = events.find("not finite: "); at != std::string::npos;
+       at = events.find("not finite: ", at + 1)) {
+    ++count;
+  }
+  EXPECT_EQ(count, 4u);  // 1, 2, 4, 8
+  EXPECT_NE(events.find("(incarnation 1) has skipped 8 steps"), std::string::npos) << events;
+  EXPECT_NE(events.find("by clock 18, near data position 0; "), std::string::npos) << events;
+}
+
 TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
   StartRunning();
   TrainAll();

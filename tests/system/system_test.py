@@ -5,6 +5,7 @@
 
 BIN_DIR is build/<preset>/bin. Each class starts a local cluster of its own.
 """
+import http.client
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.request
 
 BIN = ""
 FASHION = "/usr/share/datasets/fashion-mnist"
@@ -282,6 +284,78 @@ class Bulk(unittest.TestCase):
             self.assertAlmostEqual(described["result"]["metric"], 16 * 3000.3, places=1)
         finally:
             cluster.down()
+
+
+class NotFinite(WithCluster):
+    """One record of 200 has a label whose squared error is infinite."""
+
+    def text(self, name, more):
+        rows = ["a,b,y"] + ["%g,%g,%g" % (i % 7, i % 5, i % 3) for i in range(200)]
+        rows[124] = "1,2,3e38"
+        data = self.cluster.file("\n".join(rows) + "\n", "poisoned.csv")
+        return (fashion(name, 1).split("model:")[0] + "model: {type: mlp, layers: [2, 4, 1]}\n"
+                "data: {train: {format: csv, file: '%s', label: y}}\n"
+                "training: {workers: 2, batch_size: 2, epochs: 3, loss: mse, metric: mse, %s}\n"
+                "optimizer: {type: sgd, reference_batch: 4, learning_rate: {base: 0.01}}\n"
+                % (data, more))
+
+    def test_a_step_that_is_not_finite_is_skipped_and_an_event(self):
+        job = self.finish(self.cluster.submit(self.text("skips", "on_nonfinite: skip")))
+        self.assertEqual(job["progress"]["samples_trained"], 600)
+        self.assertEqual(job["progress"]["skipped"], 3)  # once per epoch
+        events = self.cluster.events("skips")
+        self.assertIn("not finite", events)
+        self.assertIn("data position", events)
+
+    def test_a_step_that_is_not_finite_ends_the_job_if_asked(self):
+        job = self.cluster.submit(self.text("stops", "on_nonfinite: stop"))
+        self.assertEqual(self.cluster.wait(job), 8)
+        described = self.cluster.job(job)
+        self.assertEqual(described["phase"], "failed")
+        self.assertIn("not finite, in the batch of positions", described["reason"])
+
+
+class Slow(WithCluster):
+    def metrics(self, pid):
+        """The text of a server's /metrics; the ports of its lanes do not speak HTTP."""
+        for port in listening_ports(pid):
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port, timeout=1) as page:
+                    return page.read().decode()
+            except (OSError, http.client.HTTPException):
+                pass
+        return ""
+
+    def test_staleness_stays_below_its_bound_with_a_worker_slowed_ten_times(self):
+        job = self.cluster.submit(ledger("slow", records=200000, epochs=1, staleness=2))
+        deadline = time.time() + 60
+        while self.cluster.job(job)["phase"] != "running":
+            self.assertLess(time.time(), deadline)
+            time.sleep(0.1)
+        victim = self.cluster.tasks()[0]
+        servers = [pid for name, pid in self.cluster.processes().items()
+                   if name.startswith("server")]
+        counted = 0
+        while self.cluster.job(job)["phase"] == "running":
+            try:
+                for _ in range(10):
+                    os.kill(victim, signal.SIGSTOP)
+                    time.sleep(0.045)
+                    os.kill(victim, signal.SIGCONT)
+                    time.sleep(0.005)
+            except ProcessLookupError:
+                break
+            for text in map(self.metrics, servers):
+                values = dict(line.rsplit(" ", 1) for line in text.splitlines()
+                              if line.startswith("ps_server_push_clocks_ahead"))
+                for name, value in values.items():
+                    if 'le="2"' in name:
+                        total = values[name.split("_bucket")[0] + "_count{job=\"%s\"}" % int(job)]
+                        # Nobody joined, died or held: every push is within the bound.
+                        self.assertEqual(value, total)
+                        counted = max(counted, int(float(total)))
+        self.assertGreater(counted, 1000)
+        self.assertEqual(self.finish(job)["result"]["metric"], 16 * 2000)
 
 
 class FourWorkers(WithCluster):

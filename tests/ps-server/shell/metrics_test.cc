@@ -19,7 +19,17 @@ TEST(MetricsTest, EveryCounterHasALineThatPrometheusReads) {
   ControlCounters control;
   control.checkpoints_written = 9;
   control.registered = true;
+  lanes[0].jobs.resize(1);
+  lanes[0].jobs[0].job = JobId(6);
+  for (const std::uint64_t ahead : {0u, 1u, 1u, 7u, 5000u}) {
+    lanes[0].jobs[0].counters.clocks_ahead.Count(ahead);
+  }
   const std::string text = MetricsText(lanes, control);
+  EXPECT_THAT(text, HasSubstr("ps_server_push_clocks_ahead_count{job=\"6\"} 5"));
+  EXPECT_THAT(text, HasSubstr("ps_server_push_clocks_ahead_sum{job=\"6\"} 5009"));
+  EXPECT_THAT(text, HasSubstr("ps_server_push_clocks_ahead_bucket{job=\"6\",le=\"1\"} 3"));
+  EXPECT_THAT(text, HasSubstr("ps_server_push_clocks_ahead_bucket{job=\"6\",le=\"8\"} 4"));
+  EXPECT_THAT(text, HasSubstr("ps_server_push_clocks_ahead_bucket{job=\"6\",le=\"+Inf\"} 5"));
   EXPECT_THAT(text, HasSubstr("# TYPE ps_server_pushes_total counter"));
   EXPECT_THAT(text, HasSubstr("ps_server_pushes_total{lane=\"1\"} 7"));
   EXPECT_THAT(text, HasSubstr("ps_server_push_verdicts_total{verdict=\"applied\"} 7"));
