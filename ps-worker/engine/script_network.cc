@@ -19,8 +19,8 @@ namespace {
 
 class ScriptNetwork final : public Network {
  public:
-  ScriptNetwork(torch::jit::Module module, const ModelSpec& spec, std::uint64_t salt)
-      : module_(std::move(module)) {
+  ScriptNetwork(const torch::jit::Module& module, const ModelSpec& spec, std::uint64_t salt)
+      : module_(module) {
     input_shape_ = spec.input_shape;
     description_ = spec.file;
     salt_ = salt;
