@@ -103,6 +103,8 @@ Status LoadWorker::SetUp() {
   callbacks.advanced = [this] { OnAdvanced(); };
   callbacks.pulled = [this](const worker::PullResult& result) { OnPulled(result); };
   callbacks.broken = [this](const Error& error) {
+    if (broken_) return;
+    broken_ = true;
     if (!connected_) ready_.set_value(error);
     connected_ = true;
     stopping_ = true;
@@ -211,7 +213,7 @@ void LoadWorker::OnPulled(const worker::PullResult& result) {
 }
 
 void LoadWorker::FinishIfIdle() {
-  if (!stopping_ || pulling_ || acked_ < ring_->last_clock()) return;
+  if (broken_ || !stopping_ || pulling_ || acked_ < ring_->last_clock()) return;
   stopping_ = false;
   stopped_.set_value(Ok());
 }

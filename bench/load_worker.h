@@ -92,6 +92,7 @@ class LoadWorker {
   bool connected_ = false;
   bool running_ = false;
   bool stopping_ = false;
+  bool broken_ = false;
   bool pulling_ = false;
   std::uint64_t pull_started_ns_ = 0;
   std::uint32_t steps_allowed_ = 0;  // kPushPull: pushes that a finished pull has made room for

@@ -23,6 +23,8 @@ constexpr const char* kKind = "TrainJob";
 constexpr std::size_t kFindingsMax = 100;
 constexpr std::int64_t kParametersMax = 2'000'000'000;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// What servers compute with are floats: a smaller number than this would be 0 there.
+constexpr double kFloatLeast = 1e-30;
 
 // ---- what a field may hold
 
@@ -142,7 +144,7 @@ void Visit(Visitor& v, TrainingSpec& t) {
 
 template <typename Visitor>
 void Visit(Visitor& v, LearningRateSpec& r) {
-  v.Number("base", r.base, Range{0, 1e6, true, false});
+  v.Number("base", r.base, Range{kFloatLeast, 1e6, false, false});
   v.Choice("schedule", r.schedule, {"constant", "step", "cosine", "linear", "inverse_square_root"},
            Need::kOptional);
   const When step{r.schedule == "step", "the schedule step"};
@@ -167,16 +169,16 @@ void Visit(Visitor& v, OptimizerSpec& o) {
                        "optimizer types worker_nesterov, momentum and nesterov"};
   const When adams{adam, "optimizer types adam and adamw"};
   const When ftrl_only{ftrl, "optimizer type ftrl"};
-  v.Number("momentum", o.momentum, Range{0, 1, false, true}, on_worker);
+  v.Number("momentum", o.momentum, Range{0, 0.9999, false, false}, on_worker);
   v.Number("beta1", o.beta1, Range{0, 0.9999, false, false}, adams);
   v.Number("beta2", o.beta2, Range{0, 0.9999, false, false}, adams);
-  v.Number("epsilon", o.epsilon, Range{0, 1, true, false},
+  v.Number("epsilon", o.epsilon, Range{kFloatLeast, 1, false, false},
            When{adam || adagrad, "optimizer types adagrad, adam and adamw"});
   v.Number("initial_accumulator", o.initial_accumulator, Range{0, 1e9, false, false},
            When{adagrad || ftrl, "optimizer types adagrad and ftrl"});
   v.Number("l1", o.l1, Range{0, 1e9, false, false}, ftrl_only);
   v.Number("l2", o.l2, Range{0, 1e9, false, false}, ftrl_only);
-  v.Number("beta", o.beta, Range{0, 1e9, true, false}, ftrl_only);
+  v.Number("beta", o.beta, Range{kFloatLeast, 1e9, false, false}, ftrl_only);
   v.LearningRate("learning_rate", o.learning_rate);
   v.Integer("reference_batch", o.reference_batch, Whole{1, 1'048'576});
   v.Number("weight_decay", o.weight_decay, Range{0, 1, false, true},
@@ -495,7 +497,7 @@ class Reader {
           node != nullptr && node->kind == Node::Kind::kScalar) {
         known_.push_back(key);
         report_.lines[Path(key)] = node->line;
-        ReadNumber(*node, key, Range{0, 1e6, true, false}, value.base);
+        ReadNumber(*node, key, Range{kFloatLeast, 1e6, false, false}, value.base);
         return;
       }
     }

@@ -108,6 +108,12 @@ Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
       stream.verdict_count = static_cast<std::uint32_t>(mark.verdicts.size());
       std::uint64_t clock = mark.watermark.value() - mark.verdicts.size();
       for (const std::uint8_t verdict : mark.verdicts) {
+        // Another one would be answered to whoever repeats the push, and never settle it.
+        if (verdict != static_cast<std::uint8_t>(wire::Code::Applied) &&
+            verdict != static_cast<std::uint8_t>(wire::Code::TooOld) &&
+            verdict != static_cast<std::uint8_t>(wire::Code::NonFinite)) {
+          return Error{ErrorCode::kInvalid, name + "the image has a verdict that cannot be"};
+        }
         stream.verdicts[++clock % kVerdictsKept] = verdict;
       }
       streams.push_back(stream);
@@ -249,7 +255,12 @@ Status Shard::CheckHeld(const checkpoint::ShardImage& image) const {
     std::vector<codec::BlockView> blocks;
     const Status parsed = codec::ParseSegment(
         push.bytes, [this](std::uint32_t block) { return ElementsOf(block); }, blocks);
-    if (!parsed.ok() || !std::all_of(blocks.begin(), blocks.end(), codec::AllFinite)) {
+    // It has its verdict.
+    const bool known = std::any_of(
+        image.marks.begin(), image.marks.end(), [&push](const checkpoint::WorkerMark& mark) {
+          return mark.incarnation == push.incarnation && push.clock <= mark.watermark;
+        });
+    if (!known || !parsed.ok() || !std::all_of(blocks.begin(), blocks.end(), codec::AllFinite)) {
       return Error{ErrorCode::kInvalid, "shard " + std::to_string(id_.value()) +
                                             ": the image has a held push that cannot be"};
     }

@@ -9,7 +9,7 @@ PROGRAM = sys.argv.pop(1)
 
 
 def run(*arguments):
-    done = subprocess.run([PROGRAM, *arguments, "--seconds", "0.2", "--warm-up", "0.05",
+    done = subprocess.run([PROGRAM, *arguments, "--seconds", "1", "--warm-up", "0.05",
                            "--deadline", "60", "--json"], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr

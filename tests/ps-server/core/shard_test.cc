@@ -430,6 +430,22 @@ TEST_F(ShardTest, FromAnotherJobOnlyTheValuesAreTaken) {
   EXPECT_EQ(other.Watermark(member_), Clock(0));
 }
 
+TEST_F(ShardTest, AnImageWithVerdictsOrHeldPushesThatCannotBeIsRefused) {
+  Push(1, One(3, -1));
+  const checkpoint::ShardImage good = shard_.Freeze(JobId(1), Round(6));
+  Shard restored(layout_, rules_, ShardId(0), Epoch(4), 2, true);
+  checkpoint::ShardImage bad = good;
+  bad.marks[0].verdicts[0] = static_cast<std::uint8_t>(wire::Code::Gap);
+  EXPECT_EQ(restored.Restore(bad, false).error().code, ErrorCode::kInvalid);
+  bad = good;
+  bad.held.push_back({WorkerId(0), Incarnation(11), Clock(2), 1, {}});  // the watermark is 1
+  EXPECT_EQ(restored.Restore(bad, false).error().code, ErrorCode::kInvalid);
+  bad.held[0].clock = Clock(1);
+  bad.held[0].incarnation = Incarnation(99);  // of nobody
+  EXPECT_EQ(restored.Restore(bad, false).error().code, ErrorCode::kInvalid);
+  EXPECT_TRUE(restored.Restore(good, false).ok());
+}
+
 TEST_F(ShardTest, AnImageThatDoesNotFitIsRefusedAndTheShardStillWaits) {
   const checkpoint::ShardImage good = shard_.Freeze(JobId(1), Round(6));
   EXPECT_EQ(shard_.Restore(good, false).error().code, ErrorCode::kConflict);

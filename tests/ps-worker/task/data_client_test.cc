@@ -27,13 +27,14 @@ struct alignas(64) Line {
 class Worker {
  public:
   Worker(net::Loop& loop, zmq::context_t& context, const LayoutView& layout,
-         std::uint32_t worker = 0, std::uint32_t incarnation = 1)
+         std::uint32_t worker = 0, std::uint32_t incarnation = 1,
+         std::int64_t resend_timeout_ms = 150)
       : layout_(layout), memory_((std::size_t{4} << 20) / 64) {
     RingIdentity identity{kJob, WorkerId(worker),     Incarnation(incarnation),
                           0,    layout.shard_count(), Clock(0)};
     ring = std::make_unique<RetentionRing>(RetentionRing::Create(region(), identity).value());
     DataClientOptions options;
-    options.resend_timeout_ms = 150;
+    options.resend_timeout_ms = resend_timeout_ms;
     options.pull_timeout_ms = 300;
     DataClient::Callbacks callbacks;
     callbacks.initial_values = [](ShardId, std::span<float> values) {
@@ -208,7 +209,8 @@ TEST_F(DataClientTest, PushesThatLieNextToEachOtherTravelInOneMessage) {
   LaneServer& server = AddServer("a", 1);
   const auto map = Map(1);
   Configure(map, MakeLive(1, {1}));
-  Worker worker(loop_, context_, layout_);
+  // On a slow machine nothing may be sent twice: every message counts here.
+  Worker worker(loop_, context_, layout_, 0, 1, /*resend_timeout_ms=*/20'000);
   ASSERT_TRUE(worker.client->SetMap(map).ok());
   PushMany(worker, 1);
   ASSERT_TRUE(AllAcked(worker));
