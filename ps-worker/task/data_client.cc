@@ -546,7 +546,7 @@ void DataClient::Break(Error error) {
 
 void DataClient::StartPull(const Pull& pull) {
   PS_CHECK(!options_.ghost, "a ghost does not pull");
-  pull_.emplace();
+  pull_.emplace(CurrentPull{});
   pull_->request = next_pull_request_++;
   pull_->what = pull;
   pull_->what.bases.resize(shards_);

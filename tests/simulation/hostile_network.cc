@@ -505,7 +505,7 @@ void Cluster::MaybeBeginRound() {
     const server::Shard* shard = core != nullptr ? core->FindShard(kJob, ShardId(i)) : nullptr;
     if (shard == nullptr || shard->epoch() != map_[i].epoch || !shard->ready()) return;
   }
-  round_.emplace();
+  round_.emplace(OpenRound{});
   round_->number = next_round_++;
   round_->begun_ms = events_.now_ms();
   for (const Dead& dead : dead_) round_->dead.insert(dead.incarnation);
@@ -538,9 +538,9 @@ void Cluster::MaybeCommit() {
   if (round_->images.size() < map_.size() || round_->cuts.size() < slots_.size()) return;
   for (const auto& [number, image] : round_->images) {
     for (const auto& [incarnation, clock] : round_->cuts) {
-      const auto mark = std::find_if(image.marks.begin(), image.marks.end(), [&](const auto& one) {
-        return one.incarnation == incarnation;
-      });
+      const auto mark = std::find_if(
+          image.marks.begin(), image.marks.end(),
+          [worker = incarnation](const auto& one) { return one.incarnation == worker; });
       // A worker that has not pushed yet has no mark.
       if (mark != image.marks.end() && mark->watermark != clock) {
         Fail("the image of shard " + std::to_string(number) + " is not of the cut");

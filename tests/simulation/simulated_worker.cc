@@ -257,7 +257,7 @@ void SimulatedWorker::SendPush(const worker::SendPush& push) {
 
 void SimulatedWorker::StartPull(Clock needed) {
   PS_CHECK(!ghost_, "a ghost does not pull");
-  pull_.emplace();
+  pull_.emplace(CurrentPull{});
   pull_->request = next_pull_++;
   pull_->needed = needed;
   pull_->have.assign(layout_.shard_count(), false);

@@ -1,4 +1,5 @@
 // The servers' optimizers beside LibTorch's, which users know, on the same gradients.
+#include <ATen/core/ivalue.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
