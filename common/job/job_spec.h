@@ -88,6 +88,32 @@ struct SparsificationSpec {
       2048;  // tensors up to this size, and 1-D ones, are sent dense
 };
 
+struct RowInitializerSpec {
+  std::string type = "uniform";      // constant | uniform | normal | truncated_normal
+  double value = 0;                  // constant
+  double low = -0.01;                // uniform
+  double high = 0.01;                // uniform
+  double mean = 0;                   // normal, truncated_normal
+  double standard_deviation = 0.01;  // normal, truncated_normal
+};
+
+// Rows of one width under 64-bit keys, made on first use; ps-server/core/rows/row_table.h.
+struct EmbeddingTableSpec {
+  std::string name;
+  std::int64_t width = 16;           // floats of a row, 1 .. 1,024
+  std::vector<std::string> columns;  // of the data, whose ids are this table's keys
+  RowInitializerSpec initializer;
+  // On the servers: sgd | momentum | nesterov | adagrad | rowwise_adagrad | adam | adamw | ftrl.
+  // `reference_batch` is the job's, `clip_norm` is not for rows.
+  OptimizerSpec optimizer;
+  std::int64_t sightings = 1;          // pushes that must name a key until its row is made, .. 256
+  std::int64_t sketch_mebibytes = 16;  // of the whole table, where they are counted
+  double unused_epochs = 0;            // a row not pushed for so long is removed; 0: never
+  std::int64_t max_mebibytes = 0;  // of the whole table, optimizer's slots included; 0: no bound
+  std::string when_full = "lru";   // lru | lfu | refuse
+  std::string values = "bf16";     // of rows on the wire: bf16 | fp32
+};
+
 struct TrainingSpec {
   std::int64_t workers = 2;
   std::int64_t threads_per_worker = 1;
@@ -122,6 +148,7 @@ struct JobSpec {
   TrainingSpec training;
   OptimizerSpec optimizer;
   SparsificationSpec sparsification;
+  std::vector<EmbeddingTableSpec> embedding_tables;  // by number of the table
   CheckpointSpec checkpoint;
   JobResources resources;
 };

@@ -24,6 +24,10 @@ Status CheckTensors(const control::TableInfoT& table) {
   return Ok();
 }
 
+std::uint32_t MaxShards(const control::LayoutT& layout) {
+  return layout.row_tables.empty() ? std::min(kMaxShards, layout.blocks) : kMaxShards;
+}
+
 }  // namespace
 
 Result<LayoutView> LayoutView::Create(const control::LayoutT& layout, std::uint32_t shards) {
@@ -68,12 +72,25 @@ Result<LayoutView> LayoutView::Create(const control::LayoutT& layout, std::uint3
                                           " blocks in its tables, it says " +
                                           std::to_string(layout.blocks) + ", at least 1 expected"};
   }
-  if (shards == 0 || shards > kMaxShards || shards > view.blocks_.size()) {
+  if (layout.row_tables.size() > kMaxRowTables) {
     return Error{ErrorCode::kInvalid,
-                 "layout refused: " + std::to_string(shards) + " shards for " +
-                     std::to_string(view.blocks_.size()) + " blocks, 1 to " +
-                     std::to_string(std::min<std::size_t>(kMaxShards, view.blocks_.size())) +
-                     " expected"};
+                 "layout refused: " + std::to_string(layout.row_tables.size()) +
+                     " tables of rows, at most " + std::to_string(kMaxRowTables) + " expected"};
+  }
+  for (const auto& table : layout.row_tables) {
+    if (table == nullptr || table->width == 0 || table->width > kMaxRowWidth) {
+      return Error{ErrorCode::kInvalid, "layout refused: a table of rows `" +
+                                            (table ? table->name : "") + "` of width " +
+                                            std::to_string(table ? table->width : 0) + ", 1 to " +
+                                            std::to_string(kMaxRowWidth) + " expected"};
+    }
+    view.row_widths_.push_back(table->width);
+  }
+  const std::size_t shards_max = MaxShards(layout);
+  if (shards == 0 || shards > shards_max) {
+    return Error{ErrorCode::kInvalid, "layout refused: " + std::to_string(shards) + " shards for " +
+                                          std::to_string(view.blocks_.size()) + " blocks, 1 to " +
+                                          std::to_string(shards_max) + " expected"};
   }
   view.shards_ = shards;
   return view;
@@ -103,11 +120,13 @@ std::uint64_t LayoutView::offset_in_shard(std::uint32_t block) const {
   return prefix_[block] - prefix_[shard_first_block(shard_of_block(block))];
 }
 
-std::uint32_t ChooseShardCount(std::uint32_t blocks, std::int64_t asked) {
-  constexpr std::int64_t kAutomaticShards = 256;
-  const std::int64_t wanted = asked <= 0 ? kAutomaticShards : asked;
-  return static_cast<std::uint32_t>(
-      std::min<std::int64_t>({wanted, std::int64_t{kMaxShards}, std::int64_t{blocks}}));
+std::uint32_t ChooseShardCount(const control::LayoutT& layout, std::int64_t asked) {
+  constexpr std::uint32_t kAutomaticMax = 256;
+  constexpr std::uint32_t kAutomaticMinWithRows = 64;
+  const std::uint32_t shards_max = MaxShards(layout);
+  if (asked > 0) return static_cast<std::uint32_t>(std::min<std::int64_t>(asked, shards_max));
+  const std::uint32_t blocks = std::min(layout.blocks, kAutomaticMax);
+  return layout.row_tables.empty() ? blocks : std::max(blocks, kAutomaticMinWithRows);
 }
 
 }  // namespace ps

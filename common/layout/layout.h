@@ -8,7 +8,11 @@
 // is sparsified); then, starting a new block, the small and one-dimensional
 // tensors (always sent dense). Blocks are numbered through all tables, in
 // order; a block belongs to one table. A shard is a contiguous range of blocks:
-// shard s of S holds blocks [B*s/S, B*(s+1)/S). Every shard has a block (S <= B).
+// shard s of S holds blocks [B*s/S, B*(s+1)/S).
+//
+// A job may have tables of rows too, numbered by themselves. Their rows lie on
+// all shards, each where its key says (codec::ShardOfRow). Without tables of
+// rows every shard has a block (S <= B), with them some may have none.
 //
 // The values of a shard are the elements of its blocks, one after the other.
 #pragma once
@@ -24,6 +28,8 @@
 namespace ps {
 
 inline constexpr std::uint32_t kMaxShards = 4096;
+inline constexpr std::uint32_t kMaxRowTables = 1024;
+inline constexpr std::uint32_t kMaxRowWidth = 1024;
 
 // How pushed values change a block.
 using TableRule = control::TableRule;
@@ -43,6 +49,11 @@ class LayoutView {
 
   std::uint32_t block_count() const { return static_cast<std::uint32_t>(blocks_.size()); }
   std::uint32_t shard_count() const { return shards_; }
+  std::uint32_t row_table_count() const { return static_cast<std::uint32_t>(row_widths_.size()); }
+  // Floats of a row's values; 0 if there is no such table.
+  std::uint32_t row_width(std::uint32_t table) const {
+    return table < row_widths_.size() ? row_widths_[table] : 0;
+  }
   const Block& block(std::uint32_t number) const { return blocks_[number]; }
   // [first, last) block numbers of a shard.
   std::uint32_t shard_first_block(ShardId shard) const;
@@ -54,11 +65,13 @@ class LayoutView {
 
  private:
   std::vector<Block> blocks_;
-  std::vector<std::uint64_t> prefix_;  // elements before block i, over all tables
+  std::vector<std::uint64_t> prefix_;      // elements before block i, over all tables
+  std::vector<std::uint32_t> row_widths_;  // by table
   std::uint32_t shards_ = 0;
 };
 
-// Shards a job gets: `asked`, or with 0 one per block, at most 256; never more than blocks.
-std::uint32_t ChooseShardCount(std::uint32_t blocks, std::int64_t asked);
+// Shards a job gets: `asked`, or with 0 one per block, at most 256; never more than blocks. With
+// tables of rows: `asked`, or with 0 one per block, at least 64 and at most 256.
+std::uint32_t ChooseShardCount(const control::LayoutT& layout, std::int64_t asked);
 
 }  // namespace ps

@@ -147,12 +147,66 @@ TEST(LayoutTest, ShardCountOutsideOneToBlocksIsRefused) {
   EXPECT_THAT(ErrorOf(Uniform(5000), kMaxShards + 1), HasSubstr("1 to 4096 expected"));
 }
 
+control::LayoutT WithRows(std::vector<std::uint32_t> widths) {
+  control::LayoutT layout = TwoTables();
+  for (const std::uint32_t width : widths) {
+    auto table = std::make_unique<control::RowTableInfoT>();
+    table->name = "rows";
+    table->width = width;
+    layout.row_tables.push_back(std::move(table));
+  }
+  return layout;
+}
+
+TEST(LayoutTest, WithRowsThereMayBeShardsWithoutBlocks) {
+  const auto view = LayoutView::Create(WithRows({16, 1024}), 64);
+  ASSERT_TRUE(view.ok()) << view.error().message;
+  EXPECT_EQ(view->row_table_count(), 2u);
+  EXPECT_EQ(view->row_width(1), 1024u);
+  EXPECT_EQ(view->row_width(2), 0u);
+  std::uint32_t blocks = 0;
+  std::uint64_t elements = 0;
+  for (std::uint32_t shard = 0; shard < 64; ++shard) {
+    const std::uint32_t first = view->shard_first_block(ShardId(shard));
+    const std::uint32_t last = view->shard_last_block(ShardId(shard));
+    EXPECT_EQ(first, blocks);
+    for (; blocks < last; ++blocks) {
+      EXPECT_EQ(view->shard_of_block(blocks), ShardId(shard));
+      EXPECT_EQ(view->offset_in_shard(blocks), 0u);
+    }
+    elements += view->shard_elements(ShardId(shard));
+  }
+  EXPECT_EQ(blocks, 5u);
+  EXPECT_EQ(elements, 131172u + 7 + 32);
+}
+
+TEST(LayoutTest, RowsOfAWidthThatCannotBeAreRefused) {
+  EXPECT_THAT(ErrorOf(WithRows({0})), HasSubstr("of width 0, 1 to 1024 expected"));
+  EXPECT_THAT(ErrorOf(WithRows({16, 1025})), HasSubstr("`rows` of width 1025"));
+  control::LayoutT missing = WithRows({16});
+  missing.row_tables[0].reset();
+  EXPECT_THAT(ErrorOf(missing), HasSubstr("of width 0"));
+  EXPECT_THAT(ErrorOf(WithRows(std::vector<std::uint32_t>(kMaxRowTables + 1, 1))),
+              HasSubstr("1025 tables of rows"));
+  EXPECT_THAT(ErrorOf(WithRows({16}), kMaxShards + 1), HasSubstr("1 to 4096 expected"));
+}
+
 TEST(LayoutTest, ShardCountIsAskedOrOnePerBlockUpTo256) {
-  EXPECT_EQ(ChooseShardCount(10, 0), 10u);
-  EXPECT_EQ(ChooseShardCount(1000, 0), 256u);
-  EXPECT_EQ(ChooseShardCount(1000, 300), 300u);
-  EXPECT_EQ(ChooseShardCount(10, 300), 10u);
-  EXPECT_EQ(ChooseShardCount(100000, 100000), kMaxShards);
+  const auto choose = [](std::uint32_t blocks, std::int64_t asked, bool rows = false) {
+    control::LayoutT layout;
+    layout.blocks = blocks;
+    if (rows) layout.row_tables.push_back(std::make_unique<control::RowTableInfoT>());
+    return ChooseShardCount(layout, asked);
+  };
+  EXPECT_EQ(choose(10, 0), 10u);
+  EXPECT_EQ(choose(1000, 0), 256u);
+  EXPECT_EQ(choose(1000, 300), 300u);
+  EXPECT_EQ(choose(10, 300), 10u);
+  EXPECT_EQ(choose(100000, 100000), kMaxShards);
+  EXPECT_EQ(choose(10, 0, true), 64u);
+  EXPECT_EQ(choose(100, 0, true), 100u);
+  EXPECT_EQ(choose(10, 300, true), 300u);
+  EXPECT_EQ(choose(10, 3, true), 3u);
 }
 
 }  // namespace

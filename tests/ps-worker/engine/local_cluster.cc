@@ -13,7 +13,7 @@ namespace ps::test {
 namespace {
 
 LayoutView ViewOf(const JobSpec& spec, const control::LayoutT& layout, std::uint32_t shards) {
-  if (shards == 0) shards = ChooseShardCount(layout.blocks, spec.resources.shards);
+  if (shards == 0) shards = ChooseShardCount(layout, spec.resources.shards);
   auto view = LayoutView::Create(layout, shards);
   PS_CHECK(view.ok(), view.ok() ? "" : view.error().message);
   return std::move(view).value();
