@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/check.h"
+#include "common/codec/finite.h"
 
 namespace ps::codec {
 namespace {
@@ -270,22 +271,7 @@ bool AllFinite(const BlockView& block) {
 }
 
 bool ValuesFinite(wire::ValueCodec codec, std::span<const std::byte> bytes) {
-  // A value is inf or NaN when all bits of its exponent are set; counting instead of leaving early
-  // lets the compiler use vectors.
-  const std::byte* from = bytes.data();
-  std::uint32_t bad = 0;
-  if (codec == wire::ValueCodec::Fp32) {
-    for (std::size_t i = 0; i < bytes.size() / 4; ++i) {
-      std::uint32_t bits;
-      std::memcpy(&bits, from + i * 4, sizeof(bits));
-      bad |= (bits & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
-    }
-  } else {
-    for (std::size_t i = 0; i < bytes.size() / 2; ++i) {
-      bad |= (Load16(from + i * 2) & 0x7f80u) == 0x7f80u ? 1u : 0u;
-    }
-  }
-  return bad == 0;
+  return codec == wire::ValueCodec::Fp32 ? AllFinite32(bytes) : AllFinite16(bytes);
 }
 
 float Bf16ToFloat(std::uint16_t bits) {
