@@ -696,9 +696,9 @@ void LaneCore::TryFreeze(Job& job) {
     }
   }
   LaneFrozen frozen{job.id, round, {}};
-  frozen.images.reserve(job.own.size());
+  frozen.shards.reserve(job.own.size());
   for (const ShardId id : job.own) {
-    frozen.images.push_back(job.shards[id.value()]->Freeze(job.id, round));
+    frozen.shards.push_back(job.shards[id.value()]->Freeze(job.id, round));
   }
   events_.push_back(std::move(frozen));
   job.open.reset();

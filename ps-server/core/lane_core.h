@@ -58,7 +58,7 @@ struct RestoreWanted {
 struct LaneFrozen {
   JobId job;
   Round round;
-  std::vector<checkpoint::ShardImage> images;
+  std::vector<FrozenShard> shards;
 };
 // The lane cannot take part in the round.
 struct LaneRoundFailed {

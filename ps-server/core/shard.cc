@@ -421,7 +421,7 @@ wire::PullContent Shard::PullBlocks(const PullQuery& query, PullScratch& scratch
   return wire::PullContent::Snapshot;
 }
 
-checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
+FrozenShard Shard::Freeze(JobId job, Round round) {
   PS_CHECK(ready(), id_);
   checkpoint::ShardImage image;
   image.job = job;
@@ -436,7 +436,6 @@ checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
     image.block_elements.push_back(layout_.block(block).elements);
   }
   store_.Save(image);
-  rows_.Save(image);
   image.held = held_.Save();
   for (const Stream& stream : streams_) {
     checkpoint::WorkerMark mark{
@@ -447,7 +446,7 @@ checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
     }
     image.marks.push_back(std::move(mark));
   }
-  return image;
+  return {std::move(image), rows_.Freeze()};
 }
 
 }  // namespace ps::server

@@ -24,6 +24,7 @@
 #include "ps-server/core/byte_buffer.h"
 #include "ps-server/core/change_log.h"
 #include "ps-server/core/dense_store.h"
+#include "ps-server/core/frozen_shard.h"
 #include "ps-server/core/held_pushes.h"
 #include "ps-server/core/learning_rate.h"
 #include "ps-server/core/optimizer.h"
@@ -150,9 +151,8 @@ class Shard {
   // The most bytes that Pull() can append.
   std::size_t MaxPullBytes(bool fp32, std::span<const codec::RowsView> rows = {}) const;
 
-  // A copy of everything, as of now; rows are in no particular order (checkpoint::SortRows). The
-  // shard must be ready.
-  checkpoint::ShardImage Freeze(JobId job, Round round) const;
+  // Everything, as of now. The shard must be ready.
+  FrozenShard Freeze(JobId job, Round round);
 
  private:
   // What is known about the pushes of one incarnation.

@@ -204,11 +204,26 @@ void ShardRows::Pull(std::span<const codec::RowsView> asked, bool fp32, RowScrat
   }
 }
 
-void ShardRows::Save(checkpoint::ShardImage& image) const {
+FrozenShardRows ShardRows::Freeze() {
+  FrozenShardRows frozen;
+  for (const Table& table : tables_) {
+    frozen.tables_.push_back(
+        {static_cast<std::uint8_t>(table.rules->optimizer.type()), table.rows->Freeze()});
+  }
+  return frozen;
+}
+
+std::uint64_t FrozenShardRows::content_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const Table& table : tables_) bytes += table.rows.content_bytes();
+  return bytes;
+}
+
+void FrozenShardRows::Save(checkpoint::ShardImage& image) const {
   image.rows.clear();
   for (const Table& table : tables_) {
-    image.rows.push_back(table.rows->Export());
-    image.rows.back().optimizer = static_cast<std::uint8_t>(table.rules->optimizer.type());
+    image.rows.push_back(table.rows.ToImage());
+    image.rows.back().optimizer = table.optimizer;
   }
 }
 

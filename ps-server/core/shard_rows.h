@@ -83,6 +83,24 @@ struct RowScratch {
   std::vector<float> row;
 };
 
+// The rows of a shard as of an instant; may be read and ended on any one thread, and outlive the
+// shard.
+class FrozenShardRows {
+ public:
+  std::uint64_t content_bytes() const;
+  // Copies all rows into image.rows, in no particular order (checkpoint::SortRows).
+  void Save(checkpoint::ShardImage& image) const;
+
+ private:
+  friend class ShardRows;
+
+  struct Table {
+    std::uint8_t optimizer;
+    FrozenRowTable rows;
+  };
+  std::vector<Table> tables_;
+};
+
 class ShardRows {
  public:
   // `rules` fit `layout`; they and what `memory` names outlive this.
@@ -102,8 +120,8 @@ class ShardRows {
   void Pull(std::span<const codec::RowsView> asked, bool fp32, RowScratch& scratch,
             ByteBuffer& out);
 
-  // Copies all rows, in no particular order (checkpoint::SortRows).
-  void Save(checkpoint::ShardImage& image) const;
+  // All rows, as of now.
+  FrozenShardRows Freeze();
   // kInvalid unless the image's rows are those of this shard and job, of the same optimizers, and
   // finite; with `values_only` their optimizers do not matter.
   Status CheckLoad(const checkpoint::ShardImage& image, ShardId shard, bool values_only) const;

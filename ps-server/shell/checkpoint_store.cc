@@ -97,12 +97,18 @@ CheckpointStore::CheckpointStore(fs::path root, std::string procid)
     : root_(std::move(root)), procid_(std::move(procid)) {}
 
 Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
-    const std::string& round_name, std::span<const checkpoint::ShardImage> images) const {
+    const std::string& round_name, std::vector<FrozenShard> shards) const {
   const fs::path round = PS_TRY(ResolveRound(root_, round_name));
   std::uint64_t bytes = 0;
-  for (const checkpoint::ShardImage& image : images) bytes += checkpoint::ContentBytes(image);
+  for (const FrozenShard& shard : shards) bytes += shard.content_bytes();
   checkpoint::Writer writer = PS_TRY(checkpoint::Writer::Open(round / procid_, bytes));
-  for (const checkpoint::ShardImage& image : images) PS_TRY(writer.Add(image));
+  std::vector<std::uint64_t> samples;
+  for (FrozenShard& shard : shards) {
+    samples.push_back(shard.samples_trained());
+    // What is written is let go at once: the shard need not copy it any more.
+    const FrozenShard frozen = std::move(shard);
+    PS_TRY(writer.Add(frozen.ToImage()));
+  }
   const std::vector<checkpoint::WrittenShard> written = PS_TRY(writer.Finish());
   std::vector<control::PreparedShardT> prepared(written.size());
   for (std::size_t i = 0; i < written.size(); ++i) {
@@ -110,7 +116,7 @@ Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
     prepared[i].epoch = written[i].epoch.value();
     prepared[i].version = written[i].version;
     prepared[i].bytes = written[i].bytes;
-    prepared[i].samples = images[i].samples_trained;
+    prepared[i].samples = samples[i];
     prepared[i].digest = written[i].digest;
     prepared[i].values_digest = written[i].values_digest;
   }

@@ -21,6 +21,7 @@
 #include "common/ids.h"
 #include "common/messages/control.h"
 #include "common/result.h"
+#include "ps-server/core/frozen_shard.h"
 
 namespace ps::server {
 
@@ -40,9 +41,9 @@ class CheckpointStore {
  public:
   CheckpointStore(std::filesystem::path root, std::string procid);
 
-  // Writes all images of a round durably; in the order of `images`.
-  Result<std::vector<control::PreparedShardT>> Write(
-      const std::string& round_name, std::span<const checkpoint::ShardImage> images) const;
+  // Writes all shards of a round durably, one after the other; in the order of `shards`.
+  Result<std::vector<control::PreparedShardT>> Write(const std::string& round_name,
+                                                     std::vector<FrozenShard> shards) const;
 
   // kConflict if this server wrote no part of the round.
   Status WriteManifest(const std::string& round_name, const std::string& text) const;

@@ -36,7 +36,7 @@ struct Server::Job {
     Round round;
     std::string directory;
     std::vector<bool> frozen;  // by lane
-    std::vector<checkpoint::ShardImage> images;
+    std::vector<FrozenShard> shards;
     bool writing = false;
   };
 
@@ -95,9 +95,9 @@ Status Server::StartLanes() {
     options.bind = "tcp://" + (ipv6 ? "[" + config_.bind + "]" : config_.bind) + ":*";
     options.number = number;
     auto lane = PS_TRY(Lane::Start(context_, options, [this, number](LaneEvent event) {
-      PostToLoop([this, number, moved = std::move(event)]() mutable {
-        OnLaneEvent(number, std::move(moved));
-      });
+      // Shared, as what is posted must be copyable and a frozen shard is not.
+      auto shared = std::make_shared<LaneEvent>(std::move(event));
+      PostToLoop([this, number, shared] { OnLaneEvent(number, std::move(*shared)); });
     }));
     lane_endpoints_.push_back(net::EndpointWithHost(lane->endpoint(), host));
     lanes_.push_back(std::move(lane));
@@ -363,9 +363,7 @@ void Server::OnFrozen(std::uint32_t lane, LaneFrozen frozen) {
     return;
   }
   job->round->frozen[lane] = true;
-  for (checkpoint::ShardImage& image : frozen.images) {
-    job->round->images.push_back(std::move(image));
-  }
+  for (FrozenShard& shard : frozen.shards) job->round->shards.push_back(std::move(shard));
   const std::vector<bool>& done = job->round->frozen;
   if (std::all_of(done.begin(), done.end(), [](bool one) { return one; })) WriteRound(*job);
 }
@@ -377,15 +375,14 @@ void Server::WriteRound(Job& job) {
     JobId job;
     Round round;
     std::string directory;
-    std::vector<checkpoint::ShardImage> images;
+    std::vector<FrozenShard> shards;
   };
   auto work = std::make_shared<Work>(
-      Work{job.id, open.round, open.directory, std::exchange(open.images, {})});
+      Work{job.id, open.round, open.directory, std::exchange(open.shards, {})});
   const Status posted = checkpoint_thread_->Post([this, work] {
     const auto begun = net::MonotonicMs();
     auto written = std::make_shared<Result<std::vector<control::PreparedShardT>>>(
-        store_.Write(work->directory, work->images));
-    work->images.clear();
+        store_.Write(work->directory, std::move(work->shards)));
     if (!written->ok()) {
       const Status discarded = store_.Discard(work->directory);
       if (!discarded.ok()) spdlog::warn("{}: {}", work->directory, discarded.error().message);

@@ -598,7 +598,9 @@ void Cluster::Flush(std::uint32_t number) {
   }
   for (server::LaneEvent& event : core.TakeEvents()) {
     if (auto* frozen = std::get_if<server::LaneFrozen>(&event)) {
-      ToCoordinator([this, round = frozen->round.value(), images = std::move(frozen->images)] {
+      std::vector<checkpoint::ShardImage> images;
+      for (const auto& shard : frozen->shards) images.push_back(shard.ToImage());
+      ToCoordinator([this, round = frozen->round.value(), images = std::move(images)] {
         if (!round_ || round_->number != round) return;
         for (const auto& image : images) round_->images[image.shard.value()] = image;
         MaybeCommit();

@@ -10,14 +10,19 @@
 // rows are used again, the last first. A record whose `updates` is 0 is free.
 // Memory beside the records: none but the unused end of the last slab.
 //
-// One thread. `memory` outlives the store and aligns to 64 bytes.
+// Freeze() shares the slabs with a view (cow_pages.h), which is what a checkpoint
+// is made from.
+//
+// One thread, but for views. `memory` is as CowPages asks.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory_resource>
-#include <vector>
+#include <utility>
+
+#include "ps-server/core/cow_pages.h"
 
 namespace ps::server {
 
@@ -42,28 +47,77 @@ struct RowRecord {
   const float* floats() const { return reinterpret_cast<const float*>(this + 1); }
 };
 
+namespace detail {
+
+// Where the record of a row lies.
+struct RowPlaces {
+  std::size_t record_bytes;
+  std::uint32_t slab_shift;  // log2 of the records of a slab
+
+  std::size_t SlabOf(RowNumber row) const { return row >> slab_shift; }
+  std::size_t OffsetOf(RowNumber row) const {
+    return (row & ((RowNumber{1} << slab_shift) - 1)) * record_bytes;
+  }
+  RowNumber slab_rows() const { return RowNumber{1} << slab_shift; }
+};
+
+}  // namespace detail
+
+// All rows as of an instant. May be read and ended on any one thread, and outlive the store.
+class FrozenRows {
+ public:
+  std::uint64_t size() const { return size_; }
+  std::size_t record_bytes() const { return places_.record_bytes; }
+
+  // As RowStore::ForEach.
+  template <typename Visit>
+  void ForEach(Visit visit) const {
+    for (RowNumber row = 0; row < used_; ++row) {
+      const auto* const record = reinterpret_cast<const RowRecord*>(
+          slabs_.Read(places_.SlabOf(row)) + places_.OffsetOf(row));
+      if (record->updates != 0) visit(row, *record);
+    }
+  }
+
+ private:
+  friend class RowStore;
+
+  FrozenRows(FrozenPages slabs, detail::RowPlaces places, RowNumber used, std::uint64_t size)
+      : slabs_(std::move(slabs)), places_(places), used_(used), size_(size) {}
+
+  FrozenPages slabs_;
+  detail::RowPlaces places_;
+  RowNumber used_;
+  std::uint64_t size_;
+};
+
 class RowStore {
  public:
   RowStore(std::uint32_t floats_per_row, std::pmr::memory_resource* memory);
-  ~RowStore();
-  RowStore(const RowStore&) = delete;
-  RowStore& operator=(const RowStore&) = delete;
 
-  std::size_t record_bytes() const { return record_bytes_; }
+  std::size_t record_bytes() const { return places_.record_bytes; }
   std::uint64_t size() const { return size_; }
   // What the slabs take.
   std::size_t bytes() const;
+
+  // What writes to slabs that a view held have copied so far.
+  std::uint64_t bytes_copied() const { return slabs_.bytes_copied(); }
 
   // A record whose content is not defined; the caller sets all of it. Records of the first slab may
   // move.
   RowNumber Create();
   void Remove(RowNumber row);
 
-  RowRecord* At(RowNumber row) {
-    return reinterpret_cast<RowRecord*>(slabs_[row >> slab_shift_] +
-                                        (row & slab_mask_) * record_bytes_);
+  const RowRecord* At(RowNumber row) const {
+    return reinterpret_cast<const RowRecord*>(slabs_.Read(places_.SlabOf(row)) +
+                                              places_.OffsetOf(row));
   }
-  const RowRecord* At(RowNumber row) const { return const_cast<RowStore*>(this)->At(row); }
+  // To write on. Records of the same slab may move.
+  RowRecord* Change(RowNumber row) {
+    return reinterpret_cast<RowRecord*>(slabs_.Write(places_.SlabOf(row)) + places_.OffsetOf(row));
+  }
+
+  FrozenRows Freeze() { return {slabs_.Freeze(), places_, used_, size_}; }
 
   // Calls visit(RowNumber, const RowRecord&) for all rows in the order of their numbers. `visit`
   // may remove the row that it is called for.
@@ -78,11 +132,8 @@ class RowStore {
  private:
   void GrowFirstSlab();
 
-  const std::size_t record_bytes_;
-  const std::uint32_t slab_shift_;  // log2 of the records of a slab
-  const RowNumber slab_mask_;
-  std::pmr::memory_resource* const memory_;
-  std::pmr::vector<std::byte*> slabs_;
+  const detail::RowPlaces places_;
+  CowPages slabs_;
   std::uint32_t first_slab_rows_ = 0;
   RowNumber used_ = 0;       // numbers given out so far, removed ones included
   RowNumber free_ = kNoRow;  // the removed row to use next; its `last_used` names the one after it

@@ -66,7 +66,7 @@ void RowTable::Admit(std::span<const std::uint64_t> keys) {
 
 RowRecord& RowTable::Create(std::uint64_t key) {
   const RowNumber row = rows_.Create();
-  RowRecord& record = *rows_.At(row);
+  RowRecord& record = *rows_.Change(row);
   record.set_key(key);
   record.updates = 1;
   record.last_used = now_;
@@ -83,20 +83,25 @@ void RowTable::Remove(RowNumber row) {
   rows_.Remove(row);
 }
 
-checkpoint::RowTableImage RowTable::Export() const {
-  checkpoint::RowTableImage image;
-  image.table = rules_.table;
-  image.width = rules_.width;
-  image.slots = static_cast<std::uint32_t>(rules_.initial_slots.size());
-  image.tick = now_;
+FrozenRowTable RowTable::Freeze() {
+  checkpoint::RowTableImage rest;
+  rest.table = rules_.table;
+  rest.width = rules_.width;
+  rest.slots = static_cast<std::uint32_t>(rules_.initial_slots.size());
+  rest.tick = now_;
+  rest.sketch.assign(sketch_.counters().begin(), sketch_.counters().end());
+  rest.sightings = sketch_.sightings();
+  return {std::move(rest), rows_.Freeze()};
+}
+
+checkpoint::RowTableImage FrozenRowTable::ToImage() const {
+  checkpoint::RowTableImage image = rest_;
   const std::size_t bytes = rows_.record_bytes();
-  image.records.reserve(rows() * bytes);
+  image.records.reserve(rows_.size() * bytes);
   rows_.ForEach([&](RowNumber, const RowRecord& record) {
     const auto* from = reinterpret_cast<const std::byte*>(&record);
     image.records.insert(image.records.end(), from, from + bytes);
   });
-  image.sketch.assign(sketch_.counters().begin(), sketch_.counters().end());
-  image.sightings = sketch_.sightings();
   return image;
 }
 
@@ -115,7 +120,7 @@ Status RowTable::Restore(const checkpoint::RowTableImage& image) {
   const std::size_t bytes = rows_.record_bytes();
   for (std::size_t at = 0; at < image.records.size(); at += bytes) {
     const RowNumber row = rows_.Create();
-    std::memcpy(static_cast<void*>(rows_.At(row)), image.records.data() + at, bytes);
+    std::memcpy(static_cast<void*>(rows_.Change(row)), image.records.data() + at, bytes);
     index_.Insert(row);
   }
   now_ = image.tick;

@@ -33,6 +33,7 @@
 #include <limits>
 #include <memory_resource>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/row_image.h"
@@ -70,10 +71,27 @@ struct RowCounters {
   std::uint64_t evicted = 0;
 };
 
+// A table as of an instant; may be read and ended on any one thread, and outlive the table.
+class FrozenRowTable {
+ public:
+  std::uint64_t content_bytes() const { return rows_.size() * rows_.record_bytes(); }
+  // A copy of all rows, not sorted.
+  checkpoint::RowTableImage ToImage() const;
+
+ private:
+  friend class RowTable;
+
+  FrozenRowTable(checkpoint::RowTableImage rest, FrozenRows rows)
+      : rest_(std::move(rest)), rows_(std::move(rows)) {}
+
+  checkpoint::RowTableImage rest_;  // without records
+  FrozenRows rows_;
+};
+
 class RowTable {
  public:
-  // `hash_seed` is best not known to who chooses the keys; it changes no result. `memory` outlives
-  // the table.
+  // `hash_seed` is best not known to who chooses the keys; it changes no result. `memory` is as
+  // CowPages asks.
   RowTable(RowTableRules rules, std::uint64_t hash_seed, std::pmr::memory_resource* memory);
 
   const RowTableRules& rules() const { return rules_; }
@@ -103,7 +121,7 @@ class RowTable {
         unknown_.push_back(static_cast<std::uint32_t>(at));
         return;
       }
-      RowRecord& record = *rows_.At(row);
+      RowRecord& record = *rows_.Change(row);
       record.last_used = now_;
       update(at, CountUpdate(record), record.floats(), record.floats() + rules_.width);
     });
@@ -115,8 +133,10 @@ class RowTable {
     }
   }
 
-  // A copy of all rows, not sorted.
-  checkpoint::RowTableImage Export() const;
+  // All that makes the table, as of now; see cow_pages.h.
+  FrozenRowTable Freeze();
+  // What writes to frozen memory have copied so far.
+  std::uint64_t bytes_copied() const { return rows_.bytes_copied(); }
   // Into a table without rows. kInvalid if the image is of another shape or CheckRows() refuses it.
   // A sketch of another size starts afresh.
   Status Restore(const checkpoint::RowTableImage& image);

@@ -223,7 +223,7 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
   }
   const JobRules rules = BulkRules();
   for (std::uint32_t number = 0; number < kShards; ++number) {
-    checkpoint::ShardImage image = frozen.images[number];
+    checkpoint::ShardImage image = frozen.shards[number].ToImage();
     ASSERT_EQ(image.held.size(), 1u);
     ASSERT_TRUE(checkpoint::CheckImage(image).ok());
     // The way of the disk.

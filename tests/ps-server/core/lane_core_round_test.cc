@@ -29,11 +29,11 @@ TEST_F(LaneCoreRoundTest, ShardsFreezeWhenTheMarkersOfAllLiveWorkersAreThere) {
   ASSERT_EQ(events.size(), 1u);
   const auto& frozen = std::get<LaneFrozen>(events[0]);
   EXPECT_EQ(frozen.round, Round(1));
-  ASSERT_EQ(frozen.images.size(), 4u);
-  EXPECT_EQ(frozen.images[0].values[7], 1);
-  EXPECT_EQ(frozen.images[3].values[7], 0);
-  EXPECT_EQ(frozen.images[0].version, 2u);
-  EXPECT_EQ(frozen.images[0].marks.size(), 2u);
+  ASSERT_EQ(frozen.shards.size(), 4u);
+  EXPECT_EQ(frozen.shards[0].ToImage().values[7], 1);
+  EXPECT_EQ(frozen.shards[3].ToImage().values[7], 0);
+  EXPECT_EQ(frozen.shards[0].ToImage().version, 2u);
+  EXPECT_EQ(frozen.shards[0].ToImage().marks.size(), 2u);
 }
 
 TEST_F(LaneCoreRoundTest, PushesAfterTheCutAreNotInTheImage) {
@@ -45,8 +45,8 @@ TEST_F(LaneCoreRoundTest, PushesAfterTheCutAreNotInTheImage) {
   ASSERT_EQ(events.size(), 1u);
   Send(lane_, PushMessage(11, 2, {0}));
   const auto& frozen = std::get<LaneFrozen>(events[0]);
-  EXPECT_EQ(frozen.images[0].values[7], 1);
-  EXPECT_EQ(frozen.images[2].values[7], 2) << "the push before its marker is in";
+  EXPECT_EQ(frozen.shards[0].ToImage().values[7], 1);
+  EXPECT_EQ(frozen.shards[2].ToImage().values[7], 2) << "the push before its marker is in";
   EXPECT_EQ(ValueOf(0), 2);
 }
 
@@ -85,7 +85,7 @@ TEST_F(LaneCoreRoundTest, ALostPushBeforeTheMarkerIsWaitedFor) {
   EXPECT_EQ(replies.size(), 3u) << "the push and both markers are answered";
   const std::vector<LaneEvent> events = lane_.TakeEvents();
   ASSERT_EQ(events.size(), 1u);
-  EXPECT_EQ(std::get<LaneFrozen>(events[0]).images[0].values[7], 2);
+  EXPECT_EQ(std::get<LaneFrozen>(events[0]).shards[0].ToImage().values[7], 2);
 }
 
 TEST_F(LaneCoreRoundTest, APushAfterItsOwnMarkerFailsTheRound) {
@@ -180,7 +180,7 @@ TEST_F(LaneCoreRoundTest, ALaneWithoutShardsOfTheJobTakesPartWithNothing) {
   Send(lane_, MarkerMessage(12, 1, 1));
   const std::vector<LaneEvent> events = lane_.TakeEvents();
   ASSERT_EQ(events.size(), 1u);
-  EXPECT_TRUE(std::get<LaneFrozen>(events[0]).images.empty());
+  EXPECT_TRUE(std::get<LaneFrozen>(events[0]).shards.empty());
 }
 
 }  // namespace

@@ -329,7 +329,7 @@ TEST_F(LaneCoreTest, ARestoredShardIsAskedForAndThenServes) {
   InitAll();
   Send(lane_, PushMessage(11, 1, {0}, -6));
   const checkpoint::ShardImage image =
-      lane_.FindShard(JobId(1), ShardId(0))->Freeze(JobId(1), Round(4));
+      lane_.FindShard(JobId(1), ShardId(0))->Freeze(JobId(1), Round(4)).ToImage();
   LaneMap map = MapOf(2, {0}, kEpoch + 1, 4);
   map.shards[0].lineage = 2;
   lane_.UpdateMap(JobId(1), map);

@@ -113,17 +113,17 @@ TEST_P(ShardOptimizerTest, ARestoredShardGoesOnBitForBitAsIfNothingHadHappened) 
   for (std::uint64_t clock = 1; clock <= 40; ++clock) Push(unbroken, clock);
 
   Shard restored = Make(rules, true);
-  const checkpoint::ShardImage image = unbroken.Freeze(JobId(1), Round(1));
+  const checkpoint::ShardImage image = unbroken.Freeze(JobId(1), Round(1)).ToImage();
   const Status taken = restored.Restore(ThroughDisk(image), false);
   ASSERT_TRUE(taken.ok()) << taken.error().message;
-  EXPECT_EQ(restored.Freeze(JobId(1), Round(1)), image);
+  EXPECT_EQ(restored.Freeze(JobId(1), Round(1)).ToImage(), image);
 
   for (std::uint64_t clock = 41; clock <= 80; ++clock) {
     Push(unbroken, clock);
     Push(restored, clock);
   }
-  const auto expected = unbroken.Freeze(JobId(1), Round(2));
-  const auto found = restored.Freeze(JobId(1), Round(2));
+  const auto expected = unbroken.Freeze(JobId(1), Round(2)).ToImage();
+  const auto found = restored.Freeze(JobId(1), Round(2)).ToImage();
   EXPECT_EQ(checkpoint::Digest(found), checkpoint::Digest(expected));
   EXPECT_EQ(found, expected);
   for (const float value : found.values) ASSERT_TRUE(std::isfinite(value));
@@ -141,7 +141,7 @@ TEST_P(ShardOptimizerTest, ValuesOfAnotherJobComeWithFreshSlots) {
 
   const JobRules rules = RulesFor(type(), sparse());
   Shard taking = Make(rules, true);
-  ASSERT_TRUE(taking.Restore(other.Freeze(JobId(1), Round(1)), true).ok());
+  ASSERT_TRUE(taking.Restore(other.Freeze(JobId(1), Round(1)).ToImage(), true).ok());
   Bytes bytes;
   const std::vector<float> values = other.values();
   std::size_t offset = 0;
@@ -157,7 +157,8 @@ TEST_P(ShardOptimizerTest, ValuesOfAnotherJobComeWithFreshSlots) {
     Push(taking, clock);
     Push(fresh, clock);
   }
-  EXPECT_EQ(taking.Freeze(JobId(2), Round(1)), fresh.Freeze(JobId(2), Round(1)));
+  EXPECT_EQ(taking.Freeze(JobId(2), Round(1)).ToImage(),
+            fresh.Freeze(JobId(2), Round(1)).ToImage());
 }
 
 TEST_P(ShardOptimizerTest, PullsBringTheValuesHoweverTheyAreKept) {
@@ -188,7 +189,7 @@ TEST_P(ShardOptimizerTest, AnImageWithTheStateOfAnotherOptimizerIsRefused) {
   Init(other);
   const JobRules rules = RulesFor(type(), sparse());
   Shard shard = Make(rules, true);
-  const Status refused = shard.Restore(other.Freeze(JobId(1), Round(1)), false);
+  const Status refused = shard.Restore(other.Freeze(JobId(1), Round(1)).ToImage(), false);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalid);
   EXPECT_NE(refused.error().message.find("the job's optimizer is " + type()), std::string::npos)
@@ -218,7 +219,7 @@ TEST(ShardOptimizerLayoutTest, AMomentumThatFadesBecomesZero) {
     shard.Push(MakeMember(0, 11), PushFacts{Clock(clock), shard.version(), 24, false},
                Parse(layout, push), 1);
   }
-  const auto image = shard.Freeze(JobId(1), Round(1));
+  const auto image = shard.Freeze(JobId(1), Round(1)).ToImage();
   for (const float slot : image.slots.floats) EXPECT_EQ(slot, 0);
   EXPECT_EQ(_mm_getcsr() & 0xFFC0, rounding_before) << "the thread keeps its own mode";
 }
@@ -231,7 +232,7 @@ TEST(ShardOptimizerLayoutTest, CountsPerBlockAreNotTakenForCountsPerElement) {
   const Bytes bytes = testing::ConstantShard(layout, ShardId(0), 1);
   ASSERT_EQ(from.Init(Parse(layout, bytes)), wire::Code::Applied);
   Shard to(layout, sparse, ShardId(0), Epoch(1), 1, true);
-  const Status refused = to.Restore(from.Freeze(JobId(1), Round(1)), false);
+  const Status refused = to.Restore(from.Freeze(JobId(1), Round(1)).ToImage(), false);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalid);
 }

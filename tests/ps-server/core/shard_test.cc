@@ -389,7 +389,7 @@ TEST_F(ShardTest, AFrozenImageRestoresToTheSameShard) {
     Push(clock, One(clock % 10, 1), clock % 5 == 0 ? 0 : shard_.version());
   }
   PushTo(shard_, MakeMember(1, 12, 40), 41, One(3, 1), shard_.version());
-  const checkpoint::ShardImage image = shard_.Freeze(JobId(1), Round(6));
+  const checkpoint::ShardImage image = shard_.Freeze(JobId(1), Round(6)).ToImage();
   EXPECT_EQ(image.epoch, Epoch(3));
   ASSERT_EQ(image.marks.size(), 2u);
   EXPECT_EQ(image.marks[0].verdicts.size(), kVerdictsKept);
@@ -399,7 +399,7 @@ TEST_F(ShardTest, AFrozenImageRestoresToTheSameShard) {
   EXPECT_EQ(restored.state(), wire::Code::Restoring);
   EXPECT_EQ(PushTo(restored, member_, 1, {}).code, wire::Code::Restoring);
   ASSERT_TRUE(restored.Restore(image, false).ok());
-  checkpoint::ShardImage again = restored.Freeze(JobId(1), Round(6));
+  checkpoint::ShardImage again = restored.Freeze(JobId(1), Round(6)).ToImage();
   again.epoch = image.epoch;
   again.lineage = image.lineage;
   EXPECT_EQ(again, image);
@@ -412,7 +412,7 @@ TEST_F(ShardTest, AFrozenImageRestoresToTheSameShard) {
 TEST_F(ShardTest, PullsOfTheOldLineageGetASnapshotAfterARestore) {
   Push(1, One(3, 1));
   Shard restored(layout_, rules_, ShardId(0), Epoch(4), 2, true);
-  ASSERT_TRUE(restored.Restore(shard_.Freeze(JobId(1), Round(6)), false).ok());
+  ASSERT_TRUE(restored.Restore(shard_.Freeze(JobId(1), Round(6)).ToImage(), false).ok());
   PullScratch scratch;
   ByteBuffer out;
   EXPECT_EQ(restored.Pull({1, 1, false, false}, scratch, out), wire::PullContent::Snapshot);
@@ -423,7 +423,8 @@ TEST_F(ShardTest, PullsOfTheOldLineageGetASnapshotAfterARestore) {
 TEST_F(ShardTest, FromAnotherJobOnlyTheValuesAreTaken) {
   Push(1, One(3, -1));
   Shard other(layout_, rules_, ShardId(0), Epoch(1), 1, true);
-  ASSERT_TRUE(other.Restore(shard_.Freeze(JobId(1), Round(6)), /*values_only=*/true).ok());
+  ASSERT_TRUE(
+      other.Restore(shard_.Freeze(JobId(1), Round(6)).ToImage(), /*values_only=*/true).ok());
   EXPECT_EQ(other.values()[3], 1);
   EXPECT_EQ(other.version(), 0u);
   EXPECT_EQ(other.samples_trained(), 0u);
@@ -432,7 +433,7 @@ TEST_F(ShardTest, FromAnotherJobOnlyTheValuesAreTaken) {
 
 TEST_F(ShardTest, AnImageWithVerdictsOrHeldPushesThatCannotBeIsRefused) {
   Push(1, One(3, -1));
-  const checkpoint::ShardImage good = shard_.Freeze(JobId(1), Round(6));
+  const checkpoint::ShardImage good = shard_.Freeze(JobId(1), Round(6)).ToImage();
   Shard restored(layout_, rules_, ShardId(0), Epoch(4), 2, true);
   checkpoint::ShardImage bad = good;
   bad.marks[0].verdicts[0] = static_cast<std::uint8_t>(wire::Code::Gap);
@@ -447,7 +448,7 @@ TEST_F(ShardTest, AnImageWithVerdictsOrHeldPushesThatCannotBeIsRefused) {
 }
 
 TEST_F(ShardTest, AnImageThatDoesNotFitIsRefusedAndTheShardStillWaits) {
-  const checkpoint::ShardImage good = shard_.Freeze(JobId(1), Round(6));
+  const checkpoint::ShardImage good = shard_.Freeze(JobId(1), Round(6)).ToImage();
   EXPECT_EQ(shard_.Restore(good, false).error().code, ErrorCode::kConflict);
   Shard restored(layout_, rules_, ShardId(0), Epoch(4), 2, true);
   checkpoint::ShardImage bad = good;

@@ -123,7 +123,7 @@ class LaneServer {
     }
     for (server::LaneEvent& event : lane.core.TakeEvents()) {
       if (auto* frozen = std::get_if<server::LaneFrozen>(&event)) {
-        for (auto& image : frozen->images) images.push_back(std::move(image));
+        for (const auto& shard : frozen->shards) images.push_back(shard.ToImage());
       }
     }
   }

@@ -33,8 +33,8 @@ class RowIndexTest : public testing::Test {
  protected:
   RowNumber Add(std::uint64_t key) {
     const RowNumber row = store_.Create();
-    store_.At(row)->set_key(key);
-    store_.At(row)->updates = 1;
+    store_.Change(row)->set_key(key);
+    store_.Change(row)->updates = 1;
     index_.Insert(row);
     return row;
   }
@@ -120,8 +120,8 @@ TEST_F(RowIndexTest, GivesAllMemoryBack) {
     RowIndex index(store, 5, &memory);
     for (std::uint64_t key = 0; key < 50'000; ++key) {
       const RowNumber row = store.Create();
-      store.At(row)->set_key(key);
-      store.At(row)->updates = 1;
+      store.Change(row)->set_key(key);
+      store.Change(row)->updates = 1;
       index.Insert(row);
     }
     for (RowNumber row = 0; row < 49'000; ++row) {

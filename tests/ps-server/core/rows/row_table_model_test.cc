@@ -215,7 +215,7 @@ TEST_P(RowTableModelTest, ARestoredTableGoesOnBitForBit) {
   std::uint32_t tick = 0;
   for (int step = 0; step < 1000; ++step) Push(table, MakePush(tick += random_() % 2));
 
-  checkpoint::RowTableImage image = table.Export();
+  checkpoint::RowTableImage image = table.Freeze().ToImage();
   checkpoint::SortRows(image);
   RowTable restored(rules, 2, std::pmr::new_delete_resource());
   ASSERT_TRUE(restored.Restore(image).ok());
@@ -224,8 +224,8 @@ TEST_P(RowTableModelTest, ARestoredTableGoesOnBitForBit) {
     Push(table, push);
     Push(restored, push);
     if (step % 100 != 99 && step != 0) continue;
-    checkpoint::RowTableImage here = table.Export();
-    checkpoint::RowTableImage there = restored.Export();
+    checkpoint::RowTableImage here = table.Freeze().ToImage();
+    checkpoint::RowTableImage there = restored.Freeze().ToImage();
     checkpoint::SortRows(here);
     checkpoint::SortRows(there);
     ASSERT_TRUE(here == there) << step;

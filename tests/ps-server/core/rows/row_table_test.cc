@@ -51,7 +51,7 @@ TEST_F(RowTableTest, ReadingMakesNoRow) {
   RowTable table = Make(Rules());
   EXPECT_EQ(Known(table, Range(1, 50)), Keys());
   EXPECT_EQ(table.rows(), 0u);
-  EXPECT_EQ(table.Export(), Make(Rules()).Export());
+  EXPECT_EQ(table.Freeze().ToImage(), Make(Rules()).Freeze().ToImage());
 }
 
 TEST_F(RowTableTest, AFirstPushStartsFromInitialiserAndInitialSlots) {
@@ -207,7 +207,7 @@ TEST_F(RowTableTest, CountsTheMemoryItTakes) {
 TEST_F(RowTableTest, RefusesAnImageOfAnotherShapeOrWithImpossibleRows) {
   RowTable table = Make(Rules());
   Add(table, Range(1, 5), 3);
-  checkpoint::RowTableImage good = table.Export();
+  checkpoint::RowTableImage good = table.Freeze().ToImage();
   checkpoint::SortRows(good);
   const auto refuses = [&](auto damage, const std::string& what) {
     checkpoint::RowTableImage image = good;

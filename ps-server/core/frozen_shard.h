@@ -1,0 +1,40 @@
+// A shard as of an instant, from which its image is made while the shard goes on.
+//
+// Taking it costs little: memory is shared with the shard until that writes on it
+// (cow_pages.h). May be read and ended on any one thread, and outlive the shard.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "checkpoint/image.h"
+#include "ps-server/core/shard_rows.h"
+
+namespace ps::server {
+
+class FrozenShard {
+ public:
+  // `rest`: the image but for what the others have.
+  FrozenShard(checkpoint::ShardImage rest, FrozenShardRows rows)
+      : rest_(std::move(rest)), rows_(std::move(rows)) {}
+
+  ShardId shard() const { return rest_.shard; }
+  std::uint64_t samples_trained() const { return rest_.samples_trained; }
+  // As checkpoint::ContentBytes() of the image.
+  std::uint64_t content_bytes() const {
+    return checkpoint::ContentBytes(rest_) + rows_.content_bytes();
+  }
+
+  // A copy of everything: as much memory again.
+  checkpoint::ShardImage ToImage() const {
+    checkpoint::ShardImage image = rest_;
+    rows_.Save(image);
+    return image;
+  }
+
+ private:
+  checkpoint::ShardImage rest_;
+  FrozenShardRows rows_;
+};
+
+}  // namespace ps::server
