@@ -83,7 +83,7 @@ void CowPages::Unshare(std::size_t page) {
   Drop(old);
 }
 
-FrozenPages CowPages::Freeze() {
+FrozenPages CowPages::Freeze() const {
   FrozenPages view;
   view.pages_ = pages_;
   for (CowPage* const page : pages_) page->holders.fetch_add(1, std::memory_order_relaxed);

@@ -79,7 +79,7 @@ class CowPages {
     return data_[page];
   }
 
-  FrozenPages Freeze();
+  FrozenPages Freeze() const;
 
  private:
   detail::CowPage* Make(std::size_t bytes) const;
@@ -88,7 +88,7 @@ class CowPages {
   std::pmr::memory_resource* const memory_;
   // By page. What reads and writes need is kept apart from the rest.
   std::vector<std::byte*> data_;
-  std::vector<std::uint8_t> shared_;  // 1: a view may hold it
+  mutable std::vector<std::uint8_t> shared_;  // 1: a view may hold it
   std::vector<detail::CowPage*> pages_;
   std::size_t bytes_ = 0;
   std::uint64_t bytes_copied_ = 0;

@@ -14,8 +14,8 @@ namespace ps::server {
 
 class FrozenShard {
  public:
-  // `rest`: the image but for what the others have.
-  FrozenShard(checkpoint::ShardImage rest, FrozenShardRows rows)
+  // `rest`: the image but for what `rows` has.
+  explicit FrozenShard(checkpoint::ShardImage rest, FrozenShardRows rows = {})
       : rest_(std::move(rest)), rows_(std::move(rows)) {}
 
   ShardId shard() const { return rest_.shard; }
@@ -25,10 +25,11 @@ class FrozenShard {
     return checkpoint::ContentBytes(rest_) + rows_.content_bytes();
   }
 
-  // A copy of everything: as much memory again.
+  // A copy of everything, as a checkpoint has it: as much memory again.
   checkpoint::ShardImage ToImage() const {
     checkpoint::ShardImage image = rest_;
     rows_.Save(image);
+    checkpoint::SortRows(image);
     return image;
   }
 

@@ -98,10 +98,7 @@ struct LaneCore::Job {
     seen.resize(layout.shard_count(), 0);
     gone.resize(rules.rows.size());
     row_memory.hash_seed = resources.hash_seed;
-    if (resources.make_memory && !rules.rows.empty()) {
-      own_memory = resources.make_memory();
-      row_memory.memory = own_memory.get();
-    }
+    if (resources.make_memory && !rules.rows.empty()) row_memory.memory = resources.make_memory();
   }
 
   Shard* Find(std::uint32_t shard) { return shard < shards.size() ? shards[shard].get() : nullptr; }
@@ -170,7 +167,6 @@ struct LaneCore::Job {
   bool has_live = false;
   LiveMembers live;
   std::uint32_t live_workers = 0;
-  std::unique_ptr<std::pmr::memory_resource> own_memory;  // before the shards, who use it
   RowMemory row_memory;
   std::vector<std::unique_ptr<Shard>> shards;  // by number; null: not on this lane
   std::vector<RowTableStatus> gone;            // counters of tables on shards that left

@@ -127,9 +127,9 @@ struct JobSetup {
 struct RowResources {
   // Best not known to who chooses keys; it changes no result.
   std::uint64_t hash_seed = 0;
-  // Makes the memory of all rows of one job on the lane, used by its thread alone and destroyed
-  // with the job; empty: that of operator new.
-  std::function<std::unique_ptr<std::pmr::memory_resource>()> make_memory;
+  // Makes the memory of all rows of one job on the lane, which goes with the job and the last of
+  // its frozen shards; as CowPages asks. Empty: that of operator new.
+  std::function<std::shared_ptr<std::pmr::memory_resource>()> make_memory;
 };
 
 class LaneCore {

@@ -421,7 +421,7 @@ wire::PullContent Shard::PullBlocks(const PullQuery& query, PullScratch& scratch
   return wire::PullContent::Snapshot;
 }
 
-FrozenShard Shard::Freeze(JobId job, Round round) {
+FrozenShard Shard::Freeze(JobId job, Round round) const {
   PS_CHECK(ready(), id_);
   checkpoint::ShardImage image;
   image.job = job;
@@ -446,7 +446,7 @@ FrozenShard Shard::Freeze(JobId job, Round round) {
     }
     image.marks.push_back(std::move(mark));
   }
-  return {std::move(image), rows_.Freeze()};
+  return FrozenShard(std::move(image), rows_.Freeze());
 }
 
 }  // namespace ps::server

@@ -152,7 +152,7 @@ class Shard {
   std::size_t MaxPullBytes(bool fp32, std::span<const codec::RowsView> rows = {}) const;
 
   // Everything, as of now. The shard must be ready.
-  FrozenShard Freeze(JobId job, Round round);
+  FrozenShard Freeze(JobId job, Round round) const;
 
  private:
   // What is known about the pushes of one incarnation.

@@ -117,12 +117,12 @@ RowTableStatus& RowTableStatus::operator+=(const RowTableStatus& other) {
 }
 
 ShardRows::ShardRows(const LayoutView& layout, std::span<const RowRules> rules, RowMemory memory)
-    : shards_(layout.shard_count()) {
+    : shards_(layout.shard_count()), memory_(std::move(memory.memory)) {
   PS_CHECK(RowRulesFit(layout, rules), rules.size(), layout.row_table_count());
   for (const RowRules& one : rules) {
     Table table;
     table.rules = &one;
-    table.rows = std::make_unique<RowTable>(one.OnShard(shards_), memory.hash_seed, memory.memory);
+    table.rows = std::make_unique<RowTable>(one.OnShard(shards_), memory.hash_seed, memory_.get());
     tables_.push_back(std::move(table));
   }
 }
@@ -204,8 +204,9 @@ void ShardRows::Pull(std::span<const codec::RowsView> asked, bool fp32, RowScrat
   }
 }
 
-FrozenShardRows ShardRows::Freeze() {
+FrozenShardRows ShardRows::Freeze() const {
   FrozenShardRows frozen;
+  frozen.memory_ = memory_;
   for (const Table& table : tables_) {
     frozen.tables_.push_back(
         {static_cast<std::uint8_t>(table.rules->optimizer.type()), table.rows->Freeze()});
@@ -220,7 +221,6 @@ std::uint64_t FrozenShardRows::content_bytes() const {
 }
 
 void FrozenShardRows::Save(checkpoint::ShardImage& image) const {
-  image.rows.clear();
   for (const Table& table : tables_) {
     image.rows.push_back(table.rows.ToImage());
     image.rows.back().optimizer = table.optimizer;
@@ -250,7 +250,7 @@ Status ShardRows::CheckLoad(const checkpoint::ShardImage& image, ShardId shard,
     }
     PS_TRY(checkpoint::CheckRows(rows));
     for (std::size_t row = 0; row < rows.rows(); ++row) {
-      const std::uint64_t key = HeaderAt(rows, row).key();
+      const std::uint64_t key = rows.key(row);
       if (codec::ShardOfRow(key, shards_) != shard) {
         return bad("row " + std::to_string(key) + " belongs on another shard");
       }

@@ -59,7 +59,9 @@ bool RowRulesFit(const LayoutView& layout, std::span<const RowRules> rules);
 struct RowMemory {
   // Best not known to who chooses keys; it changes no result.
   std::uint64_t hash_seed = 0;
-  std::pmr::memory_resource* memory = std::pmr::new_delete_resource();
+  // As CowPages asks; frozen rows keep it as well.
+  std::shared_ptr<std::pmr::memory_resource> memory{std::pmr::new_delete_resource(),
+                                                    [](std::pmr::memory_resource*) {}};
 };
 
 // One table on a shard, on a lane, or of a whole job on a server.
@@ -88,7 +90,7 @@ struct RowScratch {
 class FrozenShardRows {
  public:
   std::uint64_t content_bytes() const;
-  // Copies all rows into image.rows, in no particular order (checkpoint::SortRows).
+  // Appends copies of all rows to image.rows, in no particular order (checkpoint::SortRows).
   void Save(checkpoint::ShardImage& image) const;
 
  private:
@@ -98,12 +100,13 @@ class FrozenShardRows {
     std::uint8_t optimizer;
     FrozenRowTable rows;
   };
+  std::shared_ptr<std::pmr::memory_resource> memory_;  // before the tables, which lie in it
   std::vector<Table> tables_;
 };
 
 class ShardRows {
  public:
-  // `rules` fit `layout`; they and what `memory` names outlive this.
+  // `rules` fit `layout`; both outlive this.
   ShardRows(const LayoutView& layout, std::span<const RowRules> rules, RowMemory memory);
 
   std::size_t tables() const { return tables_.size(); }
@@ -121,7 +124,7 @@ class ShardRows {
             ByteBuffer& out);
 
   // All rows, as of now.
-  FrozenShardRows Freeze();
+  FrozenShardRows Freeze() const;
   // kInvalid unless the image's rows are those of this shard and job, of the same optimizers, and
   // finite; with `values_only` their optimizers do not matter.
   Status CheckLoad(const checkpoint::ShardImage& image, ShardId shard, bool values_only) const;
@@ -142,6 +145,7 @@ class ShardRows {
                                            const RowRules& rules) const;
 
   const std::uint32_t shards_;
+  const std::shared_ptr<std::pmr::memory_resource> memory_;  // before the tables, which lie in it
   std::vector<Table> tables_;
   std::vector<std::uint64_t> keys_;  // of the push under way
   std::vector<float> gradient_;

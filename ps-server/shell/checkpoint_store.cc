@@ -116,6 +116,7 @@ Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
     prepared[i].epoch = written[i].epoch.value();
     prepared[i].version = written[i].version;
     prepared[i].bytes = written[i].bytes;
+    prepared[i].rows = written[i].rows;
     prepared[i].samples = samples[i];
     prepared[i].digest = written[i].digest;
     prepared[i].values_digest = written[i].values_digest;

@@ -27,6 +27,7 @@ void* HugePageMemory::do_allocate(std::size_t bytes, std::size_t alignment) {
     return std::pmr::new_delete_resource()->allocate(bytes, alignment);
   }
   bytes = RoundUp(bytes, kLine);
+  const std::lock_guard lock(mutex_);
   if (const auto found = free_.find(bytes); found != free_.end() && found->second != nullptr) {
     FreeBlock* const block = found->second;
     found->second = block->next;
@@ -53,6 +54,7 @@ void HugePageMemory::do_deallocate(void* block, std::size_t bytes, std::size_t a
   if (bytes < kSmall || alignment > kLine) {
     return std::pmr::new_delete_resource()->deallocate(block, bytes, alignment);
   }
+  const std::lock_guard lock(mutex_);
   FreeBlock*& list = free_[RoundUp(bytes, kLine)];
   list = ::new (block) FreeBlock{list};
 }

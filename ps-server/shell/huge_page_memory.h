@@ -7,12 +7,14 @@
 // used again for one of the same size, regions are unmapped with this object.
 // Smaller blocks come from operator new.
 //
-// One thread: each lane has its own, so that blocks of one lane lie together.
+// Any thread. Each lane has its own, so that blocks of one lane lie together; others give back what
+// they read of its frozen shards.
 #pragma once
 
 #include <cstddef>
 #include <map>
 #include <memory_resource>
+#include <mutex>
 #include <vector>
 
 namespace ps::server {
@@ -37,6 +39,7 @@ class HugePageMemory : public std::pmr::memory_resource {
   void do_deallocate(void* block, std::size_t bytes, std::size_t alignment) override;
   bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
 
+  std::mutex mutex_;
   std::vector<Region> regions_;
   std::byte* next_ = nullptr;  // what is left of the newest region
   std::byte* end_ = nullptr;

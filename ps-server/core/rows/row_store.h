@@ -117,7 +117,7 @@ class RowStore {
     return reinterpret_cast<RowRecord*>(slabs_.Write(places_.SlabOf(row)) + places_.OffsetOf(row));
   }
 
-  FrozenRows Freeze() { return {slabs_.Freeze(), places_, used_, size_}; }
+  FrozenRows Freeze() const { return {slabs_.Freeze(), places_, used_, size_}; }
 
   // Calls visit(RowNumber, const RowRecord&) for all rows in the order of their numbers. `visit`
   // may remove the row that it is called for.

@@ -83,7 +83,7 @@ void RowTable::Remove(RowNumber row) {
   rows_.Remove(row);
 }
 
-FrozenRowTable RowTable::Freeze() {
+FrozenRowTable RowTable::Freeze() const {
   checkpoint::RowTableImage rest;
   rest.table = rules_.table;
   rest.width = rules_.width;

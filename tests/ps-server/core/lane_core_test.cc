@@ -328,8 +328,12 @@ TEST_F(LaneCoreTest, AJobThatIsAnnouncedAgainKeepsItsShards) {
 TEST_F(LaneCoreTest, ARestoredShardIsAskedForAndThenServes) {
   InitAll();
   Send(lane_, PushMessage(11, 1, {0}, -6));
-  const checkpoint::ShardImage image =
-      lane_.FindShard(JobId(1), ShardId(0))->Freeze(JobId(1), Round(4)).ToImage();
+  lane_.BeginRound(JobId(1), Round(4), 1, 1);
+  Send(lane_, MarkerMessage(11, 4, 1));
+  Send(lane_, MarkerMessage(12, 4, 0));
+  const std::vector<LaneEvent> rounds = lane_.TakeEvents();
+  ASSERT_EQ(rounds.size(), 1u);
+  const checkpoint::ShardImage image = std::get<LaneFrozen>(rounds[0]).shards[0].ToImage();
   LaneMap map = MapOf(2, {0}, kEpoch + 1, 4);
   map.shards[0].lineage = 2;
   lane_.UpdateMap(JobId(1), map);

@@ -29,6 +29,12 @@ checkpoint::ShardImage MakeImage(std::uint32_t shard, std::uint64_t round, float
   return image;
 }
 
+std::vector<FrozenShard> Frozen(const std::vector<checkpoint::ShardImage>& images) {
+  std::vector<FrozenShard> frozen;
+  for (const checkpoint::ShardImage& image : images) frozen.emplace_back(image);
+  return frozen;
+}
+
 std::string ManifestText(const std::vector<control::PreparedShardT>& shards, std::uint64_t round,
                          const std::string& server) {
   checkpoint::Manifest manifest;
@@ -43,7 +49,7 @@ std::string ManifestText(const std::vector<control::PreparedShardT>& shards, std
   manifest.tables.push_back(table);
   for (const control::PreparedShardT& shard : shards) {
     manifest.shards.push_back({ShardId(shard.shard), server, Epoch(shard.epoch), shard.version,
-                               shard.bytes, shard.digest, shard.values_digest});
+                               shard.bytes, shard.rows, shard.digest, shard.values_digest});
   }
   auto text = checkpoint::ToJson(manifest);
   PS_CHECK(text.ok(), text.ok() ? "" : text.error().message);
@@ -84,7 +90,7 @@ TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
   const CheckpointStore store(directory.path(), "p1");
   const std::vector<checkpoint::ShardImage> images = {MakeImage(0, 3, 1.5f),
                                                       MakeImage(1, 3, -2.5f)};
-  const auto prepared = store.Write("job-7/ckpt-3", images);
+  const auto prepared = store.Write("job-7/ckpt-3", Frozen(images));
   ASSERT_TRUE(prepared.ok()) << prepared.error().message;
   ASSERT_EQ(prepared->size(), 2u);
   EXPECT_EQ(prepared->at(1).version, 41u);
@@ -106,14 +112,14 @@ TEST(CheckpointStoreTest, AManifestNeedsAPartAndMustBeOne) {
   const TemporaryDirectory directory;
   const CheckpointStore store(directory.path(), "p1");
   EXPECT_FALSE(store.WriteManifest("job-7/ckpt-3", "{}").ok());
-  ASSERT_TRUE(store.Write("job-7/ckpt-3", std::vector{MakeImage(0, 3, 1)}).ok());
+  ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)})).ok());
   EXPECT_EQ(store.WriteManifest("job-7/ckpt-3", "{}").error().code, ErrorCode::kInvalid);
 }
 
 TEST(CheckpointStoreTest, ADiscardedRoundIsGone) {
   const TemporaryDirectory directory;
   const CheckpointStore store(directory.path(), "p1");
-  ASSERT_TRUE(store.Write("job-7/ckpt-3", std::vector{MakeImage(0, 3, 1)}).ok());
+  ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)})).ok());
   ASSERT_TRUE(store.Discard("job-7/ckpt-3").ok());
   EXPECT_FALSE(fs::exists(directory.path() / "job-7" / "ckpt-3" / "p1"));
   EXPECT_TRUE(store.Discard("job-7/ckpt-3").ok()) << "nothing to do is no error";
@@ -125,9 +131,9 @@ TEST(CheckpointStoreTest, OldRoundsGoWithThePartsOfServersThatAreGone) {
   const CheckpointStore gone(directory.path(), "p0");
   for (std::uint64_t round = 1; round <= 5; ++round) {
     const std::string name = "job-7/ckpt-" + std::to_string(round);
-    ASSERT_TRUE(store.Write(name, std::vector{MakeImage(0, round, 1)}).ok());
+    ASSERT_TRUE(store.Write(name, Frozen({MakeImage(0, round, 1)})).ok());
     if (round <= 2) {
-      ASSERT_TRUE(gone.Write(name, std::vector{MakeImage(1, round, 1)}).ok());
+      ASSERT_TRUE(gone.Write(name, Frozen({MakeImage(1, round, 1)})).ok());
     }
   }
   fs::create_directories(directory.path() / "job-7" / "ckpt-1" / "p9.partial");
