@@ -29,7 +29,7 @@ class FrozenShard {
   checkpoint::ShardImage ToImage() const {
     checkpoint::ShardImage image = rest_;
     rows_.Save(image);
-    checkpoint::SortRows(image);
+    for (checkpoint::RowTableImage& table : image.rows) checkpoint::SortRows(table);
     return image;
   }
 
