@@ -124,6 +124,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   options.ring_path = flags.ring;
   options.ring_bytes = flags.ring_bytes;
   options.bulk_synchronous = spec.ok() && spec->training.staleness == 0;
+  options.stop_on_nonfinite = spec.ok() && spec->training.on_nonfinite == "stop";
   auto session = ps::worker::TaskSession::Open(options);
   if (!session.ok()) {
     spdlog::error("{}", session.error().message);

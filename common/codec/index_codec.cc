@@ -53,8 +53,8 @@ std::size_t RiceBytes(std::size_t count, std::uint32_t bits, std::uint64_t quoti
   return 1 + bits * BytesOfBits(count) + BytesOfBits(count + quotients);
 }
 
-std::uint64_t SumOfQuotients(std::span<const std::uint16_t> indices, std::uint32_t bits) {
-  std::uint64_t sum = 0;
+std::uint32_t SumOfQuotients(std::span<const std::uint16_t> indices, std::uint32_t bits) {
+  std::uint32_t sum = 0;  // at most the elements of a block
   ForEachGap(indices, [&](std::uint32_t gap) { sum += gap >> bits; });
   return sum;
 }
@@ -291,9 +291,9 @@ std::size_t IndexBytes(std::uint32_t elements, std::span<const std::uint16_t> in
   if (indices.empty()) return 0;
   if (codec == wire::IndexCodec::Rice) return PlanRice(elements, indices).bytes;
   if (codec == wire::IndexCodec::Gap8) {
-    std::size_t bytes = indices.size();
-    ForEachGap(indices, [&bytes](std::uint32_t gap) { bytes += gap / kSkip; });
-    return bytes;
+    std::uint32_t skips = 0;
+    ForEachGap(indices, [&skips](std::uint32_t gap) { skips += gap / kSkip; });
+    return indices.size() + skips;
   }
   return MaxIndexBytes(elements, static_cast<std::uint32_t>(indices.size()), codec);
 }

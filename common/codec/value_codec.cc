@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/check.h"
+#include "common/codec/finite.h"
 
 namespace ps::codec {
 namespace {
@@ -21,7 +22,7 @@ constexpr std::uint16_t kGreatestBf16 = 0x7f7fu;
 constexpr int kInt8Max = 127;
 constexpr std::uint16_t kGreatestInt8Scale = 0x7bffu;  // times 128 it is still finite
 constexpr int kBits4Levels = 8;
-constexpr std::size_t kLanes = 8;
+constexpr std::size_t kLanes = 4;
 
 // What the codes of a group are.
 struct Coding {
@@ -132,55 +133,72 @@ struct Means {
 };
 
 // Of the magnitudes up to `split` and of those above; the same for both if there are none of one
-// kind. In lanes, whose sums are the same whatever vectors the compiler makes of them.
+// kind. Sums are scaled, so that they stay finite.
 Means MeansAround(const Group& group, float split) {
-  std::array<double, kLanes> all{};
-  std::array<double, kLanes> above{};
-  std::array<std::uint32_t, kLanes> above_count{};
-  std::size_t at = 0;
-  const auto add = [&](std::size_t lane, float magnitude) {
-    const bool is_above = magnitude > split;
-    all[lane] += magnitude;
-    above[lane] += is_above ? magnitude : 0.0f;
-    above_count[lane] += is_above ? 1 : 0;
-  };
-  for (; at + kLanes <= group.count; at += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) add(lane, group.magnitude[at + lane]);
+  // The compiler does not find these vectors itself, and it is the loop that costs most.
+  using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
+  using Ints = std::int32_t __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
+  constexpr float kScale = 0x1p-10f;
+  Floats below{};
+  Floats above{};
+  Ints above_count{};
+  const std::size_t whole = group.count - group.count % kLanes;
+  for (std::size_t at = 0; at < whole; at += kLanes) {
+    Floats magnitude;
+    std::memcpy(&magnitude, group.magnitude.data() + at, sizeof(magnitude));
+    const Ints is_above = magnitude > split;  // -1 or 0
+    const Floats scaled = magnitude * kScale;
+    // Not the sum of all less those above: of what is small nothing might be left.
+    below += std::bit_cast<Floats>(std::bit_cast<Ints>(scaled) & ~is_above);
+    above += std::bit_cast<Floats>(std::bit_cast<Ints>(scaled) & is_above);
+    above_count -= is_above;
   }
-  for (; at < group.count; ++at) add(0, group.magnitude[at]);
-  double sum = 0;
+  double sum_below = 0;
   double sum_above = 0;
   std::size_t count_above = 0;
   for (std::size_t lane = 0; lane < kLanes; ++lane) {
-    sum += all[lane];
+    sum_below += below[lane];
     sum_above += above[lane];
-    count_above += above_count[lane];
+    count_above += static_cast<std::size_t>(above_count[lane]);
+  }
+  for (std::size_t at = whole; at < group.count; ++at) {
+    const float magnitude = group.magnitude[at];
+    (magnitude > split ? sum_above : sum_below) += magnitude * kScale;
+    count_above += magnitude > split ? 1 : 0;
   }
   const std::size_t count_below = group.count - count_above;
-  const double mean = sum / static_cast<double>(group.count);
-  if (count_below == 0 || count_above == 0) return {mean, mean};
-  return {(sum - sum_above) / static_cast<double>(count_below),
-          sum_above / static_cast<double>(count_above)};
+  if (count_below == 0 || count_above == 0) {
+    const double mean = (sum_below + sum_above) / kScale / static_cast<double>(group.count);
+    return {mean, mean};
+  }
+  return {sum_below / kScale / static_cast<double>(count_below),
+          sum_above / kScale / static_cast<double>(count_above)};
 }
 
 std::uint16_t Centroid(double mean) {
   return std::min(FloatToBf16(static_cast<float>(mean)), kGreatestBf16);
 }
 
-// Packs `group.count` codes of `bits` bits, and says what they stand for.
-template <typename CodeOf>
-std::byte* WriteCodes(const Group& group, std::uint32_t bits, const Levels& levels,
-                      const CodeOf& code_of, std::byte* out, float* sent) {
-  const std::size_t in_byte = 8 / bits;
-  for (std::size_t at = 0; at < group.count; at += in_byte) {
+// Packs codes of kBits bits, and says what they stand for.
+template <std::uint32_t kBits>
+std::byte* WriteCodes(std::span<const std::uint8_t> codes, const Levels& levels, std::byte* out,
+                      float* sent) {
+  constexpr std::size_t kInByte = 8 / kBits;
+  std::size_t at = 0;
+  for (; at + kInByte <= codes.size(); at += kInByte) {
     unsigned byte = 0;
-    const std::size_t end = std::min(in_byte, group.count - at);
-    for (std::size_t i = 0; i < end; ++i) {
-      const unsigned code = code_of(at + i);
-      byte |= code << (i * bits);
-      if (sent != nullptr) sent[at + i] = levels[code];
+    for (std::size_t i = 0; i < kInByte; ++i) byte |= unsigned{codes[at + i]} << (i * kBits);
+    *out++ = static_cast<std::byte>(byte);
+  }
+  if (at < codes.size()) {
+    unsigned byte = 0;
+    for (std::size_t i = 0; at + i < codes.size(); ++i) {
+      byte |= unsigned{codes[at + i]} << (i * kBits);
     }
     *out++ = static_cast<std::byte>(byte);
+  }
+  if (sent != nullptr) {
+    for (std::size_t i = 0; i < codes.size(); ++i) sent[i] = levels[codes[i]];
   }
   return out;
 }
@@ -209,15 +227,14 @@ void WriteBits4(const Group& group, std::byte*& scales, std::byte*& codes, float
   const float step = (Bf16ToFloat(greatest_bits) - least) / (kBits4Levels - 1);
   // Steps without a finite inverse would not be worth telling apart.
   const float inverse = step >= std::numeric_limits<float>::min() ? 1 / step : 0;
-  const Levels levels = Bits4Levels(least, Bf16ToFloat(greatest_bits));
-  codes = WriteCodes(
-      group, 4, levels,
-      [&](std::size_t i) {
-        const int level = std::min(static_cast<int>((group.magnitude[i] - least) * inverse + 0.5f),
-                                   kBits4Levels - 1);
-        return static_cast<unsigned>(level) | static_cast<unsigned>(group.negative[i]) << 3;
-      },
-      codes, sent);
+  std::array<std::uint8_t, kValueGroup> levels_of;
+  for (std::size_t i = 0; i < group.count; ++i) {
+    const int level =
+        std::min(static_cast<int>((group.magnitude[i] - least) * inverse + 0.5f), kBits4Levels - 1);
+    levels_of[i] = static_cast<std::uint8_t>(level | group.negative[i] << 3);
+  }
+  codes = WriteCodes<4>(std::span(levels_of).first(group.count),
+                        Bits4Levels(least, Bf16ToFloat(greatest_bits)), codes, sent);
 }
 
 void WriteBits2(const Group& group, std::byte*& scales, std::byte*& codes, float* sent) {
@@ -235,21 +252,20 @@ void WriteBits2(const Group& group, std::byte*& scales, std::byte*& codes, float
   const float small = Bf16ToFloat(small_bits);
   const float large = Bf16ToFloat(large_bits);
   const float between = small + (large - small) / 2;
-  codes = WriteCodes(
-      group, 2, Bits2Levels(small, large),
-      [&](std::size_t i) {
-        return (group.magnitude[i] > between ? 1u : 0u) | static_cast<unsigned>(group.negative[i])
-                                                              << 1;
-      },
-      codes, sent);
+  std::array<std::uint8_t, kValueGroup> codes_of;
+  for (std::size_t i = 0; i < group.count; ++i) {
+    const int is_large = group.magnitude[i] > between ? 1 : 0;
+    codes_of[i] = static_cast<std::uint8_t>(is_large | group.negative[i] << 1);
+  }
+  codes =
+      WriteCodes<2>(std::span(codes_of).first(group.count), Bits2Levels(small, large), codes, sent);
 }
 
 void WriteBits1(const Group& group, std::byte*& scales, std::byte*& codes, float* sent) {
   const std::uint16_t bits = Centroid(MeansAround(group, std::numeric_limits<float>::max()).below);
   scales = Store16(scales, bits);
-  codes = WriteCodes(
-      group, 1, Bits1Levels(Bf16ToFloat(bits)),
-      [&](std::size_t i) { return static_cast<unsigned>(group.negative[i]); }, codes, sent);
+  codes = WriteCodes<1>(std::span(group.negative).first(group.count),
+                        Bits1Levels(Bf16ToFloat(bits)), codes, sent);
 }
 
 // ---- checks
@@ -324,10 +340,8 @@ Status CheckValues(const wire::BlockHeader& header, std::span<const std::byte> b
 }
 
 bool ValuesFinite(wire::ValueCodec codec, std::span<const std::byte> bytes) {
-  const kernels::Table& kernels = kernels::Fastest();
-  if (codec == wire::ValueCodec::Fp32) return kernels.finite_fp32(bytes.data(), bytes.size() / 4);
-  if (codec == wire::ValueCodec::Bf16) return kernels.finite_bf16(bytes.data(), bytes.size() / 2);
-  return true;
+  if (codec == wire::ValueCodec::Fp32) return AllFinite32(bytes);
+  return codec != wire::ValueCodec::Bf16 || AllFinite16(bytes);
 }
 
 ValueReader::ValueReader(wire::ValueCodec codec, std::size_t count,

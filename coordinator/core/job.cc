@@ -241,6 +241,7 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   memory.drained = false;
   memory.progress.reset();
   memory.skipped_told = 0;
+  memory.refused_told = 0;
 
   control::StartTaskT start;
   start.task = worker.task;
@@ -446,6 +447,16 @@ void Job::TellSkipped(std::size_t slot, const control::ProgressT& progress) {
         WorkerText(slot, incarnation) + " has skipped " + std::to_string(progress.skipped) +
             (progress.skipped == 1 ? " step" : " steps") +
             " whose loss or gradient was not finite, " + where + "; its log names the records");
+}
+
+void Job::TellRefused(std::size_t slot, const control::ProgressT& progress) {
+  Slot& memory = slots_[slot];
+  if (progress.refused == 0 || progress.refused < 2 * memory.refused_told) return;
+  memory.refused_told = progress.refused;
+  Event("not finite",
+        progress.last_refused + ", of " + WorkerText(slot, state_.workers[slot].incarnation) +
+            ": not finite, though the worker had sent finite values (" +
+            std::to_string(progress.refused) + " so far); look for bad memory on both nodes");
 }
 
 void Job::AddUp(const control::ProgressT& progress) {
@@ -660,6 +671,7 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
     case control::Body::WorkerCut: OnWorkerCut(*slot, *message.body.AsWorkerCut()); break;
     case control::Body::Progress:
       TellSkipped(*slot, *message.body.AsProgress());
+      TellRefused(*slot, *message.body.AsProgress());
       slots_[*slot].progress = *message.body.AsProgress();
       slots_[*slot].progress_ms = cluster_.now_ms();
       break;

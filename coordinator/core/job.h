@@ -101,6 +101,7 @@ class Job {
     std::optional<control::ProgressT> progress;
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name
+    std::uint64_t refused_told = 0;  // segments not finite, the same
   };
 
   // Workers.
@@ -118,6 +119,7 @@ class Job {
   void SendReplay(const DeadWorker& dead);
   void AddUp(const control::ProgressT& progress);
   void TellSkipped(std::size_t slot, const control::ProgressT& progress);
+  void TellRefused(std::size_t slot, const control::ProgressT& progress);
 
   // Shards.
   bool Homeless() const;

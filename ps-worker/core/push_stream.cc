@@ -5,6 +5,13 @@
 #include "common/check.h"
 
 namespace ps::worker {
+namespace {
+
+// While pushes are in flight on a lane, the next ones wait until there are so many of the window's
+// pushes to send together.
+constexpr std::uint32_t kBurstShare = 4;
+
+}  // namespace
 
 PushStream::PushStream(const StreamOptions& options)
     : options_(options),
@@ -361,6 +368,16 @@ void PushStream::Pump(StreamActions& actions) {
 
 void PushStream::PumpLane(std::uint32_t number, Lane& lane, StreamActions& actions) {
   const Clock limit = round_ ? round_->cut : head_;
+  if (!lane.in_flight.empty()) {
+    // With answers on their way, a few small pushes are worth less than a message of many.
+    Clock sent = limit;
+    for (const ShardId shard : lane.shards) {
+      if (At(shard).phase == Phase::kReady) sent = std::min(sent, At(shard).sent);
+    }
+    const std::uint64_t room = options_.window - std::min<std::uint64_t>(options_.window,
+                                                                         lane.in_flight.size());
+    if (std::min(room, limit.value() - sent.value()) < options_.window / kBurstShare) return;
+  }
   while (lane.in_flight.size() < options_.window) {
     // The shards furthest behind go first and so catch up with the others, clock by clock.
     Clock sent = limit;

@@ -502,7 +502,7 @@ void DataClient::Do(const Refused& refused) {
   if (refused.code == wire::Code::NonFinite) {
     spdlog::warn("shard {} refuses the push of clock {}: not finite", refused.shard.value(),
                  refused.clock.value());
-    if (callbacks_.non_finite) callbacks_.non_finite(refused.clock, refused.shard);
+    if (callbacks_.non_finite) callbacks_.non_finite(entry.info, refused.shard);
   }
   ring_.MarkVoid(refused.clock, refused.shard);
 }

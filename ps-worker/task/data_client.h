@@ -54,7 +54,9 @@ class DataClient {
     std::function<bool(ShardId, std::span<float>)> initial_values;
     // A TooOld segment, as it was pushed, before the ring's copy becomes void.
     std::function<void(Clock, ShardId, std::span<const std::byte>)> returned;
-    std::function<void(Clock, ShardId)> non_finite;
+    // A shard found a segment not finite that the task had found finite; before the ring's copy
+    // becomes void.
+    std::function<void(const RingEntryInfo&, ShardId)> non_finite;
     std::function<void(std::uint64_t round, Clock cut)> round_cut;
     std::function<void(std::uint64_t round, bool frozen)> round_ended;
     // A verdict, a map or a watermark arrived: all_acked() and has_room() may have changed.

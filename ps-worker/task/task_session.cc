@@ -479,6 +479,9 @@ class TaskSessionImpl final : public TaskSession {
       const std::lock_guard lock(mutex_);
       shared_.returned.push_back(std::move(segment));
     };
+    callbacks.non_finite = [this](const RingEntryInfo& push, ShardId shard) {
+      OnNonFinite(push, shard);
+    };
     callbacks.round_cut = [this](std::uint64_t round, ps::Clock clock) { OnCut(round, clock); };
     callbacks.round_ended = [](std::uint64_t round, bool frozen) {
       spdlog::debug("round {}: {}", round, frozen ? "frozen" : "over without us");
@@ -524,6 +527,31 @@ class TaskSessionImpl final : public TaskSession {
       // The agent decides what becomes of us; until then nothing of ours is accepted anyway.
       if (!live) spdlog::warn("incarnation {} is not in live set {}", me, live_version_);
     }
+  }
+
+  // The values were finite when they left, so they were changed on their way or in memory.
+  void OnNonFinite(const RingEntryInfo& push, ShardId shard) {
+    ++progress_.refused;
+    progress_.last_refused = "shard " + std::to_string(shard.value()) +
+                             " refused its part of the push of clock " +
+                             std::to_string(push.clock.value());
+    for (const control::LeaseT& lease : leases_.Positions()) {
+      if (lease.id != push.lease_id) continue;
+      const std::uint64_t end = lease.begin + push.lease_done;
+      progress_.last_refused += ", data positions " + std::to_string(end - push.samples) + " to " +
+                                std::to_string(end - 1);
+    }
+    if (options_.stop_on_nonfinite) {
+      control::TaskFailedT failed;
+      failed.permanent = true;
+      failed.message = progress_.last_refused +
+                       ": it is not finite, and the task had sent finite "
+                       "values; look for bad memory on both nodes";
+      const std::string message = failed.message;
+      Tell(std::move(failed));
+      Fatal(message);
+    }
+    SendProgress();
   }
 
   // ---- leases

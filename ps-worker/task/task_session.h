@@ -42,6 +42,8 @@ struct TaskOptions {
   std::chrono::milliseconds resend_timeout{2000};
   // Staleness 0: others wait for this task while it has records to train, however idle it is.
   bool bulk_synchronous = false;
+  // A shard that finds a push not finite ends the job; else it is an event.
+  bool stop_on_nonfinite = false;
 };
 
 // What the coordinator decided for this task; constant afterwards, except where noted.

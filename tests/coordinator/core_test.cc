@@ -722,6 +722,27 @@ TEST_F(CoreTest, SkippedStepsAreEventsThatNameTheWorkerOncePerDoubling) {
   EXPECT_NE(events.find("by clock 18, near data position 0; "), std::string::npos) << events;
 }
 
+TEST_F(CoreTest, SegmentsThatAShardFoundNotFiniteAreEventsOncePerDoubling) {
+  StartRunning();
+  const auto& [task, worker] = *tasks_.begin();
+  for (std::uint64_t refused = 0; refused <= 5; ++refused) {
+    control::ProgressT progress;
+    progress.refused = refused;
+    progress.last_refused = "shard 3 refused its part of the push of clock " +
+                            std::to_string(10 + refused) + ", data positions 5 to 6";
+    Say(worker.agent, std::move(progress), task);
+  }
+  const std::string events = Events();
+  for (const int clock : {11, 12, 14}) {
+    EXPECT_NE(events.find("shard 3 refused its part of the push of clock " + std::to_string(clock) +
+                          ", data positions 5 to 6, of worker"),
+              std::string::npos)
+        << events;
+  }
+  EXPECT_EQ(events.find("clock 13"), std::string::npos) << events;
+  EXPECT_EQ(events.find("clock 10"), std::string::npos) << events;
+}
+
 TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
   StartRunning();
   TrainAll();

@@ -169,7 +169,7 @@ Cluster::Cluster(std::uint64_t seed) : seed_(seed), random_(seed) {
   rules_ = server::testing::ConstantRules(1.0);
   slots_.resize(2 + Dice(3));
   rules_.version_gap_max = 2 * slots_.size() + Dice(20);
-  window_ = static_cast<std::uint32_t>(1 + Dice(6));
+  window_ = static_cast<std::uint32_t>(1 + Dice(12));
   staleness_ = static_cast<std::int64_t>(Dice(6)) - 1;
   rules_.bulk_synchronous = staleness_ == 0;
   weights_ = Dice(2) == 0 ? 1 : 4;

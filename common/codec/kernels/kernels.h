@@ -52,9 +52,6 @@ struct Table {
                   const float* values, float* out);
   void (*scale_int8)(const std::byte* codes, std::size_t count, float scale, float* out);
   void (*widen_bf16)(const std::byte* values, std::size_t count, float* out);
-
-  bool (*finite_fp32)(const std::byte* values, std::size_t count);
-  bool (*finite_bf16)(const std::byte* values, std::size_t count);
 };
 
 // Those that this processor has, the plain one first; ends with null.

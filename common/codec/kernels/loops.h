@@ -344,31 +344,8 @@ void WidenBf16(const std::byte* values, Size count, float* out) {
   }
 }
 
-// A value is inf or NaN when all bits of its exponent are set. The differences are collected in the
-// highest bits instead of leaving early, so that the compiler uses vectors.
-bool FiniteFp32(const std::byte* values, Size count) {
-  std::uint32_t bad = 0;
-  for (Size i = 0; i < count; ++i) {
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, values + i * 4, sizeof(bits));
-    bad |= (bits & 0x7fffffffu) + 0x00800000u;  // carries into the sign
-  }
-  return (bad & 0x80000000u) == 0;
-}
-
-bool FiniteBf16(const std::byte* values, Size count) {
-  std::uint16_t bad = 0;
-  for (Size i = 0; i < count; ++i) {
-    std::uint16_t bits;
-    __builtin_memcpy(&bits, values + i * 2, sizeof(bits));
-    bad = static_cast<std::uint16_t>(bad | ((bits & 0x7fffu) + 0x0080u));
-  }
-  return (bad & 0x8000u) == 0;
-}
-
 constexpr Table MakeTable(const char* name) {
-  return Table{name,       &NextOnes,  &AddRemainders, &CountOnes, &LookUp,
-               &ScaleInt8, &WidenBf16, &FiniteFp32,    &FiniteBf16};
+  return Table{name, &NextOnes, &AddRemainders, &CountOnes, &LookUp, &ScaleInt8, &WidenBf16};
 }
 
 }  // namespace

@@ -528,6 +528,17 @@ TEST(BlockCodecTest, QuantisedValuesAreFiniteWhateverCameIn) {
   }
 }
 
+// One that stands far out takes a centroid of its own and does not blur the other one.
+TEST(BlockCodecTest, OutlierDoesNotChangeWhatTheOthersAreSentAs) {
+  Values values(512, 1.0f);
+  values[77] = 1e15f;
+  Values sent(values.size());
+  Bytes bytes(ValueBytes(ValueCodec::Bits2, values.size()));
+  WriteValues(values, ValueCodec::Bits2, bytes.data(), sent);
+  EXPECT_EQ(sent[0], 1.0f);
+  EXPECT_NEAR(sent[77], 1e15f, 1e13f);
+}
+
 // The bounds are those of the study's table for densities of 1 to 5 %, and some more.
 TEST(BlockCodecTest, ErrorsOfSelectedValuesAreSmall) {
   std::mt19937 random(12);

@@ -110,6 +110,25 @@ TEST_F(PushStreamTest, OnlyAWindowOfStepsIsUnderWay) {
   EXPECT_EQ(stream->AckedByAll(), Clock(3));
 }
 
+TEST_F(PushStreamTest, WithPushesUnderWayAQuarterOfTheWindowGoesOutTogether) {
+  Start(Options(1, 8), MapOf(1, {0}));
+  Answer(hellos[0], {Has(0, 0)});
+  const auto first = All<SendPush>(Commit(1));
+  ASSERT_EQ(first.size(), 1u);  // nothing is under way
+  EXPECT_TRUE(Commit(2).empty());
+  const auto burst = All<SendPush>(Commit(3));
+  ASSERT_EQ(burst.size(), 2u);
+  EXPECT_TRUE(Commit(4).empty());
+  EXPECT_TRUE(All<SendPush>(Reply(first[0])).empty());
+  EXPECT_TRUE(All<SendPush>(Reply(burst[0])).empty());
+  // With the last answer nobody is left to wait for.
+  const auto last = All<SendPush>(Reply(burst[1]));
+  ASSERT_EQ(last.size(), 1u);
+  EXPECT_EQ(last[0].clock, Clock(4));
+  Reply(last[0]);
+  EXPECT_TRUE(stream->AllAcked());
+}
+
 TEST_F(PushStreamTest, ALaneIsOnlyCoveredWhenBothSidesHaveTheSameMap) {
   Start(Options(2), MapOf(5, {0, 0}));
   Answer(hellos[0], {Has(0, 0), Has(1, 0)}, 4);
@@ -407,7 +426,7 @@ class History {
  public:
   explicit History(std::uint32_t seed) : random_(seed), seed_(seed) {
     shards_ = 1 + random_() % 8;
-    window_ = 1 + random_() % 5;
+    window_ = 1 + random_() % 12;
     loss_ = random_() % 3 == 0 ? 0 : random_() % 12;
     repeat_ = random_() % 6;
     ghost_at_ = random_() % 3 == 0 ? 300 + static_cast<int>(random_() % 600) : -1;

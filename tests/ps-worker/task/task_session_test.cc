@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -183,14 +184,14 @@ class TaskSessionTest : public ::testing::Test {
     session->SetInitialValues(
         [](ShardId, std::span<float> values) { std::fill(values.begin(), values.end(), 0.0F); });
   }
-  // One step that adds 1 to one entry of each shard.
-  void Step(std::uint64_t lease, std::uint64_t done) {
+  // One step that adds 1 to one entry of each shard, or pushes this.
+  void Step(std::uint64_t lease, std::uint64_t done, float value = -1.0F) {
     auto push = session->BeginPush(4096);
     ASSERT_TRUE(push.ok()) << push.error().message;
     for (std::uint32_t shard = 0; shard < kShards; ++shard) {
       const std::uint32_t block = cluster->layout.shard_first_block(ShardId(shard));
       const auto bytes = server::testing::SparseBlock(block, cluster->layout.block(block).elements,
-                                                      {static_cast<std::uint16_t>(shard)}, {-1.0F});
+                                                      {static_cast<std::uint16_t>(shard)}, {value});
       std::memcpy(push->space().data(), bytes.data(), bytes.size());
       push->Add(ShardId(shard), bytes.size());
     }
@@ -280,6 +281,44 @@ TEST_F(TaskSessionTest, AJobRunsFromTheFirstPullToTheLastEvaluation) {
   ASSERT_TRUE(work.ok());
   ASSERT_NE(std::get_if<StopWork>(&*work), nullptr);
   EXPECT_EQ(session->stop_reason(), stop.reason);
+}
+
+TEST_F(TaskSessionTest, WhatAShardFindsNotFiniteIsReportedWithItsDataPosition) {
+  Start();
+  cluster->GiveLeases({3, 3});
+  ASSERT_TRUE(session->NextWork().ok());
+  ASSERT_TRUE(session->NextWork().ok());
+  for (std::uint64_t done = 1; done <= 3; ++done) Step(1, done);
+  Step(2, 1);
+  Step(2, 2, std::numeric_limits<float>::infinity());
+  Step(2, 3);
+  ASSERT_TRUE(session->WaitVerdicts().ok());
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) EXPECT_EQ(cluster->Sum(shard), 5.0);
+  const auto progress = cluster->Await<control::ProgressT>(
+      control::Body::Progress, [](const auto& p) { return p.refused == kShards; });
+  ASSERT_TRUE(progress.has_value());
+  EXPECT_NE(progress->last_refused.find("push of clock 5, data positions 4 to 4"),
+            std::string::npos)
+      << progress->last_refused;
+}
+
+class StoppingTaskSessionTest : public TaskSessionTest {
+ protected:
+  StoppingTaskSessionTest() { options.stop_on_nonfinite = true; }
+};
+
+TEST_F(StoppingTaskSessionTest, WhatAShardFindsNotFiniteEndsTheJobThatWantsIt) {
+  Start();
+  cluster->GiveLeases({3});
+  ASSERT_TRUE(session->NextWork().ok());
+  Step(1, 1, std::numeric_limits<float>::quiet_NaN());
+  const auto failed = cluster->Await<control::TaskFailedT>(control::Body::TaskFailed);
+  ASSERT_TRUE(failed.has_value());
+  EXPECT_TRUE(failed->permanent);
+  EXPECT_NE(failed->message.find("push of clock 1, data positions 0 to 0: it is not finite"),
+            std::string::npos)
+      << failed->message;
+  EXPECT_EQ(session->NextWork().error().code, ErrorCode::kClosed);
 }
 
 TEST_F(TaskSessionTest, TheCutHasTheLeasePositionsOfExactlyItsClock) {
