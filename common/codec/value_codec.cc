@@ -238,7 +238,8 @@ void WriteBits4(const Group& group, std::byte*& scales, std::byte*& codes, float
 }
 
 void WriteBits2(const Group& group, std::byte*& scales, std::byte*& codes, float* sent) {
-  // Lloyd's algorithm from the mean on; more rounds gain nothing that could be measured.
+  // Lloyd's algorithm from the mean on. For values that lie above a threshold the error is then
+  // within a hundredth of what it would be after ten rounds.
   constexpr int kRounds = 3;
   double split = MeansAround(group, std::numeric_limits<float>::max()).below;
   Means means;

@@ -78,7 +78,8 @@ class Job {
         if (values.size() == elements) {
           bytes += DenseBlock(block, values);
         } else if (!values.empty()) {
-          bytes += SparseBlock(block, elements, indices, values);
+          bytes += SparseBlock(block, elements, indices, values, wire::IndexCodec::Rice,
+                               wire::ValueCodec::Bits4);
         }
       }
       const bool skipped = random() % 6 == 0;
