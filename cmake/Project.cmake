@@ -1,4 +1,4 @@
-# What every target of the project is compiled with, and the two functions that declare targets.
+# What every target of the project is compiled with, and the functions that declare targets.
 
 add_library(ps_options INTERFACE)
 target_include_directories(ps_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
@@ -66,4 +66,13 @@ endfunction()
 # ps_hot_sources(FILE...): loops over many elements, worth -O3.
 function(ps_hot_sources)
   set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-O3>")
+endfunction()
+
+# ps_codec_kernels(DIRECTORY): what the variants of common/codec/kernels are compiled for.
+function(ps_codec_kernels directory)
+  set(options "$<$<CONFIG:Release>:-O3>" -ffp-contract=off)
+  set_source_files_properties(${directory}/plain.cc PROPERTIES COMPILE_OPTIONS "${options}")
+  set_source_files_properties(${directory}/avx2.cc PROPERTIES COMPILE_OPTIONS "${options};-mavx2")
+  set_source_files_properties(${directory}/avx512.cc PROPERTIES COMPILE_OPTIONS
+    "${options};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vbmi2;-mprefer-vector-width=512")
 endfunction()

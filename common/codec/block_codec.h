@@ -1,12 +1,11 @@
 // How the entries of one block travel: an index stream, then the values.
 //
-// Source of the formats: docs/wire-format.md. Index codecs: Dense (no stream;
-// count == elements), Gap8 (one u8 per gap, 255 skips 255 positions), Raw16
-// (u16 positions). Value codecs: Fp32, Bf16 (round to nearest even). The others
-// are those of rows (row_codec.h) and refused here.
-// Encoders append to caller-owned memory; decoders are safe on hostile bytes:
-// every index is checked to be increasing and below `elements`, every length
-// exact. All functions are pure and may run on any thread. Buffers may have any
+// Source of the formats: docs/wire-format.md. The streams are written and read
+// by index_codec.h and value_codec.h; the codecs of rows (row_codec.h) are
+// refused here. Encoders write to caller-owned memory; decoders are safe on
+// hostile bytes: every index is checked to be increasing and below `elements`,
+// every length exact, every bit that means nothing zero, every scale finite.
+// All functions are pure and may run on any thread. Buffers may have any
 // alignment.
 #pragma once
 
@@ -16,6 +15,8 @@
 #include <span>
 #include <vector>
 
+#include "common/codec/index_codec.h"
+#include "common/codec/value_codec.h"
 #include "common/messages/wire.h"
 #include "common/result.h"
 
@@ -24,9 +25,6 @@ namespace ps::codec {
 // Largest number of bytes EncodeBlock can write for `count` entries of a block, header included.
 std::size_t MaxEncodedBytes(std::uint32_t elements, std::uint32_t count, wire::IndexCodec index,
                             wire::ValueCodec value);
-
-// Gap8 or Raw16, whichever is smaller for this density.
-wire::IndexCodec ChooseIndexCodec(std::uint32_t elements, std::uint32_t count);
 
 // Writes BlockHeader + index stream + values at `out` (which holds MaxEncodedBytes) and returns the
 // bytes written. `indices` increase and are < elements; empty for Dense, then values has
@@ -44,7 +42,18 @@ struct BlockView {
   std::span<const std::byte> value_bytes;
 
   std::uint32_t count() const { return header.count(); }
+  wire::IndexCodec index_codec() const {
+    return static_cast<wire::IndexCodec>(header.index_codec());
+  }
+  wire::ValueCodec value_codec() const {
+    return static_cast<wire::ValueCodec>(header.value_codec());
+  }
   bool dense() const { return header.index_codec() == 0; }
+
+  // Of a validated block.
+  PositionReader positions(const kernels::Table& kernels = kernels::Fastest()) const {
+    return PositionReader(index_codec(), count(), index_bytes, kernels);
+  }
 };
 
 // Splits a segment's payload into blocks. `elements_of(block)` returns the elements of a block that
@@ -55,15 +64,29 @@ Status ParseSegment(std::span<const std::byte> payload,
                     const std::function<std::uint32_t(std::uint32_t)>& elements_of,
                     std::vector<BlockView>& blocks);
 
+// Reads the entries of a validated block a piece at a time.
+class EntryReader {
+ public:
+  static constexpr std::size_t kPiece = PositionReader::kPiece;
+  static constexpr std::size_t kRoom = PositionReader::kRoom;  // for positions
+  static_assert(kPiece % kValueGroup == 0);
+
+  explicit EntryReader(const BlockView& block, const kernels::Table& kernels = kernels::Fastest());
+
+  // Returns how many entries it wrote: kPiece, at the end less, then 0. Positions up to kRoom may
+  // be overwritten.
+  std::size_t Next(std::uint16_t* positions, float* values);
+
+ private:
+  PositionReader positions_;
+  ValueReader values_;
+};
+
 // Positions of a validated block; resized to count. For a dense block: 0, 1, 2, ...
 void DecodeIndices(const BlockView& block, std::vector<std::uint16_t>& indices);
 // Values of a validated block; resized to count.
 void DecodeValues(const BlockView& block, std::vector<float>& values);
 // False if any value is inf or NaN.
 bool AllFinite(const BlockView& block);
-bool ValuesFinite(wire::ValueCodec codec, std::span<const std::byte> value_bytes);
-
-float Bf16ToFloat(std::uint16_t bits);
-std::uint16_t FloatToBf16(float value);  // to nearest even; NaN stays NaN
 
 }  // namespace ps::codec

@@ -16,7 +16,7 @@ std::size_t ValueBytes(wire::ValueCodec codec) {
   switch (codec) {
     case wire::ValueCodec::Fp32: return 4;
     case wire::ValueCodec::Bf16: return 2;
-    case wire::ValueCodec::Absent: return 0;
+    default: return 0;  // Absent: rows have no others
   }
   return 0;
 }

@@ -82,8 +82,8 @@ struct OptimizerSpec {
 struct SparsificationSpec {
   double ratio = 0.01;               // kept entries of the large tensors; 1.0: dense
   double warmup_epochs = 0;          // exponential from 25 % down to `ratio`
-  std::string index_codec = "auto";  // auto | gap8 | raw16
-  std::string value_codec = "bf16";  // bf16 | fp32
+  std::string index_codec = "auto";  // auto | rice | gap8 | raw16 | bitmap
+  std::string value_codec = "bf16";  // fp32 | bf16 | int8 | 4bit | 2bit | 1bit
   std::int64_t small_tensor_elements =
       2048;  // tensors up to this size, and 1-D ones, are sent dense
 };

@@ -77,6 +77,7 @@ void ChangeLog::Append(std::uint64_t version, std::span<const codec::BlockView> 
     header.bytes = whole ? 0 : static_cast<std::uint32_t>(block.index_bytes.size());
     header.codec = whole ? static_cast<std::uint32_t>(wire::IndexCodec::Dense)
                          : std::uint32_t{block.header.index_codec()};
+    header.count = block.count();
     std::memcpy(ring_.data() + at, &header, sizeof(header));
     at += sizeof(header);
     if (header.bytes > 0) std::memcpy(ring_.data() + at, block.index_bytes.data(), header.bytes);

@@ -23,7 +23,12 @@ class ChangeLog {
     std::uint32_t block = 0;  // number in the job's block space
     bool whole = false;       // every entry of the block
     wire::IndexCodec codec = wire::IndexCodec::Dense;
+    std::uint32_t count = 0;                 // of its entries; not of a whole block
     std::span<const std::byte> index_bytes;  // borrowed until the next Append
+
+    codec::PositionReader positions() const {
+      return codec::PositionReader(codec, count, index_bytes);
+    }
   };
 
   explicit ChangeLog(std::size_t capacity_bytes) : capacity_(capacity_bytes) {}
@@ -61,6 +66,7 @@ class ChangeLog {
     std::uint32_t block;
     std::uint32_t bytes;  // of the index stream
     std::uint32_t codec;  // Dense: the whole block
+    std::uint32_t count;  // of entries
   };
 
   template <typename Visit>
@@ -73,6 +79,7 @@ class ChangeLog {
       Touched touched;
       touched.block = header.block;
       touched.codec = static_cast<wire::IndexCodec>(header.codec);
+      touched.count = header.count;
       touched.whole = touched.codec == wire::IndexCodec::Dense;
       touched.index_bytes = std::span<const std::byte>(ring_).subspan(at, header.bytes);
       at += header.bytes;

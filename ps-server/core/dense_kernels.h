@@ -1,8 +1,8 @@
 // What a pushed block of buffers does to the values of that block, and which positions a block
 // touches. What it does to parameters is in kernels/.
 //
-// Every function reads the encoded bytes in place (they may start at any
-// address) and writes each value once. The block must have passed
+// Every function reads the encoded bytes where they lie (they may start at any
+// address), a piece at a time, and writes each value once. The block must have passed
 // codec::ParseSegment for the elements at `values`, of which one is `stride`
 // floats from the next: nothing is checked again here. Pure; any thread.
 #pragma once
@@ -25,9 +25,8 @@ void ApplyMaximum(float* values, std::size_t stride, const codec::BlockView& pus
 inline constexpr std::size_t kBitmapWords = wire::kBlockElements / 64;
 using BlockBitmap = std::span<std::uint64_t, kBitmapWords>;
 
-// Sets the bits that an index stream of a checked block names.
-void MarkPositions(wire::IndexCodec codec, std::span<const std::byte> index_bytes,
-                   BlockBitmap bitmap);
+// Sets the bits of the positions that are left to read.
+void MarkPositions(codec::PositionReader reader, BlockBitmap bitmap);
 std::uint32_t CountPositions(std::span<const std::uint64_t, kBitmapWords> bitmap);
 // The set bits, increasing; `positions` is replaced.
 void CollectPositions(std::span<const std::uint64_t, kBitmapWords> bitmap,

@@ -1,7 +1,9 @@
 #include "ps-server/core/dense_store.h"
 
+#include <array>
 #include <bit>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -16,15 +18,24 @@ using checkpoint::UpdateCounts;
 // Where a record of three or four words has its count of updates.
 constexpr std::size_t kUpdatesWord = 3;
 
-kernels::Push PushOf(const codec::BlockView& block) {
-  kernels::Push push{};
-  switch (static_cast<wire::IndexCodec>(block.header.index_codec())) {
-    case wire::IndexCodec::Dense: push.positions = kernels::Positions::kDense; break;
-    case wire::IndexCodec::Gap8: push.positions = kernels::Positions::kGap8; break;
-    case wire::IndexCodec::Raw16: push.positions = kernels::Positions::kRaw16; break;
-    case wire::IndexCodec::Keys64: break;  // of rows: a checked block has another
+// What the kernels read in place, without anything between.
+std::optional<kernels::Positions> PositionsInPlace(wire::IndexCodec codec) {
+  switch (codec) {
+    case wire::IndexCodec::Dense: return kernels::Positions::kDense;
+    case wire::IndexCodec::Gap8: return kernels::Positions::kGap8;
+    case wire::IndexCodec::Raw16: return kernels::Positions::kRaw16;
+    default: return std::nullopt;
   }
-  push.bf16 = block.header.value_codec() == static_cast<std::uint8_t>(wire::ValueCodec::Bf16);
+}
+
+bool ValuesInPlace(wire::ValueCodec codec) {
+  return codec == wire::ValueCodec::Fp32 || codec == wire::ValueCodec::Bf16;
+}
+
+kernels::Push PushInPlace(const codec::BlockView& block, kernels::Positions positions) {
+  kernels::Push push{};
+  push.positions = positions;
+  push.bf16 = block.value_codec() == wire::ValueCodec::Bf16;
   push.count = block.count();
   push.index_bytes = block.index_bytes.data();
   push.values = block.value_bytes.data();
@@ -209,8 +220,45 @@ void DenseStore::Update(const codec::BlockView& push, const Optimizer& optimizer
       elements.block_updates = updates;
     }
   }
-  optimizer.kernels().block(optimizer.kernel_rules(), step, optimizer.corrections(), elements,
-                            layout_.block(block).elements, PushOf(push));
+  const auto positions = PositionsInPlace(push.index_codec());
+  if (positions && ValuesInPlace(push.value_codec())) {
+    optimizer.kernels().block(optimizer.kernel_rules(), step, optimizer.corrections(), elements,
+                              layout_.block(block).elements, PushInPlace(push, *positions));
+    return;
+  }
+  UpdateInPieces(push, optimizer, step, elements);
+}
+
+// Decodes a piece of the push into the L1 cache and gives it to the kernels.
+void DenseStore::UpdateInPieces(const codec::BlockView& push, const Optimizer& optimizer,
+                                kernels::Step step, kernels::Elements elements) {
+  constexpr std::size_t kPiece = codec::EntryReader::kPiece;
+  std::array<std::uint16_t, codec::EntryReader::kRoom> positions;
+  std::array<float, kPiece> values;
+  codec::EntryReader reader(push);
+  const std::uint32_t size = layout_.block(push.header.block()).elements;
+  std::size_t count = reader.Next(positions.data(), values.data());
+  // An empty push lets its block decay, too.
+  do {
+    kernels::Push piece{};
+    piece.positions = push.dense() ? kernels::Positions::kDense : kernels::Positions::kRaw16;
+    piece.count = static_cast<std::uint32_t>(count);
+    piece.index_bytes = reinterpret_cast<const std::byte*>(positions.data());
+    piece.values = reinterpret_cast<const std::byte*>(values.data());
+    optimizer.kernels().block(optimizer.kernel_rules(), step, optimizer.corrections(), elements,
+                              push.dense() ? piece.count : size, piece);
+    if (push.dense()) {
+      // The next piece begins behind this one.
+      const std::size_t passed = count * elements.stride;
+      elements.value += passed;
+      if (elements.slot0 != nullptr) elements.slot0 += passed;
+      if (elements.slot1 != nullptr) elements.slot1 += passed;
+      if (elements.updates != nullptr) elements.updates += passed;
+    } else {
+      step.decay = 0;  // the first piece let the whole block decay
+    }
+    count = reader.Next(positions.data(), values.data());
+  } while (count > 0);
 }
 
 void DenseStore::Average(const codec::BlockView& push, float weight) {

@@ -75,6 +75,8 @@ class DenseStore {
   void Maximum(const codec::BlockView& push);
 
  private:
+  void UpdateInPieces(const codec::BlockView& push, const Optimizer& optimizer, kernels::Step step,
+                      kernels::Elements elements);
   float* ValueAt(std::uint32_t block);
   const float* ValueAt(std::uint32_t block) const;
 

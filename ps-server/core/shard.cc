@@ -350,7 +350,7 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
     const BlockBitmap bitmap = bitmap_of(index);
     if (mark == 0) std::fill(bitmap.begin(), bitmap.end(), 0);
     mark = 1;
-    MarkPositions(touched.codec, touched.index_bytes, bitmap);
+    MarkPositions(touched.positions(), bitmap);
   });
 
   struct Plan {

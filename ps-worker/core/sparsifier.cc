@@ -56,6 +56,25 @@ double SumOfSquares(std::span<const float> values) {
 
 }  // namespace
 
+std::optional<wire::IndexCodec> IndexCodecNamed(std::string_view name) {
+  if (name == "auto") return std::nullopt;
+  if (name == "rice") return wire::IndexCodec::Rice;
+  if (name == "gap8") return wire::IndexCodec::Gap8;
+  if (name == "raw16") return wire::IndexCodec::Raw16;
+  PS_CHECK(name == "bitmap", name);
+  return wire::IndexCodec::Bitmap;
+}
+
+wire::ValueCodec ValueCodecNamed(std::string_view name) {
+  if (name == "fp32") return wire::ValueCodec::Fp32;
+  if (name == "bf16") return wire::ValueCodec::Bf16;
+  if (name == "int8") return wire::ValueCodec::Int8;
+  if (name == "4bit") return wire::ValueCodec::Bits4;
+  if (name == "2bit") return wire::ValueCodec::Bits2;
+  PS_CHECK(name == "1bit", name);
+  return wire::ValueCodec::Bits1;
+}
+
 double WarmupRatio(double ratio, double warmup_epochs, double epoch) {
   if (warmup_epochs <= 0 || epoch >= warmup_epochs || ratio >= kWarmupStart) return ratio;
   const double done = std::max(epoch, 0.0) / warmup_epochs;
@@ -325,22 +344,22 @@ void Sparsifier::Flush() {
   }
 }
 
-wire::IndexCodec Sparsifier::IndexCodecOf(std::uint32_t at) const {
-  const Selection& selection = selections_[at];
-  if (selection.mode == Mode::kDense) return wire::IndexCodec::Dense;
-  if (options_.index_codec.has_value()) return *options_.index_codec;
-  return codec::ChooseIndexCodec(BlockAt(at).elements, selection.count);
-}
-
-wire::ValueCodec Sparsifier::ValueCodec() const {
-  return flushing_ ? wire::ValueCodec::Fp32 : options_.value_codec;
+wire::ValueCodec Sparsifier::ValueCodecOf(std::uint32_t at) const {
+  if (flushing_) return wire::ValueCodec::Fp32;
+  const bool large = at < selected_blocks_;
+  return large || options_.value_codec == wire::ValueCodec::Fp32 ? options_.value_codec
+                                                                 : wire::ValueCodec::Bf16;
 }
 
 std::size_t Sparsifier::MaxBlockBytes(std::uint32_t at) const {
   const Selection& selection = selections_[at];
   if (selection.mode == Mode::kNothing) return 0;
-  return codec::MaxEncodedBytes(BlockAt(at).elements, selection.count, IndexCodecOf(at),
-                                ValueCodec());
+  const std::uint32_t elements = BlockAt(at).elements;
+  const wire::IndexCodec index = selection.mode == Mode::kDense ? wire::IndexCodec::Dense
+                                 : options_.index_codec.has_value()
+                                     ? *options_.index_codec
+                                     : codec::ChooseIndexCodec(elements, selection.count);
+  return codec::MaxEncodedBytes(elements, selection.count, index, ValueCodecOf(at));
 }
 
 std::size_t Sparsifier::MaxBytes() const {
@@ -378,21 +397,26 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
     Selection& selection = selections_[at];
     if (selection.mode == Mode::kNothing) continue;
     const std::uint32_t elements = BlockAt(at).elements;
-    const wire::IndexCodec index_codec = IndexCodecOf(at);
+    const wire::ValueCodec value_codec = ValueCodecOf(at);
     float* v = residual_.data() + BlockAt(at).table_offset;
     const std::span<float> sent = std::span(scratch_sent_).first(selection.count);
     if (selection.mode == Mode::kDense) {
       used +=
           codec::EncodeBlock(first_block_ + at, elements, {}, std::span<const float>(v, elements),
-                             index_codec, ValueCodec(), out + used, sent);
+                             wire::IndexCodec::Dense, value_codec, out + used, sent);
       for (std::uint32_t i = 0; i < elements; ++i) v[i] -= sent[i];
     } else {
       const std::span<const std::uint16_t> indices(indices_.data() + selection.first,
                                                    selection.count);
       const std::span<float> values = std::span(scratch_values_).first(selection.count);
       for (std::size_t i = 0; i < indices.size(); ++i) values[i] = v[indices[i]];
-      used += codec::EncodeBlock(first_block_ + at, elements, indices, values, index_codec,
-                                 ValueCodec(), out + used, sent);
+      const wire::IndexCodec index_codec = options_.index_codec.has_value()
+                                               ? *options_.index_codec
+                                               : codec::SmallestIndexCodec(elements, indices);
+      used += codec::EncodeBlock(
+          first_block_ + at, elements,
+          index_codec == wire::IndexCodec::Dense ? std::span<const std::uint16_t>() : indices,
+          values, index_codec, value_codec, out + used, sent);
       for (std::size_t i = 0; i < indices.size(); ++i) v[indices[i]] -= sent[i];
       if (!momentum_.empty()) {
         float* u = momentum_.data() + BlockAt(at).table_offset;

@@ -6,8 +6,8 @@
 // Blocks of the selected region (the large tensors) send the entries with |v| above a threshold;
 // what is sent leaves v, and u of a sent entry becomes 0 (momentum-factor masking). Blocks of the
 // small tensors, and with ratio 1 all blocks, are sent dense; their u is not masked, so that they
-// follow plain Nesterov momentum. In every block the rounding error of bf16 stays in v: the sum of
-// all that was sent plus v is always the sum of all that was accumulated.
+// follow plain Nesterov momentum. In every block the error of the value codec stays in v: the sum
+// of all that was sent plus v is always the sum of all that was accumulated.
 //
 // The threshold is a quantile of a seeded sample, corrected by the surplus of earlier steps; the
 // same gradients and seed select the same entries.
@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -35,10 +36,16 @@ struct SparsifierOptions {
   bool nesterov = true;                         // false: optimizer sgd
   float momentum = 0.9f;                        // 0 <= momentum < 1
   double clip_norm = 0;                         // of the whole gradient; 0: off
-  std::optional<wire::IndexCodec> index_codec;  // Gap8 or Raw16; absent: the smaller per block
+  std::optional<wire::IndexCodec> index_codec;  // of sparse blocks; absent: the smallest per block
+  // Of the large tensors. Small ones are sent as Bf16 where this has fewer bits: their values
+  // differ widely, and they are few.
   wire::ValueCodec value_codec = wire::ValueCodec::Bf16;
   std::uint64_t seed = 1;
 };
+
+// As a job file names them: "rice", "2bit". Nothing for "auto"; other names abort.
+std::optional<wire::IndexCodec> IndexCodecNamed(std::string_view name);
+wire::ValueCodec ValueCodecNamed(std::string_view name);
 
 // Part of the large tensors' entries that is sent at `epoch`: 25 % at first, falling exponentially
 // to `ratio` at `warmup_epochs`.
@@ -95,8 +102,7 @@ class Sparsifier {
   // Range of a shard's blocks within this table, counted from first_block_.
   std::pair<std::uint32_t, std::uint32_t> BlocksOf(ShardId shard) const;
   std::size_t MaxBlockBytes(std::uint32_t at) const;
-  wire::IndexCodec IndexCodecOf(std::uint32_t at) const;
-  wire::ValueCodec ValueCodec() const;
+  wire::ValueCodec ValueCodecOf(std::uint32_t at) const;
 
   // Scale that brings the gradient's norm down to the bound, or an error if it is not finite.
   Result<float> Scale(std::span<const float> gradient) const;

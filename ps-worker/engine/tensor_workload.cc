@@ -19,10 +19,8 @@ SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
   options.nesterov = spec.optimizer.type == "worker_nesterov";
   options.momentum = static_cast<float>(spec.optimizer.momentum);
   options.clip_norm = spec.optimizer.clip_norm;
-  if (spec.sparsification.index_codec == "gap8") options.index_codec = wire::IndexCodec::Gap8;
-  if (spec.sparsification.index_codec == "raw16") options.index_codec = wire::IndexCodec::Raw16;
-  options.value_codec =
-      spec.sparsification.value_codec == "fp32" ? wire::ValueCodec::Fp32 : wire::ValueCodec::Bf16;
+  options.index_codec = IndexCodecNamed(spec.sparsification.index_codec);
+  options.value_codec = ValueCodecNamed(spec.sparsification.value_codec);
   options.seed = static_cast<std::uint64_t>(spec.training.seed) + worker.value();
   return options;
 }

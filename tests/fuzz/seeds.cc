@@ -38,7 +38,9 @@ void Append(Bytes& to, const Bytes& bytes) { to.insert(to.end(), bytes.begin(), 
 Bytes Block(std::uint32_t block, std::uint32_t elements, const std::vector<std::uint16_t>& indices,
             ps::wire::IndexCodec index, ps::wire::ValueCodec value) {
   const std::size_t count = index == ps::wire::IndexCodec::Dense ? elements : indices.size();
-  const std::vector<float> values(count, 0.75f);
+  std::vector<float> values(count);
+  for (std::size_t i = 0; i < count; ++i)
+    values[i] = (i % 2 == 0 ? 0.25f : -0.5f) * static_cast<float>(1 + i % 3);
   Bytes bytes(
       ps::codec::MaxEncodedBytes(elements, static_cast<std::uint32_t>(count), index, value));
   bytes.resize(
@@ -99,6 +101,32 @@ void WriteWire(Corpus corpus) {
   corpus.Add(segment_alone);
 }
 
+// A block of each pair of codecs, and all of them as one segment.
+void WriteBlocks(Corpus corpus) {
+  using ps::wire::IndexCodec;
+  using ps::wire::ValueCodec;
+  Bytes all;
+  std::uint32_t number = 1;
+  for (const auto index : {IndexCodec::Dense, IndexCodec::Gap8, IndexCodec::Raw16, IndexCodec::Rice,
+                           IndexCodec::Bitmap}) {
+    for (const auto value : {ValueCodec::Fp32, ValueCodec::Bf16, ValueCodec::Int8,
+                             ValueCodec::Bits4, ValueCodec::Bits2, ValueCodec::Bits1}) {
+      const std::uint32_t elements = 16 * number - number % 3;
+      std::vector<std::uint16_t> indices;
+      for (std::uint32_t at = 2; index != IndexCodec::Dense && at < elements; at += 1 + at % 7) {
+        indices.push_back(static_cast<std::uint16_t>(at));
+      }
+      const Bytes block = Block(number++, elements, indices, index, value);
+      corpus.Add(block);
+      Append(all, block);
+    }
+  }
+  corpus.Add(all);
+  for (const auto index : {IndexCodec::Rice, IndexCodec::Bitmap}) {
+    corpus.Add(Block(0, 65536, {0, 3, 300, 5000, 65535}, index, ValueCodec::Bits2));
+  }
+}
+
 void WriteControl(Corpus corpus) {
   using namespace ps::control;
   RegisterServerT server;
@@ -130,5 +158,6 @@ int main(int argc, char** argv) {
   const std::filesystem::path directory = argv[1];
   WriteWire(Corpus(directory / "wire"));
   WriteControl(Corpus(directory / "control"));
+  WriteBlocks(Corpus(directory / "blocks"));
   return 0;
 }

@@ -1,7 +1,8 @@
 // A data message from a stranger: head, segments, blocks, rows, values.
 //
 // Input: u16 length of frame 1 (little endian), frame 1, frame 2. What parses must decode to valid
-// positions and, if its values are finite, encode to the same bytes again.
+// positions and, if its values are finite, encode to the same bytes again. Blocks are those of
+// blocks.h.
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -10,33 +11,9 @@
 #include "common/codec/block_codec.h"
 #include "common/codec/row_codec.h"
 #include "common/messages/wire.h"
+#include "tests/fuzz/blocks.h"
 
 namespace {
-
-// Block 0 is full, others have few elements.
-std::uint32_t ElementsOf(std::uint32_t block) {
-  if (block >= 64) return 0;
-  return block == 0 ? ps::wire::kBlockElements : 16 * block;
-}
-
-void CheckBlock(const ps::codec::BlockView& block, std::vector<std::byte>& again) {
-  const std::uint32_t elements = ElementsOf(block.header.block());
-  std::vector<std::uint16_t> indices;
-  std::vector<float> values;
-  ps::codec::DecodeIndices(block, indices);
-  ps::codec::DecodeValues(block, values);
-  PS_CHECK(indices.size() == block.count() && values.size() == block.count(), block.count());
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    PS_CHECK(indices[i] < elements, indices[i], elements);
-    PS_CHECK(i == 0 || indices[i - 1] < indices[i], indices[i]);
-  }
-  const auto index = static_cast<ps::wire::IndexCodec>(block.header.index_codec());
-  const auto value = static_cast<ps::wire::ValueCodec>(block.header.value_codec());
-  const std::size_t at = again.size();
-  again.resize(at + ps::codec::MaxEncodedBytes(elements, block.count(), index, value));
-  again.resize(at + ps::codec::EncodeBlock(block.header.block(), elements, indices, values, index,
-                                           value, again.data() + at, {}));
-}
 
 std::uint32_t WidthOf(std::uint32_t table) { return table < 32 ? table : 0; }
 
@@ -70,31 +47,15 @@ void CheckRows(std::span<const std::byte> rows, ps::codec::RowContent content) {
       rows.size());
 }
 
-void CheckBlocks(std::span<const std::byte> payload) {
-  std::vector<ps::codec::BlockView> blocks;
-  if (!ps::codec::ParseSegment(payload, ElementsOf, blocks).ok()) return;
-  std::vector<std::byte> again;
-  bool finite = true;
-  for (const ps::codec::BlockView& block : blocks) {
-    finite = ps::codec::AllFinite(block) && finite;
-    CheckBlock(block, again);
-  }
-  // A signalling NaN comes back as a quiet one.
-  PS_CHECK(!finite || (again.size() == payload.size() &&
-                       (payload.empty() ||
-                        std::memcmp(again.data(), payload.data(), payload.size()) == 0)),
-           payload.size());
-}
-
 void CheckSegment(std::span<const std::byte> payload) {
   const auto parts = ps::codec::SplitSegment(payload);
   if (!parts.ok()) {
     // Then neither parser may take it.
     std::vector<ps::codec::BlockView> blocks;
-    PS_CHECK(!ps::codec::ParseSegment(payload, ElementsOf, blocks).ok(), payload.size());
+    PS_CHECK(!ps::codec::ParseSegment(payload, ps::fuzz::ElementsOf, blocks).ok(), payload.size());
     return;
   }
-  CheckBlocks(parts->blocks);
+  ps::fuzz::CheckBlocks(parts->blocks);
   CheckRows(parts->rows, ps::codec::RowContent::kKeysAndValues);
   CheckRows(parts->rows, ps::codec::RowContent::kKeys);
   CheckRows(parts->rows, ps::codec::RowContent::kValues);

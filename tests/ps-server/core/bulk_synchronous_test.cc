@@ -89,7 +89,8 @@ class Job {
         if (values.size() == elements) {
           bytes += DenseBlock(block, values);
         } else if (!values.empty()) {
-          bytes += SparseBlock(block, elements, indices, values);
+          bytes += SparseBlock(block, elements, indices, values, wire::IndexCodec::Rice,
+                               wire::ValueCodec::Bits4);
         }
       }
       for (std::uint32_t table = 0; table < layout_.row_table_count(); ++table) {

@@ -34,14 +34,11 @@ class ChangeLogTest : public ::testing::Test {
         positions.insert(65536);
         return;
       }
-      codec::BlockView block;
-      block.header =
-          wire::BlockHeader(touched.block, static_cast<std::uint32_t>(touched.index_bytes.size()),
-                            0, static_cast<std::uint8_t>(touched.codec), 0, 0);
-      block.index_bytes = touched.index_bytes;
-      std::vector<std::uint16_t> indices;
-      codec::DecodeIndices(block, indices);
-      positions.insert(indices.begin(), indices.end());
+      codec::PositionReader reader = touched.positions();
+      std::vector<std::uint16_t> piece(codec::PositionReader::kRoom);
+      while (const std::size_t count = reader.Next(piece.data())) {
+        positions.insert(piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(count));
+      }
     });
     return positions;
   }
@@ -59,6 +56,17 @@ TEST_F(ChangeLogTest, NamesWhatChangedAfterAVersion) {
   EXPECT_EQ(After(log, 10), (std::set<std::uint32_t>{1, 5, 7}));
   EXPECT_EQ(After(log, 11), (std::set<std::uint32_t>{5, 7}));
   EXPECT_TRUE(After(log, 12).empty());
+}
+
+TEST_F(ChangeLogTest, StreamsOfAllCodecsAreKeptAsTheyCame) {
+  const std::vector<std::uint16_t> indices = {0, 1, 300, 301, 999};
+  for (const auto codec : {wire::IndexCodec::Gap8, wire::IndexCodec::Raw16, wire::IndexCodec::Rice,
+                           wire::IndexCodec::Bitmap}) {
+    ChangeLog log(1000);
+    Append(log, 1,
+           SparseBlock(0, kElements, indices, std::vector<float>(indices.size(), 1.0f), codec));
+    EXPECT_EQ(After(log, 0), std::set<std::uint32_t>(indices.begin(), indices.end()));
+  }
 }
 
 TEST_F(ChangeLogTest, ADensePushMarksTheWholeBlock) {

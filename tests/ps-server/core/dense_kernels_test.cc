@@ -94,7 +94,7 @@ TEST_P(DenseKernelsTest, MarkedPositionsAreThoseOfTheCodec) {
   if (push_.dense()) return;  // it has no index stream
   std::vector<std::uint64_t> words(kBitmapWords, 0);
   const BlockBitmap bitmap(words.data(), kBitmapWords);
-  MarkPositions(GetParam().index, push_.index_bytes, bitmap);
+  MarkPositions(push_.positions(), bitmap);
   EXPECT_EQ(CountPositions(bitmap), positions_.size());
   std::vector<std::uint16_t> collected;
   CollectPositions(bitmap, collected);
@@ -109,7 +109,11 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{wire::IndexCodec::Gap8, wire::ValueCodec::Bf16, 0.3},
                       Case{wire::IndexCodec::Gap8, wire::ValueCodec::Bf16, 0.0005},
                       Case{wire::IndexCodec::Raw16, wire::ValueCodec::Fp32, 0.001},
-                      Case{wire::IndexCodec::Raw16, wire::ValueCodec::Bf16, 0.2}));
+                      Case{wire::IndexCodec::Raw16, wire::ValueCodec::Bf16, 0.2},
+                      Case{wire::IndexCodec::Rice, wire::ValueCodec::Bits2, 0.01},
+                      Case{wire::IndexCodec::Rice, wire::ValueCodec::Bf16, 0.3},
+                      Case{wire::IndexCodec::Bitmap, wire::ValueCodec::Bits4, 0.5},
+                      Case{wire::IndexCodec::Dense, wire::ValueCodec::Int8, 1}));
 
 TEST(DenseKernelsTest, BuffersInRecordsKeepWhatLiesBetweenThem) {
   const Bytes bytes = DenseBlock(0, {6, 1});

@@ -55,6 +55,9 @@ constexpr Encoding kEncodings[] = {
     {wire::IndexCodec::Gap8, wire::ValueCodec::Fp32, 0.002},
     {wire::IndexCodec::Raw16, wire::ValueCodec::Fp32, 0.01},
     {wire::IndexCodec::Raw16, wire::ValueCodec::Bf16, 0.5},
+    {wire::IndexCodec::Rice, wire::ValueCodec::Bits2, 0.05},
+    {wire::IndexCodec::Bitmap, wire::ValueCodec::Int8, 0.3},
+    {wire::IndexCodec::Dense, wire::ValueCodec::Bits4, 1},
 };
 
 // A push in a buffer whose first `shift` bytes do not belong to it.
@@ -177,6 +180,78 @@ TEST(KernelsTest, RecordsAndArraysAgreeBitForBitOnWholeBlocks) {
       EXPECT_TRUE(SameBits(arrays.values, records.values)) << NameOf(type);
       EXPECT_TRUE(SameBits(arrays.slots.floats, records.slots.floats)) << NameOf(type);
     }
+  }
+}
+
+// What a block does is what its decoded entries do, whatever it was encoded with.
+TEST(KernelsTest, EveryCodecUpdatesAsItsDecodedValuesDo) {
+  struct Codecs {
+    wire::IndexCodec index;
+    wire::ValueCodec value;
+  };
+  std::vector<Codecs> all;
+  for (const auto index : {wire::IndexCodec::Dense, wire::IndexCodec::Gap8, wire::IndexCodec::Raw16,
+                           wire::IndexCodec::Rice, wire::IndexCodec::Bitmap}) {
+    for (const auto value :
+         {wire::ValueCodec::Fp32, wire::ValueCodec::Bf16, wire::ValueCodec::Int8,
+          wire::ValueCodec::Bits4, wire::ValueCodec::Bits2, wire::ValueCodec::Bits1}) {
+      all.push_back({index, value});
+    }
+  }
+  for (const OptimizerType type : kDenseTypes) {
+    for (const bool sparse : {false, true}) {
+      for (const Codecs& codecs : all) {
+        constexpr std::uint32_t kSize = 5000;
+        const Optimizer optimizer(RulesOf(type));
+        const LayoutView layout = MakeLayout({{TableRule::Sgd, {kSize}}}, 1);
+        DenseStore ours(layout, 0, 1, StoreShape::Of(optimizer, sparse));
+        DenseStore plain(layout, 0, 1, StoreShape::Of(optimizer, sparse));
+        ours.Init(std::vector<float>(kSize, 0.5f), optimizer);
+        plain.Init(std::vector<float>(kSize, 0.5f), optimizer);
+        std::mt19937 random(3);
+        for (int push = 0; push < 3; ++push) {
+          const ShiftedPush shifted(kSize, {codecs.index, codecs.value, 0.4}, 1, random);
+          std::vector<std::uint16_t> indices;
+          std::vector<float> values;
+          codec::DecodeIndices(shifted.views.at(0), indices);
+          codec::DecodeValues(shifted.views.at(0), values);
+          const Bytes bytes = codecs.index == wire::IndexCodec::Dense
+                                  ? DenseBlock(0, values)
+                                  : SparseBlock(0, kSize, indices, values, wire::IndexCodec::Raw16);
+          std::vector<codec::BlockView> views;
+          ASSERT_TRUE(codec::ParseSegment(
+                          bytes, [](std::uint32_t) { return kSize; }, views)
+                          .ok());
+          ours.Update(shifted.views.at(0), optimizer, optimizer.StepOf(0.1, 0.75));
+          plain.Update(views.at(0), optimizer, optimizer.StepOf(0.1, 0.75));
+        }
+        checkpoint::ShardImage found;
+        checkpoint::ShardImage expected;
+        ours.Save(found);
+        plain.Save(expected);
+        ASSERT_TRUE(SameBits(found.values, expected.values) &&
+                    SameBits(found.slots.floats, expected.slots.floats) &&
+                    found.slots.updates == expected.slots.updates)
+            << NameOf(type) << (sparse ? ", records" : ", arrays") << ", codecs "
+            << static_cast<int>(codecs.index) << ", " << static_cast<int>(codecs.value);
+      }
+    }
+  }
+}
+
+TEST(KernelsTest, EmptyBlockLetsItsElementsDecay) {
+  const LayoutView layout = MakeLayout({{TableRule::Sgd, {100}}}, 1);
+  const Optimizer optimizer(RulesOf(OptimizerType::kSgd));
+  for (const auto index : {wire::IndexCodec::Gap8, wire::IndexCodec::Rice}) {
+    const Bytes bytes = SparseBlock(0, 100, {}, {}, index, wire::ValueCodec::Bits2);
+    std::vector<codec::BlockView> views;
+    ASSERT_TRUE(codec::ParseSegment(
+                    bytes, [](std::uint32_t) { return 100u; }, views)
+                    .ok());
+    DenseStore store(layout, 0, 1, StoreShape::Of(optimizer, true));
+    store.Init(std::vector<float>(100, 1.0f), optimizer);
+    store.Update(views.at(0), optimizer, optimizer.StepOf(0.5, 1));
+    EXPECT_EQ(store.Values(), std::vector<float>(100, 0.95f));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <random>
 #include <string>
@@ -177,7 +178,9 @@ TEST_P(OptimizerTest, SparsePushesFollowTheReferenceOfEachElement) {
       gradient.push_back(Gradient(i));
       reference_[i].Step(rules_, RateAt(step), 1, gradient.back());
     }
-    const auto codec = step % 2 == 0 ? wire::IndexCodec::Gap8 : wire::IndexCodec::Raw16;
+    constexpr std::array kCodecs = {wire::IndexCodec::Gap8, wire::IndexCodec::Raw16,
+                                    wire::IndexCodec::Rice, wire::IndexCodec::Bitmap};
+    const auto codec = kCodecs[static_cast<std::size_t>(step) % kCodecs.size()];
     const Bytes bytes = SparseBlock(0, kFirst, indices, gradient, codec);
     store.Update(Parse(layout_, bytes)[0], optimizer, optimizer.StepOf(RateAt(step), 1));
     if (step % 40 == 0) ExpectClose(store.Values(), step);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -335,8 +336,12 @@ TEST_F(ShardTest, SparsePullsEqualASnapshotAfterRandomPushes) {
         const std::vector<std::uint16_t> indices(touched.begin(), touched.end());
         std::vector<float> values;
         for (std::size_t i = 0; i < indices.size(); ++i) values.push_back(normal(random));
-        const auto codec = random() % 2 == 0 ? wire::IndexCodec::Gap8 : wire::IndexCodec::Raw16;
-        testing::operator+=(bytes, SparseBlock(block.first, block.second, indices, values, codec));
+        constexpr std::array kCodecs = {wire::IndexCodec::Gap8, wire::IndexCodec::Raw16,
+                                        wire::IndexCodec::Rice, wire::IndexCodec::Bitmap};
+        const auto codec = kCodecs[random() % kCodecs.size()];
+        const auto value = random() % 2 == 0 ? wire::ValueCodec::Fp32 : wire::ValueCodec::Bits2;
+        testing::operator+=(bytes,
+                            SparseBlock(block.first, block.second, indices, values, codec, value));
       }
       ASSERT_EQ(PushTo(shard, member_, clock, bytes, shard.version()).code, wire::Code::Applied);
       for (Puller& puller : pullers) {

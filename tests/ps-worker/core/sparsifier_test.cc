@@ -163,6 +163,61 @@ TEST(SparsifierTest, RoundingOfBf16StaysInTheResidualOfSparseAndDenseBlocks) {
   }
 }
 
+// What the value codec loses stays in the residual as well.
+TEST(SparsifierTest, ErrorOfEveryValueCodecStaysInTheResidual) {
+  const LayoutView layout = Layout();
+  for (const wire::ValueCodec codec : {wire::ValueCodec::Int8, wire::ValueCodec::Bits4,
+                                       wire::ValueCodec::Bits2, wire::ValueCodec::Bits1}) {
+    for (const double ratio : {0.01, 1.0}) {
+      Sparsifier sparsifier(layout, 0, kSelected, Sgd(codec));
+      Receiver receiver(layout, sparsifier.elements());
+      std::vector<double> accumulated(sparsifier.elements());
+      std::mt19937 random(2);
+      for (int step = 0; step < 20; ++step) {
+        const Values gradient = Gaussian(random, sparsifier.elements());
+        for (std::size_t i = 0; i < gradient.size(); ++i) accumulated[i] += gradient[i];
+        ASSERT_TRUE(sparsifier.Step(gradient, ratio).ok());
+        receiver.Take(sparsifier);
+      }
+      double residual = 0;
+      for (std::size_t i = 0; i < accumulated.size(); ++i) {
+        ASSERT_NEAR(receiver.sum[i] + sparsifier.residual()[i], accumulated[i], 1e-4)
+            << i << ", codec " << static_cast<int>(codec);
+        // Small tensors are rounded to bf16 only.
+        if (i >= kSelected) {
+          ASSERT_LT(std::abs(sparsifier.residual()[i]), 0.05) << i;
+        }
+        residual += double{sparsifier.residual()[i]} * sparsifier.residual()[i];
+      }
+      // It does not grow with the steps: they bring a sum of squares of 1 per element each.
+      if (ratio == 1.0) {
+        EXPECT_LT(residual, 3.0 * kSelected) << "codec " << static_cast<int>(codec);
+      }
+      sparsifier.Flush();
+      receiver.Take(sparsifier);
+      for (std::size_t i = 0; i < accumulated.size(); ++i) {
+        ASSERT_EQ(sparsifier.residual()[i], 0.0f);
+        ASSERT_NEAR(receiver.sum[i], accumulated[i], 1e-4);
+      }
+    }
+  }
+}
+
+TEST(SparsifierTest, QuantisedPushThatIsTakenBackIsInTheResidualAgain) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd(wire::ValueCodec::Bits2));
+  std::mt19937 random(21);
+  const Values gradient = Gaussian(random, sparsifier.elements());
+  ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  Receiver receiver(layout, sparsifier.elements());
+  for (const auto& segment : receiver.Take(sparsifier)) {
+    ASSERT_TRUE(sparsifier.TakeBack(segment).ok());
+  }
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    ASSERT_NEAR(sparsifier.residual()[i], gradient[i], 1e-6);
+  }
+}
+
 TEST(SparsifierTest, WithoutErrorFeedbackMostOfTheGradientWouldBeLost) {
   // The control for the two tests above: the same sum without the residual is far off.
   const LayoutView layout = Layout();
@@ -487,6 +542,42 @@ TEST(SparsifierTest, OnePercentCostsAboutThreeBytesPerEntry) {
   const double entries = static_cast<double>(sparsifier.entries());
   receiver.Take(sparsifier);
   EXPECT_LT(static_cast<double>(receiver.bytes), 3.3 * entries);
+}
+
+TEST(SparsifierTest, OnePercentInTwoBitsCostsAThirdOfThat) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov(wire::ValueCodec::Bits2));
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(16);
+  ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 0.01).ok());
+  const double entries = static_cast<double>(sparsifier.entries() - kSmall);
+  receiver.Take(sparsifier);
+  const double small = sizeof(wire::BlockHeader) + 2.0 * kSmall;
+  EXPECT_LT(static_cast<double>(receiver.bytes) - small, 1.34 * entries);
+}
+
+TEST(SparsifierTest, DenseGradientInFourBitsCostsHalfAByte) {
+  const LayoutView layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Nesterov(wire::ValueCodec::Bits4));
+  Receiver receiver(layout, sparsifier.elements());
+  std::mt19937 random(16);
+  ASSERT_TRUE(sparsifier.Step(Gaussian(random, sparsifier.elements()), 1.0).ok());
+  receiver.Take(sparsifier);
+  EXPECT_LT(static_cast<double>(receiver.bytes), 0.51 * kSelected + 2.0 * kSmall);
+}
+
+TEST(SparsifierTest, NamesAreThoseOfTheJobFile) {
+  EXPECT_EQ(IndexCodecNamed("auto"), std::nullopt);
+  EXPECT_EQ(IndexCodecNamed("rice"), wire::IndexCodec::Rice);
+  EXPECT_EQ(IndexCodecNamed("gap8"), wire::IndexCodec::Gap8);
+  EXPECT_EQ(IndexCodecNamed("raw16"), wire::IndexCodec::Raw16);
+  EXPECT_EQ(IndexCodecNamed("bitmap"), wire::IndexCodec::Bitmap);
+  EXPECT_EQ(ValueCodecNamed("fp32"), wire::ValueCodec::Fp32);
+  EXPECT_EQ(ValueCodecNamed("bf16"), wire::ValueCodec::Bf16);
+  EXPECT_EQ(ValueCodecNamed("int8"), wire::ValueCodec::Int8);
+  EXPECT_EQ(ValueCodecNamed("4bit"), wire::ValueCodec::Bits4);
+  EXPECT_EQ(ValueCodecNamed("2bit"), wire::ValueCodec::Bits2);
+  EXPECT_EQ(ValueCodecNamed("1bit"), wire::ValueCodec::Bits1);
 }
 
 TEST(SparsifierTest, AskedIndexCodecIsUsed) {
