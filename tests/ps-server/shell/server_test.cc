@@ -226,9 +226,9 @@ class ServerTest : public ::testing::Test {
     manifest.tables.push_back(table);
     manifest.shards.resize(kShards);
     for (const auto& shard : result.shards) {
-      manifest.shards[shard->shard] = {
-          ShardId(shard->shard), procid_,     Epoch(shard->epoch), shard->version,
-          shard->bytes,          shard->rows, shard->digest,       shard->values_digest};
+      manifest.shards[shard->shard] = {ShardId(shard->shard), procid_,      Epoch(shard->epoch),
+                                       shard->version,        shard->bytes, shard->digest,
+                                       shard->values_digest,  shard->rows};
     }
     control::WriteManifestT write;
     write.job = 1;
