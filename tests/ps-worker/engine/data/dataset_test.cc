@@ -300,7 +300,7 @@ TEST_F(DatasetTest, CsvValueThatIsNoFiniteNumberIsNamed) {
 TEST_F(DatasetTest, CsvWithoutTheLabelsColumnListsTheColumns) {
   EXPECT_THAT(ErrorOf(Csv("a,b\n1,2\n")),
               HasSubstr("data.csv:1: no column `y` for the label; the columns are: a, b"));
-  EXPECT_THAT(ErrorOf(Csv("y\n1\n")), HasSubstr("one column"));
+  EXPECT_THAT(ErrorOf(Csv("y\n1\n")), HasSubstr("no column is left"));
   EXPECT_THAT(ErrorOf(Csv("a,y\n")), HasSubstr("holds no record"));
   EXPECT_THAT(ErrorOf(Csv("")), HasSubstr("holds no record"));
 }
