@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/row_image.h"
 #include "common/ids.h"
 #include "common/result.h"
 
@@ -54,7 +55,7 @@ struct HeldPush {
   Incarnation incarnation;
   Clock clock;
   std::uint32_t samples = 0;
-  std::vector<std::byte> bytes;  // blocks, as in docs/wire-format.md
+  std::vector<std::byte> bytes;  // blocks and rows, as in docs/wire-format.md
 
   friend bool operator==(const HeldPush&, const HeldPush&) = default;
 };
@@ -68,9 +69,10 @@ struct ShardImage {
   std::uint64_t version = 0;
   std::uint64_t samples_trained = 0;
   std::uint32_t first_block = 0;              // number in the job's block space
-  std::vector<std::uint32_t> block_elements;  // of each block, 1 .. 65,536
+  std::vector<std::uint32_t> block_elements;  // of each block, 1 .. 65,536; may be empty
   std::vector<float> values;                  // all blocks, one after the other
   ImageSlots slots;
+  std::vector<RowTableImage> rows;  // of each table of rows, by its number
   std::vector<WorkerMark> marks;
   std::vector<HeldPush> held;  // by clock, worker, incarnation; each once
 

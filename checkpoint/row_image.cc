@@ -52,7 +52,7 @@ Status CheckRows(const RowTableImage& image) {
   for (std::size_t row = 0; row < image.rows(); ++row) {
     const RowHeader header = HeaderAt(image.records.data() + row * bytes);
     const auto name = [&] { return "row " + std::to_string(header.key); };
-    if (header.updates == 0) return bad(name() + " has had no push");
+    if (header.updates == 0) return bad(name() + " is none: it has 0 updates");
     if (header.last_used > image.tick) return bad(name() + " was used after the cut");
     if (row > 0 && header.key <= previous) {
       return bad(name() + " stands after row " + std::to_string(previous));

@@ -6,6 +6,8 @@
 //
 //   [key u64][updates u32][last used u32][values: width x f32][slots x f32]
 //
+// `updates` is how many pushes the row has had with these slots, plus 1.
+//
 // Pure functions, any thread.
 #pragma once
 
@@ -22,6 +24,7 @@ inline constexpr std::size_t kRowHeaderBytes = 16;
 struct RowTableImage {
   std::uint32_t table = 0;         // number of the table in its job
   std::uint32_t width = 0;         // floats of a row's values
+  std::uint8_t optimizer = 0;      // its number in FORMAT.md
   std::uint32_t slots = 0;         // floats of its slots
   std::uint32_t tick = 0;          // of the newest push; no row was used later
   std::vector<std::byte> records;  // in any order until SortRows()
@@ -41,7 +44,7 @@ struct RowTableImage {
 void SortRows(RowTableImage& image);
 
 // kInvalid, naming the table and the row, unless the records are whole, sorted, of keys that are
-// there once, and each was pushed to, not later than `tick`. For a sorted image.
+// there once, and each was used, not later than `tick`. For a sorted image.
 Status CheckRows(const RowTableImage& image);
 
 }  // namespace ps::checkpoint

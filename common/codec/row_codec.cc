@@ -132,6 +132,16 @@ Status ParseRows(std::span<const std::byte> rows, RowContent content,
   return Ok();
 }
 
+bool RowsOfShard(const RowsView& part, ShardId shard, std::uint32_t shards) {
+  bool all = true;
+  for (std::size_t row = 0; row < part.key_bytes.size() / kKeyBytes; ++row) {
+    all = all && ShardOfRow(part.key(row), shards) == shard;
+  }
+  return all;
+}
+
+bool AllFinite(const RowsView& part) { return ValuesFinite(part.value_codec, part.value_bytes); }
+
 std::size_t RowBytes(std::size_t count, std::uint32_t width, RowContent content,
                      wire::ValueCodec codec) {
   const std::size_t key_bytes = content == RowContent::kValues ? 0 : kKeyBytes;
@@ -164,6 +174,23 @@ void EncodeRows(std::uint32_t table, std::span<const std::uint64_t> keys,
     out += count * kKeyBytes;
   }
   if (content != RowContent::kKeys) EncodeRow(values, codec, out);
+}
+
+void AppendRows(const RowsView& part, std::vector<std::byte>& out) {
+  const wire::BlockHeader header(
+      kFirstRowTable + part.table, part.count,
+      static_cast<std::uint32_t>(part.key_bytes.size() + part.value_bytes.size()),
+      static_cast<std::uint8_t>(wire::IndexCodec::Keys64),
+      static_cast<std::uint8_t>(part.value_codec), 0);
+  const auto* bytes = reinterpret_cast<const std::byte*>(&header);
+  out.insert(out.end(), bytes, bytes + sizeof(header));
+  out.insert(out.end(), part.key_bytes.begin(), part.key_bytes.end());
+  out.insert(out.end(), part.value_bytes.begin(), part.value_bytes.end());
+}
+
+void DecodeKeys(const RowsView& part, std::vector<std::uint64_t>& keys) {
+  keys.resize(part.key_bytes.size() / kKeyBytes);
+  if (!keys.empty()) std::memcpy(keys.data(), part.key_bytes.data(), part.key_bytes.size());
 }
 
 void DecodeRow(const RowsView& part, std::size_t row, std::span<float> values) {

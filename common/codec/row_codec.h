@@ -66,6 +66,11 @@ Status ParseRows(std::span<const std::byte> rows, RowContent content,
                  const std::function<std::uint32_t(std::uint32_t)>& width_of,
                  std::vector<RowsView>& parts);
 
+// False if a key of the part belongs on another shard.
+bool RowsOfShard(const RowsView& part, ShardId shard, std::uint32_t shards);
+// False if any value is inf or NaN.
+bool AllFinite(const RowsView& part);
+
 // Bytes of a part, header included.
 std::size_t RowBytes(std::size_t count, std::uint32_t width, RowContent content,
                      wire::ValueCodec codec);
@@ -79,6 +84,11 @@ void EncodeRows(std::uint32_t table, std::span<const std::uint64_t> keys,
                 std::span<const float> values, std::uint32_t width, RowContent content,
                 wire::ValueCodec codec, std::byte* out);
 
+// Appends a checked part of a push to `out`, header included.
+void AppendRows(const RowsView& part, std::vector<std::byte>& out);
+
+// All keys of a part, which replace `keys`.
+void DecodeKeys(const RowsView& part, std::vector<std::uint64_t>& keys);
 // The values of one row of a part that was checked for this width.
 void DecodeRow(const RowsView& part, std::size_t row, std::span<float> values);
 // The other way: writes the values of a row at `out`, and returns the bytes written.

@@ -5,23 +5,67 @@
 #include <utility>
 
 #include "common/check.h"
+#include "ps-server/core/segment_content.h"
 
 namespace ps::server {
 namespace {
 
-std::vector<codec::BlockView> ParseOwn(const LayoutView& layout, ShardId shard,
-                                       std::span<const std::byte> bytes) {
-  std::vector<codec::BlockView> blocks;
-  const Status parsed = codec::ParseSegment(
-      bytes,
-      [&](std::uint32_t block) -> std::uint32_t {
-        return block >= layout.shard_first_block(shard) && block < layout.shard_last_block(shard)
-                   ? layout.block(block).elements
-                   : 0;
-      },
-      blocks);
+SegmentContent ParseOwn(const LayoutView& layout, ShardId shard, std::span<const std::byte> bytes) {
+  SegmentContent content;
+  const Status parsed = ParsePush(layout, shard, bytes, content);
   PS_CHECK(parsed.ok(), shard, parsed.error().message);
-  return blocks;
+  return content;
+}
+
+const codec::RowsView* FindTable(const SegmentContent& content, std::uint32_t table) {
+  const auto part =
+      std::find_if(content.rows.begin(), content.rows.end(),
+                   [table](const codec::RowsView& one) { return one.table == table; });
+  return part != content.rows.end() ? &*part : nullptr;
+}
+
+float WeightOf(const HeldPush& push, double total) {
+  return static_cast<float>(push.samples / total);
+}
+
+// Appends the sum of the rows of one table to `out`.
+void MergeTable(std::uint32_t table, std::uint32_t width, std::span<const HeldPush> pushes,
+                std::span<const SegmentContent> parsed, double total, MergeScratch& scratch,
+                std::vector<std::byte>& out) {
+  scratch.rows.clear();
+  bool any = false;
+  for (std::uint32_t push = 0; push < parsed.size(); ++push) {
+    const codec::RowsView* const part = FindTable(parsed[push], table);
+    if (part == nullptr) continue;
+    any = true;
+    for (std::uint32_t row = 0; row < part->count; ++row) {
+      scratch.rows.push_back({part->key(row), push, row});
+    }
+  }
+  if (!any) return;
+  using PushedRow = MergeScratch::PushedRow;
+  std::sort(scratch.rows.begin(), scratch.rows.end(),
+            [](const PushedRow& left, const PushedRow& right) {
+              return std::tie(left.key, left.push) < std::tie(right.key, right.push);
+            });
+  scratch.keys.clear();
+  scratch.sum.clear();
+  scratch.values.resize(width);
+  for (const PushedRow& row : scratch.rows) {
+    if (scratch.keys.empty() || scratch.keys.back() != row.key) {
+      scratch.keys.push_back(row.key);
+      scratch.sum.resize(scratch.sum.size() + width, 0);
+    }
+    codec::DecodeRow(*FindTable(parsed[row.push], table), row.row, scratch.values);
+    const float weight = WeightOf(pushes[row.push], total);
+    float* const sum = scratch.sum.data() + scratch.sum.size() - width;
+    for (std::uint32_t i = 0; i < width; ++i) sum[i] += weight * scratch.values[i];
+  }
+  constexpr auto kContent = codec::RowContent::kKeysAndValues;
+  const std::size_t at = out.size();
+  out.resize(at + codec::RowBytes(scratch.keys.size(), width, kContent, wire::ValueCodec::Fp32));
+  codec::EncodeRows(table, scratch.keys, scratch.sum, width, kContent, wire::ValueCodec::Fp32,
+                    out.data() + at);
 }
 
 }  // namespace
@@ -33,7 +77,8 @@ std::size_t HeldPushes::CountOf(Incarnation incarnation) const {
 }
 
 void HeldPushes::Add(WorkerId worker, Incarnation incarnation, Clock clock, std::uint32_t samples,
-                     std::span<const codec::BlockView> blocks) {
+                     std::span<const codec::BlockView> blocks,
+                     std::span<const codec::RowsView> rows) {
   Content content;
   content.samples = samples;
   for (const codec::BlockView& block : blocks) {
@@ -42,6 +87,7 @@ void HeldPushes::Add(WorkerId worker, Incarnation incarnation, Clock clock, std:
     content.bytes.insert(content.bytes.end(), block.index_bytes.begin(), block.index_bytes.end());
     content.bytes.insert(content.bytes.end(), block.value_bytes.begin(), block.value_bytes.end());
   }
+  for (const codec::RowsView& part : rows) codec::AppendRows(part, content.bytes);
   pushes_[Key{clock, worker, incarnation}] = std::move(content);
 }
 
@@ -76,7 +122,7 @@ void HeldPushes::Load(const std::vector<checkpoint::HeldPush>& saved) {
 MergedPush Merge(const LayoutView& layout, ShardId shard, std::span<const HeldPush> pushes,
                  MergeScratch& scratch) {
   MergedPush merged;
-  std::vector<std::vector<codec::BlockView>> parsed;
+  std::vector<SegmentContent> parsed;
   for (const HeldPush& push : pushes) {
     parsed.push_back(ParseOwn(layout, shard, push.bytes));
     if (!push.bytes.empty()) merged.samples += push.samples;
@@ -89,15 +135,15 @@ MergedPush Merge(const LayoutView& layout, ShardId shard, std::span<const HeldPu
     bool any = false;
     for (std::size_t i = 0; i < pushes.size(); ++i) {
       const auto block = std::find_if(
-          parsed[i].begin(), parsed[i].end(),
+          parsed[i].blocks.begin(), parsed[i].blocks.end(),
           [number](const codec::BlockView& view) { return view.header.block() == number; });
-      if (block == parsed[i].end()) continue;
+      if (block == parsed[i].blocks.end()) continue;
       if (!any) {
         scratch.sum.assign(elements, 0);
         scratch.touched.assign(elements, 0);
         any = true;
       }
-      const auto weight = static_cast<float>(pushes[i].samples / total);
+      const float weight = WeightOf(pushes[i], total);
       codec::DecodeIndices(*block, scratch.indices);
       codec::DecodeValues(*block, scratch.values);
       for (std::size_t k = 0; k < scratch.indices.size(); ++k) {
@@ -129,12 +175,16 @@ MergedPush Merge(const LayoutView& layout, ShardId shard, std::span<const HeldPu
                                                 index, wire::ValueCodec::Fp32,
                                                 merged.bytes.data() + at, {}));
   }
-  if (!merged.bytes.empty()) merged.blocks = ParseOwn(layout, shard, merged.bytes);
-  for (const auto& blocks : parsed) {
-    for (const codec::BlockView& block : blocks) {
+  if (!merged.bytes.empty()) merged.blocks = ParseOwn(layout, shard, merged.bytes).blocks;
+  for (const SegmentContent& content : parsed) {
+    for (const codec::BlockView& block : content.blocks) {
       if (layout.block(block.header.block()).rule != TableRule::Sgd) merged.blocks.push_back(block);
     }
   }
+  for (std::uint32_t table = 0; table < layout.row_table_count(); ++table) {
+    MergeTable(table, layout.row_width(table), pushes, parsed, total, scratch, merged.row_bytes);
+  }
+  if (!merged.row_bytes.empty()) merged.rows = ParseOwn(layout, shard, merged.row_bytes).rows;
   return merged;
 }
 

@@ -13,6 +13,7 @@ namespace {
 constexpr std::size_t kSpareRepliesMax = 256;
 constexpr std::size_t kSpareHeadBytesMax = std::size_t{16} << 10;
 constexpr std::size_t kSparePullsMax = 64;
+constexpr std::size_t kSpareKeyBytesMax = std::size_t{1} << 20;
 
 std::uint8_t AllowedFlags(wire::Kind kind) {
   switch (kind) {
@@ -76,6 +77,7 @@ struct LaneCore::Job {
     Incarnation incarnation;
     Peer peer;
     std::vector<wire::Segment> asked;
+    std::vector<std::byte> keys;  // the payload: parts of rows
   };
   struct WaitingMarker {
     Incarnation incarnation;
@@ -89,10 +91,17 @@ struct LaneCore::Job {
     std::uint64_t map_version = 0;
   };
 
-  explicit Job(JobSetup setup)
+  Job(JobSetup setup, const RowResources& resources)
       : id(setup.job), layout(std::move(setup.layout)), rules(std::move(setup.rules)) {
+    PS_CHECK(RowRulesFit(layout, rules.rows), id, rules.rows.size(), layout.row_table_count());
     shards.resize(layout.shard_count());
     seen.resize(layout.shard_count(), 0);
+    gone.resize(rules.rows.size());
+    row_memory.hash_seed = resources.hash_seed;
+    if (resources.make_memory && !rules.rows.empty()) {
+      own_memory = resources.make_memory();
+      row_memory.memory = own_memory.get();
+    }
   }
 
   Shard* Find(std::uint32_t shard) { return shard < shards.size() ? shards[shard].get() : nullptr; }
@@ -104,18 +113,46 @@ struct LaneCore::Job {
     return at != live.members.end() && at->incarnation == incarnation ? &*at : nullptr;
   }
 
-  void Park(const Peer& peer, std::span<const wire::Segment> asked) {
-    ParkedPull pull{Incarnation(peer.header.incarnation()), peer, {}};
-    if (!spare_asked.empty()) {
-      pull.asked = std::move(spare_asked.back());
-      spare_asked.pop_back();
+  void Park(const Peer& peer, std::span<const wire::Segment> asked,
+            std::span<const std::byte> keys) {
+    ParkedPull pull;
+    if (!spare_pulls.empty()) {
+      pull = std::move(spare_pulls.back());
+      spare_pulls.pop_back();
     }
+    pull.incarnation = Incarnation(peer.header.incarnation());
+    pull.peer = peer;
     pull.asked.assign(asked.begin(), asked.end());
+    pull.keys.assign(keys.begin(), keys.end());
     parked.push_back(std::move(pull));
   }
   void Unpark(std::size_t at) {
-    if (spare_asked.size() < kSparePullsMax) spare_asked.push_back(std::move(parked[at].asked));
+    ParkedPull& pull = parked[at];
+    if (spare_pulls.size() < kSparePullsMax && pull.keys.capacity() <= kSpareKeyBytesMax) {
+      spare_pulls.push_back(std::move(pull));
+    }
     parked.erase(parked.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+
+  // What the tables of rows have done here, on shards that are gone too.
+  std::vector<JobStatus::Table> TableStatus() const {
+    std::vector<JobStatus::Table> tables;
+    for (std::size_t number = 0; number < rules.rows.size(); ++number) {
+      JobStatus::Table table{rules.rows[number].name, gone[number]};
+      for (const ShardId shard : own) {
+        table.status += shards[shard.value()]->rows().status(number);
+      }
+      tables.push_back(std::move(table));
+    }
+    return tables;
+  }
+  // Keeps what a shard that leaves has counted.
+  void CountGone(const Shard& shard) {
+    for (std::size_t number = 0; number < gone.size(); ++number) {
+      gone[number] += shard.rows().status(number);
+      gone[number].rows = 0;
+      gone[number].bytes = 0;
+    }
   }
 
   std::uint32_t LiveWorkers() const {
@@ -133,10 +170,13 @@ struct LaneCore::Job {
   bool has_live = false;
   LiveMembers live;
   std::uint32_t live_workers = 0;
+  std::unique_ptr<std::pmr::memory_resource> own_memory;  // before the shards, who use it
+  RowMemory row_memory;
   std::vector<std::unique_ptr<Shard>> shards;  // by number; null: not on this lane
+  std::vector<RowTableStatus> gone;            // counters of tables on shards that left
   std::vector<ShardId> own;                    // increasing
   std::vector<ParkedPull> parked;
-  std::vector<std::vector<wire::Segment>> spare_asked;  // memory of answered pulls, for later ones
+  std::vector<ParkedPull> spare_pulls;  // memory of answered pulls, for later ones
   std::vector<WaitingMarker> markers;
   std::optional<OpenRound> open;
   Round last_round;    // the highest begun or aborted
@@ -148,7 +188,7 @@ struct LaneCore::Job {
   std::uint64_t seen_mark = 0;
 };
 
-LaneCore::LaneCore() = default;
+LaneCore::LaneCore(RowResources rows) : row_resources_(std::move(rows)) {}
 LaneCore::~LaneCore() = default;
 
 LaneCore::Job* LaneCore::FindJob(JobId job) {
@@ -243,6 +283,7 @@ std::vector<JobStatus> LaneCore::Report() const {
       const Shard& own = *job->shards[shard.value()];
       one.shards.push_back(ShardStatus{shard, own.epoch(), own.state(), own.version()});
     }
+    one.tables = job->TableStatus();
     status.push_back(std::move(one));
   }
   return status;
@@ -314,7 +355,7 @@ void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload, bo
     case wire::Kind::Hello: return OnHello(*job, peer);
     case wire::Kind::Init: return OnInit(*job, peer, payload);
     case wire::Kind::Push: return OnPush(*job, *member, peer, payload);
-    case wire::Kind::Pull: return OnPull(*job, peer);
+    case wire::Kind::Pull: return OnPull(*job, peer, payload);
     case wire::Kind::Marker: return OnMarker(*job, peer);
     case wire::Kind::Hold: return OnHold(*job, *member, peer);
     default: PS_CHECK(false, header.kind());
@@ -342,14 +383,7 @@ bool LaneCore::ParseSegments(Job& job, std::span<const std::byte> payload) {
     job.seen[number] = job.seen_mark;
     const auto bytes = wire::SegmentPayload(segments[i], payload);
     if (!bytes.ok()) return false;
-    const ShardId id(number);
-    const LayoutView& layout = job.layout;
-    const auto elements_of = [&layout, id](std::uint32_t block) -> std::uint32_t {
-      return block >= layout.shard_first_block(id) && block < layout.shard_last_block(id)
-                 ? layout.block(block).elements
-                 : 0;
-    };
-    if (!codec::ParseSegment(bytes.value(), elements_of, parsed_[i]).ok()) return false;
+    if (!ParsePush(job.layout, ShardId(number), bytes.value(), parsed_[i]).ok()) return false;
   }
   return true;
 }
@@ -357,6 +391,9 @@ bool LaneCore::ParseSegments(Job& job, std::span<const std::byte> payload) {
 void LaneCore::OnInit(Job& job, const Peer& peer, std::span<const std::byte> payload) {
   if (head_.segments.empty() || !ParseSegments(job, payload)) {
     return Nack(peer, wire::Code::Malformed);
+  }
+  for (std::size_t i = 0; i < head_.segments.size(); ++i) {
+    if (!parsed_[i].rows.empty()) return Nack(peer, wire::Code::Malformed);
   }
   answer_.clear();
   for (std::size_t i = 0; i < head_.segments.size(); ++i) {
@@ -366,7 +403,7 @@ void LaneCore::OnInit(Job& job, const Peer& peer, std::span<const std::byte> pay
       answer_.push_back(StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
       continue;
     }
-    const wire::Code code = shard->Init(parsed_[i]);
+    const wire::Code code = shard->Init(parsed_[i].blocks);
     if (code == wire::Code::Malformed || code == wire::Code::NonFinite) {
       ++counters_.refused[static_cast<std::size_t>(code)];
       ++job.counters.refused[static_cast<std::size_t>(code)];
@@ -394,12 +431,13 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
   facts.replay = (header.flags() & wire::kReplay) != 0;
   answer_.clear();
   LaneCounters delta;
-  const auto push = [&](Shard& shard, std::span<const codec::BlockView> blocks) {
+  const auto push = [&](Shard& shard, std::span<const codec::BlockView> blocks,
+                        std::span<const codec::RowsView> rows) {
     const Clock slowest = shard.SlowestClock(job.live.members);
     const std::uint64_t version = shard.version();
-    const PushVerdict verdict = shard.Push(member, facts, blocks, job.live_workers);
+    const PushVerdict verdict = shard.Push(member, facts, blocks, job.live_workers, rows);
     if (verdict.code == wire::Code::Applied && !verdict.repeated && !facts.replay &&
-        !blocks.empty() && member.Counts()) {
+        (!blocks.empty() || !rows.empty()) && member.Counts()) {
       // The worker had finished the clock before when it made this step.
       const std::uint64_t finished = facts.clock.value() - 1;
       delta.clocks_ahead.Count(finished - std::min(finished, slowest.value()));
@@ -429,12 +467,12 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
       continue;
     }
     facts.base_version = segment.version();
-    push(*shard, parsed_[i]);
+    push(*shard, parsed_[i].blocks, parsed_[i].rows);
   }
   if (covers) {
     facts.base_version = 0;  // of an empty push: not looked at
     for (const ShardId id : job.own) {
-      if (job.seen[id.value()] != job.seen_mark) push(*job.shards[id.value()], {});
+      if (job.seen[id.value()] != job.seen_mark) push(*job.shards[id.value()], {}, {});
     }
   }
   counters_ += delta;
@@ -447,16 +485,26 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
 
 // ---- pulls
 
-void LaneCore::OnPull(Job& job, const Peer& peer) {
+bool LaneCore::ParseAsked(Job& job, std::span<const wire::Segment> segments,
+                          std::span<const std::byte> payload) {
+  if (asked_.size() < segments.size()) asked_.resize(segments.size());
   ++job.seen_mark;
-  for (const wire::Segment& segment : head_.segments) {
-    if (segment.shard() >= job.layout.shard_count() || job.seen[segment.shard()] == job.seen_mark ||
-        segment.length() != 0) {
-      return Nack(peer, wire::Code::Malformed);
-    }
-    job.seen[segment.shard()] = job.seen_mark;
+  std::uint64_t named = 0;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const std::uint32_t number = segments[i].shard();
+    if (number >= job.layout.shard_count() || job.seen[number] == job.seen_mark) return false;
+    job.seen[number] = job.seen_mark;
+    const auto bytes = wire::SegmentPayload(segments[i], payload);
+    if (!bytes.ok()) return false;
+    if (!ParsePull(job.layout, ShardId(number), bytes.value(), asked_[i]).ok()) return false;
+    named += segments[i].length();
   }
-  if (peer.header.payload_bytes() != 0) return Nack(peer, wire::Code::Malformed);
+  // What waits with a pull is what it asks for.
+  return named == payload.size();
+}
+
+void LaneCore::OnPull(Job& job, const Peer& peer, std::span<const std::byte> payload) {
+  if (!ParseAsked(job, head_.segments, payload)) return Nack(peer, wire::Code::Malformed);
   const Incarnation incarnation(peer.header.incarnation());
   const auto replaced =
       std::find_if(job.parked.begin(), job.parked.end(),
@@ -466,56 +514,57 @@ void LaneCore::OnPull(Job& job, const Peer& peer) {
     ++counters_.pulls_replaced;
     ++job.counters.pulls_replaced;
   }
-  if (TryPull(job, peer, head_.segments)) return;
+  if (!MustWait(job, peer, head_.segments)) return AnswerPull(job, peer, head_.segments);
   ++counters_.pulls_parked;
   ++job.counters.pulls_parked;
-  job.Park(peer, head_.segments);
+  job.Park(peer, head_.segments, payload);
 }
 
-bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked) {
+bool LaneCore::MustWait(Job& job, const Peer& peer, std::span<const wire::Segment> asked) {
   bool wait = false;
+  for (const wire::Segment& segment : asked) {
+    Shard* shard = job.Find(segment.shard());
+    // A pull of what is not here is refused at once.
+    if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) return false;
+    // A shard without values gets them soon, from a worker's Init or from a checkpoint.
+    wait = wait || !shard->ready() ||
+           shard->SlowestClock(job.live.members) < Clock(peer.header.clock());
+  }
+  return wait;
+}
+
+void LaneCore::AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked) {
   answer_.clear();
   for (const wire::Segment& segment : asked) {
     Shard* shard = job.Find(segment.shard());
     if (shard == nullptr || shard->epoch() != Epoch(segment.epoch())) {
       answer_.push_back(StateSegment(ShardId(segment.shard()), shard, wire::Code::WrongEpoch, 0));
-    } else if (!shard->ready() ||
-               shard->SlowestClock(job.live.members) < Clock(peer.header.clock())) {
-      // A shard without values gets them soon, from a worker's Init or from a checkpoint.
-      wait = true;
     }
   }
-  if (!answer_.empty()) {
-    Nack(peer, wire::Code::WrongEpoch, answer_);
-    return true;
-  }
-  if (wait) return false;
+  if (!answer_.empty()) return Nack(peer, wire::Code::WrongEpoch, answer_);
 
   const bool fp32 = (peer.header.flags() & wire::kPullFp32) != 0;
   const bool snapshot = (peer.header.flags() & wire::kPullSnapshot) != 0;
   std::uint64_t most = 0;
-  for (const wire::Segment& segment : asked) most += job.Find(segment.shard())->MaxPullBytes(fp32);
-  if (most > wire::kMaxPayloadBytes) {
-    Nack(peer, wire::Code::TooLarge);
-    return true;
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    most += job.Find(asked[i].shard())->MaxPullBytes(fp32, asked_[i]);
   }
+  if (most > wire::kMaxPayloadBytes) return Nack(peer, wire::Code::TooLarge);
   const std::size_t waiting = buffers_->bytes_out();
-  if (waiting > 0 && waiting + most > kAnswerBytesMax) {
-    Nack(peer, wire::Code::Overloaded);
-    return true;
-  }
+  if (waiting > 0 && waiting + most > kAnswerBytesMax) return Nack(peer, wire::Code::Overloaded);
   PooledBuffer answer = buffers_->Take();
   ByteBuffer& payload = answer.bytes();
   if (snapshot) payload.reserve(most);
   Clock slowest(~std::uint64_t{0});
   LaneCounters delta;
   delta.pulls = 1;
-  for (const wire::Segment& segment : asked) {
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    const wire::Segment& segment = asked[i];
     Shard& shard = *job.Find(segment.shard());
     const std::size_t offset = payload.size();
     const wire::PullContent content =
         shard.Pull(Shard::PullQuery{segment.version(), segment.lineage(), fp32, snapshot},
-                   pull_scratch_, payload);
+                   pull_scratch_, payload, asked_[i]);
     switch (content) {
       case wire::PullContent::Unchanged: ++delta.shards_unchanged; break;
       case wire::PullContent::Sparse: ++delta.shards_sparse; break;
@@ -533,16 +582,18 @@ bool LaneCore::TryPull(Job& job, const Peer& peer, std::span<const wire::Segment
       AnswerTo(peer.header, wire::Kind::PullReply, job.map_version, wire::Code::Applied);
   header.mutate_clock(slowest.value());
   Reply(peer, header, answer_, std::move(answer));
-  return true;
 }
 
 void LaneCore::WakePulls(Job& job) {
   for (std::size_t at = 0; at < job.parked.size();) {
-    if (TryPull(job, job.parked[at].peer, job.parked[at].asked)) {
-      job.Unpark(at);
-    } else {
+    const Job::ParkedPull& pull = job.parked[at];
+    if (MustWait(job, pull.peer, pull.asked)) {
       ++at;
+      continue;
     }
+    PS_CHECK(ParseAsked(job, pull.asked, pull.keys), "the keys of a parked pull were good");
+    AnswerPull(job, pull.peer, pull.asked);
+    job.Unpark(at);
   }
 }
 
@@ -695,7 +746,7 @@ void LaneCore::SetJob(JobSetup setup) {
   const JobId id = setup.job;
   LaneMap map = std::move(setup.map);
   LiveMembers live = std::move(setup.live);
-  if (job == nullptr) job = std::make_unique<Job>(std::move(setup));
+  if (job == nullptr) job = std::make_unique<Job>(std::move(setup), row_resources_);
   UpdateMap(id, std::move(map));
   UpdateLive(id, std::move(live));
 }
@@ -718,12 +769,19 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
       now = std::move(old);
       continue;
     }
+    if (old != nullptr) {
+      job->CountGone(*old);
+      old.reset();
+    }
     const bool restoring = entry.restore_round != Round();
     now = std::make_unique<Shard>(job->layout, job->rules, entry.shard, entry.epoch, entry.lineage,
-                                  restoring);
+                                  restoring, job->row_memory);
     if (restoring) {
       events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round});
     }
+  }
+  for (const std::unique_ptr<Shard>& old : before) {
+    if (old != nullptr) job->CountGone(*old);
   }
   WakePulls(*job);
 }

@@ -7,15 +7,17 @@
 // message is checked as a whole before anything changes (rule S2), and one that
 // fails is answered with a Nack and counted. One thread.
 //
-// What waits here is bounded by the live set: one parked pull and one marker
-// for each incarnation in it.
+// What waits here is bounded by the live set: one parked pull, with the keys of
+// the rows it asks for, and one marker for each incarnation in it.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +32,7 @@
 #include "common/result.h"
 #include "ps-server/core/buffer_pool.h"
 #include "ps-server/core/lane_map.h"
+#include "ps-server/core/segment_content.h"
 #include "ps-server/core/shard.h"
 #include "ps-server/core/staleness_histogram.h"
 
@@ -103,6 +106,11 @@ struct JobStatus {
   JobId job;
   std::uint64_t map_version = 0;
   std::vector<ShardStatus> shards;
+  struct Table {
+    std::string name;
+    RowTableStatus status;  // its counters grow for ever, also when shards leave
+  };
+  std::vector<Table> tables;  // of rows, by number
   std::size_t parked_pulls = 0;
   LaneCounters counters;
 };
@@ -110,9 +118,18 @@ struct JobStatus {
 struct JobSetup {
   JobId job;
   LayoutView layout;
-  JobRules rules;
+  JobRules rules;  // whose tables of rows are those of the layout (RowRulesFit)
   LaneMap map;
   LiveMembers live;
+};
+
+// Where a lane keeps rows of embedding tables.
+struct RowResources {
+  // Best not known to who chooses keys; it changes no result.
+  std::uint64_t hash_seed = 0;
+  // Makes the memory of all rows of one job on the lane, used by its thread alone and destroyed
+  // with the job; empty: that of operator new.
+  std::function<std::unique_ptr<std::pmr::memory_resource>()> make_memory;
 };
 
 class LaneCore {
@@ -120,7 +137,7 @@ class LaneCore {
   // Answers that are not sent yet: a pull beyond it is refused with Overloaded, unless it is alone.
   static constexpr std::size_t kAnswerBytesMax = std::size_t{1} << 30;
 
-  LaneCore();
+  explicit LaneCore(RowResources rows = {});
   ~LaneCore();
   LaneCore(const LaneCore&) = delete;
   LaneCore& operator=(const LaneCore&) = delete;
@@ -170,17 +187,22 @@ class LaneCore {
   void OnHello(Job& job, const Peer& peer);
   void OnInit(Job& job, const Peer& peer, std::span<const std::byte> payload);
   void OnPush(Job& job, const Member& member, const Peer& peer, std::span<const std::byte> payload);
-  void OnPull(Job& job, const Peer& peer);
+  void OnPull(Job& job, const Peer& peer, std::span<const std::byte> payload);
   void OnMarker(Job& job, const Peer& peer);
   void OnHold(Job& job, Member& member, const Peer& peer);
 
-  // Checks shards and blocks of every segment into parsed_. False if the message is bad.
+  // Checks shards, blocks and rows of every segment into parsed_. False if the message is bad.
   bool ParseSegments(Job& job, std::span<const std::byte> payload);
+  // Checks shards and keys of rows of every segment of a pull into asked_. False if they are bad.
+  bool ParseAsked(Job& job, std::span<const wire::Segment> segments,
+                  std::span<const std::byte> payload);
   // After a change of the members or of who counts.
   void MembersChanged(Job& job);
   void WakePulls(Job& job);
-  // True if the pull was answered, one way or the other.
-  bool TryPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked);
+  // True if the pull has to wait, false if it can be answered or refused.
+  bool MustWait(Job& job, const Peer& peer, std::span<const wire::Segment> asked);
+  // Answers a pull that need not wait, whose rows are in asked_.
+  void AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked);
   void TryFreeze(Job& job);
   void FailRound(Job& job, const std::string& reason);
   void RefuseMarkersUpTo(Job& job, Round round);
@@ -190,6 +212,7 @@ class LaneCore {
   void RefuseUnreadable(Peer& peer, std::span<const std::byte> head);
   void Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments = {});
 
+  const RowResources row_resources_;
   std::map<JobId, std::unique_ptr<Job>> jobs_;
   LaneCounters counters_;
   std::vector<LaneReply> replies_;
@@ -200,7 +223,8 @@ class LaneCore {
   const std::shared_ptr<BufferPool> buffers_ = BufferPool::Create();
   std::vector<LaneReply> spare_replies_;
   wire::Head head_;
-  std::vector<std::vector<codec::BlockView>> parsed_;  // by segment
+  std::vector<SegmentContent> parsed_;               // by segment
+  std::vector<std::vector<codec::RowsView>> asked_;  // by segment of a pull
   std::vector<wire::Segment> answer_;
   PullScratch pull_scratch_;
   MergeScratch merge_scratch_;

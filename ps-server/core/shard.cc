@@ -10,6 +10,7 @@
 #include "common/check.h"
 #include "ps-server/core/dense_kernels.h"
 #include "ps-server/core/kernels/denormals.h"
+#include "ps-server/core/segment_content.h"
 
 namespace ps::server {
 namespace {
@@ -34,11 +35,14 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
                                : std::max<std::int64_t>(8, 2 * spec.training.workers);
   rules.version_gap_max = static_cast<std::uint64_t>(gap);
   rules.bulk_synchronous = spec.training.staleness == 0;
+  for (std::uint32_t table = 0; table < spec.embedding_tables.size(); ++table) {
+    rules.rows.push_back(RowRules::Of(spec, table, records));
+  }
   return rules;
 }
 
 Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch epoch,
-             std::uint32_t lineage, bool restoring)
+             std::uint32_t lineage, bool restoring, RowMemory row_memory)
     : layout_(layout),
       rules_(rules),
       id_(id),
@@ -48,6 +52,7 @@ Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch 
       last_block_(layout.shard_last_block(id)),
       state_(restoring ? wire::Code::Restoring : wire::Code::Blank),
       store_(layout, first_block_, last_block_, rules.store_shape()),
+      rows_(layout, rules.rows, row_memory),
       log_(layout.shard_elements(id) * sizeof(float) / 2) {}
 
 std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
@@ -129,6 +134,9 @@ Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
       return Error{ErrorCode::kInvalid, name + "the image names an incarnation twice"};
     }
   }
+  if (const Status rows = rows_.CheckLoad(image, id_, values_only); !rows.ok()) {
+    return Annotate(rows.error(), name);
+  }
   if (values_only) {
     store_.Init(std::move(image.values), rules_.optimizer);
   } else {
@@ -140,6 +148,7 @@ Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
     version_ = image.version;
     samples_trained_ = image.samples_trained;
   }
+  rows_.Load(image, values_only);
   streams_ = std::move(streams);
   log_.Reset(version_);
   slowest_known_ = false;
@@ -192,7 +201,8 @@ void Shard::Consume(Stream& stream, Clock clock, wire::Code verdict) {
 }
 
 PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
-                        std::span<const codec::BlockView> blocks, std::uint32_t live_workers) {
+                        std::span<const codec::BlockView> blocks, std::uint32_t live_workers,
+                        std::span<const codec::RowsView> rows) {
   if (!ready()) return PushVerdict{state_, false, version_};
   Stream& stream = StreamOf(member);
   if (facts.clock <= stream.watermark) {
@@ -211,8 +221,8 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
     return PushVerdict{wire::Code::Overloaded, false, stream.watermark.value()};
   }
   wire::Code verdict = wire::Code::Applied;
-  if (!blocks.empty()) {
-    const bool finite = std::all_of(blocks.begin(), blocks.end(), codec::AllFinite);
+  if (!blocks.empty() || !rows.empty()) {
+    const bool finite = AllFinite(blocks, rows);
     // After a restore the base may lie ahead of the shard: that is not old.
     const bool too_old = !facts.replay && !rules_.bulk_synchronous &&
                          facts.base_version < version_ &&
@@ -228,10 +238,11 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
     // It counts from here on; what is refused still counts its samples, in its place.
     const bool counts = verdict == wire::Code::Applied;
     held_.Add(member.worker, member.incarnation, facts.clock, facts.samples,
-              counts ? blocks : std::span<const codec::BlockView>());
+              counts ? blocks : std::span<const codec::BlockView>(),
+              counts ? rows : std::span<const codec::RowsView>());
     return PushVerdict{verdict, false, version_};
   }
-  if (verdict == wire::Code::Applied) Apply(blocks, facts.samples, live_workers);
+  if (verdict == wire::Code::Applied) Apply(blocks, rows, facts.samples, live_workers);
   // The samples were trained whatever became of their push: schedules go on, as they do when the
   // emptied push is replayed after a restore.
   samples_trained_ += facts.samples;
@@ -244,7 +255,7 @@ void Shard::ApplyHeld(std::span<const Member> members, std::uint32_t live_worker
   while (!held_.empty() && held_.OldestClock() <= SlowestClock(members)) {
     const std::vector<HeldPush> pushes = held_.TakeOldest();
     const MergedPush merged = Merge(layout_, id_, pushes, scratch);
-    Apply(merged.blocks, merged.samples, live_workers);
+    Apply(merged.blocks, merged.rows, merged.samples, live_workers);
     for (const HeldPush& push : pushes) samples_trained_ += push.samples;
   }
 }
@@ -252,15 +263,14 @@ void Shard::ApplyHeld(std::span<const Member> members, std::uint32_t live_worker
 // The image comes from a disk: what is held must be what a push could have brought.
 Status Shard::CheckHeld(const checkpoint::ShardImage& image) const {
   for (const checkpoint::HeldPush& push : image.held) {
-    std::vector<codec::BlockView> blocks;
-    const Status parsed = codec::ParseSegment(
-        push.bytes, [this](std::uint32_t block) { return ElementsOf(block); }, blocks);
+    SegmentContent content;
+    const Status parsed = ParsePush(layout_, id_, push.bytes, content);
     // It has its verdict.
     const bool known = std::any_of(
         image.marks.begin(), image.marks.end(), [&push](const checkpoint::WorkerMark& mark) {
           return mark.incarnation == push.incarnation && push.clock <= mark.watermark;
         });
-    if (!known || !parsed.ok() || !std::all_of(blocks.begin(), blocks.end(), codec::AllFinite)) {
+    if (!known || !parsed.ok() || !AllFinite(content.blocks, content.rows)) {
       return Error{ErrorCode::kInvalid, "shard " + std::to_string(id_.value()) +
                                             ": the image has a held push that cannot be"};
     }
@@ -268,14 +278,15 @@ Status Shard::CheckHeld(const checkpoint::ShardImage& image) const {
   return Ok();
 }
 
-void Shard::Apply(std::span<const codec::BlockView> blocks, std::uint32_t samples,
-                  std::uint32_t live_workers) {
+void Shard::Apply(std::span<const codec::BlockView> blocks, std::span<const codec::RowsView> rows,
+                  std::uint32_t samples, std::uint32_t live_workers) {
   ++version_;
-  if (blocks.empty()) return;
+  if (blocks.empty() && rows.empty()) return;
   const kernels::DenormalsAreZero denormals_are_zero;
+  const double weight = static_cast<double>(samples) / rules_.reference_batch;
+  rows_.Push(rows, samples_trained_, weight);
   const kernels::Step step =
-      rules_.optimizer.StepOf(rules_.learning_rate.At(samples_trained_),
-                              static_cast<double>(samples) / rules_.reference_batch);
+      rules_.optimizer.StepOf(rules_.learning_rate.At(samples_trained_), weight);
   bool whole_blocks = false;
   for (const codec::BlockView& block : blocks) {
     switch (layout_.block(block.header.block()).rule) {
@@ -297,7 +308,11 @@ wire::ValueCodec Shard::PullCodecOf(std::uint32_t block, bool fp32) const {
                                                              : wire::ValueCodec::Bf16;
 }
 
-std::size_t Shard::MaxPullBytes(bool fp32) const {
+std::size_t Shard::MaxPullBytes(bool fp32, std::span<const codec::RowsView> rows) const {
+  return MaxBlockBytes(fp32) + rows_.PullBytes(rows, fp32);
+}
+
+std::size_t Shard::MaxBlockBytes(bool fp32) const {
   std::size_t bytes = 0;
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
     bytes += DenseBytes(layout_.block(block).elements, PullCodecOf(block, fp32));
@@ -307,7 +322,7 @@ std::size_t Shard::MaxPullBytes(bool fp32) const {
 
 void Shard::WriteSnapshot(bool fp32, PullScratch& scratch, ByteBuffer& out) const {
   std::size_t at = out.size();
-  out.resize(at + MaxPullBytes(fp32));
+  out.resize(at + MaxBlockBytes(fp32));
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
     at += codec::EncodeBlock(block, layout_.block(block).elements, {},
                              store_.ValuesOf(block, scratch.values), wire::IndexCodec::Dense,
@@ -360,7 +375,7 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
   for (std::size_t index = 0; index < blocks; ++index) {
     if (scratch.touched[index] != 0) expected += plan_of(index).bytes;
   }
-  if (expected >= MaxPullBytes(fp32)) return false;
+  if (expected > 0 && expected >= MaxBlockBytes(fp32)) return false;
 
   std::size_t at = out.size();
   out.resize(at + expected);
@@ -383,8 +398,16 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
   return true;
 }
 
-wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out) const {
+wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out,
+                              std::span<const codec::RowsView> rows) {
   PS_CHECK(ready(), id_);
+  const wire::PullContent content = PullBlocks(query, scratch, out);
+  rows_.Pull(rows, query.fp32, scratch.rows, out);
+  return content;
+}
+
+wire::PullContent Shard::PullBlocks(const PullQuery& query, PullScratch& scratch,
+                                    ByteBuffer& out) const {
   const bool known = !query.snapshot && query.version != 0 && query.lineage == lineage_ &&
                      query.version <= version_ && log_.Covers(query.version);
   if (known) {
@@ -413,6 +436,7 @@ checkpoint::ShardImage Shard::Freeze(JobId job, Round round) const {
     image.block_elements.push_back(layout_.block(block).elements);
   }
   store_.Save(image);
+  rows_.Save(image);
   image.held = held_.Save();
   for (const Stream& stream : streams_) {
     checkpoint::WorkerMark mark{

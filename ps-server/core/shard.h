@@ -4,8 +4,9 @@
 // image of a checkpoint, then Ready. It knows, for every incarnation of a worker
 // that it has ever seen, the watermark (the last clock with a verdict) and the
 // last verdicts, so that a push counts exactly once however often it arrives.
-// Blocks handed in have passed codec::ParseSegment; who calls has checked
-// epoch, live set and framing. One thread; no clock, no I/O.
+// Blocks and rows handed in have passed ParsePush or ParsePull of
+// segment_content.h; who calls has checked epoch, live set and framing. A shard
+// of a job with tables of rows may have no blocks. One thread; no clock, no I/O.
 #pragma once
 
 #include <array>
@@ -26,6 +27,7 @@
 #include "ps-server/core/held_pushes.h"
 #include "ps-server/core/learning_rate.h"
 #include "ps-server/core/optimizer.h"
+#include "ps-server/core/shard_rows.h"
 
 namespace ps::server {
 
@@ -42,6 +44,7 @@ struct JobRules {
   std::uint64_t version_gap_max = 8;
   // Staleness 0: the pushes of a clock are summed and applied at once; none is TooOld.
   bool bulk_synchronous = false;
+  std::vector<RowRules> rows;  // by number of the table
 
   StoreShape store_shape() const { return StoreShape::Of(optimizer, sparse); }
 
@@ -78,13 +81,14 @@ struct PullScratch {
   std::vector<std::uint8_t> touched;  // per block of the shard: 0 no, 1 some entries, 2 all
   std::vector<std::uint16_t> positions;
   std::vector<float> values;
+  RowScratch rows;
 };
 
 class Shard {
  public:
-  // `layout` and `rules` outlive the shard.
+  // `layout` and `rules`, which fit each other, outlive the shard.
   Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch epoch,
-        std::uint32_t lineage, bool restoring);
+        std::uint32_t lineage, bool restoring, RowMemory row_memory = {});
 
   ShardId id() const { return id_; }
   Epoch epoch() const { return epoch_; }
@@ -97,22 +101,26 @@ class Shard {
   // Of all elements, copied.
   std::vector<float> values() const { return store_.Values(); }
   std::size_t log_bytes() const { return log_.bytes(); }
+  const ShardRows& rows() const { return rows_; }
 
   // Elements of a block of this shard, 0 for any other block number.
   std::uint32_t ElementsOf(std::uint32_t block) const;
 
-  // Takes the initial values: all blocks of the shard, dense, fp32. Applied also if the shard has
-  // values already, which it keeps. Malformed or NonFinite if the values cannot be taken.
+  // Takes the initial values: all blocks of the shard, be it none, dense, fp32. Applied also if the
+  // shard has values already, which it keeps. Malformed or NonFinite if the values cannot be taken.
   wire::Code Init(std::span<const codec::BlockView> blocks);
 
-  // Takes the image of a checkpoint. kInvalid if it does not fit the layout or the optimizer,
-  // kConflict if the shard does not wait for one. With `values_only` versions, samples, watermarks
-  // and the optimizer's slots start afresh, whatever optimizer the image is of.
+  // Takes the image of a checkpoint, whose rows are sorted. kInvalid if it does not fit the layout
+  // or the optimizers, kConflict if the shard does not wait for one. With `values_only` versions,
+  // samples, watermarks and the optimizers' slots start afresh, whatever optimizers the image is
+  // of; rows stay.
   Status Restore(checkpoint::ShardImage image, bool values_only);
 
-  // One push of a live incarnation; no blocks: an empty push. `live_workers` counts the live.
+  // One push of a live incarnation; no blocks and no rows: an empty push. `live_workers` counts the
+  // live.
   PushVerdict Push(const Member& member, const PushFacts& facts,
-                   std::span<const codec::BlockView> blocks, std::uint32_t live_workers);
+                   std::span<const codec::BlockView> blocks, std::uint32_t live_workers,
+                   std::span<const codec::RowsView> rows = {});
 
   // Bulk-synchronous: applies what is held of the clocks that all members that count have reached,
   // clock by clock. Call it after a push, and when the members or who counts changed.
@@ -134,13 +142,16 @@ class Shard {
     bool fp32 = false;
     bool snapshot = false;
   };
-  // Appends the answer to `out`. The shard must be ready. Values of blocks with another rule than
-  // Sgd are always sent as fp32.
-  wire::PullContent Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out) const;
+  // Appends the answer to `out`: blocks, then the rows asked for. The shard must be ready. Values
+  // of blocks with another rule than Sgd are always sent as fp32. What it returns is about the
+  // blocks.
+  wire::PullContent Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out,
+                         std::span<const codec::RowsView> rows = {});
   // The most bytes that Pull() can append.
-  std::size_t MaxPullBytes(bool fp32) const;
+  std::size_t MaxPullBytes(bool fp32, std::span<const codec::RowsView> rows = {}) const;
 
-  // A copy of everything, as of now. The shard must be ready.
+  // A copy of everything, as of now; rows are in no particular order (checkpoint::SortRows). The
+  // shard must be ready.
   checkpoint::ShardImage Freeze(JobId job, Round round) const;
 
  private:
@@ -158,12 +169,14 @@ class Shard {
   Stream& StreamOf(const Member& member);
   void Consume(Stream& stream, Clock clock, wire::Code verdict);
   Status CheckHeld(const checkpoint::ShardImage& image) const;
-  void Apply(std::span<const codec::BlockView> blocks, std::uint32_t samples,
-             std::uint32_t live_workers);
+  void Apply(std::span<const codec::BlockView> blocks, std::span<const codec::RowsView> rows,
+             std::uint32_t samples, std::uint32_t live_workers);
   wire::ValueCodec PullCodecOf(std::uint32_t block, bool fp32) const;
   void WriteSnapshot(bool fp32, PullScratch& scratch, ByteBuffer& out) const;
   // False if the answer would not be smaller than a snapshot; `out` is then as before.
   bool WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch, ByteBuffer& out) const;
+  wire::PullContent PullBlocks(const PullQuery& query, PullScratch& scratch, ByteBuffer& out) const;
+  std::size_t MaxBlockBytes(bool fp32) const;
 
   const LayoutView& layout_;
   const JobRules& rules_;
@@ -177,6 +190,7 @@ class Shard {
   std::uint64_t version_ = 0;
   std::uint64_t samples_trained_ = 0;
   DenseStore store_;
+  ShardRows rows_;
   std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
   HeldPushes held_;              // bulk-synchronous only
   ChangeLog log_;

@@ -28,7 +28,9 @@ inline constexpr RowNumber kNoRow = std::numeric_limits<RowNumber>::max();
 struct RowRecord {
   std::uint32_t key_low;
   std::uint32_t key_high;
-  std::uint32_t updates;    // pushes applied to the row, at least 1; stays at its maximum
+  // Pushes applied to the row with these slots, plus 1; stays at its maximum. A row that was taken
+  // over without its slots begins with 1 again.
+  std::uint32_t updates;
   std::uint32_t last_used;  // tick of the last push
 
   std::uint64_t key() const { return std::uint64_t{key_high} << 32 | key_low; }

@@ -30,6 +30,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory_resource>
 #include <span>
 #include <vector>
@@ -91,8 +92,8 @@ class RowTable {
     });
   }
 
-  // One push; each key at most once. Calls update(position in `keys`, pushes applied to the row
-  // with this one, values, slots) for each row that is there or made.
+  // One push; each key at most once. Calls update(position in `keys`, pushes applied to the row and
+  // its slots with this one, values, slots) for each row that is there or made.
   template <typename Update>
   void Push(std::span<const std::uint64_t> keys, std::uint32_t tick, Update update) {
     AdvanceTo(tick);
@@ -103,15 +104,14 @@ class RowTable {
         return;
       }
       RowRecord& record = *rows_.At(row);
-      if (record.updates != std::numeric_limits<std::uint32_t>::max()) ++record.updates;
       record.last_used = now_;
-      update(at, record.updates, record.floats(), record.floats() + rules_.width);
+      update(at, CountUpdate(record), record.floats(), record.floats() + rules_.width);
     });
     if (unknown_.empty()) return;
     Admit(keys);
     for (const std::uint32_t at : unknown_) {
       RowRecord& record = Create(keys[at]);
-      update(std::size_t{at}, record.updates, record.floats(), record.floats() + rules_.width);
+      update(std::size_t{at}, CountUpdate(record), record.floats(), record.floats() + rules_.width);
     }
   }
 
@@ -122,6 +122,10 @@ class RowTable {
   Status Restore(const checkpoint::RowTableImage& image);
 
  private:
+  static std::uint32_t CountUpdate(RowRecord& record) {
+    if (record.updates != std::numeric_limits<std::uint32_t>::max()) ++record.updates;
+    return record.updates - 1;
+  }
   void AdvanceTo(std::uint32_t tick);
   // Leaves in `unknown_` the keys to make rows for, and makes room for them.
   void Admit(std::span<const std::uint64_t> keys);

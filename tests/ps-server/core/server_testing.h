@@ -13,6 +13,7 @@
 
 #include "common/check.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
 #include "common/messages/wire.h"
@@ -25,8 +26,15 @@ struct TestTable {
   std::vector<std::uint32_t> block_elements;
 };
 
-inline control::LayoutT MakeLayoutMessage(const std::vector<TestTable>& tables) {
+inline control::LayoutT MakeLayoutMessage(const std::vector<TestTable>& tables,
+                                          const std::vector<std::uint32_t>& row_widths = {}) {
   control::LayoutT layout;
+  for (const std::uint32_t width : row_widths) {
+    auto info = std::make_unique<control::RowTableInfoT>();
+    info->name = "rows" + std::to_string(layout.row_tables.size());
+    info->width = width;
+    layout.row_tables.push_back(std::move(info));
+  }
   for (const TestTable& table : tables) {
     auto info = std::make_unique<control::TableInfoT>();
     info->name = "table" + std::to_string(layout.tables.size());
@@ -42,8 +50,9 @@ inline control::LayoutT MakeLayoutMessage(const std::vector<TestTable>& tables) 
   return layout;
 }
 
-inline LayoutView MakeLayout(const std::vector<TestTable>& tables, std::uint32_t shards) {
-  return LayoutView::Create(MakeLayoutMessage(tables), shards).value();
+inline LayoutView MakeLayout(const std::vector<TestTable>& tables, std::uint32_t shards,
+                             const std::vector<std::uint32_t>& row_widths = {}) {
+  return LayoutView::Create(MakeLayoutMessage(tables, row_widths), shards).value();
 }
 
 using Bytes = std::vector<std::byte>;
@@ -71,6 +80,56 @@ inline Bytes DenseBlock(std::uint32_t block, const std::vector<float>& values,
   out.resize(codec::EncodeBlock(block, elements, {}, values, wire::IndexCodec::Dense, value,
                                 out.data(), {}));
   return out;
+}
+
+// Rows in a push.
+inline Bytes PushedRows(std::uint32_t table, const std::vector<std::uint64_t>& keys,
+                        const std::vector<float>& values,
+                        wire::ValueCodec value = wire::ValueCodec::Fp32) {
+  const auto width = static_cast<std::uint32_t>(values.size() / keys.size());
+  constexpr auto kContent = codec::RowContent::kKeysAndValues;
+  Bytes out(codec::RowBytes(keys.size(), width, kContent, value));
+  codec::EncodeRows(table, keys, values, width, kContent, value, out.data());
+  return out;
+}
+
+// Rows that a pull asks for.
+inline Bytes AskedRows(std::uint32_t table, const std::vector<std::uint64_t>& keys) {
+  constexpr auto kContent = codec::RowContent::kKeys;
+  Bytes out(codec::RowBytes(keys.size(), 1, kContent, wire::ValueCodec::Absent));
+  codec::EncodeRows(table, keys, {}, 1, kContent, wire::ValueCodec::Absent, out.data());
+  return out;
+}
+
+// The first `count` keys from `first` on whose rows are on the shard.
+inline std::vector<std::uint64_t> KeysOfShard(const LayoutView& layout, std::uint32_t shard,
+                                              std::size_t count, std::uint64_t first = 0) {
+  std::vector<std::uint64_t> keys;
+  for (std::uint64_t key = first; keys.size() < count; ++key) {
+    if (codec::ShardOfRow(key, layout.shard_count()) == ShardId(shard)) keys.push_back(key);
+  }
+  return keys;
+}
+
+// The rows of a pull's segment, table by table, each row after the other.
+inline std::vector<std::vector<float>> PulledRows(const LayoutView& layout,
+                                                  std::span<const std::byte> payload) {
+  std::vector<codec::RowsView> parts;
+  const auto split = codec::SplitSegment(payload);
+  PS_CHECK(split.ok());
+  const Status status = codec::ParseRows(
+      split.value().rows, codec::RowContent::kValues,
+      [&](std::uint32_t table) { return layout.row_width(table); }, parts);
+  PS_CHECK(status.ok());
+  std::vector<std::vector<float>> rows(layout.row_table_count());
+  for (const codec::RowsView& part : parts) {
+    const std::uint32_t width = layout.row_width(part.table);
+    rows[part.table].resize(std::size_t{part.count} * width);
+    for (std::size_t row = 0; row < part.count; ++row) {
+      codec::DecodeRow(part, row, std::span(rows[part.table]).subspan(row * width, width));
+    }
+  }
+  return rows;
 }
 
 // All blocks of a shard, each element with the same value.
@@ -116,6 +175,24 @@ inline JobRules ConstantRules(double rate, double reference_batch = 1) {
   JobRules rules;
   rules.learning_rate = LearningRate(spec, 1, 1000);
   rules.reference_batch = reference_batch;
+  return rules;
+}
+
+// Rules of a table of rows: zeros at first, a constant rate.
+inline RowRules MakeRowRules(std::uint32_t table, std::uint32_t width, double rate,
+                             OptimizerType type = OptimizerType::kSgd) {
+  LearningRateSpec spec;
+  spec.base = rate;
+  OptimizerRules optimizer;
+  optimizer.type = type;
+  optimizer.learning_rate = rate;
+  RowRules rules;
+  rules.name = "rows" + std::to_string(table);
+  rules.table = table;
+  rules.width = width;
+  rules.optimizer = Optimizer(optimizer);
+  rules.learning_rate = LearningRate(spec, 1, 1000);
+  rules.when_full = RowsFull::kRefuse;
   return rules;
 }
 

@@ -226,7 +226,7 @@ TEST_F(RowTableTest, RefusesAnImageOfAnotherShapeOrWithImpossibleRows) {
   refuses([](Image& image) { image.records.pop_back(); }, "no whole number of records");
   refuses([](Image& image) { image.tick = 2; }, "after the cut");
   refuses([](Image& image) { std::fill_n(image.records.begin() + 8, 4, std::byte{0}); },
-          "row 1 has had no push");
+          "row 1 is none");
   refuses(
       [](Image& image) {
         std::copy_n(image.records.begin(), 8,

@@ -1,0 +1,132 @@
+// The tables of rows of one shard: pushes to them, pulls from them, their part of an image.
+//
+// Each table has its own optimizer and learning rate, and a RowTable that says
+// what comes and goes. Tables begin empty: rows need no initial values. Parts
+// handed in have passed ParsePush or ParsePull of segment_content.h, and those of
+// a push are finite. One thread; no clock, no I/O.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <memory_resource>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "common/codec/row_codec.h"
+#include "common/ids.h"
+#include "common/job/job_spec.h"
+#include "common/layout/layout.h"
+#include "common/result.h"
+#include "ps-server/core/byte_buffer.h"
+#include "ps-server/core/learning_rate.h"
+#include "ps-server/core/optimizer.h"
+#include "ps-server/core/rows/row_table.h"
+
+namespace ps::server {
+
+// Samples trained that are one tick of a table's clock.
+inline constexpr std::uint64_t kSamplesPerTick = 1024;
+
+// What a job's specification says about one table of rows.
+struct RowRules {
+  std::string name;
+  std::uint32_t table = 0;  // number in the job
+  std::uint32_t width = 0;
+  RowInitializer initializer;
+  Optimizer optimizer;
+  LearningRate learning_rate;
+  std::uint32_t sightings = 1;
+  std::uint64_t sketch_bytes = 0;  // of all shards
+  std::uint32_t unused_max = 0;    // ticks; 0: rows stay
+  std::uint64_t max_bytes = 0;     // of all shards, optimizer's slots included; 0: no bound
+  RowsFull when_full = RowsFull::kLru;
+  bool fp32 = false;  // values always travel as fp32
+
+  // Of spec.embedding_tables[table]; `records` of one epoch.
+  static RowRules Of(const JobSpec& spec, std::uint32_t table, std::uint64_t records);
+
+  // Those of one of `shards` shards: an equal part of what is said of all.
+  RowTableRules OnShard(std::uint32_t shards) const;
+};
+
+// True if the rules are of the tables that the layout has.
+bool RowRulesFit(const LayoutView& layout, std::span<const RowRules> rules);
+
+// Where rows live.
+struct RowMemory {
+  // Best not known to who chooses keys; it changes no result.
+  std::uint64_t hash_seed = 0;
+  std::pmr::memory_resource* memory = std::pmr::new_delete_resource();
+};
+
+// One table on a shard, on a lane, or of a whole job on a server.
+struct RowTableStatus {
+  std::uint64_t rows = 0;  // now
+  std::uint64_t bytes = 0;
+  std::uint64_t pushed = 0;  // rows in applied pushes, as the next three
+  std::uint64_t created = 0;
+  std::uint64_t rejected = 0;  // not seen often enough
+  std::uint64_t refused = 0;   // there was no room
+  std::uint64_t expired = 0;
+  std::uint64_t evicted = 0;
+  std::uint64_t pulled = 0;  // rows in answers
+
+  RowTableStatus& operator+=(const RowTableStatus& other);
+};
+
+// Memory that pulls share, so that none of them allocates.
+struct RowScratch {
+  std::vector<std::uint64_t> keys;
+  std::vector<float> row;
+};
+
+class ShardRows {
+ public:
+  // `rules` fit `layout`; they and what `memory` names outlive this.
+  ShardRows(const LayoutView& layout, std::span<const RowRules> rules, RowMemory memory);
+
+  std::size_t tables() const { return tables_.size(); }
+  const RowTable& table(std::size_t number) const { return *tables_[number].rows; }
+  RowTableStatus status(std::size_t number) const;
+
+  // One update of each row: `weight` is the samples of the push / reference batch.
+  void Push(std::span<const codec::RowsView> parts, std::uint64_t samples_trained, double weight);
+
+  // What Pull() appends, exactly.
+  std::size_t PullBytes(std::span<const codec::RowsView> asked, bool fp32) const;
+  // Appends a part for each one asked for. Rows that are not there are answered from the
+  // initialiser.
+  void Pull(std::span<const codec::RowsView> asked, bool fp32, RowScratch& scratch,
+            ByteBuffer& out);
+
+  // Copies all rows, in no particular order (checkpoint::SortRows).
+  void Save(checkpoint::ShardImage& image) const;
+  // kInvalid unless the image's rows are those of this shard and job, of the same optimizers, and
+  // finite; with `values_only` their optimizers do not matter.
+  Status CheckLoad(const checkpoint::ShardImage& image, ShardId shard, bool values_only) const;
+  // Takes the rows of an image that CheckLoad() found good into tables without rows. With
+  // `values_only` slots and ticks start afresh.
+  void Load(const checkpoint::ShardImage& image, bool values_only);
+
+ private:
+  struct Table {
+    const RowRules* rules = nullptr;
+    std::unique_ptr<RowTable> rows;
+    std::uint64_t pushed = 0;
+    std::uint64_t pulled = 0;
+  };
+
+  wire::ValueCodec CodecOf(const Table& table, bool fp32) const;
+  checkpoint::RowTableImage WithFreshSlots(const checkpoint::RowTableImage& image,
+                                           const RowRules& rules) const;
+
+  const std::uint32_t shards_;
+  std::vector<Table> tables_;
+  std::vector<std::uint64_t> keys_;  // of the push under way
+  std::vector<float> gradient_;
+};
+
+}  // namespace ps::server
