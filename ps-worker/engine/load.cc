@@ -129,7 +129,8 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
     return task;
   }
   PS_TRY(CheckData(spec, *task.train, "train"));
-  if (task.test != nullptr && task.test->features() != task.train->features()) {
+  if (spec.model.type == "deepfm" && task.test != nullptr &&
+      task.test->features() != task.train->features()) {
     return Mismatch("data.test: has " + std::to_string(task.test->features()) +
                     " features a record, data.train has " + std::to_string(task.train->features()));
   }

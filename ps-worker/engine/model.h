@@ -29,8 +29,8 @@ struct Batch {
   std::span<const float> features;  // records times features of a record
   std::span<const float> labels;    // class number (cross_entropy) or target, one a record
   std::uint32_t records = 0;
-  std::span<const std::uint64_t> ids;  // one for each id column, record after record
-  const BatchRows* rows = nullptr;     // what the ids stand for; null: the model has no tables
+  std::span<const std::uint64_t> ids{};  // one for each id column, record after record
+  const BatchRows* rows = nullptr;       // what the ids stand for; null: the model has no tables
 };
 
 // Sums over the records seen, so that batches of different sizes add up.
