@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/codec/row_codec.h"
 #include "common/layout/layout.h"
 #include "ps-worker/engine/model.h"
 #include "ps-worker/engine/tensor_workload.h"

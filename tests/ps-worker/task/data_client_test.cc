@@ -544,7 +544,9 @@ class DataClientRowsTest : public ::testing::Test {
           here.push_back(key);
           values.insert(values.end(), layout_.row_width(table), -static_cast<float>(key % 50));
         }
-        if (!here.empty()) payload += server::testing::PushedRows(table, here, values);
+        if (here.empty()) continue;
+        const auto bytes = server::testing::PushedRows(table, here, values);
+        payload.insert(payload.end(), bytes.begin(), bytes.end());
       }
       part.bytes = static_cast<std::uint32_t>(payload.size()) - part.offset;
       parts.push_back(part);
