@@ -5,6 +5,7 @@
 
 #include "checkpoint/digest.h"
 #include "checkpoint/record.h"
+#include "common/layout/layout.h"
 #include "common/messages/wire.h"
 
 namespace ps::checkpoint {
@@ -25,14 +26,35 @@ std::uint64_t CountsOf(const ShardImage& image, std::uint64_t elements) {
   return 0;
 }
 
+constexpr std::size_t kSketchLineBytes = 64;
+
+Status CheckTable(const RowTableImage& table, std::size_t number) {
+  const auto bad = [&](const std::string& what) {
+    return Error{ErrorCode::kInvalid, "row table " + std::to_string(number) + ": " + what};
+  };
+  if (table.table != number) return bad("it is table " + std::to_string(table.table));
+  if (table.width > kMaxRowWidth || table.slots > kSlotsMax * table.width) {
+    return bad("rows of " + std::to_string(table.width) + " values and " +
+               std::to_string(table.slots) + " slots");
+  }
+  if (table.sketch.size() % kSketchLineBytes != 0) {
+    return bad("a sketch of " + std::to_string(table.sketch.size()) + " bytes");
+  }
+  return CheckRows(table);
+}
+
 }  // namespace
+
+void SortRows(ShardImage& image) {
+  for (RowTableImage& table : image.rows) SortRows(table);
+}
 
 Status CheckImage(const ShardImage& image) {
   const auto bad = [&](const std::string& what) {
     return Error{ErrorCode::kInvalid,
                  "image of shard " + std::to_string(image.shard.value()) + ": " + what};
   };
-  if (image.block_elements.empty()) return bad("no blocks");
+  if (image.block_elements.empty() && image.rows.empty()) return bad("no blocks");
   std::uint64_t elements = 0;
   for (const std::uint32_t count : image.block_elements) {
     if (count == 0 || count > wire::kBlockElements) {
@@ -78,12 +100,25 @@ Status CheckImage(const ShardImage& image) {
     }
   }
   if (held_bytes > kHeldBytesMax) return bad("held pushes of more than 1 GiB");
+  if (image.rows.size() > kMaxRowTables) return bad("more than 1,024 tables of rows");
+  for (std::size_t number = 0; number < image.rows.size(); ++number) {
+    const Status table = CheckTable(image.rows[number], number);
+    if (!table.ok()) return bad(table.error().message);
+  }
   return Ok();
 }
 
+std::uint64_t RowCount(const ShardImage& image) {
+  std::uint64_t rows = 0;
+  for (const RowTableImage& table : image.rows) rows += table.rows();
+  return rows;
+}
+
 std::uint64_t ContentBytes(const ShardImage& image) {
-  return (image.values.size() + image.slots.floats.size()) * sizeof(float) +
-         image.slots.updates.size() * sizeof(std::uint32_t);
+  std::uint64_t bytes = (image.values.size() + image.slots.floats.size()) * sizeof(float) +
+                        image.slots.updates.size() * sizeof(std::uint32_t);
+  for (const RowTableImage& table : image.rows) bytes += table.records.size() + table.sketch.size();
+  return bytes;
 }
 
 std::string Digest(const ShardImage& image) {
@@ -94,6 +129,10 @@ std::string Digest(const ShardImage& image) {
   digester.Update(std::as_bytes(std::span(image.slots.floats)));
   if (image.slots.counts == UpdateCounts::kPerElement) {  // those of blocks are in the meta
     digester.Update(std::as_bytes(std::span(image.slots.updates)));
+  }
+  for (const RowTableImage& table : image.rows) {
+    digester.Update(table.records);
+    digester.Update(std::as_bytes(std::span(table.sketch)));
   }
   return digester.Hex();
 }

@@ -79,16 +79,24 @@ struct ShardImage {
   friend bool operator==(const ShardImage&, const ShardImage&) = default;
 };
 
+// Brings the rows of all tables into the order of a checkpoint. Whatever takes an image wants it
+// so.
+void SortRows(ShardImage& image);
+
 // kInvalid, naming the shard, unless the parts of the image agree with each other.
 Status CheckImage(const ShardImage& image);
 
-// Bytes of values, slots and counts.
+// Of all tables.
+std::uint64_t RowCount(const ShardImage& image);
+
+// Bytes of values, slots, counts, rows and sketches.
 std::uint64_t ContentBytes(const ShardImage& image);
 
 // Over everything in the image.
 std::string Digest(const ShardImage& image);
 
-// Over the fp32 values alone, which is what an evaluation of the checkpoint can check.
+// Over the fp32 values of the blocks alone, which is what an evaluation of the checkpoint can
+// check.
 std::string ValuesDigest(std::span<const float> values);
 
 // XXH3-128 of any bytes, as 32 lower-case hex digits.

@@ -89,7 +89,15 @@ Status Check(const Manifest& manifest) {
       return Bad(name + " has a digest that is not 32 hex digits");
     }
   }
-  if (manifest.tables.size() > kMaxTables) return Bad("too many tables");
+  if (manifest.tables.size() > kMaxTables || manifest.row_tables.size() > kMaxRowTables) {
+    return Bad("too many tables");
+  }
+  for (const ManifestRowTable& table : manifest.row_tables) {
+    if (table.width == 0 || table.width > kMaxRowWidth) {
+      return Bad("table of rows `" + table.name + "` has a width of " +
+                 std::to_string(table.width));
+    }
+  }
   for (const ManifestTable& table : manifest.tables) {
     for (const ManifestTensor& tensor : table.tensors) {
       if (tensor.elements > table.elements || tensor.offset > table.elements - tensor.elements) {
@@ -200,6 +208,14 @@ json TablesJson(const Manifest& manifest) {
   return tables;
 }
 
+json RowTablesJson(const Manifest& manifest) {
+  json tables = json::array();
+  for (const ManifestRowTable& table : manifest.row_tables) {
+    tables.push_back({{"name", table.name}, {"width", table.width}});
+  }
+  return tables;
+}
+
 json ShardsJson(const Manifest& manifest) {
   json shards = json::array();
   for (const ManifestShard& shard : manifest.shards) {
@@ -208,6 +224,7 @@ json ShardsJson(const Manifest& manifest) {
                       {"epoch", shard.epoch.value()},
                       {"version", shard.version},
                       {"bytes", shard.bytes},
+                      {"rows", shard.rows},
                       {"digest", shard.digest},
                       {"values_digest", shard.values_digest}});
   }
@@ -225,25 +242,27 @@ json ToValue(const Manifest& manifest, json spec) {
                     {"incarnation", cut.incarnation.value()},
                     {"clock", cut.clock.value()}});
   }
-  return {
-      {"format_version", static_cast<unsigned>(kFormatVersion)},
-      {"job", manifest.job.value()},
-      {"job_name", manifest.job_name},
-      {"round", manifest.round.value()},
-      {"generation", manifest.generation},
-      {"time_ms", manifest.time_ms},
-      {"step", manifest.step},
-      {"samples", manifest.samples},
-      {"final", manifest.final_round},
-      {"layout", {{"fingerprint", manifest.layout_fingerprint}, {"tables", TablesJson(manifest)}}},
-      {"shards", ShardsJson(manifest)},
-      {"data",
-       {{"remaining", std::move(remaining)},
-        {"total_positions", manifest.data.total_positions},
-        {"repeated", manifest.data.repeated}}},
-      {"cuts", std::move(cuts)},
-      {"program_version", manifest.program_version},
-      {"spec", std::move(spec)}};
+  return {{"format_version", static_cast<unsigned>(kFormatVersion)},
+          {"job", manifest.job.value()},
+          {"job_name", manifest.job_name},
+          {"round", manifest.round.value()},
+          {"generation", manifest.generation},
+          {"time_ms", manifest.time_ms},
+          {"step", manifest.step},
+          {"samples", manifest.samples},
+          {"final", manifest.final_round},
+          {"layout",
+           {{"fingerprint", manifest.layout_fingerprint},
+            {"tables", TablesJson(manifest)},
+            {"row_tables", RowTablesJson(manifest)}}},
+          {"shards", ShardsJson(manifest)},
+          {"data",
+           {{"remaining", std::move(remaining)},
+            {"total_positions", manifest.data.total_positions},
+            {"repeated", manifest.data.repeated}}},
+          {"cuts", std::move(cuts)},
+          {"program_version", manifest.program_version},
+          {"spec", std::move(spec)}};
 }
 
 // The text of a value that has no checksum yet.
@@ -288,6 +307,14 @@ void ReadLayout(const json& value, Manifest& manifest, std::optional<Error>& err
     object.End();
     manifest.tables.push_back(std::move(table));
   });
+  layout.Array("row_tables", kMaxRowTables, [&](const json& element, const std::string& path) {
+    Object object(element, path, error);
+    ManifestRowTable table;
+    table.name = object.Text("name");
+    table.width = object.Unsigned<std::uint32_t>("width");
+    object.End();
+    manifest.row_tables.push_back(std::move(table));
+  });
   layout.End();
 }
 
@@ -329,6 +356,7 @@ Manifest ReadValue(const json& value, std::optional<Error>& error) {
     shard.epoch = Epoch(object.Unsigned<std::uint32_t>("epoch"));
     shard.version = object.Unsigned<std::uint64_t>("version");
     shard.bytes = object.Unsigned<std::uint64_t>("bytes");
+    shard.rows = object.Unsigned<std::uint64_t>("rows");
     shard.digest = object.Text("digest");
     shard.values_digest = object.Text("values_digest");
     object.End();

@@ -21,7 +21,7 @@
 
 namespace ps::checkpoint {
 
-inline constexpr int kFormatVersion = 2;
+inline constexpr int kFormatVersion = 3;
 inline constexpr std::size_t kMaxManifestBytes = std::size_t{32} << 20;
 inline constexpr const char* kManifestFile = "MANIFEST.json";
 
@@ -31,6 +31,7 @@ struct ManifestShard {
   Epoch epoch;
   std::uint64_t version = 0;
   std::uint64_t bytes = 0;
+  std::uint64_t rows = 0;  // of all tables of rows
   std::string digest;
   std::string values_digest;
 
@@ -53,6 +54,13 @@ struct ManifestTable {
   std::vector<ManifestTensor> tensors;
 
   friend bool operator==(const ManifestTable&, const ManifestTable&) = default;
+};
+
+struct ManifestRowTable {
+  std::string name;
+  std::uint32_t width = 0;  // floats of a row's values
+
+  friend bool operator==(const ManifestRowTable&, const ManifestRowTable&) = default;
 };
 
 // Positions of the job's record sequence, [begin, end).
@@ -90,6 +98,7 @@ struct Manifest {
   bool final_round = false;   // after the job was drained
   std::uint64_t layout_fingerprint = 0;
   std::vector<ManifestTable> tables;
+  std::vector<ManifestRowTable> row_tables;
   std::vector<ManifestShard> shards;  // 0 .. shards - 1, in order
   DataPosition data;
   std::vector<ManifestCut> cuts;

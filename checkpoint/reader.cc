@@ -112,8 +112,9 @@ class Reader::Impl {
       return Error{ErrorCode::kNotFound, "not in this part"};
     }
     rocksdb::PinnableSlice holder;
-    const std::string_view meta = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
-    ShardImage image = PS_TRY(DecodeMeta(meta));
+    const std::string_view record = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
+    ShardMeta meta = PS_TRY(DecodeMeta(record));
+    ShardImage& image = meta.image;
     if (image.shard != shard) {
       return Error{ErrorCode::kInvalid,
                    "the record is that of shard " + std::to_string(image.shard.value())};
@@ -137,6 +138,12 @@ class Reader::Impl {
       if (!decoded.ok()) return Annotate(decoded.error(), name);
       offset += image.block_elements[i];
     }
+    for (std::size_t table = 0; table < image.rows.size(); ++table) {
+      const Status rows = ReadTable(shard, meta.rows[table], image.rows[table]);
+      if (!rows.ok()) {
+        return Annotate(rows.error(), "row table " + std::to_string(table) + ": ");
+      }
+    }
     PS_TRY(CheckImage(image));
     if (!digest.empty()) {
       const std::string found = Digest(image);
@@ -145,7 +152,52 @@ class Reader::Impl {
                      "its digest is " + found + ", the manifest says " + digest};
       }
     }
-    return image;
+    return std::move(image);
+  }
+
+  // Calls take(key, content) for the records of a table in order, each checked.
+  template <typename Take>
+  Status ForEachRecord(RecordKind kind, ShardId shard, std::uint32_t table, Take take) const {
+    rocksdb::ReadOptions options;
+    options.verify_checksums = true;
+    options.fill_cache = false;
+    const std::string begin = EncodeRowKey(kind, shard, table, 0);
+    const std::string end = EncodeRowKey(kind, shard, table + 1, 0);
+    const rocksdb::Slice upper(end);
+    options.iterate_upper_bound = &upper;
+    const std::unique_ptr<rocksdb::Iterator> iterator(database_->NewIterator(options));
+    for (iterator->Seek(begin); iterator->Valid(); iterator->Next()) {
+      const RecordKey key = PS_TRY(DecodeKey(View(iterator->key())));
+      const std::string_view content =
+          PS_TRY(Unseal(View(iterator->key()), View(iterator->value())));
+      PS_TRY(take(key.first, content));
+    }
+    if (!iterator->status().ok()) {
+      return DatabaseError(directory_, "cannot read", iterator->status());
+    }
+    return Ok();
+  }
+
+  Status ReadTable(ShardId shard, const ShardMeta::Rows& counts, RowTableImage& table) const {
+    if (counts.rows > part_bytes_ / table.record_bytes() || counts.sketch_bytes > part_bytes_) {
+      return Error{ErrorCode::kInvalid, std::to_string(counts.rows) + " rows and " +
+                                            std::to_string(counts.sketch_bytes) +
+                                            " bytes of a sketch, more than the files can hold"};
+    }
+    table.records.reserve(counts.rows * table.record_bytes());
+    table.sketch.reserve(counts.sketch_bytes);
+    PS_TRY(ForEachRecord(RecordKind::kRows, shard, table.table,
+                         [&](std::uint64_t first, std::string_view content) {
+                           return DecodeRows(content, first, counts.rows, table);
+                         }));
+    PS_TRY(ForEachRecord(RecordKind::kSketch, shard, table.table,
+                         [&](std::uint64_t first, std::string_view content) {
+                           return DecodeSketch(content, first, counts.sketch_bytes, table);
+                         }));
+    if (table.rows() != counts.rows || table.sketch.size() != counts.sketch_bytes) {
+      return Error{ErrorCode::kInvalid, "a record is missing"};
+    }
+    return Ok();
   }
 
   const fs::path directory_;

@@ -2,11 +2,13 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstring>
 #include <span>
 #include <type_traits>
 
 #include "checkpoint/manifest.h"
+#include "common/layout/layout.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -21,13 +23,20 @@ void Put(std::string& out, T value) {
   out.append(bytes, sizeof(T));
 }
 
-void PutBigEndian(std::string& out, std::uint32_t value) {
-  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(value >> shift));
+template <typename T>
+void PutBigEndian(std::string& out, T value) {
+  static_assert(std::is_unsigned_v<T>);
+  for (int shift = 8 * (sizeof(T) - 1); shift >= 0; shift -= 8) {
+    out.push_back(static_cast<char>(value >> shift));
+  }
 }
 
-std::uint32_t GetBigEndian(const char* bytes) {
-  std::uint32_t value = 0;
-  for (int i = 0; i < 4; ++i) value = (value << 8) | static_cast<unsigned char>(bytes[i]);
+template <typename T>
+T GetBigEndian(const char* bytes) {
+  T value = 0;
+  for (std::size_t i = 0; i < sizeof(T); ++i) {
+    value = static_cast<T>(value << 8) | static_cast<unsigned char>(bytes[i]);
+  }
   return value;
 }
 
@@ -84,17 +93,28 @@ std::string EncodeKey(RecordKind kind, ShardId shard, std::uint32_t block) {
   return key;
 }
 
+std::string EncodeRowKey(RecordKind kind, ShardId shard, std::uint32_t table, std::uint64_t first) {
+  std::string key = EncodeKey(kind, shard, table);
+  PutBigEndian(key, first);
+  return key;
+}
+
 Result<RecordKey> DecodeKey(std::string_view key) {
-  if (key.size() != kKeyBytes) return Bad("a key of " + std::to_string(key.size()) + " bytes");
+  if (key.empty()) return Bad("a key of 0 bytes");
   const auto kind = static_cast<std::uint8_t>(key[0]);
-  if (kind != static_cast<std::uint8_t>(RecordKind::kMeta) &&
-      kind != static_cast<std::uint8_t>(RecordKind::kBlock)) {
+  if (kind < static_cast<std::uint8_t>(RecordKind::kMeta) ||
+      kind > static_cast<std::uint8_t>(RecordKind::kSketch)) {
     return Bad("a record of unknown kind " + std::to_string(kind));
   }
   RecordKey decoded;
   decoded.kind = static_cast<RecordKind>(kind);
-  decoded.shard = ShardId(GetBigEndian(key.data() + 1));
-  decoded.block = GetBigEndian(key.data() + 5);
+  const bool of_rows = decoded.kind == RecordKind::kRows || decoded.kind == RecordKind::kSketch;
+  if (key.size() != (of_rows ? kRowKeyBytes : kKeyBytes)) {
+    return Bad("a key of " + std::to_string(key.size()) + " bytes");
+  }
+  decoded.shard = ShardId(GetBigEndian<std::uint32_t>(key.data() + 1));
+  decoded.block = GetBigEndian<std::uint32_t>(key.data() + 5);
+  if (of_rows) decoded.first = GetBigEndian<std::uint64_t>(key.data() + kKeyBytes);
   return decoded;
 }
 
@@ -154,10 +174,21 @@ std::string EncodeMeta(const ShardImage& image) {
     Put<std::uint32_t>(out, static_cast<std::uint32_t>(push.bytes.size()));
     out.append(reinterpret_cast<const char*>(push.bytes.data()), push.bytes.size());
   }
+  Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.rows.size()));
+  for (const RowTableImage& table : image.rows) {
+    Put<std::uint32_t>(out, table.width);
+    Put<std::uint32_t>(out, table.slots);
+    Put<std::uint8_t>(out, table.optimizer);
+    out.append(3, '\0');
+    Put<std::uint32_t>(out, table.tick);
+    Put<std::uint64_t>(out, table.rows());
+    Put<std::uint64_t>(out, table.sightings);
+    Put<std::uint64_t>(out, table.sketch.size());
+  }
   return out;
 }
 
-Result<ShardImage> DecodeMeta(std::string_view bytes) {
+Result<ShardMeta> DecodeMeta(std::string_view bytes) {
   Cursor cursor(bytes);
   if (cursor.Take(kMetaMagic.size()) != kMetaMagic) return Bad("not a record of a shard");
   const auto format = cursor.Take<std::uint32_t>();
@@ -165,7 +196,8 @@ Result<ShardImage> DecodeMeta(std::string_view bytes) {
     return Bad("format version " + std::to_string(format) + ", this program reads " +
                std::to_string(kFormatVersion));
   }
-  ShardImage image;
+  ShardMeta meta;
+  ShardImage& image = meta.image;
   image.shard = ShardId(cursor.Take<std::uint32_t>());
   image.job = JobId(cursor.Take<std::uint64_t>());
   image.round = Round(cursor.Take<std::uint64_t>());
@@ -219,9 +251,30 @@ Result<ShardImage> DecodeMeta(std::string_view bytes) {
     push.bytes.assign(content.begin(), content.end());
     image.held.push_back(std::move(push));
   }
+  const auto tables = cursor.Take<std::uint32_t>();
+  for (std::uint32_t table = 0; table < tables && cursor.ok(); ++table) {
+    RowTableImage rows;
+    rows.table = table;
+    rows.width = cursor.Take<std::uint32_t>();
+    rows.slots = cursor.Take<std::uint32_t>();
+    rows.optimizer = cursor.Take<std::uint8_t>();
+    const std::string_view zeros = cursor.Take(3);
+    rows.tick = cursor.Take<std::uint32_t>();
+    ShardMeta::Rows stored;
+    stored.rows = cursor.Take<std::uint64_t>();
+    rows.sightings = cursor.Take<std::uint64_t>();
+    stored.sketch_bytes = cursor.Take<std::uint64_t>();
+    if (!cursor.ok()) break;
+    if (rows.width == 0 || rows.width > kMaxRowWidth || rows.slots > 2 * rows.width ||
+        zeros != std::string_view("\0\0\0", 3)) {
+      return Bad("its table of rows " + std::to_string(table) + " is of a shape that cannot be");
+    }
+    image.rows.push_back(std::move(rows));
+    meta.rows.push_back(stored);
+  }
   if (!cursor.ok()) return Bad("cut short");
   if (cursor.rest() != 0) return Bad(std::to_string(cursor.rest()) + " bytes too many");
-  return image;
+  return meta;
 }
 
 std::size_t BytesPerElement(const ShardImage& image) {
@@ -261,6 +314,39 @@ Status DecodeBlock(std::string_view content, std::size_t index, std::size_t offs
     take(image.slots.floats.data() + slot * image.values.size() + offset);
   }
   if (image.slots.counts == UpdateCounts::kPerElement) take(image.slots.updates.data() + offset);
+  return Ok();
+}
+
+std::size_t RowsPerRecord(const RowTableImage& table) {
+  return std::max<std::size_t>(1, kChunkBytes / table.record_bytes());
+}
+
+Status DecodeRows(std::string_view content, std::uint64_t first, std::uint64_t rows,
+                  RowTableImage& table) {
+  const std::uint64_t have = table.rows();
+  const std::uint64_t next = std::min<std::uint64_t>(RowsPerRecord(table), rows - have);
+  if (next == 0) return Bad("more rows than its meta says");
+  if (content.size() != next * table.record_bytes()) {
+    return Bad(std::to_string(content.size()) + " bytes for " + std::to_string(next) + " rows of " +
+               std::to_string(table.record_bytes()) + " bytes");
+  }
+  std::uint64_t key = 0;
+  std::memcpy(&key, content.data(), sizeof(key));
+  if (key != first) return Bad("rows from " + std::to_string(key) + " on under another key");
+  const auto bytes = std::as_bytes(std::span(content));
+  table.records.insert(table.records.end(), bytes.begin(), bytes.end());
+  return Ok();
+}
+
+Status DecodeSketch(std::string_view content, std::uint64_t first, std::uint64_t bytes,
+                    RowTableImage& table) {
+  const std::uint64_t next = std::min<std::uint64_t>(kChunkBytes, bytes - table.sketch.size());
+  if (next == 0 || first != table.sketch.size() || content.size() != next) {
+    return Bad(std::to_string(content.size()) + " bytes of a sketch from " + std::to_string(first) +
+               " on, " + std::to_string(next) + " from " + std::to_string(table.sketch.size()) +
+               " on expected");
+  }
+  table.sketch.insert(table.sketch.end(), content.begin(), content.end());
   return Ok();
 }
 

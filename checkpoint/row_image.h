@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "common/result.h"
@@ -36,6 +37,11 @@ struct RowTableImage {
     return kRowHeaderBytes + (std::size_t{width} + slots) * sizeof(float);
   }
   std::size_t rows() const { return records.size() / record_bytes(); }
+  std::uint64_t key(std::size_t row) const {
+    std::uint64_t key;
+    std::memcpy(&key, records.data() + row * record_bytes(), sizeof(key));
+    return key;
+  }
 
   friend bool operator==(const RowTableImage&, const RowTableImage&) = default;
 };

@@ -7,6 +7,7 @@
 
 #include "checkpoint/image.h"
 #include "checkpoint/reader.h"
+#include "common/codec/row_codec.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -123,7 +124,33 @@ class Verification {
     if (ValuesDigest(image->values) != expected.values_digest) {
       return Find(name + "the digest of its values is not that of the manifest");
     }
+    const std::string rows = RowFinding(*image, expected);
+    if (!rows.empty()) return Find(name + rows);
     ++report_.shards;
+  }
+
+  // What is wrong with the rows of a shard; empty if nothing is.
+  std::string RowFinding(const ShardImage& image, const ManifestShard& expected) const {
+    const Manifest& manifest = report_.manifest;
+    if (RowCount(image) != expected.rows) {
+      return "it has " + std::to_string(RowCount(image)) + " rows, the manifest says " +
+             std::to_string(expected.rows);
+    }
+    if (image.rows.size() != manifest.row_tables.size()) {
+      return "its tables of rows are not those of the manifest";
+    }
+    const auto shards = static_cast<std::uint32_t>(manifest.shards.size());
+    for (const RowTableImage& table : image.rows) {
+      if (table.width != manifest.row_tables[table.table].width) {
+        return "its tables of rows are not those of the manifest";
+      }
+      for (std::size_t row = 0; row < table.rows(); ++row) {
+        if (codec::ShardOfRow(table.key(row), shards) != image.shard) {
+          return "row " + std::to_string(table.key(row)) + " belongs on another shard";
+        }
+      }
+    }
+    return "";
   }
 
   const fs::path& round_directory_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <map>
 #include <system_error>
 #include <utility>
@@ -75,11 +76,11 @@ class Writer::Impl {
                                              std::to_string(image.shard.value()) +
                                              " was added already"};
     }
-    const fs::path table = Staged("shard-" + std::to_string(image.shard.value()) + ".sst");
     std::uint64_t bytes = 0;
-    Status written = WriteBlocks(table, image, bytes);
+    Status written = WriteBlocks(image, bytes);
+    if (written.ok()) written = WriteRows(image, bytes);
+    if (written.ok()) written = WriteSketches(image, bytes);
     if (!written.ok()) return Fail(written.error());
-    tables_.push_back(table);
     std::string key = EncodeKey(RecordKind::kMeta, image.shard, 0);
     std::string value = checkpoint::Seal(key, EncodeMeta(image));
     WrittenShard shard;
@@ -87,6 +88,7 @@ class Writer::Impl {
     shard.epoch = image.epoch;
     shard.version = image.version;
     shard.bytes = bytes + key.size() + value.size();
+    shard.rows = RowCount(image);
     shard.digest = Digest(image);
     shard.values_digest = ValuesDigest(image.values);
     shards_.push_back(std::move(shard));
@@ -115,21 +117,80 @@ class Writer::Impl {
     return error;
   }
 
-  Status WriteBlocks(const fs::path& table, const ShardImage& image, std::uint64_t& bytes) {
+  // One table of the database from records in the order of their keys; without records it is left
+  // away. `fill(put)` calls put(key, content) for each, which is false once a write has failed.
+  template <typename Fill>
+  Status WriteTable(const std::string& name, std::uint64_t& bytes, Fill fill) {
+    const fs::path table = Staged(name);
     rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), options_);
-    rocksdb::Status status = writer.Open(table.string());
-    std::size_t offset = 0;
-    for (std::size_t i = 0; status.ok() && i < image.block_elements.size(); ++i) {
-      const std::string key = EncodeKey(RecordKind::kBlock, image.shard,
-                                        image.first_block + static_cast<std::uint32_t>(i));
-      const std::string value = checkpoint::Seal(key, EncodeBlock(image, i, offset));
-      status = writer.Put(key, value);
-      offset += image.block_elements[i];
+    rocksdb::Status status;
+    bool any = false;
+    fill([&](const std::string& key, std::string_view content) {
+      if (!any) status = writer.Open(table.string());
+      any = true;
+      const std::string value = checkpoint::Seal(key, content);
+      if (status.ok()) status = writer.Put(key, value);
       bytes += key.size() + value.size();
-    }
+      return status.ok();
+    });
+    if (!any) return Ok();
     if (status.ok()) status = writer.Finish();
     if (!status.ok()) return DatabaseError(table, "cannot write", status);
+    tables_.push_back(table);
     return Ok();
+  }
+
+  static std::string NameOf(const char* what, const ShardImage& image) {
+    return what + std::to_string(image.shard.value()) + ".sst";
+  }
+
+  Status WriteBlocks(const ShardImage& image, std::uint64_t& bytes) {
+    return WriteTable(NameOf("shard-", image), bytes, [&](auto put) {
+      std::size_t offset = 0;
+      for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
+        const std::string key = EncodeKey(RecordKind::kBlock, image.shard,
+                                          image.first_block + static_cast<std::uint32_t>(i));
+        if (!put(key, EncodeBlock(image, i, offset))) return;
+        offset += image.block_elements[i];
+      }
+    });
+  }
+
+  Status WriteRows(const ShardImage& image, std::uint64_t& bytes) {
+    return WriteTable(NameOf("rows-", image), bytes, [&](auto put) {
+      for (const RowTableImage& table : image.rows) {
+        const std::size_t chunk = RowsPerRecord(table) * table.record_bytes();
+        for (std::size_t at = 0; at < table.records.size(); at += chunk) {
+          std::uint64_t first = 0;
+          std::memcpy(&first, table.records.data() + at, sizeof(first));
+          const std::string key = EncodeRowKey(RecordKind::kRows, image.shard, table.table, first);
+          if (!put(key,
+                   Chars(table.records.data() + at, std::min(chunk, table.records.size() - at)))) {
+            return;
+          }
+        }
+      }
+    });
+  }
+
+  Status WriteSketches(const ShardImage& image, std::uint64_t& bytes) {
+    return WriteTable(NameOf("sketches-", image), bytes, [&](auto put) {
+      for (const RowTableImage& table : image.rows) {
+        for (std::size_t at = 0; at < table.sketch.size(); at += kChunkBytes) {
+          const std::string key = EncodeRowKey(RecordKind::kSketch, image.shard, table.table, at);
+          if (!put(key, Chars(table.sketch.data() + at,
+                              std::min(kChunkBytes, table.sketch.size() - at)))) {
+            return;
+          }
+        }
+      }
+    });
+  }
+
+  template <typename Byte>
+  static std::string_view Chars(const Byte* bytes, std::size_t count) {
+    static_assert(sizeof(Byte) == 1);
+    return {reinterpret_cast<const char*>(bytes), count};
   }
 
   Status MakeVisible() {

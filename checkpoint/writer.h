@@ -26,6 +26,7 @@ struct WrittenShard {
   Epoch epoch;
   std::uint64_t version = 0;
   std::uint64_t bytes = 0;  // keys and values stored for it
+  std::uint64_t rows = 0;   // of all tables
   std::string digest;
   std::string values_digest;
 };
@@ -42,7 +43,7 @@ class Writer {
   // Without a Finish() before it, leaves the partial directory behind.
   ~Writer();
 
-  // Each shard at most once, in any order.
+  // Each shard at most once, in any order. kInvalid if CheckImage() refuses it.
   Status Add(const ShardImage& image);
 
   // Makes the part durable and visible; in the order of the Add() calls. No call may follow.

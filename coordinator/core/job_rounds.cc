@@ -130,6 +130,9 @@ void Job::MaybeWriteManifest() {
     }
     manifest.tables.push_back(std::move(entry));
   }
+  for (const auto& table : definition_.layout.row_tables) {
+    manifest.row_tables.push_back({table->name, table->width});
+  }
   manifest.shards.resize(map_.shards.size());
   std::vector<bool> seen(map_.shards.size(), false);
   round_->values_digests.assign(map_.shards.size(), "");
@@ -139,9 +142,9 @@ void Job::MaybeWriteManifest() {
       const auto& entry = *map_.shards[shard->shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != shard->epoch) continue;
       seen[shard->shard] = true;
-      manifest.shards[shard->shard] = {ShardId(shard->shard), procid,       Epoch(shard->epoch),
-                                       shard->version,        shard->bytes, shard->digest,
-                                       shard->values_digest};
+      manifest.shards[shard->shard] = {
+          ShardId(shard->shard), procid,      Epoch(shard->epoch), shard->version,
+          shard->bytes,          shard->rows, shard->digest,       shard->values_digest};
       round_->values_digests[shard->shard] = shard->values_digest;
       round_->bytes += shard->bytes;
     }

@@ -235,7 +235,7 @@ Status ShardRows::CheckLoad(const checkpoint::ShardImage& image, ShardId shard,
     }
     PS_TRY(checkpoint::CheckRows(rows));
     for (std::size_t row = 0; row < rows.rows(); ++row) {
-      const std::uint64_t key = HeaderAt(rows, row).key();
+      const std::uint64_t key = rows.key(row);
       if (codec::ShardOfRow(key, shards_) != shard) {
         return bad("row " + std::to_string(key) + " belongs on another shard");
       }

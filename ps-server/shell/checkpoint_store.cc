@@ -97,12 +97,16 @@ CheckpointStore::CheckpointStore(fs::path root, std::string procid)
     : root_(std::move(root)), procid_(std::move(procid)) {}
 
 Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
-    const std::string& round_name, std::span<const checkpoint::ShardImage> images) const {
+    const std::string& round_name, std::vector<checkpoint::ShardImage> images) const {
   const fs::path round = PS_TRY(ResolveRound(root_, round_name));
   std::uint64_t bytes = 0;
   for (const checkpoint::ShardImage& image : images) bytes += checkpoint::ContentBytes(image);
   checkpoint::Writer writer = PS_TRY(checkpoint::Writer::Open(round / procid_, bytes));
-  for (const checkpoint::ShardImage& image : images) PS_TRY(writer.Add(image));
+  for (checkpoint::ShardImage& image : images) {
+    checkpoint::SortRows(image);
+    PS_TRY(writer.Add(image));
+    image.rows.clear();  // the largest part, and it is on disk
+  }
   const std::vector<checkpoint::WrittenShard> written = PS_TRY(writer.Finish());
   std::vector<control::PreparedShardT> prepared(written.size());
   for (std::size_t i = 0; i < written.size(); ++i) {
@@ -110,6 +114,7 @@ Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
     prepared[i].epoch = written[i].epoch.value();
     prepared[i].version = written[i].version;
     prepared[i].bytes = written[i].bytes;
+    prepared[i].rows = written[i].rows;
     prepared[i].samples = images[i].samples_trained;
     prepared[i].digest = written[i].digest;
     prepared[i].values_digest = written[i].values_digest;

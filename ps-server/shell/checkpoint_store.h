@@ -40,9 +40,9 @@ class CheckpointStore {
  public:
   CheckpointStore(std::filesystem::path root, std::string procid);
 
-  // Writes all images of a round durably; in the order of `images`.
+  // Sorts the rows of all images of a round and writes them durably; in the order of `images`.
   Result<std::vector<control::PreparedShardT>> Write(
-      const std::string& round_name, std::span<const checkpoint::ShardImage> images) const;
+      const std::string& round_name, std::vector<checkpoint::ShardImage> images) const;
 
   // kConflict if this server wrote no part of the round.
   Status WriteManifest(const std::string& round_name, const std::string& text) const;

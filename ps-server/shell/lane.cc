@@ -9,6 +9,7 @@
 
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
+#include "ps-server/shell/huge_page_memory.h"
 
 namespace ps::server {
 namespace {
@@ -46,7 +47,10 @@ int SendFrame(zmq::message_t& frame, void* socket, int flags) {
 }  // namespace
 
 Lane::Lane(Private, LaneOptions options, EventFn on_event)
-    : options_(std::move(options)), on_event_(std::move(on_event)) {}
+    : options_(std::move(options)),
+      on_event_(std::move(on_event)),
+      core_(RowResources{options_.row_hash_seed,
+                         [] { return std::make_unique<HugePageMemory>(); }}) {}
 
 Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,
                                           EventFn on_event) {

@@ -150,6 +150,40 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
   for (const auto& [job, counters] : by_job) {
     families.Add(counters.version_gap, {{"job", std::to_string(job.value())}});
   }
+  struct PerTable {
+    const char* name;
+    const char* help;
+    prometheus::MetricType type;
+    std::uint64_t RowTableStatus::*value;
+  };
+  const PerTable per_table[] = {
+      {"rows", "Rows of an embedding table that are here.", kGauge, &RowTableStatus::rows},
+      {"row_bytes", "Memory of a table's rows, its index and its sketch.", kGauge,
+       &RowTableStatus::bytes},
+      {"rows_pushed_total", "Rows in applied pushes.", kCounter, &RowTableStatus::pushed},
+      {"rows_pulled_total", "Rows in answers to pulls.", kCounter, &RowTableStatus::pulled},
+      {"rows_created_total", "Rows made by a push.", kCounter, &RowTableStatus::created},
+      {"rows_rejected_total", "Pushed rows dropped: not seen often enough yet.", kCounter,
+       &RowTableStatus::rejected},
+      {"rows_refused_total", "Pushed rows dropped: the table was full.", kCounter,
+       &RowTableStatus::refused},
+      {"rows_expired_total", "Rows removed: not used for long.", kCounter,
+       &RowTableStatus::expired},
+      {"rows_evicted_total", "Rows removed: to make room.", kCounter, &RowTableStatus::evicted},
+  };
+  std::map<std::pair<JobId, std::string>, RowTableStatus> tables;
+  for (const LaneStatus& lane : lanes) {
+    for (const JobStatus& job : lane.jobs) {
+      for (const auto& [name, status] : job.tables) tables[{job.job, name}] += status;
+    }
+  }
+  for (const PerTable& metric : per_table) {
+    families.Begin(metric.name, metric.help, metric.type);
+    for (const auto& [name, status] : tables) {
+      families.Add(static_cast<double>(status.*metric.value),
+                   {{"job", std::to_string(name.first.value())}, {"table", name.second}});
+    }
+  }
   families.Begin("pulled_shards_total", "Shards in answers to pulls.", kCounter);
   families.Add(static_cast<double>(sum.shards_unchanged), {{"content", "unchanged"}});
   families.Add(static_cast<double>(sum.shards_sparse), {{"content", "sparse"}});

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <random>
 #include <utility>
 
 #include "common/job/job_spec.h"
@@ -22,6 +23,11 @@ constexpr std::size_t kRestoreTasksMax = std::size_t{64} * kMaxShards;
 // A checkpoint that cannot be opened may be on a file system that is not quite there yet.
 constexpr int kRestoreAttempts = 3;
 constexpr std::chrono::milliseconds kRestoreRetryWait{500};
+
+std::uint64_t DrawSeed() {
+  std::random_device random;
+  return std::uint64_t{random()} << 32 | random();
+}
 
 std::string HostName() {
   std::array<char, 256> name{};
@@ -61,6 +67,7 @@ Server::Server(Private, net::Loop& loop, zmq::context_t& context, ServerConfig c
       context_(context),
       config_(std::move(config)),
       store_(config_.checkpoint_dir, config_.procid),
+      row_hash_seed_(DrawSeed()),
       report_timer_(loop),
       alive_(std::make_shared<int>(0)),
       restore_reader_(std::make_shared<RestoreReader>(config_.checkpoint_dir)) {}
@@ -94,6 +101,7 @@ Status Server::StartLanes() {
     LaneOptions options;
     options.bind = "tcp://" + (ipv6 ? "[" + config_.bind + "]" : config_.bind) + ":*";
     options.number = number;
+    options.row_hash_seed = row_hash_seed_;
     auto lane = PS_TRY(Lane::Start(context_, options, [this, number](LaneEvent event) {
       PostToLoop([this, number, moved = std::move(event)]() mutable {
         OnLaneEvent(number, std::move(moved));
@@ -230,6 +238,10 @@ void Server::OnJobStart(const control::JobStartT& start) {
     made->name = start.name;
     made->layout = std::move(layout).value();
     made->rules = JobRules::Of(*spec, start.data != nullptr ? start.data->records : 0);
+    if (!RowRulesFit(made->layout, made->rules.rows)) {
+      return spdlog::error("job {}: its layout and its specification name other tables of rows",
+                           id.value());
+    }
     made->shards = shards;
     job = jobs_.emplace(id, std::move(made)).first->second.get();
     spdlog::info("job {} ({}) begins here", id.value(), start.name);
@@ -384,8 +396,7 @@ void Server::WriteRound(Job& job) {
   const Status posted = checkpoint_thread_->Post([this, work] {
     const auto begun = net::MonotonicMs();
     auto written = std::make_shared<Result<std::vector<control::PreparedShardT>>>(
-        store_.Write(work->directory, work->images));
-    work->images.clear();
+        store_.Write(work->directory, std::move(work->images)));
     if (!written->ok()) {
       const Status discarded = store_.Discard(work->directory);
       if (!discarded.ok()) spdlog::warn("{}: {}", work->directory, discarded.error().message);

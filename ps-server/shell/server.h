@@ -101,6 +101,7 @@ class Server {
   zmq::context_t& context_;
   const ServerConfig config_;
   const CheckpointStore store_;
+  const std::uint64_t row_hash_seed_;  // of this process; nobody else knows it
 
   std::vector<std::string> lane_endpoints_;
   std::string admin_endpoint_;

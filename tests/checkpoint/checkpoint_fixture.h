@@ -15,6 +15,7 @@
 #include "checkpoint/image.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/writer.h"
+#include "common/codec/row_codec.h"
 
 namespace ps::checkpoint {
 
@@ -51,6 +52,49 @@ inline ShardImage MakeImage(std::uint32_t shard,
                  {WorkerId(1), Incarnation(6), Clock(600), Clock(600), {}}};
   image.held = {{WorkerId(0), Incarnation(5), Clock(600), 32, {std::byte{1}, std::byte{2}}},
                 {WorkerId(1), Incarnation(6), Clock(600), 7, {}}};
+  return image;
+}
+
+inline void AddRow(RowTableImage& table, std::uint64_t key, std::mt19937& random) {
+  const std::uint32_t updates = 1 + random() % 9;
+  const std::uint32_t last_used = random() % (table.tick + 1);
+  const auto append = [&table](const auto& value) {
+    const auto* bytes = reinterpret_cast<const std::byte*>(&value);
+    table.records.insert(table.records.end(), bytes, bytes + sizeof(value));
+  };
+  append(key);
+  append(updates);
+  append(last_used);
+  std::uniform_real_distribution<float> values(-1, 1);
+  for (std::uint32_t i = 0; i < table.width + table.slots; ++i) append(values(random));
+}
+
+// The image of one of `shards` shards with two tables: `rows` rows of three values with three slots
+// and a sketch, and a hundredth of that of 1,024 values without any.
+inline ShardImage WithRows(ShardImage image, std::uint32_t shards, std::size_t rows,
+                           std::size_t sketch_bytes = 300'032) {
+  std::mt19937 random(image.shard.value() + 77);
+  RowTableImage narrow;
+  narrow.width = 3;
+  narrow.optimizer = 3;
+  narrow.slots = 3;
+  narrow.tick = 125;
+  narrow.sightings = 4242;
+  narrow.sketch.resize(sketch_bytes);
+  for (std::uint8_t& counter : narrow.sketch) counter = static_cast<std::uint8_t>(random());
+  RowTableImage wide;
+  wide.table = 1;
+  wide.width = 1024;
+  wide.tick = 3;
+  for (RowTableImage* table : {&narrow, &wide}) {
+    const std::size_t count = table == &narrow ? rows : rows / 100;
+    while (table->rows() < count) {
+      const std::uint64_t key = std::uint64_t{random()} << 32 | random();
+      if (codec::ShardOfRow(key, shards) == image.shard) AddRow(*table, key, random);
+    }
+    SortRows(*table);
+    image.rows.push_back(std::move(*table));
+  }
   return image;
 }
 
@@ -120,7 +164,7 @@ inline Manifest MakeManifest(const std::vector<std::pair<std::string, WrittenSha
   for (std::size_t i = 0; i < written.size(); ++i) {
     const WrittenShard& shard = written[i].second;
     manifest.shards.push_back({shard.shard, written[i].first, shard.epoch, shard.version,
-                               shard.bytes, shard.digest, shard.values_digest});
+                               shard.bytes, shard.rows, shard.digest, shard.values_digest});
   }
   manifest.data = {{{1000, 2000}, {2000, 2010}, {5000, 60000}}, 60000, 17};
   manifest.cuts = {{WorkerId(0), Incarnation(5), Clock(600)},

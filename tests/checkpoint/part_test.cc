@@ -40,6 +40,78 @@ TEST_F(PartTest, AnyNumberOfShardsIsReadBackEqual) {
   }
 }
 
+TEST_F(PartTest, RowsAndSketchesAreReadBackEqual) {
+  // Of one record, of several, of none; a shard without blocks.
+  std::vector<ShardImage> images;
+  const std::vector<std::size_t> rows = {100, 20'000, 0, 6553, 13'107};
+  for (std::uint32_t i = 0; i < rows.size(); ++i) {
+    images.push_back(WithRows(MakeImage(i, {3, 500}), 5, rows[i]));
+  }
+  images.push_back(WithRows(MakeImage(5), 6, 300));
+  ShardImage& bare = images.back();
+  bare.block_elements.clear();
+  bare.values.clear();
+  bare.slots = {};
+  const std::vector<WrittenShard> written = WritePart(part(), images);
+  const Result<Reader> reader = Reader::Open(part());
+  ASSERT_TRUE(reader.ok()) << reader.error().message;
+  for (std::size_t i = 0; i < images.size(); ++i) {
+    EXPECT_EQ(written[i].rows, RowCount(images[i]));
+    EXPECT_GT(written[i].bytes, ContentBytes(images[i]));
+    const Result<ShardImage> image = reader->ReadShard(images[i].shard, written[i].digest);
+    ASSERT_TRUE(image.ok()) << image.error().message;
+    EXPECT_EQ(*image, images[i]);
+  }
+}
+
+TEST_F(PartTest, TheDigestOfAShardIsOverItsRowsAndTheirSketch) {
+  const ShardImage image = WithRows(MakeImage(1), 4, 500);
+  const std::string digest = Digest(image);
+  const auto differs = [&](auto change) {
+    ShardImage other = image;
+    change(other.rows[0]);
+    return Digest(other) != digest;
+  };
+  EXPECT_TRUE(differs([](RowTableImage& rows) { rows.records.back() ^= std::byte{1}; }));
+  EXPECT_TRUE(differs([](RowTableImage& rows) { rows.records[8] ^= std::byte{1}; }));
+  EXPECT_TRUE(differs([](RowTableImage& rows) { rows.sketch[77] ^= 1; }));
+  EXPECT_TRUE(differs([](RowTableImage& rows) { rows.tick += 1; }));
+  EXPECT_TRUE(differs([](RowTableImage& rows) { rows.sightings += 1; }));
+  EXPECT_TRUE(differs([](RowTableImage& rows) { rows.optimizer = 1; }));
+  EXPECT_FALSE(differs([](RowTableImage&) {}));
+}
+
+TEST_F(PartTest, RowsThatAreNotInOrderOrOfAnImpossibleShapeAreRefused) {
+  const ShardImage image = WithRows(MakeImage(1), 4, 500);
+  Result<Writer> writer = Writer::Open(part(), 0);
+  ASSERT_TRUE(writer.ok());
+  const auto refused = [&](auto change, const std::string& what) {
+    ShardImage other = image;
+    change(other.rows);
+    const Status added = writer->Add(other);
+    ASSERT_FALSE(added.ok()) << what;
+    EXPECT_EQ(added.error().code, ErrorCode::kInvalid);
+    EXPECT_NE(added.error().message.find(what), std::string::npos) << added.error().message;
+  };
+  using Tables = std::vector<RowTableImage>;
+  refused(
+      [](Tables& tables) {
+        auto& records = tables[0].records;
+        std::swap_ranges(records.begin(), records.begin() + 40, records.begin() + 40);
+      },
+      "stands after");
+  refused([](Tables& tables) { tables[0].records.pop_back(); }, "no whole number");
+  refused([](Tables& tables) { tables[0].sketch.pop_back(); }, "a sketch of");
+  refused([](Tables& tables) { std::swap(tables[0], tables[1]); }, "it is table 1");
+  refused([](Tables& tables) { tables[0].slots = 7; }, "7 slots");
+  ShardImage shuffled = image;
+  std::swap_ranges(shuffled.rows[0].records.begin(), shuffled.rows[0].records.begin() + 40,
+                   shuffled.rows[0].records.begin() + 4000);
+  SortRows(shuffled);
+  EXPECT_EQ(shuffled, image);
+  EXPECT_TRUE(writer->Add(shuffled).ok());
+}
+
 TEST_F(PartTest, ShardsMayComeInAnyOrder) {
   const std::vector<WrittenShard> written =
       WritePart(part(), {MakeImage(9), MakeImage(2), MakeImage(300)});

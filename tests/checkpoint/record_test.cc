@@ -15,6 +15,10 @@ ShardImage WithoutValues(ShardImage image) {
   image.values.clear();
   image.slots.floats.clear();
   if (image.slots.counts == UpdateCounts::kPerElement) image.slots.updates.clear();
+  for (RowTableImage& table : image.rows) {
+    table.records.clear();
+    table.sketch.clear();
+  }
   return image;
 }
 
@@ -66,15 +70,76 @@ TEST(RecordTest, EveryFlippedBitOfASealedValueIsFound) {
 
 TEST(RecordTest, TheMetaOfAnImageIsReadBack) {
   for (const std::uint32_t shard : {9u, 10u, 11u}) {
-    const ShardImage image = MakeImage(shard);
-    const Result<ShardImage> decoded = DecodeMeta(EncodeMeta(image));
-    ASSERT_TRUE(decoded.ok()) << decoded.error().message;
-    EXPECT_EQ(*decoded, WithoutValues(image));
+    for (const bool rows : {false, true}) {
+      const ShardImage image = rows ? WithRows(MakeImage(shard), 16, 250) : MakeImage(shard);
+      const Result<ShardMeta> decoded = DecodeMeta(EncodeMeta(image));
+      ASSERT_TRUE(decoded.ok()) << decoded.error().message;
+      EXPECT_EQ(decoded->image, WithoutValues(image));
+      ASSERT_EQ(decoded->rows.size(), rows ? 2u : 0u);
+      if (!rows) continue;
+      EXPECT_EQ(decoded->rows[0].rows, 250u);
+      EXPECT_EQ(decoded->rows[0].sketch_bytes, 300'032u);
+      EXPECT_EQ(decoded->rows[1].rows, 2u);
+      EXPECT_EQ(decoded->rows[1].sketch_bytes, 0u);
+    }
   }
 }
 
+TEST(RecordTest, KeysOfRowsSortAsTheirNumbersDo) {
+  const auto rows = [](std::uint32_t shard, std::uint32_t table, std::uint64_t first) {
+    return EncodeRowKey(RecordKind::kRows, ShardId(shard), table, first);
+  };
+  EXPECT_LT(EncodeKey(RecordKind::kBlock, ShardId(4000), 9), rows(0, 0, 0));
+  EXPECT_LT(rows(1, 2, 255), rows(1, 2, 256));
+  EXPECT_LT(rows(1, 2, 0x7fff'ffff'ffff'ffff), rows(1, 2, 0x8000'0000'0000'0000));
+  EXPECT_LT(rows(1, 2, ~std::uint64_t{0}), rows(1, 3, 0));
+  EXPECT_LT(rows(1, 900, 7), rows(256, 0, 0));
+  EXPECT_LT(rows(4000, 900, 7), EncodeRowKey(RecordKind::kSketch, ShardId(0), 0, 0));
+  const Result<RecordKey> key = DecodeKey(rows(70000, 12, 0x0102'0304'0506'0708));
+  ASSERT_TRUE(key.ok());
+  EXPECT_EQ(key->kind, RecordKind::kRows);
+  EXPECT_EQ(key->shard, ShardId(70000));
+  EXPECT_EQ(key->block, 12u);
+  EXPECT_EQ(key->first, 0x0102'0304'0506'0708u);
+  EXPECT_FALSE(DecodeKey(rows(1, 2, 3).substr(0, kKeyBytes)).ok());
+  EXPECT_FALSE(DecodeKey(EncodeKey(RecordKind::kBlock, ShardId(1), 2) + "12345678").ok());
+}
+
+TEST(RecordTest, RowsComeBackInOrderOrNotAtAll) {
+  const ShardImage image = WithRows(MakeImage(1), 4, 20'000);
+  const RowTableImage& table = image.rows[0];
+  const std::size_t per_record = RowsPerRecord(table);
+  EXPECT_EQ(per_record, kChunkBytes / 40);
+  const auto content = [&](std::size_t first, std::size_t rows) {
+    return std::string(reinterpret_cast<const char*>(table.records.data()) + first * 40, rows * 40);
+  };
+  RowTableImage read = table;
+  read.records.clear();
+  const std::uint64_t rows = table.rows();
+  EXPECT_FALSE(DecodeRows(content(0, per_record - 1), table.key(0), rows, read).ok()) << "too few";
+  EXPECT_FALSE(DecodeRows(content(0, per_record + 1), table.key(0), rows, read).ok()) << "too many";
+  EXPECT_FALSE(DecodeRows(content(0, per_record), table.key(1), rows, read).ok()) << "another key";
+  EXPECT_FALSE(DecodeRows("", table.key(0), rows, read).ok());
+  EXPECT_TRUE(read.records.empty());
+  for (std::size_t at = 0; at < rows; at += per_record) {
+    const std::size_t count = std::min<std::size_t>(per_record, rows - at);
+    ASSERT_TRUE(DecodeRows(content(at, count), table.key(at), rows, read).ok());
+  }
+  EXPECT_EQ(read, table);
+  EXPECT_FALSE(DecodeRows(content(0, 1), table.key(0), rows, read).ok()) << "one record more";
+
+  RowTableImage sketch = table;
+  sketch.sketch.clear();
+  const std::string bytes(table.sketch.begin(), table.sketch.end());
+  EXPECT_FALSE(DecodeSketch(bytes.substr(0, 100), 0, bytes.size(), sketch).ok());
+  ASSERT_TRUE(DecodeSketch(bytes.substr(0, kChunkBytes), 0, bytes.size(), sketch).ok());
+  EXPECT_FALSE(DecodeSketch(bytes.substr(kChunkBytes), 0, bytes.size(), sketch).ok());
+  ASSERT_TRUE(DecodeSketch(bytes.substr(kChunkBytes), kChunkBytes, bytes.size(), sketch).ok());
+  EXPECT_EQ(sketch, table);
+}
+
 TEST(RecordTest, AMetaCutAnywhereIsRefused) {
-  const std::string meta = EncodeMeta(MakeImage(10));
+  const std::string meta = EncodeMeta(WithRows(MakeImage(10), 16, 250));
   for (std::size_t size = 0; size < meta.size(); ++size) {
     EXPECT_FALSE(DecodeMeta(std::string_view(meta).substr(0, size)).ok()) << size;
   }
@@ -113,15 +178,38 @@ TEST(RecordTest, SlotsOfAnUnknownKindAreRefused) {
 TEST(RecordTest, AnotherFormatVersionIsNamed) {
   std::string meta = EncodeMeta(MakeImage(9));
   meta[8] = kFormatVersion + 1;
-  const Result<ShardImage> decoded = DecodeMeta(meta);
+  Result<ShardMeta> decoded = DecodeMeta(meta);
   ASSERT_FALSE(decoded.ok());
-  EXPECT_NE(decoded.error().message.find("format version 3, this program reads 2"),
+  EXPECT_NE(decoded.error().message.find("format version 4, this program reads 3"),
             std::string::npos);
+  meta[8] = 2;
+  decoded = DecodeMeta(meta);
+  ASSERT_FALSE(decoded.ok());
+  EXPECT_NE(decoded.error().message.find("format version 2, this program reads 3"),
+            std::string::npos);
+}
+
+TEST(RecordTest, ATableOfRowsOfAnImpossibleShapeIsRefused) {
+  const ShardImage image = WithRows(MakeImage(9), 16, 250);
+  const std::string meta = EncodeMeta(image);
+  constexpr std::size_t kTableBytes = 40;
+  const std::size_t at = meta.size() - 2 * kTableBytes;
+  ASSERT_EQ(meta[at], 3) << "the width of the first table";
+  const auto refused = [&](std::size_t byte, int value) {
+    std::string changed = meta;
+    changed[at + byte] = static_cast<char>(value);
+    return !DecodeMeta(changed).ok();
+  };
+  EXPECT_TRUE(refused(0, 0)) << "no width";
+  EXPECT_TRUE(refused(1, 5)) << "a width beyond 1,024";
+  EXPECT_TRUE(refused(4, 7)) << "more slots than two for each value";
+  for (const std::size_t byte : {9u, 10u, 11u}) EXPECT_TRUE(refused(byte, 1)) << "reserved";
+  EXPECT_FALSE(refused(4, 6));
 }
 
 TEST(RecordTest, RandomBytesNeverCrashTheDecoder) {
   std::mt19937 random(1);
-  const std::string meta = EncodeMeta(MakeImage(9));
+  const std::string meta = EncodeMeta(WithRows(MakeImage(9), 16, 250));
   for (int round = 0; round < 20000; ++round) {
     std::string bytes = meta;
     for (int i = 0; i < 4; ++i) bytes[random() % bytes.size()] = static_cast<char>(random());

@@ -15,10 +15,12 @@ class VerifyTest : public CheckpointTest {
     for (std::uint32_t server = 0; server < 3; ++server) {
       const std::string name = "server-" + std::to_string(server);
       const std::vector<WrittenShard> written =
-          WritePart(round() / name, {MakeImage(2 * server, {50, 6}), MakeImage(2 * server + 1)});
+          WritePart(round() / name, {WithRows(MakeImage(2 * server, {50, 6}), 6, 400, 64),
+                                     WithRows(MakeImage(2 * server + 1), 6, 400, 64)});
       for (const WrittenShard& shard : written) all.emplace_back(name, shard);
     }
     manifest_ = MakeManifest(all);
+    manifest_.row_tables = {{"users", 3}, {"items", 1024}};
     text_ = *ToJson(manifest_);
     for (std::uint32_t server = 0; server < 3; ++server) {
       ASSERT_TRUE(WriteManifest(round() / ("server-" + std::to_string(server)), text_).ok());
@@ -89,13 +91,33 @@ TEST_F(VerifyTest, AnUnfinishedPartDoesNotCount) {
 
 TEST_F(VerifyTest, APartOfAnotherRoundIsFound) {
   fs::remove_all(round() / "server-0");
-  ShardImage older = MakeImage(0, {50, 6});
+  ShardImage older = WithRows(MakeImage(0, {50, 6}), 6, 400, 64);
   older.round = Round(11);
-  WritePart(round() / "server-0", {older, MakeImage(1)});
+  WritePart(round() / "server-0", {older, WithRows(MakeImage(1), 6, 400, 64)});
   const VerifyReport report = Verify();
   EXPECT_TRUE(Mentions(report, "shard 0"));
   EXPECT_TRUE(Mentions(report, "server-0/MANIFEST.json: the file is missing"));
   EXPECT_EQ(report.shards, 5u);
+}
+
+TEST_F(VerifyTest, RowsThatAreNotThoseOfTheManifestAreFound) {
+  const auto verify_with = [&](auto change) {
+    Manifest other = manifest_;
+    change(other);
+    for (int server = 0; server < 3; ++server) {
+      WriteFile(round() / ("server-" + std::to_string(server)) / kManifestFile, *ToJson(other));
+    }
+    return Verify();
+  };
+  const VerifyReport count = verify_with([](Manifest& manifest) { --manifest.shards[2].rows; });
+  EXPECT_TRUE(Mentions(count, "shard 2: it has 404 rows, the manifest says 403"));
+  EXPECT_EQ(count.shards, 5u);
+  EXPECT_TRUE(Mentions(verify_with([](Manifest& manifest) { manifest.row_tables[1].width = 1000; }),
+                       "shard 0: its tables of rows are not those of the manifest"));
+  EXPECT_EQ(verify_with([](Manifest& manifest) { manifest.row_tables.pop_back(); }).shards, 0u);
+  // With another number of shards rows belong elsewhere.
+  EXPECT_TRUE(Mentions(verify_with([](Manifest& manifest) { manifest.shards.pop_back(); }),
+                       "belongs on another shard"));
 }
 
 TEST_F(VerifyTest, ADamagedCopyOfTheManifestIsAFinding) {

@@ -16,17 +16,27 @@ namespace {
 constexpr std::uint32_t kShards = 5;
 constexpr std::uint32_t kWorkers = 3;
 constexpr std::uint32_t kClocks = 25;
+constexpr std::uint32_t kRowWidth = 4;
+constexpr std::size_t kRowsPushed = 40;  // different ones on each shard and table
 const JobId kJob(1);
 
 JobRules BulkRules() {
   JobRules rules = ConstantRules(0.25, /*reference_batch=*/32);
   rules.bulk_synchronous = true;
   rules.version_gap_max = 1;  // must not matter
+  // What rows a shard has depends on every push before: it counts sightings, and has no room for
+  // all.
+  rules.rows = {MakeRowRules(0, kRowWidth, 0.1, OptimizerType::kAdagrad),
+                MakeRowRules(1, 1, 0.25, OptimizerType::kAdam)};
+  rules.rows[0].sightings = 2;
+  rules.rows[0].max_bytes = kShards * 25 * (kRowOverheadBytes + 2 * kRowWidth * sizeof(float));
+  rules.rows[0].when_full = RowsFull::kLru;
   return rules;
 }
 
 LayoutView TestLayout() {
-  return MakeLayout({{TableRule::Sgd, {300, 70, 200, 65}}, {TableRule::Average, {9, 6}}}, kShards);
+  return MakeLayout({{TableRule::Sgd, {300, 70, 200, 65}}, {TableRule::Average, {9, 6}}}, kShards,
+                    {kRowWidth, 1});
 }
 
 LiveMembers Members(std::uint64_t version, std::vector<Member> members) {
@@ -56,7 +66,8 @@ class Job {
     }
   }
 
-  // The push of a clock, the same whoever asks: random values in random places, some dense.
+  // The push of a clock, the same whoever asks: random values in random places, some dense, and
+  // random rows.
   TestMessage Push(std::uint32_t worker, std::uint64_t clock, std::uint32_t lane) const {
     std::mt19937 random(static_cast<std::uint32_t>(worker * 1000 + clock));
     std::normal_distribution<float> normal;
@@ -81,6 +92,18 @@ class Job {
           bytes += SparseBlock(block, elements, indices, values);
         }
       }
+      for (std::uint32_t table = 0; table < layout_.row_table_count(); ++table) {
+        std::vector<std::uint64_t> keys;
+        std::vector<float> values;
+        for (const std::uint64_t key : KeysOfShard(layout_, shard, kRowsPushed)) {
+          if (random() % 3 != 0) continue;
+          keys.push_back(key);
+          for (std::uint32_t i = 0; i < layout_.row_width(table); ++i) {
+            values.push_back(normal(random));
+          }
+        }
+        if (!keys.empty()) bytes += PushedRows(table, keys, values);
+      }
       const bool skipped = random() % 6 == 0;
       if (shard % lanes_.size() == lane && !skipped && !bytes.empty()) {
         message.Segment(shard, 1, bytes, 1);
@@ -96,9 +119,15 @@ class Job {
   const Shard& shard(std::uint32_t number) const {
     return *lanes_[number % lanes_.size()].FindShard(kJob, ShardId(number));
   }
-  std::vector<std::vector<float>> Values() const {
-    std::vector<std::vector<float>> values;
-    for (std::uint32_t i = 0; i < kShards; ++i) values.push_back(shard(i).values());
+  // Values and rows of all shards.
+  std::vector<std::pair<std::vector<float>, std::vector<checkpoint::RowTableImage>>> Values()
+      const {
+    std::vector<std::pair<std::vector<float>, std::vector<checkpoint::RowTableImage>>> values;
+    for (std::uint32_t i = 0; i < kShards; ++i) {
+      checkpoint::ShardImage image = shard(i).Freeze(kJob, Round(1));
+      checkpoint::SortRows(image);
+      values.emplace_back(std::move(image.values), std::move(image.rows));
+    }
     return values;
   }
 
@@ -120,6 +149,10 @@ TEST_F(BulkSynchronousTest, ParametersAreTheSameBitForBitInAnyOrderOfArrivalOnAn
     }
   }
   const auto expected = reference.Values();
+  const auto& table = reference.shard(0).rows().status(0);
+  EXPECT_GT(table.rejected, 10u);
+  EXPECT_GT(table.evicted, 10u);
+  EXPECT_GT(reference.shard(0).rows().status(1).rows, 30u);
   for (std::uint32_t seed = 0; seed < 40; ++seed) {
     std::mt19937 random(seed);
     const std::uint32_t lanes = 1 + seed % 4;
@@ -171,6 +204,42 @@ TEST_F(BulkSynchronousTest, TheRateIsThatOfAllSamplesOfTheClock) {
     SendOne(job.lane(0), push);
   }
   EXPECT_NEAR(job.shard(0).values()[7], 0.1 - 0.25 / 32 * (20 * 1 + 21 * 2 + 22 * 3), 1e-5);
+}
+
+TEST_F(BulkSynchronousTest, RowsOfAClockAreSummedByKeyAndAreOneUpdateEach) {
+  JobRules rules = BulkRules();
+  rules.rows[0] = MakeRowRules(0, kRowWidth, 0.5);
+  Shard shard(layout_, rules, ShardId(0), Epoch(1), 1, false);
+  const Bytes values = ConstantShard(layout_, ShardId(0), 0);
+  ASSERT_EQ(shard.Init(Parse(layout_, values)), wire::Code::Applied);
+  const std::vector<Member> members = {MakeMember(0, 11), MakeMember(1, 12), MakeMember(2, 13)};
+  const auto keys = KeysOfShard(layout_, 0, 3);
+  // Worker 0 has rows 0 and 2, worker 1 row 0 as bf16 in a push without blocks, worker 2 nothing.
+  MergeScratch scratch;
+  SegmentContent content;
+  Bytes bytes = SparseBlock(0, 300, {7}, {1});
+  bytes += PushedRows(0, {keys[0], keys[2]}, {1, 2, 3, 4, 5, 6, 7, 8});
+  ASSERT_TRUE(ParsePush(layout_, ShardId(0), bytes, content).ok());
+  shard.Push(members[0], PushFacts{Clock(1), 0, 24, false}, content.blocks, 3, content.rows);
+  const Bytes other = PushedRows(0, {keys[0]}, {-1, -1, -1, -1}, wire::ValueCodec::Bf16);
+  ASSERT_TRUE(ParsePush(layout_, ShardId(0), other, content).ok());
+  shard.Push(members[1], PushFacts{Clock(1), 0, 8, false}, content.blocks, 3, content.rows);
+  shard.Push(members[2], PushFacts{Clock(1), 0, 100, false}, {}, 3);
+  EXPECT_EQ(shard.rows().status(0).pushed, 0u);
+  shard.ApplyHeld(members, 3, scratch);
+  EXPECT_EQ(shard.rows().status(0).pushed, 2u);
+  PullScratch pull;
+  ByteBuffer out;
+  std::vector<codec::RowsView> asked;
+  const Bytes wanted = AskedRows(0, keys);
+  ASSERT_TRUE(ParsePull(layout_, ShardId(0), wanted, asked).ok());
+  Shard::PullQuery query;
+  query.fp32 = true;
+  shard.Pull(query, pull, out, asked);
+  // 0.5 * (24 g0 + 8 g1) / 32: the samples of the empty push do not count.
+  const std::vector<float> expected = {-0.25F, -0.625F, -1,      -1.375F, 0,       0,
+                                       0,      0,       -1.875F, -2.25F,  -2.625F, -3};
+  EXPECT_EQ(PulledRows(layout_, out)[0], expected);
 }
 
 TEST_F(BulkSynchronousTest, TheDeadStopNobodyAndTheirPushesCountOnce) {
@@ -225,15 +294,21 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
   for (std::uint32_t number = 0; number < kShards; ++number) {
     checkpoint::ShardImage image = frozen.images[number];
     ASSERT_EQ(image.held.size(), 1u);
+    checkpoint::SortRows(image);
     ASSERT_TRUE(checkpoint::CheckImage(image).ok());
     // The way of the disk.
-    auto read = checkpoint::DecodeMeta(checkpoint::EncodeMeta(image));
-    ASSERT_TRUE(read.ok()) << read.error().message;
-    read->values = image.values;
-    EXPECT_EQ(*read, image);
+    auto meta = checkpoint::DecodeMeta(checkpoint::EncodeMeta(image));
+    ASSERT_TRUE(meta.ok()) << meta.error().message;
+    checkpoint::ShardImage read = std::move(meta->image);
+    read.values = image.values;
+    for (std::size_t table = 0; table < image.rows.size(); ++table) {
+      read.rows[table].records = image.rows[table].records;
+      read.rows[table].sketch = image.rows[table].sketch;
+    }
+    EXPECT_EQ(read, image);
 
     Shard shard(layout_, rules, ShardId(number), Epoch(2), 2, /*restoring=*/true);
-    ASSERT_TRUE(shard.Restore(*read, /*values_only=*/false).ok());
+    ASSERT_TRUE(shard.Restore(read, /*values_only=*/false).ok());
     const std::vector<Member> members = {MakeMember(0, 11), MakeMember(1, 12), MakeMember(2, 13)};
     MergeScratch scratch;
     for (std::uint64_t clock = 2; clock <= 3; ++clock) {
@@ -247,14 +322,19 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
           const auto begin = push.payload.begin() + segment->offset();
           bytes.assign(begin, begin + segment->length());
         }
+        SegmentContent content;
+        ASSERT_TRUE(ParsePush(layout_, ShardId(number), bytes, content).ok());
         shard.Push(members[worker], PushFacts{Clock(clock), 0, push.header.samples(), true},
-                   Parse(layout_, bytes), kWorkers);
+                   content.blocks, kWorkers, content.rows);
         shard.ApplyHeld(members, kWorkers, scratch);
       }
     }
     const auto values = job.shard(number).values();
     const auto restored = shard.values();
     EXPECT_TRUE(std::equal(values.begin(), values.end(), restored.begin(), restored.end()));
+    checkpoint::ShardImage here = shard.Freeze(kJob, Round(2));
+    checkpoint::SortRows(here);
+    EXPECT_EQ(here.rows, job.Values()[number].second);
     // Bytes that no push could have brought are refused.
     if (!image.held[0].bytes.empty()) {
       image.held[0].bytes.pop_back();
