@@ -130,11 +130,13 @@ Result<nlohmann::json> Check(const std::filesystem::path& directory, Finding& fi
     }
   }
   CheckRows(spec, manifest, trained, rows, finding);
+  std::size_t row_count = 0;
+  for (const auto& [table, of_table] : rows) row_count += of_table.size();
   return nlohmann::json{
       {"shards", manifest.shards.size()},   {"pushes", pushes},
       {"samples", pushes * batch},          {"positions", manifest.data.total_positions},
       {"repeated", manifest.data.repeated}, {"lost", finding.lost},
-      {"doubled", finding.doubled}};
+      {"doubled", finding.doubled},         {"rows", row_count}};
 }
 
 }  // namespace
