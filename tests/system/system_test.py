@@ -313,6 +313,41 @@ optimizer: {type: sgd, reference_batch: %d, learning_rate: 0.1}
        batch)
 
 
+def likes(cluster, records=60000):
+    """Files of records to train and to test on: users and items of six kinds each; a user likes the
+    items of one kind. No single column says anything."""
+    draw = random.Random(5)
+    lines = []
+    for _ in range(records):
+        user, item = draw.randrange(600), draw.randrange(300)
+        lines.append("u%d,%d,%d,%d" % (user, item, draw.randrange(100),
+                                       (user + item) % 6 == 0 or draw.random() < 0.02))
+    head = ["user,item,noise,y"]
+    most = records * 9 // 10
+    return (cluster.file("\n".join(head + lines[:most]) + "\n", "train.csv"),
+            cluster.file("\n".join(head + lines[most:]) + "\n", "test.csv"))
+
+
+class BulkRows(unittest.TestCase):
+    def test_rows_are_the_same_bit_for_bit_on_clusters_of_different_shape(self):
+        runs = []
+        for shape in (("--servers", "2", "--lanes", "1"), ("--servers", "1", "--lanes", "3")):
+            cluster = Cluster("--workers", "3", *shape)
+            try:
+                train, test = likes(cluster, 20000)
+                text = factorisation("bulk", train, test, more=", ignore: [noise]", batch=100, epochs=2)
+                job = cluster.submit(text.replace("training: {workers: 2", "training: {workers: 3, staleness: 0"))
+                code = cluster.wait(job)
+                described = cluster.job(job)
+                self.assertEqual(code, 0, cluster.events(job) + cluster.log_tails())
+                self.assertEqual(described["progress"]["samples_trained"], 36000)
+                runs.append((digests(cluster, job), described["result"]))
+            finally:
+                cluster.down()
+        # The scores of all test records, and with them the rows, are in the loss.
+        self.assertEqual(runs[0], runs[1])
+
+
 class Rows(WithCluster):
     """Tables of rows through the real daemons."""
 
@@ -343,16 +378,7 @@ class Rows(WithCluster):
         self.cluster.up("--repair")
 
     def test_a_factorisation_machine_learns_who_likes_what(self):
-        # Users and items of six kinds each: a user likes the items of one kind, whatever the kind's
-        # number. No single column says anything.
-        draw = random.Random(5)
-        lines = []
-        for _ in range(60000):
-            user, item = draw.randrange(600), draw.randrange(300)
-            lines.append("u%d,%d,%d,%d" % (user, item, draw.randrange(100),
-                                           (user + item) % 6 == 0 or draw.random() < 0.02))
-        train = self.cluster.file("\n".join(["user,item,noise,y"] + lines[:54000]) + "\n", "train.csv")
-        test = self.cluster.file("\n".join(["user,item,noise,y"] + lines[54000:]) + "\n", "test.csv")
+        train, test = likes(self.cluster)
         text = factorisation("fm", train, test, more=", ignore: [noise]", batch=256, epochs=8)
         done = self.finish(self.cluster.submit(text.replace("0.01}", "0.1}").replace(
             "learning_rate: 0.05", "learning_rate: 0.3")))
