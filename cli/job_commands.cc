@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -104,6 +105,26 @@ Result<WaitOptions> ParseWaitOptions(const std::string& timeout, bool quiet) {
   options.quiet = quiet;
   if (!timeout.empty()) options.timeout_ms = PS_TRY(ParseDuration(timeout));
   return options;
+}
+
+// "users of 17, items of 17": the tables of rows and their widths; empty if the job has none.
+std::string TablesText(const Json& job) {
+  const Json& tables = MemberOf(job, "embedding_tables");
+  std::string text;
+  if (!tables.is_array()) return text;
+  for (const Json& table : tables) {
+    text += (text.empty() ? "" : ", ") + TextOf(table, "name") + " of " +
+            CountText(NumberOf(table, "width"));
+  }
+  return text;
+}
+
+std::string PulledText(const Json& progress) {
+  std::string text = BytesText(NumberOf(progress, "pull_bytes_per_step")) + " a step";
+  if (const auto each = NumberOf(progress, "pull_bytes_per_parameter")) {
+    text += ", " + DecimalText(each) + " bytes a parameter";
+  }
+  return text;
 }
 
 void WriteDryRun(std::ostream& out, OutputFormat format, const JobSpec& spec, const Json* answer) {
@@ -300,14 +321,17 @@ Result<ExitCode> DescribeJob(Globals& globals, const std::string& name) {
       {TextOf(progress, "metric_name", "metric"), DecimalText(NumberOf(progress, "metric"))},
       {"push", BytesText(NumberOf(progress, "push_bytes_per_step")) + " a step, " +
                    DecimalText(NumberOf(progress, "push_bytes_per_entry")) + " bytes an entry"},
-      {"pull", BytesText(NumberOf(progress, "pull_bytes_per_step")) + " a step, " +
-                   DecimalText(NumberOf(progress, "pull_bytes_per_parameter")) +
-                   " bytes a parameter"},
+      {"pull", PulledText(progress)},
       {"dense", BytesText(NumberOf(progress, "dense_bytes")) + " a step"},
       {"skipped", CountText(NumberOf(progress, "skipped")) + " not finite, " +
                       CountText(NumberOf(progress, "too_old")) + " too old"},
       {"time left", DurationText(NumberOf(progress, "seconds_left"))},
   };
+  if (const std::string tables = TablesText(job); !tables.empty()) {
+    const auto dense = std::find_if(fields.begin(), fields.end(),
+                                    [](const auto& field) { return field.first == "dense"; });
+    *dense = {"tables", tables};
+  }
   if (MemberOf(job, "result").is_object()) fields.emplace_back("result", ResultOf(job));
   out << FieldsText(fields) << "\nWorkers\n";
   WriteWorkers(out, MemberOf(job, "workers"));

@@ -22,6 +22,9 @@ constexpr const char* kApiVersion = "ds/v1";
 constexpr const char* kKind = "TrainJob";
 constexpr std::size_t kFindingsMax = 100;
 constexpr std::int64_t kParametersMax = 2'000'000'000;
+// As kMaxRowTables and kMaxRowWidth of common/layout/layout.h.
+constexpr std::size_t kRowTablesMax = 1024;
+constexpr std::int64_t kRowWidthMax = 1024;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // What servers compute with are floats: a smaller number than this would be 0 there.
 constexpr double kFloatLeast = 1e-30;
@@ -54,7 +57,9 @@ enum class TextRule {
   kPlain,
   kPath,    // made absolute
   kName,    // of a job
+  kTable,   // the name of a table of rows
   kColumn,  // a name or a number
+  kValue,   // any scalar as it is written
   kOrigin,  // JOB or JOB@ROUND
 };
 
@@ -70,28 +75,37 @@ struct When {
 
 template <typename Visitor>
 void Visit(Visitor& v, ModelSpec& m) {
-  v.Choice("type", m.type, {"mlp", "cnn", "torchscript", "ledger"}, Need::kRequired);
+  v.Choice("type", m.type, {"mlp", "cnn", "torchscript", "deepfm", "ledger"}, Need::kRequired);
   const bool known = !m.type.empty();
   const When mlp{!known || m.type == "mlp", "model type mlp"};
   const When cnn{!known || m.type == "cnn", "model type cnn"};
   const When script{!known || m.type == "torchscript", "model type torchscript"};
+  const When deepfm{!known || m.type == "deepfm", "model type deepfm"};
   const When ledger{!known || m.type == "ledger", "model type ledger"};
   const When shaped{!known || m.type == "cnn" || m.type == "torchscript",
                     "model types cnn and torchscript"};
-  const When made{!known || m.type == "mlp" || m.type == "cnn", "model types mlp and cnn"};
+  const When hidden{cnn.applies || deepfm.applies, "model types cnn and deepfm"};
+  const When made{!known || m.type == "mlp" || m.type == "cnn" || m.type == "deepfm",
+                  "model types mlp, cnn and deepfm"};
   const auto need = [known](const When& when) {
     return known && when.applies ? Need::kRequired : Need::kOptional;
   };
   v.Integers("layers", m.layers, Count{2, 64}, Whole{1, 1'000'000}, need(mlp), mlp);
-  v.Choice("activation", m.activation, {"relu", "tanh"}, Need::kOptional, mlp);
+  v.Choice("activation", m.activation, {"relu", "tanh"}, Need::kOptional,
+           When{mlp.applies || deepfm.applies, "model types mlp and deepfm"});
   v.Integers("channels", m.channels, Count{2, 2}, Whole{1, 4096}, Need::kOptional, cnn);
-  v.Integer("hidden", m.hidden, Whole{1, 65'536}, cnn);
+  if (m.type == "deepfm") {
+    v.Integers("hidden", m.hidden_layers, Count{0, 16}, Whole{1, 65'536}, Need::kOptional, hidden);
+  } else {
+    v.Integer("hidden", m.hidden, Whole{1, 65'536}, hidden);
+  }
   v.Flag("batch_norm", m.batch_norm, cnn);
   const Count dimensions = m.type == "cnn" ? Count{3, 3} : Count{1, 8};
   v.Integers("input_shape", m.input_shape, dimensions, Whole{1, 1'000'000}, need(shaped), shaped);
   v.Integer("classes", m.classes, Whole{1, 1'000'000}, cnn);
   v.Text("file", m.file, TextRule::kPath, need(script), script);
   v.Integer("blocks", m.blocks, Whole{1, 65'536}, ledger);
+  v.Integer("rows", m.rows, Whole{1, 10'000'000}, ledger);
   v.Choice("initialization", m.initialization, {"kaiming_uniform", "xavier_uniform", "zeros"},
            Need::kOptional, made);
 }
@@ -113,6 +127,9 @@ void Visit(Visitor& v, DataSourceSpec& s) {
   v.Text("label", s.label, TextRule::kColumn, s.label.empty() ? need(csv) : Need::kOptional, csv);
   v.Flag("header", s.header, csv);
   v.Character("delimiter", s.delimiter, csv);
+  v.Texts("ignore", s.ignore, Count{0, 4096}, TextRule::kColumn, Need::kOptional, csv);
+  v.Texts("label_positive", s.label_positive, Count{0, 1000}, TextRule::kValue, Need::kOptional,
+          csv);
   v.Integer("records", s.records, Whole{1, std::int64_t{1} << 40}, counter, need(counter));
 }
 
@@ -132,8 +149,9 @@ void Visit(Visitor& v, TrainingSpec& t) {
   v.Integer("threads_per_worker", t.threads_per_worker, Whole{1, 256});
   v.Integer("batch_size", t.batch_size, Whole{1, 1'048'576});
   v.Number("epochs", t.epochs, Range{0, 1e6, true, false});
-  v.Choice("loss", t.loss, {"cross_entropy", "mse", "none"}, Need::kOptional);
-  v.Choice("metric", t.metric, {"accuracy", "mse", "none"}, Need::kOptional);
+  v.Choice("loss", t.loss, {"cross_entropy", "binary_cross_entropy", "mse", "none"},
+           Need::kOptional);
+  v.Choice("metric", t.metric, {"accuracy", "auc", "logloss", "mse", "none"}, Need::kOptional);
   v.Staleness("staleness", t.staleness);
   v.Integer("max_version_gap", t.max_version_gap, Whole{0, 1'000'000'000});
   v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32"}, Need::kOptional);
@@ -157,36 +175,89 @@ void Visit(Visitor& v, LearningRateSpec& r) {
   v.Number("final_factor", r.final_factor, Range{0, 1, false, false}, falling);
 }
 
+// The optimizer of a table of rows: always on the servers, and some of its keys are the job's.
+struct RowOptimizer {
+  OptimizerSpec& spec;
+};
+
 template <typename Visitor>
-void Visit(Visitor& v, OptimizerSpec& o) {
-  v.Choice("type", o.type,
-           {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw", "ftrl"},
-           Need::kOptional);
+void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>& types,
+                    bool rows) {
+  v.Choice("type", o.type, types, Need::kOptional);
   const bool adam = o.type == "adam" || o.type == "adamw";
-  const bool adagrad = o.type == "adagrad";
+  const bool adagrad = o.type == "adagrad" || o.type == "rowwise_adagrad";
   const bool ftrl = o.type == "ftrl";
-  const When on_worker{o.type == "worker_nesterov" || o.type == "momentum" || o.type == "nesterov",
-                       "optimizer types worker_nesterov, momentum and nesterov"};
+  const When with_momentum{
+      o.type == "worker_nesterov" || o.type == "momentum" || o.type == "nesterov",
+      rows ? "optimizer types momentum and nesterov"
+           : "optimizer types worker_nesterov, momentum and nesterov"};
   const When adams{adam, "optimizer types adam and adamw"};
   const When ftrl_only{ftrl, "optimizer type ftrl"};
-  v.Number("momentum", o.momentum, Range{0, 0.9999, false, false}, on_worker);
+  v.Number("momentum", o.momentum, Range{0, 0.9999, false, false}, with_momentum);
   v.Number("beta1", o.beta1, Range{0, 0.9999, false, false}, adams);
   v.Number("beta2", o.beta2, Range{0, 0.9999, false, false}, adams);
   v.Number("epsilon", o.epsilon, Range{kFloatLeast, 1, false, false},
-           When{adam || adagrad, "optimizer types adagrad, adam and adamw"});
+           When{adam || adagrad, rows ? "optimizer types adagrad, rowwise_adagrad, adam and adamw"
+                                      : "optimizer types adagrad, adam and adamw"});
   v.Number("initial_accumulator", o.initial_accumulator, Range{0, 1e9, false, false},
-           When{adagrad || ftrl, "optimizer types adagrad and ftrl"});
+           When{adagrad || ftrl, rows ? "optimizer types adagrad, rowwise_adagrad and ftrl"
+                                      : "optimizer types adagrad and ftrl"});
   v.Number("l1", o.l1, Range{0, 1e9, false, false}, ftrl_only);
   v.Number("l2", o.l2, Range{0, 1e9, false, false}, ftrl_only);
   v.Number("beta", o.beta, Range{kFloatLeast, 1e9, false, false}, ftrl_only);
   v.LearningRate("learning_rate", o.learning_rate);
-  v.Integer("reference_batch", o.reference_batch, Whole{1, 1'048'576});
+  if (!rows) v.Integer("reference_batch", o.reference_batch, Whole{1, 1'048'576});
   v.Number("weight_decay", o.weight_decay, Range{0, 1, false, true},
            When{o.type != "adam" && !ftrl,
                 "optimizer types other than adam (adamw has it) and ftrl (which has l2)"});
-  v.Number("clip_norm", o.clip_norm, Range{0, 1e9, false, false});
+  if (!rows) v.Number("clip_norm", o.clip_norm, Range{0, 1e9, false, false});
   v.Number("clip_value", o.clip_value, Range{0, 1e9, false, false},
            When{o.type != "worker_nesterov", "optimizers on the servers"});
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, OptimizerSpec& o) {
+  VisitOptimizer(
+      v, o, {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw", "ftrl"},
+      /*rows=*/false);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, RowOptimizer& o) {
+  VisitOptimizer(
+      v, o.spec,
+      {"sgd", "momentum", "nesterov", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"},
+      /*rows=*/true);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, RowInitializerSpec& i) {
+  v.Choice("type", i.type, {"constant", "uniform", "normal", "truncated_normal"}, Need::kOptional);
+  const When uniform{i.type == "uniform", "initializer type uniform"};
+  const When normal{i.type == "normal" || i.type == "truncated_normal",
+                    "initializer types normal and truncated_normal"};
+  v.Number("value", i.value, Range{-1e9, 1e9, false, false},
+           When{i.type == "constant", "initializer type constant"});
+  v.Number("low", i.low, Range{-1e9, 1e9, false, false}, uniform);
+  v.Number("high", i.high, Range{-1e9, 1e9, false, false}, uniform);
+  v.Number("mean", i.mean, Range{-1e9, 1e9, false, false}, normal);
+  v.Number("standard_deviation", i.standard_deviation, Range{0, 1e9, false, false}, normal);
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, EmbeddingTableSpec& t) {
+  v.Text("name", t.name, TextRule::kTable, Need::kRequired);
+  v.Integer("width", t.width, Whole{1, kRowWidthMax});
+  v.Texts("columns", t.columns, Count{0, 1024}, TextRule::kColumn, Need::kOptional);
+  v.Section("initializer", t.initializer, Need::kOptional);
+  RowOptimizer optimizer{t.optimizer};
+  v.Section("optimizer", optimizer, Need::kOptional);
+  v.Integer("sightings", t.sightings, Whole{1, 256});
+  v.Integer("sketch_mebibytes", t.sketch_mebibytes, Whole{1, 1'048'576});
+  v.Number("unused_epochs", t.unused_epochs, Range{0, 1e6, false, false});
+  v.Integer("max_mebibytes", t.max_mebibytes, Whole{0, 1'073'741'824});
+  v.Choice("when_full", t.when_full, {"lru", "lfu", "refuse"}, Need::kOptional);
+  v.Choice("values", t.values, {"bf16", "fp32"}, Need::kOptional);
 }
 
 template <typename Visitor>
@@ -222,6 +293,7 @@ void Visit(Visitor& v, JobSpec& s) {
   v.Section("training", s.training, Need::kOptional);
   v.Section("optimizer", s.optimizer, Need::kOptional);
   v.Section("sparsification", s.sparsification, Need::kOptional);
+  v.Sections("embedding_tables", s.embedding_tables, Count{0, kRowTablesMax});
   v.Section("checkpoint", s.checkpoint, Need::kOptional);
   v.Section("resources", s.resources, Need::kOptional);
 }
@@ -284,6 +356,18 @@ bool IsJobName(const std::string& name) {
   }
   return std::all_of(name.begin(), name.end(),
                      [](char c) { return IsLower(c) || IsDigit(c) || c == '-'; });
+}
+
+// "embedding_tables[2]", as paths name an item of a list.
+std::string ItemPath(const std::string& list, std::size_t number) {
+  return list + "[" + std::to_string(number) + "]";
+}
+
+bool IsTableName(const std::string& name) {
+  return !name.empty() && name.size() <= 63 &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) != 0 || c == '_' || c == '-' || c == '.';
+         });
 }
 
 bool IsNumeral(const std::string& text) {
@@ -376,53 +460,14 @@ class Reader {
   }
 
   void Text(const char* key, std::string& value, TextRule rule, Need need, When when = {}) {
-    const Node* node = Take(key, need, when);
-    if (node == nullptr) return;
-    std::int64_t number = 0;
-    const bool numeral_allowed = rule == TextRule::kColumn || rule == TextRule::kOrigin;
-    double any = 0;
-    if (node->kind != Node::Kind::kScalar ||
-        (!node->quoted && (node->text == "true" || node->text == "false")) ||
-        (ParseNumber(*node, any) && !(numeral_allowed && ParseInteger(*node, number)))) {
-      const bool scalar = node->kind == Node::Kind::kScalar;
-      Finding(*node, key,
-              "must be text, found " + DescribeNode(*node) + (scalar ? "; put it in quotes" : ""));
-      return;
-    }
-    const std::string& text = node->text;
-    if (text.empty() || text.size() > 4096) {
-      Finding(*node, key, "must have 1 to 4096 characters");
-      return;
-    }
-    if (std::any_of(text.begin(), text.end(),
-                    [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; })) {
-      Finding(*node, key, "must not hold control characters");
-      return;
-    }
-    switch (rule) {
-      case TextRule::kPlain:
-      case TextRule::kColumn: value = text; return;
-      case TextRule::kPath: value = Absolute(text); return;
-      case TextRule::kName:
-        if (IsJobName(text)) {
-          value = text;
-        } else {
-          Finding(*node, key,
-                  "must be 1 to 63 lower-case letters, digits and `-`, begin with a letter and not "
-                  "end with `-`, found " +
-                      DescribeNode(*node));
-        }
-        return;
-      case TextRule::kOrigin:
-        if (IsOrigin(text)) {
-          value = text;
-        } else {
-          Finding(
-              *node, key,
-              "must be JOB or JOB@ROUND with a job's name or number, found " + DescribeNode(*node));
-        }
-        return;
-    }
+    if (const Node* node = Take(key, need, when)) ReadText(*node, key, rule, value);
+  }
+
+  void Texts(const char* key, std::vector<std::string>& values, Count count, TextRule rule,
+             Need need, When when = {}) {
+    ReadList(key, values, count, need, when, "texts", [&](const Node& node, std::string& value) {
+      return ReadText(node, key, rule, value);
+    });
   }
 
   void Integer(const char* key, std::int64_t& value, Whole range, When when = {},
@@ -509,6 +554,23 @@ class Reader {
     ReadSection(key, Take(key, need, {}), spec);
   }
 
+  template <typename Spec>
+  void Sections(const char* key, std::vector<Spec>& specs, Count count) {
+    const Node* node = Take(key, Need::kOptional, {});
+    if (node == nullptr) return;
+    if (node->kind != Node::Kind::kList || node->items.size() > count.most) {
+      Finding(*node, key,
+              "must be a list of at most " + std::to_string(count.most) + " maps, found " +
+                  (node->kind == Node::Kind::kList ? std::to_string(node->items.size())
+                                                   : DescribeNode(*node)));
+      return;
+    }
+    specs.clear();
+    for (std::size_t i = 0; i < node->items.size(); ++i) {
+      ReadSection(ItemPath(key, i), &node->items[i], specs.emplace_back());
+    }
+  }
+
   // The test data: what it does not say of the format is as in the training data.
   void Section(const char* key, std::optional<DataSourceSpec>& spec, const DataSourceSpec& like) {
     const Node* node = Take(key, Need::kOptional, {});
@@ -518,6 +580,8 @@ class Reader {
     source.label = like.label;
     source.header = like.header;
     source.delimiter = like.delimiter;
+    source.ignore = like.ignore;
+    source.label_positive = like.label_positive;
     ReadSection(key, node, source);
     spec = source;
   }
@@ -559,7 +623,7 @@ class Reader {
   }
 
   template <typename Spec>
-  void ReadSection(const char* key, const Node* node, Spec& spec) {
+  void ReadSection(const std::string& key, const Node* node, Spec& spec) {
     if (node == nullptr) return;
     if (node->kind != Node::Kind::kMap) {
       Finding(*node, key, "must be a map of keys, found " + DescribeNode(*node));
@@ -568,6 +632,54 @@ class Reader {
     Reader reader(node, Path(key), report_);
     Visit(reader, spec);
     reader.Finish();
+  }
+
+  bool ReadText(const Node& node, const char* key, TextRule rule, std::string& value) {
+    std::int64_t number = 0;
+    const bool numeral_allowed = rule == TextRule::kColumn || rule == TextRule::kOrigin;
+    if (rule == TextRule::kValue && node.kind == Node::Kind::kScalar && node.text.size() <= 4096) {
+      value = node.text;
+      return true;
+    }
+    double any = 0;
+    if (node.kind != Node::Kind::kScalar ||
+        (!node.quoted && (node.text == "true" || node.text == "false")) ||
+        (ParseNumber(node, any) && !(numeral_allowed && ParseInteger(node, number)))) {
+      const bool scalar = node.kind == Node::Kind::kScalar;
+      Finding(node, key,
+              "must be text, found " + DescribeNode(node) + (scalar ? "; put it in quotes" : ""));
+      return false;
+    }
+    const std::string& text = node.text;
+    if (text.empty() || text.size() > 4096) {
+      Finding(node, key, "must have 1 to 4096 characters");
+      return false;
+    }
+    if (std::any_of(text.begin(), text.end(),
+                    [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; })) {
+      Finding(node, key, "must not hold control characters");
+      return false;
+    }
+    const auto check = [&](bool good, const char* what) {
+      if (good) value = text;
+      if (!good) Finding(node, key, what + (", found " + DescribeNode(node)));
+      return good;
+    };
+    switch (rule) {
+      case TextRule::kPlain:
+      case TextRule::kColumn:
+      case TextRule::kValue: value = text; return true;
+      case TextRule::kPath: value = Absolute(text); return true;
+      case TextRule::kName:
+        return check(IsJobName(text),
+                     "must be 1 to 63 lower-case letters, digits and `-`, begin with a letter and "
+                     "not end with `-`");
+      case TextRule::kTable:
+        return check(IsTableName(text), "must be 1 to 63 letters, digits, `_`, `-` and `.`");
+      case TextRule::kOrigin:
+        return check(IsOrigin(text), "must be JOB or JOB@ROUND with a job's name or number");
+    }
+    return false;
   }
 
   bool ReadInteger(const Node& node, const char* key, Whole range, std::int64_t& value) {
@@ -671,6 +783,18 @@ class Writer {
                When when = {}) {
     if (when.applies) json_[key] = values;
   }
+  void Texts(const char* key, const std::vector<std::string>& values, Count, TextRule, Need,
+             When when = {}) {
+    if (when.applies) json_[key] = values;
+  }
+  template <typename Spec>
+  void Sections(const char* key, std::vector<Spec>& specs, Count) {
+    for (Spec& spec : specs) {
+      Writer writer;
+      Visit(writer, spec);
+      json_[key].push_back(writer.Take());
+    }
+  }
   void Staleness(const char* key, std::int64_t value) { json_[key] = value; }
   void LearningRate(const char* key, LearningRateSpec& value) {
     Section(key, value, Need::kOptional);
@@ -723,6 +847,74 @@ void CheckModel(const JobSpec& spec, Report& report) {
   }
 }
 
+void CheckTables(const JobSpec& spec, Report& report) {
+  const bool ledger = spec.model.type == "ledger";
+  const bool deepfm = spec.model.type == "deepfm";
+  const auto& tables = spec.embedding_tables;
+  if (!tables.empty() && !ledger && !deepfm && !spec.model.type.empty()) {
+    report.AddAt("embedding_tables", "has no use in a model of type " + spec.model.type +
+                                         ", only in deepfm and ledger");
+    return;
+  }
+  if (deepfm && tables.empty()) {
+    report.AddAt("embedding_tables",
+                 "is missing: a deepfm has at least one table with the ids of a column");
+  }
+  std::set<std::string> names;
+  std::map<std::string, std::string> users;  // column to table
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const EmbeddingTableSpec& table = tables[i];
+    const std::string path = ItemPath("embedding_tables", i);
+    if (!table.name.empty() && !names.insert(table.name).second) {
+      report.AddAt(path + ".name", "`" + table.name + "` is the name of a table before it too");
+    }
+    if (ledger && !table.columns.empty()) {
+      report.AddAt(path + ".columns", "must not be given for the ledger model, which has no data");
+    }
+    if (deepfm && table.columns.empty()) {
+      report.AddAt(path + ".columns", "is missing: the columns whose ids are this table's");
+    }
+    if (deepfm && table.width < 2) {
+      report.AddAt(path + ".width",
+                   "must be at least 2 for a deepfm: a weight and the factors of an id");
+    }
+    if (deepfm && table.width != tables.front().width) {
+      report.AddAt(path + ".width", "is " + std::to_string(table.width) + ", but " +
+                                        std::to_string(tables.front().width) +
+                                        " for the first table; a deepfm multiplies their rows");
+    }
+    for (const std::string& column : table.columns) {
+      const auto [found, fresh] = users.emplace(column, table.name);
+      if (!fresh) {
+        report.AddAt(path + ".columns", "`" + column + "` is used twice, by the table `" +
+                                            found->second + "` and here");
+      }
+      for (const auto* source : {&spec.data.train, spec.data.test ? &*spec.data.test : nullptr}) {
+        if (source == nullptr) continue;
+        if (source->label == column) {
+          report.AddAt(path + ".columns", "`" + column + "` is the label");
+          break;
+        }
+        if (std::find(source->ignore.begin(), source->ignore.end(), column) !=
+            source->ignore.end()) {
+          report.AddAt(path + ".columns", "`" + column + "` is ignored by the data");
+          break;
+        }
+      }
+    }
+    const RowInitializerSpec& initializer = table.initializer;
+    if (initializer.type == "uniform" && initializer.low > initializer.high) {
+      report.AddAt(path + ".initializer.low", "is " + NumberText(initializer.low) +
+                                                  ", more than `high`, which is " +
+                                                  NumberText(initializer.high));
+    }
+  }
+  if (deepfm && !spec.data.train.format.empty() && spec.data.train.format != "csv") {
+    report.AddAt("data.train.format", "must be csv for a deepfm, whose ids are columns, found `" +
+                                          spec.data.train.format + "`");
+  }
+}
+
 void CheckData(const JobSpec& spec, Report& report) {
   const bool ledger = spec.model.type == "ledger";
   const bool counter = spec.data.train.format == "counter";
@@ -746,8 +938,28 @@ void CheckData(const JobSpec& spec, Report& report) {
               source.label + "`");
     }
   };
+  const auto check_columns = [&report](const DataSourceSpec& source,
+                                       const std::vector<std::string>& columns,
+                                       const std::string& path) {
+    for (const std::string& column : columns) {
+      if (source.format == "csv" && !source.header && !IsNumeral(column)) {
+        report.AddAt(path,
+                     "must be numbers of columns (from 0) because the file has no header, "
+                     "found `" +
+                         column + "`");
+      }
+    }
+  };
   check_column(spec.data.train, "data.train");
-  if (spec.data.test) check_column(*spec.data.test, "data.test");
+  check_columns(spec.data.train, spec.data.train.ignore, "data.train.ignore");
+  for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
+    check_columns(spec.data.train, spec.embedding_tables[i].columns,
+                  ItemPath("embedding_tables", i) + ".columns");
+  }
+  if (spec.data.test) {
+    check_column(*spec.data.test, "data.test");
+    check_columns(*spec.data.test, spec.data.test->ignore, "data.test.ignore");
+  }
 }
 
 void CheckTraining(const JobSpec& spec, Report& report) {
@@ -766,36 +978,56 @@ void CheckTraining(const JobSpec& spec, Report& report) {
   if (training.loss == "none") {
     report.AddAt("training.loss", "none is for the ledger model only");
   }
-  if (training.metric == "accuracy" && training.loss == "mse") {
-    report.AddAt("training.metric", "accuracy needs the loss cross_entropy; use mse or none");
+  const bool binary = training.loss == "binary_cross_entropy";
+  if (spec.model.type == "deepfm" && !binary && training.loss != "mse" && training.loss != "none") {
+    report.AddAt("training.loss",
+                 "must be binary_cross_entropy or mse for a deepfm, which has one output");
   }
-  if (training.metric == "mse" && training.loss == "cross_entropy") {
+  if (training.metric == "accuracy" && training.loss == "mse") {
+    report.AddAt("training.metric",
+                 "accuracy needs the loss cross_entropy or binary_cross_entropy; use mse or none");
+  }
+  if (training.metric == "mse" && training.loss != "mse" && training.loss != "none") {
     report.AddAt("training.metric", "mse needs the loss mse; use accuracy or none");
+  }
+  if ((training.metric == "auc" || training.metric == "logloss") && !binary &&
+      training.loss != "none") {
+    report.AddAt("training.metric", training.metric + " needs the loss binary_cross_entropy");
   }
 }
 
-void CheckSchedules(const JobSpec& spec, Report& report) {
-  const LearningRateSpec& rate = spec.optimizer.learning_rate;
+// `path` is of an optimizer, whose learning rate this is.
+void CheckSchedule(const JobSpec& spec, const OptimizerSpec& optimizer, const std::string& path,
+                   Report& report) {
+  const LearningRateSpec& rate = optimizer.learning_rate;
   if (rate.warmup_epochs > spec.training.epochs) {
     report.AddAt(
-        "optimizer.learning_rate.warmup_epochs",
+        path + ".learning_rate.warmup_epochs",
         "is longer than the training, which has " + NumberText(spec.training.epochs) + " epochs");
   }
   if (rate.schedule == "inverse_square_root" && rate.warmup_epochs == 0) {
-    report.AddAt("optimizer.learning_rate.warmup_epochs",
+    report.AddAt(path + ".learning_rate.warmup_epochs",
                  "must be more than 0 for the schedule inverse_square_root, which falls with the "
                  "root of the samples trained by the end of the warm-up");
   }
-  if (spec.optimizer.type == "ftrl" && (rate.schedule != "constant" || rate.warmup_epochs != 0)) {
-    report.AddAt("optimizer.learning_rate",
+  if (optimizer.type == "ftrl" && (rate.schedule != "constant" || rate.warmup_epochs != 0)) {
+    report.AddAt(path + ".learning_rate",
                  "must be constant and without a warm-up for ftrl, whose values follow from all of "
                  "its gradients at one rate");
   }
   for (std::size_t i = 1; i < rate.step_epochs.size(); ++i) {
     if (rate.step_epochs[i] <= rate.step_epochs[i - 1]) {
-      report.AddAt("optimizer.learning_rate.step_epochs", "must increase");
+      report.AddAt(path + ".learning_rate.step_epochs", "must increase");
       break;
     }
+  }
+}
+
+void CheckSchedules(const JobSpec& spec, Report& report) {
+  CheckSchedule(spec, spec.optimizer, "optimizer", report);
+  for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
+    CheckSchedule(spec, spec.embedding_tables[i].optimizer,
+                  ItemPath("embedding_tables", i) + ".optimizer", report);
   }
   if (spec.sparsification.warmup_epochs > spec.training.epochs) {
     report.AddAt("sparsification.warmup_epochs", "is longer than the training, which has " +
@@ -806,6 +1038,9 @@ void CheckSchedules(const JobSpec& spec, Report& report) {
 // Fills in the defaults that depend on another field.
 void Resolve(JobSpec& spec) {
   if (spec.data.scale == 0) spec.data.scale = spec.data.train.format == "idx" ? 1.0 / 255.0 : 1.0;
+  for (EmbeddingTableSpec& table : spec.embedding_tables) {
+    table.optimizer.reference_batch = spec.optimizer.reference_batch;
+  }
 }
 
 Result<JobSpec> ReadJob(const Node& root, const std::string& file,
@@ -826,16 +1061,31 @@ Result<JobSpec> ReadJob(const Node& root, const std::string& file,
   if (spec.model.type == "ledger") {
     if (!report.Given("training.loss")) spec.training.loss = "none";
     if (!report.Given("training.metric")) spec.training.metric = "none";
-  } else if (spec.training.loss == "mse" && !report.Given("training.metric")) {
-    spec.training.metric = "mse";
+  } else {
+    if (spec.model.type == "deepfm" && !report.Given("training.loss")) {
+      spec.training.loss = "binary_cross_entropy";
+    }
+    if (!report.Given("training.metric")) {
+      if (spec.training.loss == "mse") spec.training.metric = "mse";
+      if (spec.training.loss == "binary_cross_entropy") spec.training.metric = "auc";
+    }
   }
-  if (spec.optimizer.type == "adamw" && !report.Given("optimizer.weight_decay")) {
-    spec.optimizer.weight_decay = 0.01;
-  }
-  if (spec.optimizer.type == "adagrad" && !report.Given("optimizer.epsilon")) {
-    spec.optimizer.epsilon = 1e-10;
+  const auto resolve_optimizer = [&report](OptimizerSpec& optimizer, const std::string& path) {
+    if (optimizer.type == "adamw" && !report.Given(path + ".weight_decay")) {
+      optimizer.weight_decay = 0.01;
+    }
+    if (!report.Given(path + ".epsilon")) {
+      const bool adagrad = optimizer.type == "adagrad" || optimizer.type == "rowwise_adagrad";
+      optimizer.epsilon = adagrad ? 1e-10 : OptimizerSpec().epsilon;
+    }
+  };
+  resolve_optimizer(spec.optimizer, "optimizer");
+  for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
+    resolve_optimizer(spec.embedding_tables[i].optimizer,
+                      ItemPath("embedding_tables", i) + ".optimizer");
   }
   CheckModel(spec, report);
+  CheckTables(spec, report);
   CheckData(spec, report);
   CheckTraining(spec, report);
   CheckSchedules(spec, report);
@@ -877,6 +1127,16 @@ void WriteYaml(const Json& map, int indent, std::string& out) {
       WriteYaml(item.value(), indent + 2, out);
       continue;
     }
+    if (item.value().is_array() && !item.value().empty() && item.value().front().is_object()) {
+      out += '\n';
+      for (const auto& entry : item.value()) {
+        std::string text;
+        WriteYaml(entry, indent + 4, text);
+        text[static_cast<std::size_t>(indent) + 2] = '-';
+        out += text;
+      }
+      continue;
+    }
     if (item.value().is_array()) {
       out += " [";
       bool first = true;
@@ -893,6 +1153,13 @@ void WriteYaml(const Json& map, int indent, std::string& out) {
 }
 
 }  // namespace
+
+OptimizerSpec RowOptimizerDefault() {
+  OptimizerSpec optimizer;
+  optimizer.type = "adagrad";
+  optimizer.epsilon = 1e-10;
+  return optimizer;
+}
 
 Result<JobSpec> ParseJobYaml(const std::string& text, const std::string& file_name,
                              const std::string& base_directory) {

@@ -16,16 +16,18 @@
 namespace ps {
 
 struct ModelSpec {
-  std::string type;                  // mlp | cnn | torchscript | ledger
+  std::string type;                  // mlp | cnn | torchscript | deepfm | ledger
   std::vector<std::int64_t> layers;  // mlp: widths with input and output, e.g. [784, 1024, 10]
   std::string activation = "relu";   // mlp: relu | tanh
   std::vector<std::int64_t> channels = {16, 32};  // cnn: of its two convolutions
   std::int64_t hidden = 128;                      // cnn: units of the dense layer
-  bool batch_norm = true;                         // cnn
-  std::vector<std::int64_t> input_shape;  // cnn, torchscript: without the batch, e.g. [1, 28, 28]
-  std::int64_t classes = 10;              // cnn
-  std::string file;                       // torchscript: path on the worker nodes
+  std::vector<std::int64_t> hidden_layers;  // deepfm: `hidden` of the file, widths; may be empty
+  bool batch_norm = true;                   // cnn
+  std::vector<std::int64_t> input_shape;    // cnn, torchscript: without the batch, e.g. [1, 28, 28]
+  std::int64_t classes = 10;                // cnn
+  std::string file;                         // torchscript: path on the worker nodes
   std::int64_t blocks = 16;  // ledger: counts pushes exactly, to test a cluster (docs/job-file.md)
+  std::int64_t rows = 1000;  // ledger with tables of rows: their keys
   std::string initialization = "kaiming_uniform";  // kaiming_uniform | xavier_uniform | zeros
 };
 
@@ -37,6 +39,8 @@ struct DataSourceSpec {
   std::string label;   // csv: name of the column (with header) or its number from 0
   bool header = true;  // csv
   char delimiter = ',';
+  std::vector<std::string> ignore;          // csv: columns that are not used, as `label`
+  std::vector<std::string> label_positive;  // csv: labels that count as 1, all others as 0
   std::int64_t records = 0;  // counter: records without content, for the ledger model
 };
 
@@ -61,13 +65,13 @@ struct LearningRateSpec {
 
 struct OptimizerSpec {
   // worker_nesterov: on the workers. On the servers: sgd | momentum | nesterov | adagrad | adam |
-  // adamw | ftrl; ps-server/core/optimizer.h has the formulas.
+  // adamw | ftrl, and for rows rowwise_adagrad; ps-server/core/optimizer.h has the formulas.
   std::string type = "worker_nesterov";
   double momentum = 0.9;           // worker_nesterov, momentum, nesterov
   double beta1 = 0.9;              // adam, adamw
   double beta2 = 0.999;            // adam, adamw
-  double epsilon = 1e-8;           // adam, adamw; adagrad: 1e-10 if not given
-  double initial_accumulator = 0;  // adagrad, ftrl
+  double epsilon = 1e-8;           // adam, adamw; adagrad, rowwise_adagrad: 1e-10 if not given
+  double initial_accumulator = 0;  // adagrad, rowwise_adagrad, ftrl
   double l1 = 0;                   // ftrl
   double l2 = 0;                   // ftrl
   double beta = 1;                 // ftrl
@@ -97,15 +101,18 @@ struct RowInitializerSpec {
   double standard_deviation = 0.01;  // normal, truncated_normal
 };
 
+// What a table of rows is trained with if the file does not say: adagrad at the rate 0.05.
+OptimizerSpec RowOptimizerDefault();
+
 // Rows of one width under 64-bit keys, made on first use; ps-server/core/rows/row_table.h.
 struct EmbeddingTableSpec {
   std::string name;
   std::int64_t width = 16;           // floats of a row, 1 .. 1,024
-  std::vector<std::string> columns;  // of the data, whose ids are this table's keys
+  std::vector<std::string> columns;  // of the data, whose ids are this table's; none for the ledger
   RowInitializerSpec initializer;
   // On the servers: sgd | momentum | nesterov | adagrad | rowwise_adagrad | adam | adamw | ftrl.
   // `reference_batch` is the job's, `clip_norm` is not for rows.
-  OptimizerSpec optimizer;
+  OptimizerSpec optimizer = RowOptimizerDefault();
   std::int64_t sightings = 1;          // pushes that must name a key until its row is made, .. 256
   std::int64_t sketch_mebibytes = 16;  // of the whole table, where they are counted
   double unused_epochs = 0;            // a row not pushed for so long is removed; 0: never
@@ -119,9 +126,10 @@ struct TrainingSpec {
   std::int64_t threads_per_worker = 1;
   std::int64_t batch_size = 128;  // records a worker and step
   double epochs = 1;
-  std::string loss = "cross_entropy";  // cross_entropy | mse | none (ledger)
-  std::string metric = "accuracy";     // accuracy | mse | none
-  std::int64_t staleness = 3;          // clocks the fastest may be ahead; -1: unlimited
+  // cross_entropy | binary_cross_entropy | mse | none (ledger)
+  std::string loss = "cross_entropy";
+  std::string metric = "accuracy";   // accuracy | auc | logloss | mse | none
+  std::int64_t staleness = 3;        // clocks the fastest may be ahead; -1: unlimited
   std::int64_t max_version_gap = 0;  // TooOld beyond this many applied pushes; 0: max(8, 2 workers)
   std::string pull_values = "auto";  // auto | bf16 | fp32
   double evaluate_every_epochs = 1;  // live, on the test data; 0: only at the end

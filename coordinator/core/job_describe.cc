@@ -103,6 +103,12 @@ nlohmann::json Job::Describe() const {
   const std::uint64_t trained = state_.leases.trained();
   const std::uint64_t total = state_.leases.total();
   const auto parameters = static_cast<double>(definition_.layout.parameters);
+  // Rows are made on use: there is no dense model to compare the traffic with.
+  const bool has_rows = !definition_.layout.row_tables.empty();
+  nlohmann::json row_tables = nlohmann::json::array();
+  for (const auto& table : definition_.layout.row_tables) {
+    row_tables.push_back({{"name", table->name}, {"width", table->width}});
+  }
   nlohmann::json progress = {
       {"epochs", training.epochs},
       {"records", definition_.data.records},
@@ -125,11 +131,14 @@ nlohmann::json Job::Describe() const {
        Ratio(static_cast<double>(sum.push_bytes), static_cast<double>(sum.steps))},
       {"pull_bytes_per_step",
        Ratio(static_cast<double>(sum.pull_bytes), static_cast<double>(sum.pulls))},
-      {"dense_bytes", definition_.layout.parameters * 4},
+      {"dense_bytes",
+       has_rows ? nlohmann::json() : nlohmann::json(definition_.layout.parameters * 4)},
       {"push_bytes_per_entry",
        Ratio(static_cast<double>(sum.push_bytes), static_cast<double>(sum.push_entries))},
       {"pull_bytes_per_parameter",
-       Ratio(static_cast<double>(sum.pull_bytes), static_cast<double>(sum.pulls) * parameters)},
+       has_rows ? nlohmann::json()
+                : nlohmann::json(Ratio(static_cast<double>(sum.pull_bytes),
+                                       static_cast<double>(sum.pulls) * parameters))},
       {"seconds_left", rate > 0 && !over() ? Number(static_cast<double>(total - trained) / rate)
                                            : nlohmann::json()},
       {"skipped", sum.skipped},
@@ -150,6 +159,7 @@ nlohmann::json Job::Describe() const {
       {"generation", state_.generation},
       {"restarts", state_.restarts},
       {"parameters", definition_.layout.parameters},
+      {"embedding_tables", std::move(row_tables)},
       {"shards", definition_.shards},
       {"servers", JobServers().size()},
       {"workers", std::move(workers)},

@@ -21,6 +21,7 @@ class BatchBuffer {
  private:
   std::vector<float> features_;
   std::vector<float> labels_;
+  std::vector<std::uint64_t> ids_;
 };
 
 // All records in their order, `size` at a time; ends at the first error.

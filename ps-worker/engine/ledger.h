@@ -4,10 +4,13 @@
 // every block; with learning rate 1 and batches of `reference_batch` records the
 // servers add 1 for each push applied. So after a job every block holds how many
 // steps each worker slot made, whatever died meanwhile: a lost push is missing,
-// a doubled one is too much. The metric is the sum of all elements.
+// a doubled one is too much. In tables of rows the step's record r adds 1 to each
+// float of the row with the key r % `rows` of every table. The metric is the sum
+// of all elements and rows.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -19,12 +22,13 @@ namespace ps::worker {
 
 class Ledger final : public Workload {
  public:
-  explicit Ledger(const ModelSpec& spec);
+  explicit Ledger(const ModelSpec& spec, std::vector<EmbeddingTableSpec> row_tables = {});
 
   const control::LayoutT& layout() const override { return layout_; }
   void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
   std::span<float> table(std::uint32_t index) override;
   void AdoptBuffers() override {}
+  void FindRows(const Batch& batch, BatchRows& rows) const override;
   Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
   void SelectAll() override;
   void SelectBuffers() override {}
@@ -33,11 +37,16 @@ class Ledger final : public Workload {
   std::size_t WriteShard(ShardId shard, std::span<std::byte> out) override;
   Status TakeBack(std::span<const std::byte> payload) override;
   double ResidualNorm() const override;
-  Result<EvaluationSums> Evaluate(const Dataset* data) override;
+  Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) override;
 
  private:
+  std::uint64_t SelectedBlocks() const;
+
+  const std::vector<EmbeddingTableSpec> tables_;  // of rows
+  const std::uint64_t keys_;                      // of each of them
   control::LayoutT layout_;
   std::optional<LayoutView> view_;
+  std::unique_ptr<RowPush> rows_;
   std::uint16_t element_ = 0;  // of each block: the worker's slot
   std::vector<float> values_;
   std::vector<float> owed_;      // per block: steps that came back and were not pushed again

@@ -27,7 +27,7 @@ Error Mismatch(const std::string& text) { return Error{ErrorCode::kInvalid, text
 Status CheckData(const JobSpec& spec, const Dataset& data, const char* name) {
   const std::string key = std::string("data.") + name;
   if (data.records() == 0) return Mismatch(key + ": has no records");
-  if (data.features() == 0) {
+  if (data.features() == 0 && spec.embedding_tables.empty()) {
     return Mismatch(key + ": its records have no content, which only the ledger model can use");
   }
   const auto labels = data.label_range();
@@ -36,6 +36,13 @@ Status CheckData(const JobSpec& spec, const Dataset& data, const char* name) {
                     ": cross_entropy wants classes 0, 1, 2, ... as labels, these lie between " +
                     std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
                     (labels.whole ? "" : " and are not whole"));
+  }
+  if (spec.training.loss == "binary_cross_entropy" &&
+      (!labels.whole || labels.minimum < 0 || labels.maximum > 1)) {
+    return Mismatch(key + ": binary_cross_entropy wants the labels 0 and 1, these lie between " +
+                    std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
+                    (labels.whole ? "" : " and are not whole") +
+                    "; label_positive says which labels count as 1");
   }
   if (spec.model.type == "mlp") {
     const auto wanted = static_cast<std::uint64_t>(spec.model.layers.front());
@@ -73,15 +80,28 @@ Result<Batch> TriedBatch(const Dataset& data, std::uint64_t size, BatchBuffer& b
 Result<control::PreflightResultT> Try(const JobSpec& spec) {
   auto task = PS_TRY(LoadTask(spec));
   if (spec.model.type != "ledger") {
-    auto model = PS_TRY(Model::Create(spec));
+    auto model = PS_TRY(Model::Create(spec, task.train->features()));
     BatchBuffer buffer;
     std::vector<float> labels;
     const auto size =
         static_cast<std::uint64_t>(std::max<std::int64_t>(spec.training.batch_size, 1));
-    const Batch batch = PS_TRY(TriedBatch(*task.train, size, buffer, labels));
+    // Rows that nobody has trained: zeros will do.
+    BatchRows rows;
+    const auto with_rows = [&](Batch batch) {
+      if (spec.embedding_tables.empty()) return batch;
+      FindRows(spec.embedding_tables, batch.ids, rows);
+      for (std::size_t i = 0; i < rows.tables.size(); ++i) {
+        rows.tables[i].values.assign(
+            rows.tables[i].keys.size() * static_cast<std::size_t>(spec.embedding_tables[i].width),
+            0.0f);
+      }
+      batch.rows = &rows;
+      return batch;
+    };
+    const Batch batch = with_rows(PS_TRY(TriedBatch(*task.train, size, buffer, labels)));
     PS_TRY(model->Step(batch));
     if (task.test != nullptr) {
-      const Batch test = PS_TRY(TriedBatch(*task.test, size, buffer, labels));
+      const Batch test = with_rows(PS_TRY(TriedBatch(*task.test, size, buffer, labels)));
       PS_TRY(model->Evaluate(test));
     }
   }
@@ -99,17 +119,23 @@ Result<control::PreflightResultT> Try(const JobSpec& spec) {
 
 Result<LoadedTask> LoadTask(const JobSpec& spec) {
   LoadedTask task;
-  task.train = PS_TRY(Dataset::Open(spec.data.train, spec.data));
+  const auto id_columns = IdColumns(spec.embedding_tables);
+  task.train = PS_TRY(Dataset::Open(spec.data.train, spec.data, id_columns));
   if (spec.data.test.has_value()) {
-    task.test = PS_TRY(Dataset::Open(*spec.data.test, spec.data));
+    task.test = PS_TRY(Dataset::Open(*spec.data.test, spec.data, id_columns));
   }
   if (spec.model.type == "ledger") {
-    task.workload = std::make_unique<Ledger>(spec.model);
+    task.workload = std::make_unique<Ledger>(spec.model, spec.embedding_tables);
     return task;
   }
   PS_TRY(CheckData(spec, *task.train, "train"));
+  if (spec.model.type == "deepfm" && task.test != nullptr &&
+      task.test->features() != task.train->features()) {
+    return Mismatch("data.test: has " + std::to_string(task.test->features()) +
+                    " features a record, data.train has " + std::to_string(task.train->features()));
+  }
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
-  auto model = PS_TRY(Model::Create(spec));
+  auto model = PS_TRY(Model::Create(spec, task.train->features()));
   task.workload = std::make_unique<TensorWorkload>(spec, std::move(model));
   return task;
 }

@@ -15,34 +15,41 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/job/job_spec.h"
 #include "common/messages/control.h"
 #include "common/result.h"
+#include "ps-worker/engine/rows.h"
 
 namespace ps::worker {
 
 // Records of one step, borrowed from the reader.
 struct Batch {
   std::span<const float> features;  // records times features of a record
-  std::span<const float> labels;    // class number (cross_entropy) or target (mse), one a record
+  std::span<const float> labels;    // class number (cross_entropy) or target, one a record
   std::uint32_t records = 0;
+  std::span<const std::uint64_t> ids{};  // one for each id column, record after record
+  const BatchRows* rows = nullptr;       // what the ids stand for; null: the model has no tables
 };
 
 // Sums over the records seen, so that batches of different sizes add up.
 struct EvaluationSums {
   double loss = 0;
-  double metric = 0;  // accuracy: records answered right; mse: squared errors
+  double metric = 0;  // accuracy: records answered right; mse: squared errors; logloss: losses
   std::uint64_t records = 0;
+  // auc: the scores of all records, by their label. They take the place of `metric`.
+  std::vector<float> positive_scores;
+  std::vector<float> negative_scores;
 
-  void Add(const EvaluationSums& other) {
-    loss += other.loss;
-    metric += other.metric;
-    records += other.records;
-  }
+  void Add(const EvaluationSums& other);
   double mean_loss() const { return records == 0 ? 0 : loss / static_cast<double>(records); }
-  double mean_metric() const { return records == 0 ? 0 : metric / static_cast<double>(records); }
+  double mean_metric() const;
 };
+
+// The area under the ROC curve: the part of the pairs of a positive and a negative in which the
+// positive has the higher score; equal scores count half. 0.5 if there are no pairs.
+double AreaUnderCurve(std::vector<float> positive_scores, std::vector<float> negative_scores);
 
 class Model {
  public:
@@ -50,7 +57,8 @@ class Model {
 
   // Builds the model with its initial values: those of `spec.training.seed`, or with a TorchScript
   // file those of the file. The same on every task of a job. Not for the ledger (ledger.h).
-  static Result<std::unique_ptr<Model>> Create(const JobSpec& spec);
+  // `features` of a record: only deepfm, whose file does not say it, needs them.
+  static Result<std::unique_ptr<Model>> Create(const JobSpec& spec, std::uint64_t features = 0);
 
   const control::LayoutT& layout() const { return layout_; }
   // Elements of the large tensors; the first of the table `parameters`.
@@ -61,6 +69,13 @@ class Model {
   // Valid and at the same place as long as the model lives.
   virtual std::span<float> parameters() = 0;
   virtual std::span<const float> gradients() const = 0;
+
+  // After Step(): the gradients of batch.rows->tables[table], for its keys in their order. Valid
+  // until the next step; empty if the model reads no rows.
+  virtual std::span<const float> row_gradients(std::uint32_t table) const {
+    static_cast<void>(table);
+    return {};
+  }
 
   // The tables `buffers` and `counters`; the spans have exactly their elements.
   virtual void ReadBuffers(std::span<float> buffers, std::span<float> counters) const = 0;

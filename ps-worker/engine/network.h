@@ -14,6 +14,10 @@
 #include "common/job/job_spec.h"
 #include "common/result.h"
 
+namespace torch::nn {
+class Module;
+}
+
 namespace ps::worker {
 
 struct NamedTensor {
@@ -26,6 +30,12 @@ class Network {
   virtual ~Network() = default;
 
   virtual at::Tensor Forward(const at::Tensor& input) = 0;
+  // The same with the rows of the record's ids, [records, id columns, width]; for networks that
+  // take them.
+  virtual at::Tensor ForwardRows(const at::Tensor& input, const at::Tensor& rows) {
+    static_cast<void>(rows);
+    return Forward(input);
+  }
   // In the order of the module, each slot once; trainable ones only.
   virtual std::vector<NamedTensor> Parameters() = 0;
   virtual std::vector<NamedTensor> Buffers() = 0;
@@ -47,8 +57,22 @@ class Network {
 // mlp and cnn, with their initial values.
 Result<std::unique_ptr<Network>> MakeZooNetwork(const ModelSpec& spec, std::uint64_t seed);
 
+// What a deepfm has beside its rows: bias, weights of the features, hidden layers.
+struct DeepFmShape {
+  std::int64_t features = 0;
+  std::int64_t id_columns = 0;
+  std::int64_t width = 0;  // of a row: a weight and the factors
+};
+Result<std::unique_ptr<Network>> MakeDeepFm(const ModelSpec& spec, const DeepFmShape& shape,
+                                            std::uint64_t seed);
+
 // A TorchScript file, with the values it holds.
 Result<std::unique_ptr<Network>> LoadScriptNetwork(const ModelSpec& spec);
+
+// Sets the linear and convolutional layers of a module; batch norm keeps its ones and zeros.
+// kaiming_uniform is torch's default for them, U(+-1/sqrt(fan_in)) for weight and bias;
+// xavier_uniform is U(+-sqrt(6 / (fan_in + fan_out))) with zero biases.
+void FillLinearLayers(torch::nn::Module& layers, const std::string& how, std::uint64_t seed);
 
 // The first line of a torch exception's text, without its stack trace.
 std::string FirstLine(const std::string& text);

@@ -96,6 +96,23 @@ control::TableInfoT BuildPlainTable(const std::string& name, control::TableRule 
   return table;
 }
 
+void AddRowTables(const std::vector<EmbeddingTableSpec>& tables, control::LayoutT& layout) {
+  if (tables.empty()) return;
+  Fingerprint fingerprint;
+  fingerprint.Add(layout.fingerprint);
+  for (const EmbeddingTableSpec& table : tables) {
+    auto info = std::make_unique<control::RowTableInfoT>();
+    info->name = table.name;
+    info->width = static_cast<std::uint32_t>(table.width);
+    layout.row_tables.push_back(std::move(info));
+    fingerprint.Add(table.name);
+    fingerprint.Add(static_cast<std::uint64_t>(table.width));
+    fingerprint.Add(std::uint64_t{table.columns.size()});
+    for (const std::string& column : table.columns) fingerprint.Add(column);
+  }
+  layout.fingerprint = fingerprint.value();
+}
+
 control::LayoutT BuildLayout(std::vector<control::TableInfoT> tables, std::uint64_t salt) {
   control::LayoutT layout;
   Fingerprint fingerprint;

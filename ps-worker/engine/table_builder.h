@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/job/job_spec.h"
 #include "common/messages/control.h"
 
 namespace ps::worker {
@@ -33,6 +34,9 @@ ParameterTable BuildParameterTable(const std::vector<TensorShape>& tensors,
 // A table whose tensors lie one after the other (buffers, counters, the ledger).
 control::TableInfoT BuildPlainTable(const std::string& name, control::TableRule rule,
                                     const std::vector<TensorShape>& tensors);
+
+// Puts the job's tables of rows into the layout and its fingerprint.
+void AddRowTables(const std::vector<EmbeddingTableSpec>& tables, control::LayoutT& layout);
 
 // Numbers the blocks through `tables`, leaves empty ones out, and sets counts and fingerprint.
 // `salt` goes into the fingerprint: what else must be the same on all tasks.

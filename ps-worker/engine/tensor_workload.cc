@@ -7,12 +7,15 @@
 #include <utility>
 
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 #include "ps-worker/engine/batches.h"
 
 namespace ps::worker {
 namespace {
 
 constexpr std::uint32_t kEvaluationBatch = 500;
+// Each batch with rows is a pull.
+constexpr std::uint32_t kEvaluationBatchWithRows = 4096;
 
 SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
   SparsifierOptions options;
@@ -41,6 +44,7 @@ void TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarnat
   view_ = layout;
   sparsifier_ = std::make_unique<Sparsifier>(*view_, 0, model_->selected_elements(),
                                              OptionsOf(spec_, worker));
+  rows_ = std::make_unique<RowPush>(*view_, RowCodecs(spec_.embedding_tables));
   model_->SeedTraining(static_cast<std::uint64_t>(spec_.training.seed) * 1'000'003u +
                        incarnation.value());
 }
@@ -62,7 +66,11 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
   ComputeResult result;
   buffers_selected_ = false;
   result.loss = PS_TRY(model_->Step(batch));
-  if (std::isfinite(result.loss)) {
+  std::vector<TableRows> gradients;
+  if (std::isfinite(result.loss)) result.nonfinite = RowGradients(batch, gradients);
+  if (!result.nonfinite.empty()) {
+    // Nothing is accumulated.
+  } else if (std::isfinite(result.loss)) {
     const double ratio =
         WarmupRatio(spec_.sparsification.ratio, spec_.sparsification.warmup_epochs, epoch);
     if (auto status = sparsifier_->Step(model_->gradients(), ratio); !status.ok()) {
@@ -72,13 +80,41 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
     result.nonfinite = "the loss is not finite";
   }
   // What made the gradient infinite has gone through the running statistics as well.
-  if (!result.nonfinite.empty()) AdoptBuffers();
+  if (result.nonfinite.empty()) {
+    rows_->Select(std::move(gradients));
+  } else {
+    rows_->SelectNothing();
+    AdoptBuffers();
+  }
   return result;
+}
+
+// Copies the gradients of the batch's rows; says what is wrong if one is not finite.
+std::string TensorWorkload::RowGradients(const Batch& batch, std::vector<TableRows>& gradients) {
+  if (batch.rows == nullptr) return {};
+  for (std::uint32_t table = 0; table < batch.rows->tables.size(); ++table) {
+    const auto values = model_->row_gradients(table);
+    const auto bad = std::find_if_not(values.begin(), values.end(),
+                                      [](float value) { return std::abs(value) <= kRowLimit; });
+    if (bad != values.end()) {
+      const auto row = static_cast<std::size_t>(bad - values.begin()) / view_->row_width(table);
+      return "the gradient is not finite: row " +
+             std::to_string(batch.rows->tables[table].keys[row]) + " of table `" +
+             spec_.embedding_tables[table].name + "` has " + std::to_string(*bad);
+    }
+    gradients.push_back({batch.rows->tables[table].keys, {values.begin(), values.end()}});
+  }
+  return {};
+}
+
+void TensorWorkload::FindRows(const Batch& batch, BatchRows& rows) const {
+  worker::FindRows(spec_.embedding_tables, batch.ids, rows);
 }
 
 void TensorWorkload::SelectAll() {
   buffers_selected_ = false;
   sparsifier_->Flush();
+  rows_->Select({});
 }
 
 void TensorWorkload::SelectBuffers() {
@@ -93,7 +129,7 @@ void TensorWorkload::SelectBuffers() {
 }
 
 std::size_t TensorWorkload::max_push_bytes() const {
-  std::size_t bytes = sparsifier_->MaxBytes();
+  std::size_t bytes = sparsifier_->MaxBytes() + rows_->MaxBytes();
   if (!buffers_selected_) return bytes;
   for (std::uint32_t block = 0; block < view_->block_count(); ++block) {
     if (IsParameters(block)) continue;
@@ -104,11 +140,18 @@ std::size_t TensorWorkload::max_push_bytes() const {
   return bytes;
 }
 
-std::uint64_t TensorWorkload::selected_entries() const { return sparsifier_->entries(); }
+std::uint64_t TensorWorkload::selected_entries() const {
+  return sparsifier_->entries() + rows_->entries();
+}
 
 std::size_t TensorWorkload::WriteShard(ShardId shard, std::span<std::byte> out) {
   std::size_t used = sparsifier_->EncodeShard(shard, out.data(), out.size());
-  if (!buffers_selected_) return used;
+  if (buffers_selected_) used += WriteBuffers(shard, out.subspan(used));
+  return used + rows_->EncodeShard(shard, out.subspan(used));
+}
+
+std::size_t TensorWorkload::WriteBuffers(ShardId shard, std::span<std::byte> out) const {
+  std::size_t used = 0;
   for (auto number = view_->shard_first_block(shard); number < view_->shard_last_block(shard);
        ++number) {
     if (IsParameters(number)) continue;
@@ -126,20 +169,34 @@ std::size_t TensorWorkload::WriteShard(ShardId shard, std::span<std::byte> out) 
 
 // Buffers are not taken back: the next ones say the same, and newer.
 Status TensorWorkload::TakeBack(std::span<const std::byte> payload) {
-  return sparsifier_->TakeBack(payload);
+  const auto parts = PS_TRY(codec::SplitSegment(payload));
+  PS_TRY(sparsifier_->TakeBack(parts.blocks));
+  return rows_->TakeBack(parts.rows);
 }
 
-double TensorWorkload::ResidualNorm() const { return sparsifier_->ResidualNorm(); }
+double TensorWorkload::ResidualNorm() const {
+  const double dense = sparsifier_->ResidualNorm();
+  return std::sqrt(dense * dense + rows_->ResidualSumOfSquares());
+}
 
-Result<EvaluationSums> TensorWorkload::Evaluate(const Dataset* data) {
+Result<EvaluationSums> TensorWorkload::Evaluate(const Dataset* data, const PullRows& pull) {
   if (data == nullptr) return EvaluationSums();
   std::vector<float> own_buffers(model_->buffer_elements());
   std::vector<float> own_counters(model_->counter_elements());
   model_->ReadBuffers(own_buffers, own_counters);
   AdoptBuffers();
   EvaluationSums sums;
-  auto status = ForEachBatch(*data, kEvaluationBatch, [&](const Batch& batch) -> Status {
-    sums.Add(PS_TRY(model_->Evaluate(batch)));
+  const bool has_rows = !spec_.embedding_tables.empty();
+  const std::uint32_t size = has_rows ? kEvaluationBatchWithRows : kEvaluationBatch;
+  BatchRows rows;
+  auto status = ForEachBatch(*data, size, [&](const Batch& batch) -> Status {
+    Batch complete = batch;
+    if (has_rows) {
+      FindRows(batch, rows);
+      PS_TRY(pull(rows));
+      complete.rows = &rows;
+    }
+    sums.Add(PS_TRY(model_->Evaluate(complete)));
     return Ok();
   });
   model_->WriteBuffers(own_buffers, own_counters);

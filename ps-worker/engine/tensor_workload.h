@@ -1,4 +1,4 @@
-// The workload of a model with tensors: Model computes, Sparsifier selects.
+// The workload of a model with tensors: Model computes, Sparsifier selects; rows go as they are.
 //
 // The tables of buffers are pulled into copies of their own; the model keeps the
 // buffers that it computed itself while it trains, and evaluates with the pulled
@@ -9,9 +9,11 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/job/job_spec.h"
+#include "ps-worker/core/row_push.h"
 #include "ps-worker/core/sparsifier.h"
 #include "ps-worker/engine/workload.h"
 
@@ -25,6 +27,7 @@ class TensorWorkload final : public Workload {
   void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
   std::span<float> table(std::uint32_t index) override;
   void AdoptBuffers() override;
+  void FindRows(const Batch& batch, BatchRows& rows) const override;
   Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
   void SelectAll() override;
   void SelectBuffers() override;
@@ -33,9 +36,11 @@ class TensorWorkload final : public Workload {
   std::size_t WriteShard(ShardId shard, std::span<std::byte> out) override;
   Status TakeBack(std::span<const std::byte> payload) override;
   double ResidualNorm() const override;
-  Result<EvaluationSums> Evaluate(const Dataset* data) override;
+  Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) override;
 
  private:
+  std::string RowGradients(const Batch& batch, std::vector<TableRows>& gradients);
+  std::size_t WriteBuffers(ShardId shard, std::span<std::byte> out) const;
   // The values of one table of buffers, by name; empty if the model has none.
   std::span<float> Pulled(const char* name);
   bool IsParameters(std::uint32_t block) const { return view_->block(block).table == 0; }
@@ -44,6 +49,7 @@ class TensorWorkload final : public Workload {
   const std::unique_ptr<Model> model_;
   std::optional<LayoutView> view_;
   std::unique_ptr<Sparsifier> sparsifier_;
+  std::unique_ptr<RowPush> rows_;
   std::vector<std::vector<float>>
       pulled_;                           // by table; empty for table 0, whose values the model has
   std::vector<std::vector<float>> own_;  // by table: buffers to push

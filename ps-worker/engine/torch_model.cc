@@ -23,7 +23,12 @@
 namespace ps::worker {
 namespace {
 
-enum class Loss { kCrossEntropy, kMse };
+enum class Loss { kCrossEntropy, kBinaryCrossEntropy, kMse };
+
+Loss LossOfName(const std::string& name) {
+  if (name == "mse") return Loss::kMse;
+  return name == "binary_cross_entropy" ? Loss::kBinaryCrossEntropy : Loss::kCrossEntropy;
+}
 
 // A parameter and the range of the flat buffers that it is a view of.
 struct ParameterView {
@@ -42,12 +47,21 @@ class TorchModel final : public Model {
                                               std::unique_ptr<Network> network) {
     auto model = std::make_unique<TorchModel>();
     model->network_ = std::move(network);
-    model->loss_ = spec.training.loss == "mse" ? Loss::kMse : Loss::kCrossEntropy;
+    model->loss_ = LossOfName(spec.training.loss);
     model->accuracy_ = spec.training.metric == "accuracy";
     model->squared_error_ = spec.training.metric == "mse";
-    if (model->accuracy_ && model->loss_ != Loss::kCrossEntropy) {
+    model->curve_ = spec.training.metric == "auc";
+    model->log_loss_ = spec.training.metric == "logloss";
+    model->column_tables_ = IdColumnTables(spec.embedding_tables);
+    for (const auto& table : spec.embedding_tables) model->row_widths_.push_back(table.width);
+    if (model->accuracy_ && model->loss_ == Loss::kMse) {
       return Error{ErrorCode::kInvalid,
-                   "training.metric: accuracy needs classes, so training.loss: cross_entropy"};
+                   "training.metric: accuracy needs classes, so training.loss: cross_entropy or "
+                   "binary_cross_entropy"};
+    }
+    if ((model->curve_ || model->log_loss_) && model->loss_ != Loss::kBinaryCrossEntropy) {
+      return Error{ErrorCode::kInvalid, "training.metric: " + spec.training.metric +
+                                            " needs training.loss: binary_cross_entropy"};
     }
     if (model->squared_error_ && model->loss_ != Loss::kMse) {
       return Error{ErrorCode::kInvalid, "training.metric: mse needs training.loss: mse"};
@@ -57,6 +71,7 @@ class TorchModel final : public Model {
     } catch (const std::exception& error) {
       return model->Refuse(error);
     }
+    AddRowTables(spec.embedding_tables, model->layout_);
     return std::unique_ptr<Model>(std::move(model));
   }
 
@@ -82,11 +97,13 @@ class TorchModel final : public Model {
       network_->SetTraining(true);
       std::memset(flat_gradient_.data_ptr<float>(), 0, flat_gradient_.nbytes());
       for (const auto& view : parameters_) AssertView(view);
-      const auto output = network_->Forward(Input(batch));
+      PS_TRY(LoadRows(batch, /*gradients=*/true));
+      const auto output = Forward(batch);
       PS_TRY(CheckOutput(output, batch));
       auto loss = LossOf(output, batch, at::Reduction::Mean);
       loss.backward();
       for (const auto& view : parameters_) AssertView(view);
+      KeepRowGradients();
       return loss.item<double>();
     } catch (const std::exception& error) {
       return Refuse(error);
@@ -97,12 +114,25 @@ class TorchModel final : public Model {
     try {
       torch::NoGradGuard no_grad;
       network_->SetTraining(false);
-      const auto output = network_->Forward(Input(batch));
+      PS_TRY(LoadRows(batch, /*gradients=*/false));
+      const auto output = Forward(batch);
       PS_TRY(CheckOutput(output, batch));
       EvaluationSums sums;
       sums.records = batch.records;
       sums.loss = LossOf(output, batch, at::Reduction::Sum).item<double>();
-      if (accuracy_) {
+      if (curve_) {
+        const auto scores = output.reshape({-1}).contiguous();
+        for (std::uint32_t i = 0; i < batch.records; ++i) {
+          (batch.labels[i] == 1 ? sums.positive_scores : sums.negative_scores)
+              .push_back(scores.data_ptr<float>()[i]);
+        }
+      } else if (log_loss_) {
+        sums.metric = sums.loss;
+      } else if (accuracy_ && loss_ == Loss::kBinaryCrossEntropy) {
+        const auto positive = output.reshape({-1}).gt(0);
+        sums.metric =
+            static_cast<double>(positive.eq(Labels(batch).gt(0.5)).sum().item<std::int64_t>());
+      } else if (accuracy_) {
         sums.metric =
             static_cast<double>(output.argmax(1).eq(ClassLabels(batch)).sum().item<std::int64_t>());
       } else if (squared_error_) {
@@ -112,6 +142,12 @@ class TorchModel final : public Model {
     } catch (const std::exception& error) {
       return Refuse(error);
     }
+  }
+
+  std::span<const float> row_gradients(std::uint32_t table) const override {
+    if (table >= row_gradients_.size()) return {};
+    return {row_gradients_[table].data_ptr<float>(),
+            static_cast<std::size_t>(row_gradients_[table].numel())};
   }
 
   void SeedTraining(std::uint64_t seed) override { torch::manual_seed(seed); }
@@ -128,6 +164,52 @@ class TorchModel final : public Model {
   static std::string ScriptError(const std::string& text) {
     const auto at = text.rfind("RuntimeError: ");
     return FirstLine(at == std::string::npos ? text : text.substr(at));
+  }
+
+  // The rows of each table as a tensor of their own, which the network reads by index.
+  Status LoadRows(const Batch& batch, bool gradients) {
+    row_leaves_.clear();
+    row_gradients_.clear();
+    if (row_widths_.empty()) return Ok();
+    const auto& name = network_->description();
+    const std::size_t columns = column_tables_.size();
+    if (batch.rows == nullptr || batch.rows->tables.size() != row_widths_.size() ||
+        batch.rows->index.size() != columns * batch.records) {
+      return Error{ErrorCode::kInvalid, name + ": the batch comes without the rows of its ids"};
+    }
+    for (std::size_t i = 0; i < row_widths_.size(); ++i) {
+      const TableRows& rows = batch.rows->tables[i];
+      const auto count = static_cast<std::int64_t>(rows.keys.size());
+      PS_CHECK(rows.values.size() == rows.keys.size() * static_cast<std::size_t>(row_widths_[i]), i,
+               rows.values.size(), rows.keys.size());
+      auto leaf =
+          at::from_blob(const_cast<float*>(rows.values.data()), {count, row_widths_[i]}, at::kFloat)
+              .clone();
+      row_leaves_.push_back(leaf.requires_grad_(gradients));
+    }
+    return Ok();
+  }
+
+  void KeepRowGradients() {
+    for (const auto& leaf : row_leaves_) {
+      row_gradients_.push_back(leaf.grad().defined() ? leaf.grad().contiguous()
+                                                     : at::zeros_like(leaf));
+    }
+  }
+
+  at::Tensor Forward(const Batch& batch) {
+    if (row_widths_.empty()) return network_->Forward(Input(batch));
+    const auto columns = static_cast<std::int64_t>(column_tables_.size());
+    std::vector<std::int64_t> wide(batch.rows->index.begin(), batch.rows->index.end());
+    const auto index =
+        at::from_blob(wide.data(), {static_cast<std::int64_t>(batch.records), columns}, at::kLong)
+            .clone();  // the backward pass reads it again
+    std::vector<at::Tensor> parts;
+    for (std::int64_t column = 0; column < columns; ++column) {
+      const auto& leaf = row_leaves_[column_tables_[static_cast<std::size_t>(column)]];
+      parts.push_back(leaf.index_select(0, index.select(1, column)));
+    }
+    return network_->ForwardRows(Input(batch), at::stack(parts, 1));
   }
 
   Status MakeFlat(std::int64_t small_tensor_elements) {
@@ -257,11 +339,20 @@ class TorchModel final : public Model {
       return Error{ErrorCode::kInvalid,
                    name + ": the output is " + c10::toString(output.scalar_type()) + ", not Float"};
     }
-    if (loss_ == Loss::kMse) {
+    if (loss_ != Loss::kCrossEntropy) {
+      const bool binary = loss_ == Loss::kBinaryCrossEntropy;
       if (output.numel() != batch.records) {
         return Error{ErrorCode::kInvalid, name + ": output " + shape() + " for " +
-                                              std::to_string(batch.records) +
-                                              " records, loss mse wants one number a record"};
+                                              std::to_string(batch.records) + " records, loss " +
+                                              (binary ? "binary_cross_entropy" : "mse") +
+                                              " wants one number a record"};
+      }
+      for (const float label : batch.labels) {
+        if (binary && label != 0 && label != 1) {
+          return Error{ErrorCode::kInvalid, name + ": the data has the label " +
+                                                std::to_string(label) +
+                                                ", binary_cross_entropy wants 0 and 1"};
+        }
       }
       return Ok();
     }
@@ -289,6 +380,9 @@ class TorchModel final : public Model {
   at::Tensor LossOf(const at::Tensor& output, const Batch& batch,
                     at::Reduction::Reduction how) const {
     if (loss_ == Loss::kMse) return at::mse_loss(output.reshape({-1}), Labels(batch), how);
+    if (loss_ == Loss::kBinaryCrossEntropy) {
+      return at::binary_cross_entropy_with_logits(output.reshape({-1}), Labels(batch), {}, {}, how);
+    }
     return at::cross_entropy_loss(output, ClassLabels(batch), {}, how);
   }
 
@@ -319,6 +413,12 @@ class TorchModel final : public Model {
   Loss loss_ = Loss::kCrossEntropy;
   bool accuracy_ = false;
   bool squared_error_ = false;
+  bool curve_ = false;
+  bool log_loss_ = false;
+  std::vector<std::uint32_t> column_tables_;  // of each id column
+  std::vector<std::int64_t> row_widths_;      // by table
+  std::vector<at::Tensor> row_leaves_;        // of the last batch, by table
+  std::vector<at::Tensor> row_gradients_;
   at::Tensor flat_;
   at::Tensor flat_gradient_;
   std::vector<ParameterView> parameters_;
@@ -328,11 +428,20 @@ class TorchModel final : public Model {
 
 }  // namespace
 
-Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec) {
+Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec, std::uint64_t features) {
   const auto& type = spec.model.type;
   if (type == "mlp" || type == "cnn") {
     auto network =
         PS_TRY(MakeZooNetwork(spec.model, static_cast<std::uint64_t>(spec.training.seed)));
+    return TorchModel::Build(spec, std::move(network));
+  }
+  if (type == "deepfm") {
+    DeepFmShape shape;
+    shape.features = static_cast<std::int64_t>(features);
+    shape.id_columns = static_cast<std::int64_t>(IdColumns(spec.embedding_tables).size());
+    shape.width = spec.embedding_tables.empty() ? 0 : spec.embedding_tables.front().width;
+    auto network =
+        PS_TRY(MakeDeepFm(spec.model, shape, static_cast<std::uint64_t>(spec.training.seed)));
     return TorchModel::Build(spec, std::move(network));
   }
   if (type == "torchscript") {

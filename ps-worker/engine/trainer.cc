@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 
 namespace ps::worker {
 namespace {
@@ -117,7 +118,7 @@ Status Trainer::Start() {
   return Ok();
 }
 
-Status Trainer::Train(const control::LeaseT& lease) {
+Status Trainer::CheckLease(const control::LeaseT& lease) const {
   const std::uint64_t records = train_.records();
   if (lease.begin > lease.end || lease.done > lease.end - lease.begin ||
       (lease.end > lease.begin && lease.begin / records != (lease.end - 1) / records)) {
@@ -126,6 +127,11 @@ Status Trainer::Train(const control::LeaseT& lease) {
                      ", " + std::to_string(lease.end) + ") is not within an epoch of " +
                      std::to_string(records) + " records"};
   }
+  return Ok();
+}
+
+Status Trainer::Train(const control::LeaseT& lease) {
+  PS_TRY(CheckLease(lease));
   PS_TRY(SetHold(false));
   for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
     PS_TRY(EvaluateLive(lease.begin + done));
@@ -134,22 +140,73 @@ Status Trainer::Train(const control::LeaseT& lease) {
   return Ok();
 }
 
-Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
-  if (!pull_pending_) RequestPull(clock_);
-  PS_TRY(WaitPull());
-  PS_TRY(TakeReturned());
-  // A bulk-synchronous step needs the push of the step before, its own too: nothing to ask for yet.
-  if (!bulk_synchronous()) RequestPull(Clock(clock_.value() + 1));
-
-  const auto begin = std::chrono::steady_clock::now();
+Status Trainer::ReadBatch(const control::LeaseT& lease, std::uint64_t done, StepBatch& step) {
   const std::uint64_t position = lease.begin + done;
   const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(
       static_cast<std::uint64_t>(spec_.training.batch_size), lease.end - position));
-  records_.resize(count);
-  for (std::size_t i = 0; i < count; ++i) records_[i] = order_.RecordAt(position + i);
-  const Batch batch = PS_TRY(batches_.Read(train_, records_));
+  step.lease = lease;
+  step.done = done;
+  step.read = false;
+  step.records.resize(count);
+  for (std::size_t i = 0; i < count; ++i) step.records[i] = order_.RecordAt(position + i);
+  step.batch = PS_TRY(step.buffer.Read(train_, step.records));
+  if (has_rows()) {
+    workload_.FindRows(step.batch, step.rows);
+    step.batch.rows = &step.rows;
+  }
+  step.read = true;
+  return Ok();
+}
+
+Status Trainer::ReadAhead(const StepBatch& step) {
+  control::LeaseT lease = step.lease;
+  std::uint64_t done = step.done + step.records.size();
+  if (lease.begin + done >= lease.end) {
+    const auto next = session_.NextLease();
+    // A lease that cannot be is refused when its turn comes.
+    if (!next.has_value() || !CheckLease(*next).ok() || next->done >= next->end - next->begin) {
+      return Ok();
+    }
+    lease = *next;
+    done = next->done;
+  }
+  PS_TRY(ReadBatch(lease, done, ahead_));
+  RequestPull(Clock(clock_.value() + 1), &ahead_.rows);
+  return Ok();
+}
+
+Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
+  // Which rows to ask for is known only when the batch is. What was asked for ahead of time may be
+  // of another: a lease came that was not granted by then, or the pull served an evaluation.
+  if (has_rows()) {
+    if (ahead_.Is(lease, done)) {
+      std::swap(step_, ahead_);
+      if (pull_pending_ && pull_rows_ == &ahead_.rows) pull_rows_ = &step_.rows;
+    } else {
+      PS_TRY(ReadBatch(lease, done, step_));
+    }
+    ahead_.read = false;
+    step_.batch.rows = &step_.rows;
+    if (pull_rows_ != &step_.rows) pull_pending_ = false;
+  }
+  if (!pull_pending_) RequestPull(clock_, has_rows() ? &step_.rows : nullptr);
+  PS_TRY(WaitPull());
+  PS_TRY(TakeReturned());
+  // A bulk-synchronous step needs the push of the step before, its own too: nothing to ask for yet.
+  if (!bulk_synchronous()) {
+    if (has_rows()) {
+      PS_TRY(ReadAhead(step_));
+    } else {
+      RequestPull(Clock(clock_.value() + 1), nullptr);
+    }
+  }
+
+  const auto begin = std::chrono::steady_clock::now();
+  if (!has_rows()) PS_TRY(ReadBatch(lease, done, step_));
+  const std::uint64_t position = lease.begin + done;
+  const std::size_t count = step_.records.size();
   const double epoch = static_cast<double>(position) / static_cast<double>(train_.records());
-  const auto computed = PS_TRY(workload_.Compute(batch, epoch));
+  const auto computed = PS_TRY(workload_.Compute(step_.batch, epoch));
   const bool skipped = !computed.nonfinite.empty();
   ++steps_;
   if (skipped) {
@@ -157,7 +214,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
                              std::to_string(position) + " to " +
                              std::to_string(position + count - 1) + " (epoch " +
                              std::to_string(position / train_.records()) + ", first record " +
-                             std::to_string(records_.front()) + ")";
+                             std::to_string(step_.records.front()) + ")";
     if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
     spdlog::warn("step skipped: {}", text);
   } else if (steps_ % kBufferSteps == 0) {
@@ -212,12 +269,13 @@ Status Trainer::EvaluateLive(std::uint64_t position) {
   if (!due) return Ok();
   if (bulk_synchronous()) {
     // The others wait: who goes on without this worker would not come to the same sums.
-    RequestPull(clock_);
+    RequestPull(clock_, nullptr);
   } else {
     PS_TRY(SetHold(true));
   }
   if (pull_pending_) PS_TRY(WaitPull());
-  const auto sums = PS_TRY(workload_.Evaluate(test_));
+  const auto sums = PS_TRY(workload_.Evaluate(
+      test_, [this](BatchRows& rows) { return Pull(pull_fp32(), /*snapshot=*/false, &rows); }));
   if (sums.records > 0) {
     session_.ReportMetric(sums.mean_metric(), position);
     spdlog::info("at position {}: metric {:.4f}, loss {:.4f} on {} test records", position,
@@ -284,7 +342,8 @@ Status Trainer::EvaluateFinal(const EvaluateWork& work) {
   result.round = work.round;
   result.error = CheckDigests(work.digests);
   if (result.error.empty()) {
-    const auto sums = PS_TRY(workload_.Evaluate(test_));
+    const auto sums = PS_TRY(workload_.Evaluate(
+        test_, [this](BatchRows& rows) { return Pull(/*fp32=*/true, /*snapshot=*/false, &rows); }));
     result.metric = sums.mean_metric();
     result.loss = sums.mean_loss();
     result.records = sums.records;
@@ -327,26 +386,67 @@ bool Trainer::pull_fp32() const {
   return values == "fp32" || (values == "auto" && bulk_synchronous());
 }
 
-void Trainer::RequestPull(Clock clock) {
+void Trainer::RequestPull(Clock clock, BatchRows* rows) {
   TaskSession::PullRequest request;
   request.needed = Needed(clock);
   request.fp32 = pull_fp32();
-  session_.RequestPull(request);
+  Request(std::move(request), rows);
   pull_pending_ = true;
+}
+
+void Trainer::Request(TaskSession::PullRequest request, BatchRows* rows) {
+  if (rows != nullptr) {
+    // The communication thread reads a copy: it may ask again while the next batch is read.
+    auto keys = std::make_shared<RowKeys>();
+    for (const TableRows& table : rows->tables) keys->push_back(table.keys);
+    request.rows = std::move(keys);
+  }
+  session_.RequestPull(request);
+  pull_rows_ = rows;
 }
 
 Status Trainer::WaitPull() {
   const auto pull = PS_TRY(session_.WaitPull());
   pull_pending_ = false;
-  return Apply(pull);
+  BatchRows* const rows = std::exchange(pull_rows_, nullptr);
+  PS_TRY(Apply(pull));
+  if (rows != nullptr) ApplyRows(pull, *rows);
+  return Ok();
 }
 
-Status Trainer::Pull(bool fp32, bool snapshot) {
+Status Trainer::Pull(bool fp32, bool snapshot, BatchRows* rows) {
   TaskSession::PullRequest request;
   request.fp32 = fp32;
   request.snapshot = snapshot;
-  session_.RequestPull(request);
+  Request(std::move(request), rows);
   return WaitPull();
+}
+
+// A shard's rows come in the order of their keys, without them.
+void Trainer::ApplyRows(const PullResult& pull, BatchRows& rows) const {
+  struct Cursor {
+    const codec::RowsView* part = nullptr;
+    std::size_t row = 0;
+  };
+  std::vector<Cursor> cursors(context_.shards);
+  for (std::uint32_t table = 0; table < rows.tables.size(); ++table) {
+    std::fill(cursors.begin(), cursors.end(), Cursor());
+    for (const PulledShard& shard : pull.shards) {
+      for (const codec::RowsView& part : shard.rows) {
+        if (part.table == table) cursors[shard.shard.value()].part = &part;
+      }
+    }
+    const std::size_t width = view_->row_width(table);
+    TableRows& into = rows.tables[table];
+    into.values.resize(into.keys.size() * width);
+    for (std::size_t i = 0; i < into.keys.size(); ++i) {
+      Cursor& cursor = cursors[codec::ShardOfRow(into.keys[i], context_.shards).value()];
+      // The session has held the answers against what was asked for.
+      PS_CHECK(cursor.part != nullptr && cursor.row < cursor.part->count, table, into.keys[i]);
+      codec::DecodeRow(*cursor.part, cursor.row++,
+                       std::span(into.values).subspan(i * width, width));
+    }
+  }
 }
 
 Status Trainer::Apply(const PullResult& pull) {

@@ -38,7 +38,26 @@ class Trainer {
   Result<std::string> RunLoop();
   Status Start();
 
+  // A batch of a lease, with the rows that it reads. What is read ahead waits in one of these.
+  struct StepBatch {
+    control::LeaseT lease;
+    std::uint64_t done = 0;  // of the lease, before this batch
+    bool read = false;
+    std::vector<std::uint64_t> records;
+    BatchBuffer buffer;
+    Batch batch;
+    BatchRows rows;
+
+    bool Is(const control::LeaseT& of, std::uint64_t at) const {
+      return read && lease.id == of.id && lease.begin == of.begin && done == at;
+    }
+  };
+
+  Status CheckLease(const control::LeaseT& lease) const;
   Status Train(const control::LeaseT& lease);
+  Status ReadBatch(const control::LeaseT& lease, std::uint64_t done, StepBatch& step);
+  // With rows: reads the batch that follows `step`, if it is known, and asks for its rows.
+  Status ReadAhead(const StepBatch& step);
   Status Step(const control::LeaseT& lease, std::uint64_t& done);
   Status EvaluateLive(std::uint64_t position);
   // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
@@ -49,12 +68,16 @@ class Trainer {
 
   // The clock that the slowest worker must have reached for the weights of the step after `clock`.
   Clock Needed(Clock clock) const;
-  void RequestPull(Clock clock);
+  // `rows` is where the answer's rows go, null for none; it must stay until then.
+  void RequestPull(Clock clock, BatchRows* rows);
+  void Request(TaskSession::PullRequest request, BatchRows* rows);
   bool bulk_synchronous() const { return spec_.training.staleness == 0; }
   bool pull_fp32() const;
   Status WaitPull();
-  Status Pull(bool fp32, bool snapshot);
+  Status Pull(bool fp32, bool snapshot, BatchRows* rows = nullptr);
   Status Apply(const PullResult& pull);
+  void ApplyRows(const PullResult& pull, BatchRows& rows) const;
+  bool has_rows() const { return view_->row_table_count() > 0; }
   Status TakeReturned(bool* any = nullptr);
   // Writes what the workload has selected and hands it over.
   Status Push(std::uint32_t samples);
@@ -71,6 +94,7 @@ class Trainer {
   std::optional<LayoutView> view_;
   Clock clock_;  // of the last push
   bool pull_pending_ = false;
+  BatchRows* pull_rows_ = nullptr;  // of the last request
   bool held_ = false;
   std::optional<Clock> flushed_at_;  // of the last flush
   std::uint64_t lease_id_ = 0;       // of the last push
@@ -81,8 +105,8 @@ class Trainer {
   std::uint64_t compute_us_ = 0;  // not reported yet
 
   Permutation order_;
-  BatchBuffer batches_;
-  std::vector<std::uint64_t> records_;
+  StepBatch step_;
+  StepBatch ahead_;  // with rows: the batch after step_, if it is known
   std::vector<std::uint16_t> indices_;
   std::vector<float> values_;
 };

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -37,9 +38,15 @@ class Workload {
   // Takes what pulls wrote into the tables of buffers as the task's own buffers.
   virtual void AdoptBuffers() = 0;
 
-  // One step on the current weights: selects what to push. `epoch` counts the job's, with a
-  // fraction. An error means that model and data do not fit together, and is the same on every
-  // task.
+  // The rows that a step on this batch reads: keys and index are set, values are for the caller to
+  // pull. Nothing where the layout has no tables of rows.
+  virtual void FindRows(const Batch& batch, BatchRows& rows) const {
+    static_cast<void>(batch);
+    rows = BatchRows();
+  }
+  // One step on the current weights and the batch's rows: selects what to push. `epoch` counts the
+  // job's, with a fraction. An error means that model and data do not fit together, and is the same
+  // on every task.
   virtual Result<ComputeResult> Compute(const Batch& batch, double epoch) = 0;
   // Selects everything that was not pushed yet.
   virtual void SelectAll() = 0;
@@ -56,9 +63,13 @@ class Workload {
   virtual Status TakeBack(std::span<const std::byte> payload) = 0;
   virtual double ResidualNorm() const = 0;
 
-  // Metric and loss of what table() holds, over all records of `data` (null: the job has none).
-  // Without records where there is nothing to evaluate.
-  virtual Result<EvaluationSums> Evaluate(const Dataset* data) = 0;
+  // Sets the values of the rows whose keys it is given to those of now. It may change what table()
+  // holds as well.
+  using PullRows = std::function<Status(BatchRows&)>;
+  // Metric and loss of what table() holds, over all records of `data` (null: the job has none),
+  // with the rows that `pull` gets piece by piece. Without records where there is nothing to
+  // evaluate.
+  virtual Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) = 0;
 };
 
 }  // namespace ps::worker

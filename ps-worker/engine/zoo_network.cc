@@ -40,29 +40,8 @@ class ZooNetwork final : public Network {
 
   void SetTraining(bool on) override { layers_->train(on); }
 
-  // Batch norm keeps its ones and zeros. Linear and convolutional layers: kaiming_uniform is
-  // torch's default for them, U(+-1/sqrt(fan_in)) for weight and bias; xavier_uniform is U(+-sqrt(6
-  // / (fan_in + fan_out))) with zero biases.
   void Initialize(const std::string& how, std::uint64_t seed) {
-    torch::NoGradGuard no_grad;
-    for (const auto& child : layers_->named_children()) {
-      if (child.value()->as<nn::BatchNorm2d>() != nullptr) continue;
-      auto parameters = child.value()->named_parameters(/*recurse=*/false);
-      const auto* weight = parameters.find("weight");
-      if (weight == nullptr) continue;
-      const auto per_filter = weight->dim() > 2 ? (*weight)[0][0].numel() : 1;
-      const auto fan_in = static_cast<double>(weight->size(1) * per_filter);
-      const auto fan_out = static_cast<double>(weight->size(0) * per_filter);
-      for (auto& parameter : parameters) {
-        auto& tensor = parameter.value();
-        const bool is_weight = parameter.key() == "weight";
-        double bound = 1.0 / std::sqrt(fan_in);
-        if (how == "xavier_uniform") bound = is_weight ? std::sqrt(6.0 / (fan_in + fan_out)) : 0.0;
-        if (how == "zeros") bound = 0.0;
-        FillUniform(seed, child.key() + "." + parameter.key(), static_cast<float>(bound),
-                    {tensor.data_ptr<float>(), static_cast<std::size_t>(tensor.numel())});
-      }
-    }
+    FillLinearLayers(*layers_, how, seed);
   }
 
  private:
@@ -144,6 +123,28 @@ Status CheckCnn(const ModelSpec& spec) {
 }
 
 }  // namespace
+
+void FillLinearLayers(torch::nn::Module& layers, const std::string& how, std::uint64_t seed) {
+  torch::NoGradGuard no_grad;
+  for (const auto& child : layers.named_children()) {
+    if (child.value()->as<nn::BatchNorm2d>() != nullptr) continue;
+    auto parameters = child.value()->named_parameters(/*recurse=*/false);
+    const auto* weight = parameters.find("weight");
+    if (weight == nullptr) continue;
+    const auto per_filter = weight->dim() > 2 ? (*weight)[0][0].numel() : 1;
+    const auto fan_in = static_cast<double>(weight->size(1) * per_filter);
+    const auto fan_out = static_cast<double>(weight->size(0) * per_filter);
+    for (auto& parameter : parameters) {
+      auto& tensor = parameter.value();
+      const bool is_weight = parameter.key() == "weight";
+      double bound = 1.0 / std::sqrt(fan_in);
+      if (how == "xavier_uniform") bound = is_weight ? std::sqrt(6.0 / (fan_in + fan_out)) : 0.0;
+      if (how == "zeros") bound = 0.0;
+      FillUniform(seed, child.key() + "." + parameter.key(), static_cast<float>(bound),
+                  {tensor.data_ptr<float>(), static_cast<std::size_t>(tensor.numel())});
+    }
+  }
+}
 
 std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
 

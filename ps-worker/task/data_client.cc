@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 
 namespace ps::worker {
 namespace {
@@ -363,8 +364,10 @@ void DataClient::Do(const SendInit& init) {
   const wire::Segment segment(
       init.shard.value(), stream_.map().shards[init.shard.value()].epoch.value(), 0,
       stream_.map().shards[init.shard.value()].lineage, 0, 0, 0, 0, static_cast<std::uint32_t>(at));
-  Send(init.lane, Header(wire::Kind::Init, init.request), {&segment, 1},
-       net::TakeFrame(std::move(payload)));
+  // A shard of a job with tables of rows may have no block: there is no second frame then.
+  std::optional<zmq::message_t> frame;
+  if (!payload.empty()) frame = net::TakeFrame(std::move(payload));
+  Send(init.lane, Header(wire::Kind::Init, init.request), {&segment, 1}, std::move(frame));
 }
 
 void DataClient::SendPushes() {
@@ -554,7 +557,36 @@ void DataClient::StartPull(const Pull& pull) {
     for (std::uint32_t i = 0; i < shards_; ++i) pull_->what.shards.push_back(ShardId(i));
   }
   pull_->have.assign(shards_, false);
+  if (pull.rows != nullptr) {
+    PS_CHECK(pull.shards.empty(), "rows lie on all shards");
+    pull_->rows = SplitRows(*pull.rows);
+  }
   SplitPull();
+}
+
+std::vector<DataClient::RowsAsked> DataClient::SplitRows(const RowKeys& keys) const {
+  PS_CHECK(keys.size() == layout_->row_table_count(), keys.size(), layout_->row_table_count());
+  std::vector<RowsAsked> asked(shards_);
+  std::vector<std::vector<std::uint64_t>> by_shard(shards_);
+  for (std::uint32_t table = 0; table < keys.size(); ++table) {
+    for (const std::uint64_t key : keys[table]) {
+      by_shard[codec::ShardOfRow(key, shards_).value()].push_back(key);
+    }
+    for (std::uint32_t shard = 0; shard < shards_; ++shard) {
+      const std::vector<std::uint64_t>& some = by_shard[shard];
+      if (some.empty()) continue;
+      const std::uint32_t width = layout_->row_width(table);
+      auto& parts = asked[shard].parts;
+      const std::size_t at = parts.size();
+      parts.resize(at + codec::RowBytes(some.size(), width, codec::RowContent::kKeys,
+                                        wire::ValueCodec::Absent));
+      codec::EncodeRows(table, some, {}, width, codec::RowContent::kKeys, wire::ValueCodec::Absent,
+                        parts.data() + at);
+      asked[shard].tables.push_back({table, static_cast<std::uint32_t>(some.size())});
+      by_shard[shard].clear();
+    }
+  }
+  return asked;
 }
 
 void DataClient::SplitPull() {
@@ -575,18 +607,28 @@ void DataClient::SendPulls() {
     if (number == kNoLane || now < lane.next_send_ms) continue;
     std::vector<wire::Segment> segments;
     segments.reserve(lane.shards.size());
+    std::vector<std::byte> payload;
     for (const ShardId shard : lane.shards) {
       const Base& base = pull_->what.bases[shard.value()];
-      segments.push_back(wire::Segment(shard.value(),
-                                       stream_.map().shards[shard.value()].epoch.value(),
-                                       base.version, base.lineage, 0, 0, 0, 0, 0));
+      const std::size_t offset = payload.size();
+      if (!pull_->rows.empty()) {
+        const auto& parts = pull_->rows[shard.value()].parts;
+        payload.insert(payload.end(), parts.begin(), parts.end());
+      }
+      const std::size_t length = payload.size() - offset;
+      segments.push_back(wire::Segment(
+          shard.value(), stream_.map().shards[shard.value()].epoch.value(), base.version,
+          base.lineage, 0, 0, 0, length == 0 ? 0 : static_cast<std::uint32_t>(offset),
+          static_cast<std::uint32_t>(length)));
     }
     wire::LaneHeader header = Header(wire::Kind::Pull, pull_->request);
     header.mutate_clock(pull_->what.needed.value());
     header.mutate_flags(
         static_cast<std::uint8_t>((pull_->what.fp32 ? unsigned{wire::kPullFp32} : 0U) |
                                   (pull_->what.snapshot ? unsigned{wire::kPullSnapshot} : 0U)));
-    const bool sent = Send(number, header, segments, std::nullopt);
+    std::optional<zmq::message_t> frame;
+    if (!payload.empty()) frame = net::TakeFrame(std::move(payload));
+    const bool sent = Send(number, header, segments, std::move(frame));
     lane.next_send_ms = now + (sent ? options_.pull_timeout_ms : options_.pull_retry_ms);
   }
 }
@@ -622,23 +664,7 @@ void DataClient::OnPullReply(std::uint32_t number, zmq::message_t payload) {
     pulled.shard = shard;
     pulled.version = segment.version();
     pulled.lineage = segment.lineage();
-    bool good = segment.code() <= static_cast<std::uint8_t>(wire::PullContent::MAX);
-    if (good) {
-      pulled.content = static_cast<wire::PullContent>(segment.code());
-      const auto part = wire::SegmentPayload(segment, bytes);
-      good = part.ok() &&
-             codec::ParseSegment(
-                 *part, [this, shard](std::uint32_t block) { return ElementsOf(shard, block); },
-                 pulled.blocks)
-                 .ok();
-    }
-    if (good && pulled.content == wire::PullContent::Unchanged) good = pulled.blocks.empty();
-    if (good && pulled.content == wire::PullContent::Snapshot) {
-      good = pulled.blocks.size() ==
-                 layout_->shard_last_block(shard) - layout_->shard_first_block(shard) &&
-             std::all_of(pulled.blocks.begin(), pulled.blocks.end(),
-                         [](const codec::BlockView& block) { return block.dense(); });
-    }
+    const bool good = ReadPulled(segment, bytes, pulled);
     if (!good) {
       ++counters_.bad_messages;
       spdlog::log(
@@ -659,6 +685,42 @@ void DataClient::OnPullReply(std::uint32_t number, zmq::message_t payload) {
   } else {
     missing->second.next_send_ms = loop_.NowMs() + options_.pull_retry_ms;
   }
+}
+
+bool DataClient::ReadPulled(const wire::Segment& segment, std::span<const std::byte> frame,
+                            PulledShard& pulled) const {
+  const ShardId shard = pulled.shard;
+  if (segment.code() > static_cast<std::uint8_t>(wire::PullContent::MAX)) return false;
+  pulled.content = static_cast<wire::PullContent>(segment.code());
+  const auto payload = wire::SegmentPayload(segment, frame);
+  if (!payload.ok()) return false;
+  const auto parts = codec::SplitSegment(*payload);
+  if (!parts.ok() ||
+      !codec::ParseSegment(
+           parts->blocks, [this, shard](std::uint32_t block) { return ElementsOf(shard, block); },
+           pulled.blocks)
+           .ok() ||
+      !codec::ParseRows(
+           parts->rows, codec::RowContent::kValues,
+           [this](std::uint32_t table) { return layout_->row_width(table); }, pulled.rows)
+           .ok()) {
+    return false;
+  }
+  if (pulled.content == wire::PullContent::Unchanged && !pulled.blocks.empty()) return false;
+  if (pulled.content == wire::PullContent::Snapshot &&
+      (pulled.blocks.size() !=
+           layout_->shard_last_block(shard) - layout_->shard_first_block(shard) ||
+       !std::all_of(pulled.blocks.begin(), pulled.blocks.end(),
+                    [](const codec::BlockView& block) { return block.dense(); }))) {
+    return false;
+  }
+  // Row by row what was asked for: values have no keys by which they could be told apart.
+  const std::vector<RowsAsked::Part> none;
+  const auto& asked = pull_->rows.empty() ? none : pull_->rows[shard.value()].tables;
+  return std::equal(asked.begin(), asked.end(), pulled.rows.begin(), pulled.rows.end(),
+                    [](const RowsAsked::Part& part, const codec::RowsView& rows) {
+                      return part.table == rows.table && part.count == rows.count;
+                    });
 }
 
 void DataClient::FinishPull() {

@@ -75,8 +75,9 @@ class DataClient {
     Clock needed;
     bool fp32 = false;
     bool snapshot = false;
-    std::vector<ShardId> shards;  // empty: all
-    std::vector<Base> bases;      // by shard; empty: none
+    std::vector<ShardId> shards;          // empty: all
+    std::vector<Base> bases;              // by shard; empty: none
+    std::shared_ptr<const RowKeys> rows;  // null: none; else `shards` is empty
   };
 
   // `ring`'s identity says who we are; what it holds counts as committed. `layout` may be null for
@@ -124,11 +125,21 @@ class DataClient {
     std::vector<ShardId> shards;
     std::int64_t next_send_ms = 0;
   };
+  // The rows that one shard is asked for.
+  struct RowsAsked {
+    std::vector<std::byte> parts;  // as they are sent
+    struct Part {
+      std::uint32_t table = 0;
+      std::uint32_t count = 0;
+    };
+    std::vector<Part> tables;
+  };
   struct CurrentPull {
     std::uint64_t request = 0;
     Pull what;
     std::map<std::uint32_t, LanePull> missing;
-    std::vector<bool> have;  // by shard
+    std::vector<bool> have;       // by shard
+    std::vector<RowsAsked> rows;  // by shard; empty: none are asked for
     PullResult result;
   };
 
@@ -158,6 +169,10 @@ class DataClient {
   bool OnAnswer(std::uint32_t lane, net::ZmqSocket::Frames& frames, StreamActions& actions);
   void OnConnection(std::uint32_t lane, bool connected);
   void OnPullReply(std::uint32_t lane, zmq::message_t payload);
+  // Takes a reply's segment apart; false if it is not what the shard was asked for.
+  bool ReadPulled(const wire::Segment& segment, std::span<const std::byte> frame,
+                  PulledShard& pulled) const;
+  std::vector<RowsAsked> SplitRows(const RowKeys& keys) const;
   void SplitPull();
   void SendPulls();
   void FinishPull();

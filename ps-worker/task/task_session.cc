@@ -143,6 +143,12 @@ class TaskSessionImpl final : public TaskSession {
     return Work(std::move(work));
   }
 
+  std::optional<control::LeaseT> NextLease() const override {
+    const std::lock_guard lock(mutex_);
+    if (shared_.leases.empty()) return std::nullopt;
+    return shared_.leases.front();
+  }
+
   void RequestPull(const PullRequest& request) override {
     DataClient::Pull pull;
     pull.needed = request.needed;
@@ -150,6 +156,7 @@ class TaskSessionImpl final : public TaskSession {
     pull.snapshot = request.snapshot;
     pull.shards = request.shards;
     pull.bases = bases_;
+    pull.rows = request.rows;
     {
       const std::lock_guard lock(mutex_);
       shared_.pulled.reset();

@@ -20,12 +20,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 #include "common/ids.h"
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
@@ -78,7 +80,12 @@ struct PulledShard {
   std::uint64_t version;
   std::uint32_t lineage;
   std::vector<codec::BlockView> blocks;  // validated; block numbers are the job's
+  // Values of the rows that were asked of this shard, a part for each table that has some.
+  std::vector<codec::RowsView> rows;
 };
+// The keys of rows that a pull asks for: increasing strictly, by table.
+using RowKeys = std::vector<std::vector<std::uint64_t>>;
+
 struct PullResult {
   std::vector<PulledShard> shards;
   std::vector<std::shared_ptr<void>> frames;
@@ -147,6 +154,8 @@ class TaskSession {
   virtual void SetInitialValues(std::function<void(ShardId, std::span<float>)> fill) = 0;
 
   virtual Result<Work> NextWork() = 0;
+  // The lease that NextWork will return if nothing else comes up; nothing while none is granted.
+  virtual std::optional<control::LeaseT> NextLease() const = 0;
 
   // Asks for what changed in the shards of the given tables since they were last returned.
   // `needed` is the clock the slowest live worker must have reached (0: no wait).
@@ -155,6 +164,8 @@ class TaskSession {
     bool fp32 = false;
     bool snapshot = false;
     std::vector<ShardId> shards;  // empty: all
+    // Rows that are wanted as well, with all shards only. Null: none.
+    std::shared_ptr<const RowKeys> rows;
   };
   virtual void RequestPull(const PullRequest& request) = 0;
   // The answer to the last RequestPull, complete over all shards.

@@ -92,6 +92,17 @@ class JobCoordinator {
       }
       return Answer(200, json{{"job", job}}.dump());
     }
+    if (request.path == "/v1/jobs/tables") {
+      json job = Job("running");
+      job["embedding_tables"] = {{{"name", "users"}, {"width", 17}},
+                                 {{"name", "items"}, {"width", 9}}};
+      job["progress"]["metric_name"] = "auc";
+      job["progress"]["metric"] = 0.8125;
+      job["progress"]["pull_bytes_per_step"] = 34800;
+      job["progress"]["pull_bytes_per_parameter"] = nullptr;
+      job["progress"]["dense_bytes"] = nullptr;
+      return Answer(200, json{{"job", job}}.dump());
+    }
     if (request.path == "/v1/jobs/7/events") {
       json events = json::array();
       for (int seq = std::stoi(request.QueryOr("after", "0")) + 1; seq <= 2; ++seq) {
@@ -258,6 +269,16 @@ TEST_F(JobCommandsTest, JobsAreListedInEveryFormat) {
   EXPECT_EQ(json::parse(test_.output())["jobs"].size(), 2U);
   EXPECT_EQ(Run(coordinator, {"-o", "yaml", "job", "list"}), 0);
   EXPECT_THAT(test_.output(), HasSubstr("jobs:\n- "));
+}
+
+TEST_F(JobCommandsTest, DescribeNamesTheTablesOfRowsInPlaceOfADenseModel) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"job", "describe", "tables"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("users of 17, items of 9"));
+  EXPECT_THAT(test_.output(), HasSubstr("auc         0.8125"));
+  EXPECT_THAT(test_.output(), HasSubstr("34.8 kB a step\n"));
+  EXPECT_THAT(test_.output(), testing::Not(HasSubstr("a parameter")));
+  EXPECT_THAT(test_.output(), testing::Not(HasSubstr("dense")));
 }
 
 TEST_F(JobCommandsTest, OneJobIsShown) {

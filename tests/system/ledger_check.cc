@@ -5,10 +5,13 @@
 // A task of the ledger model adds 1 at the element of its worker slot, in every block, with each
 // push. So at the end every block holds, at element w, the number of pushes of slot w. Summed over
 // the slots that must be the batches that the manifest says were trained, counted repeats included,
-// and it must be the same in all blocks of all shards. Prints one JSON line; exit 1 and the shard,
-// block and numbers on any difference.
+// and it must be the same in all blocks of all shards. In tables of rows each trained record adds 1
+// to each float of one row: a column of floats must sum up to the records, and where none was
+// repeated and none remains each row must have exactly its own. Prints one JSON line; exit 1 and
+// the shard, block or row and numbers on any difference.
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -34,6 +37,58 @@ struct Finding {
   }
 };
 
+// The rows of all shards, by table and key.
+using AllRows = std::map<std::uint32_t, std::map<std::uint64_t, std::vector<float>>>;
+
+void AddRows(const checkpoint::ShardImage& image, AllRows& all, Finding& finding) {
+  for (const checkpoint::RowTableImage& table : image.rows) {
+    for (std::size_t row = 0; row < table.rows(); ++row) {
+      const std::byte* const record = table.records.data() + row * table.record_bytes();
+      std::uint64_t key = 0;
+      std::memcpy(&key, record, sizeof(key));
+      std::vector<float> values(table.width);
+      std::memcpy(values.data(), record + checkpoint::kRowHeaderBytes,
+                  values.size() * sizeof(float));
+      if (!all[table.table].emplace(key, std::move(values)).second) {
+        finding.Differ(
+            "table " + std::to_string(table.table) + " key " + std::to_string(key) + " on shards",
+            1, 2);
+      }
+    }
+  }
+}
+
+void CheckRows(const JobSpec& spec, const checkpoint::Manifest& manifest, double trained,
+               const AllRows& all, Finding& finding) {
+  const auto keys = static_cast<std::uint64_t>(spec.model.rows);
+  const auto records = static_cast<std::uint64_t>(spec.data.train.records);
+  const double epochs =
+      static_cast<double>(manifest.data.total_positions) / static_cast<double>(records);
+  const bool each = manifest.data.repeated == 0 && manifest.data.remaining.empty() &&
+                    epochs == std::floor(epochs);
+  for (std::uint32_t number = 0; number < spec.embedding_tables.size(); ++number) {
+    const std::string table = "table " + std::to_string(number);
+    const auto found = all.find(number);
+    std::vector<double> sums(static_cast<std::size_t>(spec.embedding_tables[number].width));
+    const std::map<std::uint64_t, std::vector<float>> none;
+    const auto& rows = found == all.end() ? none : found->second;
+    for (const auto& [key, values] : rows) {
+      for (std::size_t i = 0; i < values.size(); ++i) sums[i] += values[i];
+      if (key >= keys) finding.Differ(table + " keys from " + std::to_string(keys) + " on", 0, 1);
+      if (!each) continue;
+      const double expected =
+          (key < records ? static_cast<double>((records - key - 1) / keys + 1) : 0.0) * epochs;
+      for (const float value : values) {
+        if (value != expected)
+          finding.Differ(table + " key " + std::to_string(key), expected, value);
+      }
+    }
+    for (const double sum : sums) {
+      if (sum != trained) finding.Differ(table + " in sum", trained, sum);
+    }
+  }
+}
+
 Result<nlohmann::json> Check(const std::filesystem::path& directory, Finding& finding) {
   const std::string text = PS_TRY(checkpoint::FindManifest(directory));
   const checkpoint::Manifest manifest = PS_TRY(checkpoint::FromJson(text));
@@ -46,12 +101,14 @@ Result<nlohmann::json> Check(const std::filesystem::path& directory, Finding& fi
   }
   const double expected = trained / batch;
   double pushes = -1;
+  AllRows rows;
   for (const auto& entry : manifest.shards) {
     if (!readers.contains(entry.server)) {
       readers.emplace(entry.server, PS_TRY(checkpoint::Reader::Open(directory / entry.server)));
     }
     const checkpoint::ShardImage image =
         PS_TRY(readers.at(entry.server).ReadShard(entry.shard, entry.digest));
+    AddRows(image, rows, finding);
     const std::string shard = "shard " + std::to_string(entry.shard.value());
     std::size_t offset = 0;
     for (std::size_t block = 0; block < image.block_elements.size(); ++block) {
@@ -72,11 +129,14 @@ Result<nlohmann::json> Check(const std::filesystem::path& directory, Finding& fi
       pushes = sum;
     }
   }
+  CheckRows(spec, manifest, trained, rows, finding);
+  std::size_t row_count = 0;
+  for (const auto& [table, of_table] : rows) row_count += of_table.size();
   return nlohmann::json{
       {"shards", manifest.shards.size()},   {"pushes", pushes},
       {"samples", pushes * batch},          {"positions", manifest.data.total_positions},
       {"repeated", manifest.data.repeated}, {"lost", finding.lost},
-      {"doubled", finding.doubled}};
+      {"doubled", finding.doubled},         {"rows", row_count}};
 }
 
 }  // namespace

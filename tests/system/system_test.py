@@ -286,6 +286,130 @@ class Bulk(unittest.TestCase):
             cluster.down()
 
 
+ROWS = """
+embedding_tables:
+  - {name: records, width: 2, values: fp32, initializer: {type: constant}, optimizer: {type: sgd, learning_rate: 1}}
+"""
+# Real ratings, where a checkout has them beside it; they may not be copied.
+RATINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "shared", "data",
+                       "ml-1m-ctr.tar.zst")
+
+
+def factorisation(name, train, test, more="", label="y", width=9, epochs=6, batch=512):
+    table = ("{name: %%ss, columns: [%%s], width: %d, initializer: {type: normal, standard_deviation: 0.01}, "
+             "optimizer: {type: adagrad, learning_rate: 0.05}}" % width)
+    return """
+apiVersion: ds/v1
+kind: TrainJob
+name: %s
+model: {type: deepfm, hidden: []}
+data:
+  train: {format: csv, file: '%s', label: %s%s}
+  test: {file: '%s'}
+embedding_tables: [%s, %s]
+training: {workers: 2, batch_size: %d, epochs: %d, loss: binary_cross_entropy, metric: auc}
+optimizer: {type: sgd, reference_batch: %d, learning_rate: 0.1}
+""" % (name, train, label, more, test, table % ("user", "user"), table % ("item", "item"), batch, epochs,
+       batch)
+
+
+def likes(cluster, records=60000):
+    """Files of records to train and to test on: users and items of six kinds each; a user likes the
+    items of one kind. No single column says anything."""
+    draw = random.Random(5)
+    lines = []
+    for _ in range(records):
+        user, item = draw.randrange(600), draw.randrange(300)
+        lines.append("u%d,%d,%d,%d" % (user, item, draw.randrange(100),
+                                       (user + item) % 6 == 0 or draw.random() < 0.02))
+    head = ["user,item,noise,y"]
+    most = records * 9 // 10
+    return (cluster.file("\n".join(head + lines[:most]) + "\n", "train.csv"),
+            cluster.file("\n".join(head + lines[most:]) + "\n", "test.csv"))
+
+
+class BulkRows(unittest.TestCase):
+    def test_rows_are_the_same_bit_for_bit_on_clusters_of_different_shape(self):
+        runs = []
+        for shape in (("--servers", "2", "--lanes", "1"), ("--servers", "1", "--lanes", "3")):
+            cluster = Cluster("--workers", "3", *shape)
+            try:
+                train, test = likes(cluster, 20000)
+                text = factorisation("bulk", train, test, more=", ignore: [noise]", batch=100, epochs=2)
+                job = cluster.submit(text.replace("training: {workers: 2", "training: {workers: 3, staleness: 0"))
+                code = cluster.wait(job)
+                described = cluster.job(job)
+                self.assertEqual(code, 0, cluster.events(job) + cluster.log_tails())
+                self.assertEqual(described["progress"]["samples_trained"], 36000)
+                runs.append((digests(cluster, job), described["result"]))
+            finally:
+                cluster.down()
+        # The scores of all test records, and with them the rows, are in the loss.
+        self.assertEqual(runs[0], runs[1])
+
+
+class Rows(WithCluster):
+    """Tables of rows through the real daemons."""
+
+    def test_every_record_is_in_its_row_once_when_a_task_and_a_server_die(self):
+        text = ledger("rows", records=400000, epochs=2, every=300) + ROWS
+        job = self.cluster.submit(text.replace("blocks: 16", "blocks: 16, rows: 3000"))
+
+        def trained_more_than(records):
+            deadline = time.time() + 100
+            while self.cluster.job(job)["progress"]["samples_trained"] <= records:
+                self.assertLess(time.time(), deadline, self.cluster.events(job))
+                time.sleep(0.05)
+        trained_more_than(100000)
+        os.kill(self.cluster.tasks()[0], signal.SIGKILL)
+        trained_more_than(250000)
+        os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+        described = self.finish(job)
+        events = self.cluster.events(job)
+        self.assertIn("worker lost", events)
+        self.assertIn("server lost", events)
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        # With nothing repeated each of the rows has exactly its own records.
+        code, said, result = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(result["rows"], 3000)
+        # 8,000 steps in 16 blocks, 800,000 records in two columns.
+        self.assertEqual(described["result"]["metric"], 16 * 8000 + 2 * 800000)
+        self.cluster.up("--repair")
+
+    def test_a_factorisation_machine_learns_who_likes_what(self):
+        train, test = likes(self.cluster)
+        text = factorisation("fm", train, test, more=", ignore: [noise]", batch=256, epochs=8)
+        done = self.finish(self.cluster.submit(text.replace("0.01}", "0.1}").replace(
+            "learning_rate: 0.05", "learning_rate: 0.3")))
+        self.assertEqual(done["result"]["metric_name"], "auc")
+        self.assertGreater(done["result"]["metric"], 0.9)
+        self.assertEqual([t["name"] for t in done["embedding_tables"]], ["users", "items"])
+        verify = self.cluster.ds("ckpt", "verify", "fm")
+        self.assertEqual(verify.returncode, 0, verify.stderr)
+
+    def test_real_ratings_reach_more_than_a_model_without_embeddings(self):
+        if not os.path.exists(RATINGS):
+            self.skipTest("%s is not there" % os.path.normpath(RATINGS))
+        unpacked = subprocess.run(["tar", "--zstd", "-xf", RATINGS, "-C", self.cluster.folder])
+        if unpacked.returncode != 0:
+            self.skipTest("%s: tar cannot unpack it" % RATINGS)
+        with open(os.path.join(self.cluster.folder, "ml-1m-ctr", "ratings.tsv")) as ratings:
+            head, *lines = ratings.read().splitlines()
+        draw = random.Random(1)
+        parts = {True: [head], False: [head]}
+        for line in lines:
+            parts[draw.random() < 0.1].append(line)
+        train = self.cluster.file("\n".join(parts[False]) + "\n", "train.tsv")
+        test = self.cluster.file("\n".join(parts[True]) + "\n", "test.tsv")
+        job = self.cluster.submit(factorisation(
+            "ratings", train, test, label="rclass",
+            more=", delimiter: tab, label_positive: [2], ignore: [loo_test]"))
+        done = self.finish(job)
+        # Logistic regression: 0.7886. This comes to 0.805.
+        self.assertGreater(done["result"]["metric"], 0.795)
+
+
 class NotFinite(WithCluster):
     """One record of 200 has a label whose squared error is infinite."""
 

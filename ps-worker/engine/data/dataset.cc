@@ -16,12 +16,14 @@ class CounterDataset : public Dataset {
   std::uint64_t records() const override { return records_; }
   const std::vector<std::int64_t>& feature_shape() const override { return shape_; }
   std::uint64_t features() const override { return 0; }
+  std::uint64_t id_columns() const override { return 1; }
   LabelRange label_range() const override { return {}; }
   std::uint64_t fingerprint() const override { return XXH3_64bits(&records_, sizeof(records_)); }
 
   Status Read(std::span<const std::uint64_t> records, float* /*features*/, std::int64_t* labels,
-              float* targets) const override {
+              float* targets, std::uint64_t* ids) const override {
     PS_TRY(CheckRecords(records, records_));
+    if (ids != nullptr) std::copy(records.begin(), records.end(), ids);
     if (labels != nullptr) std::fill_n(labels, records.size(), std::int64_t{0});
     if (targets != nullptr) std::fill_n(targets, records.size(), 0.0f);
     return Ok();
@@ -44,9 +46,10 @@ Status CheckRecords(std::span<const std::uint64_t> asked, std::uint64_t records)
   return Ok();
 }
 
-Result<std::unique_ptr<Dataset>> Dataset::Open(const DataSourceSpec& source, const DataSpec& data) {
+Result<std::unique_ptr<Dataset>> Dataset::Open(const DataSourceSpec& source, const DataSpec& data,
+                                               const std::vector<std::string>& id_columns) {
   if (source.format == "idx") return OpenIdx(source, data);
-  if (source.format == "csv") return OpenCsv(source, data);
+  if (source.format == "csv") return OpenCsv(source, data, id_columns);
   if (source.format != "counter") {
     return Error{ErrorCode::kInvalid,
                  "data: format `" + source.format + "`, one of idx, csv, counter expected"};

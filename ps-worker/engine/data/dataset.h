@@ -28,8 +28,10 @@ struct LabelRange {
 
 class Dataset {
  public:
-  // Reads `source` (the job's training or test data) with the normalisation of `data`.
-  static Result<std::unique_ptr<Dataset>> Open(const DataSourceSpec& source, const DataSpec& data);
+  // Reads `source` (the job's training or test data) with the normalisation of `data`. The columns
+  // `id_columns` of a CSV file are ids, not features.
+  static Result<std::unique_ptr<Dataset>> Open(const DataSourceSpec& source, const DataSpec& data,
+                                               const std::vector<std::string>& id_columns = {});
 
   virtual ~Dataset() = default;
 
@@ -39,15 +41,17 @@ class Dataset {
   virtual const std::vector<std::int64_t>& feature_shape() const = 0;
   // Product of the shape; 0 of a counter.
   virtual std::uint64_t features() const = 0;
+  // Ids of one record: one for each of the id columns, in their order; a counter has its number.
+  virtual std::uint64_t id_columns() const = 0;
   virtual LabelRange label_range() const = 0;
   // XXH3 of sizes and contents, the same wherever the same files are read.
   virtual std::uint64_t fingerprint() const = 0;
 
   // Copies records, one after the other: features() normalised values each, and the label as a
-  // class and as a number. `labels` and `targets` may be null. kInvalid for a record that does not
-  // exist.
+  // class and as a number. `labels`, `targets` and `ids` (id_columns() each) may be null. kInvalid
+  // for a record that does not exist.
   virtual Status Read(std::span<const std::uint64_t> records, float* features, std::int64_t* labels,
-                      float* targets) const = 0;
+                      float* targets, std::uint64_t* ids = nullptr) const = 0;
 };
 
 }  // namespace ps::worker

@@ -67,10 +67,22 @@ MemoryDataset::MemoryDataset(std::vector<std::int64_t> shape, std::vector<float>
   Finish();
 }
 
+MemoryDataset::MemoryDataset(std::vector<std::int64_t> shape, std::vector<float> features,
+                             std::vector<double> labels, std::uint64_t id_columns,
+                             std::vector<std::uint64_t> ids)
+    : shape_(std::move(shape)),
+      values_(std::move(features)),
+      labels_(std::move(labels)),
+      id_columns_(id_columns),
+      ids_(std::move(ids)) {
+  Finish();
+}
+
 void MemoryDataset::Finish() {
   for (const std::int64_t size : shape_) features_ *= static_cast<std::uint64_t>(size);
   PS_CHECK(bytes_.size() + values_.size() == features_ * labels_.size(), bytes_.size(),
            values_.size(), features_, labels_.size());
+  PS_CHECK(ids_.size() == id_columns_ * labels_.size(), ids_.size(), id_columns_, labels_.size());
   if (!labels_.empty()) {
     const auto ends = std::minmax_element(labels_.begin(), labels_.end());
     range_.minimum = *ends.first;
@@ -80,10 +92,11 @@ void MemoryDataset::Finish() {
     });
   }
   fingerprint_ = Fingerprint().Add(shape_).Add(bytes_).Add(values_).Add(labels_).value();
+  if (id_columns_ > 0) fingerprint_ = Fingerprint().Add(fingerprint_).Add(ids_).value();
 }
 
 Status MemoryDataset::Read(std::span<const std::uint64_t> records, float* features,
-                           std::int64_t* labels, float* targets) const {
+                           std::int64_t* labels, float* targets, std::uint64_t* ids) const {
   PS_TRY(CheckRecords(records, labels_.size()));
   for (const std::uint64_t record : records) {
     if (bytes_.empty()) {
@@ -91,6 +104,9 @@ Status MemoryDataset::Read(std::span<const std::uint64_t> records, float* featur
     } else {
       const std::uint8_t* from = bytes_.data() + record * features_;
       for (std::uint64_t i = 0; i < features_; ++i) *features++ = of_byte_[from[i]];
+    }
+    if (ids != nullptr) {
+      ids = std::copy_n(ids_.data() + record * id_columns_, id_columns_, ids);
     }
     const double label = labels_[record];
     // Only whole labels are asked for as classes; the conversion of others must be defined too.

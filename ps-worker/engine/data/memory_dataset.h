@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "ps-worker/engine/data/dataset.h"
@@ -30,14 +32,19 @@ class MemoryDataset : public Dataset {
   // Features that are normalised already.
   MemoryDataset(std::vector<std::int64_t> shape, std::vector<float> features,
                 std::vector<double> labels);
+  // The same with `id_columns` ids a record.
+  MemoryDataset(std::vector<std::int64_t> shape, std::vector<float> features,
+                std::vector<double> labels, std::uint64_t id_columns,
+                std::vector<std::uint64_t> ids);
 
   std::uint64_t records() const override { return labels_.size(); }
   const std::vector<std::int64_t>& feature_shape() const override { return shape_; }
   std::uint64_t features() const override { return features_; }
+  std::uint64_t id_columns() const override { return id_columns_; }
   LabelRange label_range() const override { return range_; }
   std::uint64_t fingerprint() const override { return fingerprint_; }
   Status Read(std::span<const std::uint64_t> records, float* features, std::int64_t* labels,
-              float* targets) const override;
+              float* targets, std::uint64_t* ids = nullptr) const override;
 
  private:
   void Finish();
@@ -47,6 +54,8 @@ class MemoryDataset : public Dataset {
   std::vector<float> values_;
   std::array<float, 256> of_byte_{};
   std::vector<double> labels_;
+  std::uint64_t id_columns_ = 0;
+  std::vector<std::uint64_t> ids_;
   std::uint64_t features_ = 1;
   LabelRange range_;
   std::uint64_t fingerprint_ = 0;
@@ -58,7 +67,12 @@ Status CheckRecords(std::span<const std::uint64_t> asked, std::uint64_t records)
 // data.*.format: idx. `images` has the records in its first dimension, `labels` has one dimension.
 Result<std::unique_ptr<Dataset>> OpenIdx(const DataSourceSpec& source, const DataSpec& data);
 
-// data.*.format: csv. One record a line, all columns numeric; quotes around a field are taken off.
-Result<std::unique_ptr<Dataset>> OpenCsv(const DataSourceSpec& source, const DataSpec& data);
+// data.*.format: csv. One record a line; quotes around a field are taken off. Columns are the
+// label, ids, ignored or numbers.
+Result<std::unique_ptr<Dataset>> OpenCsv(const DataSourceSpec& source, const DataSpec& data,
+                                         const std::vector<std::string>& id_columns);
+
+// The id of a field: a whole number of digits as it is, other text by its XXH3-64.
+std::uint64_t IdOfText(std::string_view text);
 
 }  // namespace ps::worker

@@ -41,6 +41,27 @@ data:
   train: {format: csv, file: a.csv, label: 0, header: false, delimiter: ';'}
 )";
 
+constexpr const char* kDeepFm = R"(apiVersion: ds/v1
+kind: TrainJob
+name: movies
+model: {type: deepfm, hidden: [32, 16]}
+data:
+  train: {format: csv, file: a.tsv, label: class, delimiter: tab, ignore: [split], label_positive: [2, yes]}
+  test: {file: b.tsv}
+embedding_tables:
+  - name: users
+    width: 9
+    columns: [user]
+    initializer: {type: normal, standard_deviation: 0.1}
+    optimizer: {type: rowwise_adagrad, learning_rate: 0.2}
+    sightings: 2
+    unused_epochs: 1.5
+    max_mebibytes: 100
+    when_full: lfu
+    values: fp32
+  - {name: items, width: 9, columns: [item, 7]}
+)";
+
 JobSpec Parse(const std::string& text) {
   auto spec = ParseJobYaml(text, "job.yaml", "/base dir");
   EXPECT_TRUE(spec.ok()) << spec.error().message;
@@ -339,7 +360,7 @@ const BadCase kBadCases[] = {
     {kMlp, "name: fashion", "name:", "name: has no value"},
     {kMlp, "name: fashion", "name: [a]", "name: must be text, found a list"},
     {kMlp, "type: mlp", "type: mpl",
-     "must be one of mlp, cnn, torchscript, ledger, found the text "
+     "must be one of mlp, cnn, torchscript, deepfm, ledger, found the text "
      "`mpl`, did you mean `mlp`?"},
     {kMlp, "[784, 256, 10]", "[784]", "model.layers: must have 2 to 64 entries, found 1"},
     {kMlp, "[784, 256, 10]", "784", "must be a list of whole numbers, found the number 784"},
@@ -347,7 +368,7 @@ const BadCase kBadCases[] = {
     {kMlp, "[784, 256, 10]", "[784, 0]", "must be 1 to 1000000, found 0"},
     {kMlp, "[784, 256, 10]", "[784, 1.5]", "must be a whole number, found the number 1.5"},
     {kMlp, "[784, 256, 10]", "[1000000, 1000000]", "may have at most 2000000000"},
-    {kMlp, "type: mlp", "type: mlp\n  hidden: 3", "model.hidden: belongs to model type cnn only"},
+    {kMlp, "type: mlp", "type: mlp\n  hidden: 3", "model.hidden: belongs to model types cnn and deepfm only"},
     {kMlp, "type: mlp", "type: mlp\n  activation: gelu", "must be one of relu, tanh"},
     {kMlp, "type: mlp", "type: mlp\n  initialization: ones", "must be one of kaiming_uniform"},
     {kMlp, "type: mlp\n  layers: [784, 256, 10]", "type: torchscript", "model.file: is missing"},
@@ -562,6 +583,112 @@ std::string ReadFile(const std::filesystem::path& path) {
   return text.str();
 }
 
+TEST(JobSpecTest, TablesOfRowsAreReadWithTheirDefaults) {
+  const JobSpec spec = Parse(kDeepFm);
+  EXPECT_EQ(spec.model.hidden_layers, (std::vector<std::int64_t>{32, 16}));
+  EXPECT_EQ(spec.training.loss, "binary_cross_entropy");
+  EXPECT_EQ(spec.training.metric, "auc");
+  EXPECT_EQ(spec.data.train.label_positive, (std::vector<std::string>{"2", "yes"}));
+  EXPECT_EQ(spec.data.test->label_positive, spec.data.train.label_positive);
+  EXPECT_EQ(spec.data.test->ignore, (std::vector<std::string>{"split"}));
+  ASSERT_EQ(spec.embedding_tables.size(), 2u);
+  const EmbeddingTableSpec& users = spec.embedding_tables[0];
+  EXPECT_EQ(users.name, "users");
+  EXPECT_EQ(users.width, 9);
+  EXPECT_EQ(users.initializer.type, "normal");
+  EXPECT_EQ(users.initializer.standard_deviation, 0.1);
+  EXPECT_EQ(users.optimizer.type, "rowwise_adagrad");
+  EXPECT_EQ(users.optimizer.epsilon, 1e-10);
+  EXPECT_EQ(users.optimizer.learning_rate.base, 0.2);
+  EXPECT_EQ(users.sightings, 2);
+  EXPECT_EQ(users.unused_epochs, 1.5);
+  EXPECT_EQ(users.max_mebibytes, 100);
+  EXPECT_EQ(users.when_full, "lfu");
+  EXPECT_EQ(users.values, "fp32");
+  const EmbeddingTableSpec& items = spec.embedding_tables[1];
+  EXPECT_EQ(items.columns, (std::vector<std::string>{"item", "7"}));
+  EXPECT_EQ(items.optimizer.type, "adagrad");
+  EXPECT_EQ(items.optimizer.epsilon, 1e-10);
+  EXPECT_EQ(items.optimizer.learning_rate.base, 0.05);
+  EXPECT_EQ(items.values, "bf16");
+}
+
+TEST(JobSpecTest, TablesOfRowsSurviveTheResolvedForms) {
+  for (const std::string& text :
+       {std::string(kDeepFm),
+        std::string(kDeepFm) + "optimizer: {type: sgd, reference_batch: 64}\n",
+        Replaced(kDeepFm, "test: {file: b.tsv}", "test: {file: b.tsv, ignore: []}"),
+        Replaced(kDeepFm, "{type: deepfm, hidden: [32, 16]}", "{type: deepfm}")}) {
+    const JobSpec spec = Parse(text);
+    const auto from_json = ParseJobJson(ResolvedJson(spec));
+    ASSERT_TRUE(from_json.ok()) << from_json.error().message;
+    EXPECT_EQ(ResolvedJson(*from_json), ResolvedJson(spec));
+    EXPECT_EQ(from_json->embedding_tables[1].optimizer.reference_batch,
+              spec.optimizer.reference_batch);
+    const auto from_yaml = ParseJobYaml(ResolvedYaml(spec), "resolved", "");
+    ASSERT_TRUE(from_yaml.ok()) << from_yaml.error().message << ResolvedYaml(spec);
+    EXPECT_EQ(ResolvedJson(*from_yaml), ResolvedJson(spec));
+  }
+}
+
+TEST(JobSpecTest, TheLedgerHasTablesWithoutColumns) {
+  const std::string rows =
+      "embedding_tables: [{name: counts, width: 1, values: fp32, initializer: {type: constant}, "
+      "optimizer: {type: sgd, learning_rate: 1}}]\n";
+  const std::string text = Replaced(kLedger, "blocks: 4", "blocks: 4, rows: 50") + rows;
+  const JobSpec spec = Parse(text);
+  EXPECT_EQ(spec.model.rows, 50);
+  EXPECT_EQ(spec.embedding_tables.at(0).initializer.value, 0);
+  EXPECT_THAT(Findings(Replaced(text, "width: 1,", "width: 1, columns: [a],")),
+              HasSubstr("embedding_tables[0].columns: must not be given for the ledger model"));
+}
+
+TEST(JobSpecTest, WhatIsWrongWithATableOfRowsIsNamed) {
+  const auto finds = [](const std::string& what, const std::string& by, const std::string& said) {
+    EXPECT_THAT(Findings(Replaced(kDeepFm, what, by)), HasSubstr(said));
+  };
+  finds("sightings: 2", "sighting: 2",
+        "embedding_tables[0].sighting: unknown key, did you mean `sightings`?");
+  finds("sightings: 2", "sightings: 257",
+        "job.yaml:14: embedding_tables[0].sightings: must be 1 to 256, found 257");
+  finds("width: 9\n", "width: 1025\n", "embedding_tables[0].width: must be 1 to 1024");
+  finds("name: items, width: 9", "name: items, width: 8",
+        "embedding_tables[1].width: is 8, but 9 for the first table");
+  finds("name: items", "name: users", "`users` is the name of a table before it too");
+  finds("name: items", "name: 'a b'", "embedding_tables[1].name: must be 1 to 63 letters");
+  finds("name: users\n    width", "width", "embedding_tables[0].name: is missing");
+  finds("[item, 7]", "[item, user]", "`user` is used twice, by the table `users` and here");
+  finds("[item, 7]", "[item, class]", "`class` is the label");
+  finds("[item, 7]", "[item, split]", "`split` is ignored by the data");
+  finds(", columns: [item, 7]", "", "embedding_tables[1].columns: is missing");
+  finds("rowwise_adagrad", "worker_nesterov", "embedding_tables[0].optimizer.type: must be one of");
+  finds("learning_rate: 0.2", "clip_norm: 1", "embedding_tables[0].optimizer.clip_norm: unknown");
+  finds("learning_rate: 0.2", "reference_batch: 1", "optimizer.reference_batch: unknown key");
+  finds("learning_rate: 0.2", "momentum: 0.5",
+        "belongs to optimizer types momentum and nesterov only");
+  finds("learning_rate: 0.2", "learning_rate: {warmup_epochs: 9}",
+        "embedding_tables[0].optimizer.learning_rate.warmup_epochs: is longer");
+  finds("{type: normal, standard_deviation: 0.1}", "{type: normal, low: 1}",
+        "belongs to initializer type uniform only");
+  finds("{type: normal, standard_deviation: 0.1}", "{low: 1}", "initializer.low: is 1, more than");
+  finds("when_full: lfu", "when_full: mru", "must be one of lru, lfu, refuse");
+  finds("{type: deepfm, hidden: [32, 16]}", "{type: mlp, layers: [1, 2]}",
+        "embedding_tables: has no use in a model of type mlp");
+  finds("{type: deepfm, hidden: [32, 16]}", "{type: deepfm, hidden: 32}",
+        "model.hidden: must be a list of whole numbers");
+  EXPECT_THAT(Findings(std::string(kDeepFm) + "training: {loss: cross_entropy}\n"),
+              HasSubstr("must be binary_cross_entropy or mse for a deepfm"));
+  EXPECT_THAT(Findings(std::string(kMlp) + "training: {metric: auc}\n"),
+              HasSubstr("auc needs the loss binary_cross_entropy"));
+  const std::string text(kDeepFm);
+  EXPECT_THAT(Findings(text.substr(0, text.find("embedding_tables"))),
+              HasSubstr("embedding_tables: is missing"));
+  EXPECT_THAT(Findings(text.substr(0, text.find("  - name")) + "  - 3\n"),
+              HasSubstr("embedding_tables[0]: must be a map of keys, found the number 3"));
+  EXPECT_THAT(Findings(text.substr(0, text.find("\n  - name")) + " {}\n"),
+              HasSubstr("embedding_tables: must be a list"));
+}
+
 TEST(JobSpecTest, EveryExampleParses) {
   const std::filesystem::path examples = std::filesystem::path(PS_SOURCE_DIRECTORY) / "examples";
   if (!std::filesystem::exists(examples)) GTEST_SKIP() << "no examples";
@@ -574,6 +701,9 @@ TEST(JobSpecTest, EveryExampleParses) {
 
 void ExpectInSchema(const nlohmann::json& schema, const nlohmann::json& value,
                     const std::string& path, std::set<std::string>& seen) {
+  if (value.is_array() && !value.empty() && value.front().is_object()) {
+    for (const auto& item : value) ExpectInSchema(schema["items"], item, path + "[]", seen);
+  }
   if (!value.is_object()) return;
   const nlohmann::json* properties = nullptr;
   nlohmann::json resolved = schema;
@@ -606,6 +736,7 @@ void Collect(const nlohmann::json& schema, const std::string& path, std::set<std
       if (choice.value("type", "") == "object") object = &choice;
     }
   }
+  if (object->contains("items")) return Collect((*object)["items"], path + "[]", all);
   if (!object->contains("properties")) return;
   for (const auto& item : (*object)["properties"].items()) {
     all.insert(path + "/" + item.key());
@@ -626,7 +757,14 @@ TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
                  "type: torchscript\n  file: a.pt\n  input_shape: [3]"),
         std::string(kMlp) + "optimizer: {learning_rate: {schedule: step, step_epochs: [1]}}\n",
         std::string(kMlp) + "optimizer: {type: adam, learning_rate: {schedule: cosine}}\n",
-        std::string(kMlp) + "optimizer: {type: ftrl}\n"}) {
+        std::string(kMlp) + "optimizer: {type: ftrl}\n", std::string(kDeepFm),
+        Replaced(kDeepFm, "{type: rowwise_adagrad, learning_rate: 0.2}",
+                 "{type: adam, learning_rate: {schedule: step, step_epochs: [1]}}"),
+        Replaced(kDeepFm, "{type: rowwise_adagrad, learning_rate: 0.2}",
+                 "{type: ftrl, learning_rate: {schedule: constant}}"),
+        Replaced(kDeepFm, "{type: rowwise_adagrad, learning_rate: 0.2}",
+                 "{type: momentum, learning_rate: {schedule: linear}}"),
+        Replaced(kDeepFm, "{type: normal, standard_deviation: 0.1}", "{type: constant}")}) {
     ExpectInSchema(schema, nlohmann::json::parse(ResolvedJson(Parse(text))), "", seen);
   }
   std::set<std::string> all;

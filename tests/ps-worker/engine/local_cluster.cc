@@ -8,6 +8,7 @@
 
 #include "checkpoint/digest.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 
 namespace ps::test {
 namespace {
@@ -77,6 +78,10 @@ class LocalSession final : public worker::TaskSession {
       if (!cluster_.outcome_.failures.empty()) {
         return Error{ErrorCode::kClosed, "another worker failed"};
       }
+      if (ahead_) {
+        state.lease_open = true;
+        return Finish(state, worker::TrainLease{*std::exchange(ahead_, std::nullopt)}, was_held);
+      }
       if (cluster_.next_position_ < cluster_.total_) {
         state.lease_open = true;
         return Finish(state, worker::TrainLease{TakeLease()}, was_held);
@@ -106,10 +111,18 @@ class LocalSession final : public worker::TaskSession {
     }
   }
 
+  // The next lease is set aside for who looks at it.
+  std::optional<control::LeaseT> NextLease() const override {
+    const std::lock_guard lock(cluster_.mutex_);
+    if (!ahead_ && cluster_.next_position_ < cluster_.total_) ahead_ = TakeLease();
+    return ahead_;
+  }
+
   void RequestPull(const PullRequest& request) override {
     const std::lock_guard lock(cluster_.mutex_);
     request_ = request;
     answer_.reset();
+    ++cluster_.outcome_.pulls;
     // A server answers when the question comes in, not when the answer is looked at.
     if (Reached()) answer_ = Answer();
   }
@@ -159,7 +172,7 @@ class LocalSession final : public worker::TaskSession {
     lease_id_ = lease_id;
     lease_done_ = lease_done;
     const bool refuse = cluster_.options_.too_old_clocks.count(clock_.value()) > 0;
-    std::vector<codec::BlockView> blocks;
+    server::SegmentContent content;
     const auto live = static_cast<std::uint32_t>(cluster_.members_.size());
     for (auto& shard : cluster_.shards_) {
       const auto part = std::find_if(push.parts().begin(), push.parts().end(),
@@ -174,9 +187,10 @@ class LocalSession final : public worker::TaskSession {
       if (shard->id() == ShardId(0)) {
         outcome.staleness.push_back(shard->version() - facts.base_version);
       }
-      Parse(*shard, payload, blocks);
-      if (refuse) blocks.clear();
-      const auto verdict = shard->Push(Member(), facts, blocks, live);
+      const auto parsed = server::ParsePush(cluster_.view_, shard->id(), payload, content);
+      PS_CHECK(parsed.ok(), parsed.ok() ? "" : parsed.error().message);
+      if (refuse) content = server::SegmentContent();
+      const auto verdict = shard->Push(Member(), facts, content.blocks, live, content.rows);
       PS_CHECK(verdict.code == wire::Code::Applied || verdict.code == wire::Code::TooOld,
                static_cast<int>(verdict.code));
       if ((refuse || verdict.code == wire::Code::TooOld) && !payload.empty()) {
@@ -252,7 +266,7 @@ class LocalSession final : public worker::TaskSession {
     return work;
   }
 
-  control::LeaseT TakeLease() {
+  control::LeaseT TakeLease() const {
     control::LeaseT lease;
     const auto begin = cluster_.next_position_;
     const auto epoch_end = (begin / cluster_.records_ + 1) * cluster_.records_;
@@ -288,6 +302,25 @@ class LocalSession final : public worker::TaskSession {
     });
   }
 
+  // The parts of a pull for one shard.
+  std::vector<std::byte> KeysOf(const worker::RowKeys& keys, ShardId shard) {
+    std::vector<std::byte> bytes;
+    for (std::uint32_t table = 0; table < keys.size(); ++table) {
+      std::vector<std::uint64_t> here;
+      for (const std::uint64_t key : keys[table]) {
+        if (codec::ShardOfRow(key, cluster_.view_.shard_count()) == shard) here.push_back(key);
+      }
+      if (here.empty()) continue;
+      const auto width = cluster_.view_.row_width(table);
+      const std::size_t at = bytes.size();
+      bytes.resize(at + codec::RowBytes(here.size(), width, codec::RowContent::kKeys,
+                                        wire::ValueCodec::Absent));
+      codec::EncodeRows(table, here, {}, width, codec::RowContent::kKeys, wire::ValueCodec::Absent,
+                        bytes.data() + at);
+    }
+    return bytes;
+  }
+
   worker::PullResult Answer() {
     worker::PullResult result;
     for (const auto& shard : cluster_.shards_) {
@@ -299,10 +332,22 @@ class LocalSession final : public worker::TaskSession {
       query.snapshot = request_->snapshot;
       worker::PulledShard pulled;
       pulled.shard = shard->id();
-      pulled.content = shard->Pull(query, scratch_, *bytes);
+      std::vector<std::byte> asked_bytes;
+      std::vector<codec::RowsView> asked;
+      if (request_->rows != nullptr) {
+        asked_bytes = KeysOf(*request_->rows, shard->id());
+        const auto parsed = server::ParsePull(cluster_.view_, shard->id(), asked_bytes, asked);
+        PS_CHECK(parsed.ok(), parsed.ok() ? "" : parsed.error().message);
+      }
+      pulled.content = shard->Pull(query, scratch_, *bytes, asked);
       pulled.version = shard->version();
       pulled.lineage = shard->lineage();
-      Parse(*shard, {bytes->data(), bytes->size()}, pulled.blocks);
+      const auto parts = codec::SplitSegment({bytes->data(), bytes->size()}).value();
+      Parse(*shard, parts.blocks, pulled.blocks);
+      const auto rows = codec::ParseRows(
+          parts.rows, codec::RowContent::kValues,
+          [&](std::uint32_t table) { return cluster_.view_.row_width(table); }, pulled.rows);
+      PS_CHECK(rows.ok(), rows.ok() ? "" : rows.error().message);
       result.shards.push_back(std::move(pulled));
       result.frames.push_back(std::move(bytes));
     }
@@ -312,6 +357,7 @@ class LocalSession final : public worker::TaskSession {
   LocalCluster& cluster_;
   const std::uint32_t worker_;
   Clock clock_;
+  mutable std::optional<control::LeaseT> ahead_;
   std::vector<std::uint64_t> known_;  // version of each shard that was returned last
   std::optional<PullRequest> request_;
   std::optional<worker::PullResult> answer_;
@@ -367,6 +413,26 @@ std::vector<float> LocalCluster::Table(std::uint32_t index) const {
     values.insert(values.end(), begin, begin + view_.block(number).elements);
   }
   return values;
+}
+
+std::map<std::uint64_t, std::vector<float>> LocalCluster::Rows(std::uint32_t table) const {
+  std::map<std::uint64_t, std::vector<float>> rows;
+  for (const auto& shard : shards_) {
+    const auto image = shard->Freeze(JobId(1), Round(1));
+    for (const auto& part : image.rows) {
+      if (part.table != table) continue;
+      for (std::size_t row = 0; row < part.rows(); ++row) {
+        const std::byte* const record = part.records.data() + row * part.record_bytes();
+        std::uint64_t key = 0;
+        std::memcpy(&key, record, sizeof(key));
+        std::vector<float> values(part.width);
+        std::memcpy(values.data(), record + checkpoint::kRowHeaderBytes,
+                    values.size() * sizeof(float));
+        PS_CHECK(rows.emplace(key, std::move(values)).second, "a key on two shards", key);
+      }
+    }
+  }
+  return rows;
 }
 
 bool LocalCluster::AllTrained() const {

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -20,6 +21,7 @@
 #include "common/job/job_spec.h"
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
+#include "ps-server/core/segment_content.h"
 #include "ps-server/core/shard.h"
 #include "ps-worker/task/task_session.h"
 
@@ -49,6 +51,7 @@ class LocalCluster {
     std::uint64_t skipped = 0;
     std::uint64_t returned = 0;
     std::uint64_t entries = 0;
+    std::uint64_t pulls = 0;
     std::uint64_t push_bytes = 0;
     std::uint64_t drained = 0;
     std::uint64_t samples = 0;             // of steps with a lease
@@ -65,6 +68,8 @@ class LocalCluster {
   const Outcome& outcome() const { return outcome_; }
   // The values of one table, from all shards.
   std::vector<float> Table(std::uint32_t index) const;
+  // The rows of a table, from all shards: their values by key.
+  std::map<std::uint64_t, std::vector<float>> Rows(std::uint32_t table) const;
   std::uint32_t shards() const { return view_.shard_count(); }
   const LayoutView& view() const { return view_; }
 

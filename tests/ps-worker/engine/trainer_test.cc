@@ -72,7 +72,7 @@ class TrainerTest : public ::testing::Test {
     workloads_.clear();
     for (std::int64_t i = 0; i < spec.training.workers; ++i) {
       if (spec.model.type == "ledger") {
-        workloads_.push_back(std::make_unique<Ledger>(spec.model));
+        workloads_.push_back(std::make_unique<Ledger>(spec.model, spec.embedding_tables));
       } else {
         workloads_.push_back(std::make_unique<TensorWorkload>(
             spec, std::make_unique<test::LinearModel>(kFeatures, kClasses,
@@ -110,6 +110,120 @@ class TrainerTest : public ::testing::Test {
   std::vector<std::unique_ptr<Workload>> workloads_;
   std::unique_ptr<test::LocalCluster> cluster_;
 };
+
+// A ledger of 40,000 records with two tables of rows: one of 999 keys and two floats.
+JobSpec LedgerWithRows() {
+  JobSpec spec;
+  spec.name = "rows";
+  spec.model.type = "ledger";
+  spec.model.blocks = 3;
+  spec.model.rows = 999;
+  spec.training.workers = 2;
+  spec.training.batch_size = 100;
+  spec.training.epochs = 2;
+  spec.training.loss = "none";
+  spec.training.metric = "none";
+  spec.optimizer.type = "sgd";
+  spec.optimizer.reference_batch = 100;
+  spec.optimizer.learning_rate.base = 1;
+  for (const std::int64_t width : {1, 2}) {
+    EmbeddingTableSpec table;
+    table.name = "counts" + std::to_string(width);
+    table.width = width;
+    table.initializer.type = "constant";
+    table.optimizer.type = "sgd";
+    table.optimizer.reference_batch = 100;
+    table.optimizer.learning_rate.base = 1;
+    table.values = "fp32";
+    spec.embedding_tables.push_back(table);
+  }
+  return spec;
+}
+
+class LedgerRowsTest : public TrainerTest {
+ protected:
+  static constexpr std::uint64_t kRecords = 40'000;
+
+  LedgerRowsTest() {
+    DataSourceSpec source;
+    source.format = "counter";
+    source.records = kRecords;
+    train_ = Dataset::Open(source, {}).value();
+    test_.reset();
+  }
+
+  // Leases of whole batches: a short one would count by its part of the reference batch.
+  static test::LocalClusterOptions Options() {
+    test::LocalClusterOptions options;
+    options.lease_records = 4000;
+    return options;
+  }
+
+  // Every record of every epoch is in its rows once.
+  void ExpectExact(const JobSpec& spec) {
+    const auto keys = static_cast<std::uint64_t>(spec.model.rows);
+    double sum = 0;
+    for (std::uint32_t t = 0; t < spec.embedding_tables.size(); ++t) {
+      const auto rows = cluster_->Rows(t);
+      EXPECT_EQ(rows.size(), keys);
+      for (const auto& [key, values] : rows) {
+        const auto records = (kRecords - key - 1) / keys + 1;
+        const auto expected =
+            static_cast<float>(records) * static_cast<float>(spec.training.epochs);
+        for (const float value : values)
+          EXPECT_EQ(value, expected) << "table " << t << " key " << key;
+        sum += std::accumulate(values.begin(), values.end(), 0.0);
+      }
+    }
+    const double steps = static_cast<double>(kRecords) * spec.training.epochs /
+                         static_cast<double>(spec.training.batch_size);
+    ASSERT_TRUE(outcome().evaluated.has_value());
+    EXPECT_EQ(outcome().evaluated->metric, sum + steps * static_cast<double>(spec.model.blocks));
+  }
+};
+
+TEST_F(LedgerRowsTest, EveryRecordIsInItsRowsOnce) {
+  const JobSpec spec = LedgerWithRows();
+  TrainWell(spec, Options());
+  EXPECT_EQ(cluster_->shards(), 64u);
+  ExpectExact(spec);
+}
+
+TEST_F(LedgerRowsTest, AStepAsksForItsRowsOnceWhereTheNextBatchIsKnown) {
+  JobSpec spec = LedgerWithRows();
+  spec.training.workers = 1;
+  TrainWell(spec, Options());
+  // 800 steps in 20 leases; the others are the start, the flushes and the evaluation.
+  EXPECT_LE(outcome().pulls, 800u + 20u + 5u);
+}
+
+TEST_F(LedgerRowsTest, RowsThatCameBackAsTooOldArePushedAgain) {
+  const JobSpec spec = LedgerWithRows();
+  test::LocalClusterOptions options = Options();
+  for (std::uint64_t clock = 3; clock < 200; clock += 7) options.too_old_clocks.insert(clock);
+  for (std::uint64_t clock = 395; clock < 420; ++clock) options.too_old_clocks.insert(clock);
+  TrainWell(spec, options);
+  EXPECT_GT(outcome().returned, 1000u);
+  ExpectExact(spec);
+}
+
+TEST_F(LedgerRowsTest, BulkSynchronousRowsAreExact) {
+  JobSpec spec = LedgerWithRows();
+  spec.training.staleness = 0;
+  // The mean of the workers' pushes of a clock counts as one: a single worker is its own mean.
+  spec.training.workers = 1;
+  TrainWell(spec, Options());
+  ExpectExact(spec);
+}
+
+TEST_F(LedgerRowsTest, ShardsWithoutBlocksTakePartFromTheBeginning) {
+  JobSpec spec = LedgerWithRows();
+  spec.resources.shards = 200;
+  spec.training.workers = 3;
+  TrainWell(spec, Options());
+  EXPECT_EQ(cluster_->shards(), 200u);
+  ExpectExact(spec);
+}
 
 TEST_F(TrainerTest, TwoAsynchronousWorkersLearnWithSparsePushes) {
   TrainWell(CloudsJob());

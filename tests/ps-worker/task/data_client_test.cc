@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <random>
 
@@ -504,6 +505,197 @@ TEST_F(DataClientTest, HostileAnswersAreCountedAndDropped) {
     ASSERT_TRUE(Until([&] { return answers > before + 8 || !worker.broken.empty(); }));
   }
   EXPECT_GT(answers, 20);
+}
+
+// Two tables of rows on more shards than there are blocks.
+class DataClientRowsTest : public ::testing::Test {
+ protected:
+  static constexpr std::uint32_t kShards = 9;
+
+  DataClientRowsTest()
+      : layout_(server::testing::MakeLayout({{TableRule::Sgd, {10, 20}}}, kShards, {2, 3})),
+        context_(net::MakeContext()),
+        server_(loop_, context_, "a", 2),
+        map_(MakeMap(1, {&server_}, kShards)) {
+    auto rules = server::testing::ConstantRules(1.0);
+    rules.rows = {server::testing::MakeRowRules(0, 2, 1.0),
+                  server::testing::MakeRowRules(1, 3, 1.0)};
+    server_.SetJob(kJob, layout_, rules, map_, MakeLive(1, {1}));
+    for (std::uint64_t key = 0; key < 100; ++key) {
+      keys_[0].push_back(key * key * 1'000'003);
+      if (key % 3 == 0) keys_[1].push_back(key);
+    }
+  }
+
+  // Pushes -(key % 50) for every float of every key of both tables.
+  void PushRows(Worker& worker) {
+    server::testing::Bytes payload;
+    std::vector<RingPart> parts;
+    for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+      RingPart part;
+      part.shard = shard;
+      part.offset = static_cast<std::uint32_t>(payload.size());
+      part.lineage = 1;
+      for (std::uint32_t table = 0; table < 2; ++table) {
+        std::vector<std::uint64_t> here;
+        std::vector<float> values;
+        for (const std::uint64_t key : keys_[table]) {
+          if (codec::ShardOfRow(key, kShards) != ShardId(shard)) continue;
+          here.push_back(key);
+          values.insert(values.end(), layout_.row_width(table), -static_cast<float>(key % 50));
+        }
+        if (here.empty()) continue;
+        const auto bytes = server::testing::PushedRows(table, here, values);
+        payload.insert(payload.end(), bytes.begin(), bytes.end());
+      }
+      part.bytes = static_cast<std::uint32_t>(payload.size()) - part.offset;
+      parts.push_back(part);
+    }
+    RetentionRing::Reservation place;
+    ASSERT_EQ(worker.ring->Reserve(payload.size(), parts.size(), place),
+              RetentionRing::ReserveStatus::kReserved);
+    std::memcpy(place.payload.data(), payload.data(), payload.size());
+    RingEntryInfo info;
+    info.clock = Clock(worker.ring->last_clock().value() + 1);
+    info.samples = 1;
+    worker.ring->Commit(info, payload.size(), parts);
+    worker.client->Committed();
+  }
+
+  DataClient::Pull Asked() const {
+    DataClient::Pull pull;
+    pull.fp32 = true;
+    pull.rows = std::make_shared<RowKeys>(keys_);
+    return pull;
+  }
+
+  void ExpectRows(const PullResult& result, float factor) const {
+    std::array<std::size_t, 2> found{};
+    for (const PulledShard& shard : result.shards) {
+      for (const codec::RowsView& part : shard.rows) {
+        std::vector<std::uint64_t> here;
+        for (const std::uint64_t key : keys_[part.table]) {
+          if (codec::ShardOfRow(key, kShards) == shard.shard) here.push_back(key);
+        }
+        ASSERT_EQ(here.size(), part.count);
+        std::vector<float> values(layout_.row_width(part.table));
+        for (std::size_t row = 0; row < here.size(); ++row) {
+          codec::DecodeRow(part, row, values);
+          for (const float value : values) {
+            EXPECT_EQ(value, factor * static_cast<float>(here[row] % 50)) << here[row];
+          }
+        }
+        found[part.table] += part.count;
+      }
+    }
+    EXPECT_EQ(found[0], keys_[0].size());
+    EXPECT_EQ(found[1], keys_[1].size());
+  }
+
+  bool Until(const std::function<bool()>& done) { return loop_.RunUntil(done, kPatience); }
+
+  const LayoutView layout_;
+  RowKeys keys_{2};
+  zmq::context_t context_;
+  net::Loop loop_;
+  LaneServer server_;
+  const control::MapT map_;
+};
+
+TEST_F(DataClientRowsTest, RowsArePushedAndPulledOnShardsWithAndWithoutBlocks) {
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map_).ok());
+  PushRows(worker);
+  PushRows(worker);
+  ASSERT_TRUE(Until([&] { return worker.client->all_acked(); }));
+  worker.client->StartPull(Asked());
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  ASSERT_EQ(worker.pulled->shards.size(), kShards);
+  ExpectRows(*worker.pulled, 2);
+  // Nothing has changed since: the blocks stay away, the rows come.
+  DataClient::Pull again = Asked();
+  again.bases.resize(kShards);
+  for (const PulledShard& shard : worker.pulled->shards) {
+    again.bases[shard.shard.value()] = {shard.version, shard.lineage};
+  }
+  worker.pulled.reset();
+  const std::uint64_t before = worker.client->counters().pull_bytes;
+  worker.client->StartPull(again);
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  for (const PulledShard& shard : worker.pulled->shards) {
+    EXPECT_EQ(shard.content, wire::PullContent::Unchanged);
+  }
+  ExpectRows(*worker.pulled, 2);
+  EXPECT_GE(worker.client->counters().pull_bytes - before,
+            keys_[0].size() * 2 * sizeof(float) + keys_[1].size() * 3 * sizeof(float));
+  EXPECT_EQ(worker.client->counters().bad_messages, 0u);
+}
+
+TEST_F(DataClientRowsTest, RowsThatNobodyPushedHaveTheirFirstValues) {
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map_).ok());
+  worker.client->StartPull(Asked());
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  ExpectRows(*worker.pulled, 0);
+}
+
+TEST_F(DataClientRowsTest, AnAnswerWithOtherRowsThanAskedForIsDroppedAndAskedForAgain) {
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map_).ok());
+  PushRows(worker);
+  ASSERT_TRUE(Until([&] { return worker.client->all_acked(); }));
+  int damaged = 0;
+  server_.change_reply = [&](server::LaneReply& reply) {
+    wire::Head head;
+    if (!wire::ParseFirst(std::span<const std::byte>(reply.head), head).ok() ||
+        head.header.kind() != static_cast<std::uint8_t>(wire::Kind::PullReply) || damaged == 4) {
+      return;
+    }
+    // The last segment with rows of both tables, whose last part goes, or is said to be another.
+    for (std::size_t i = head.segments.size(); i-- > 0;) {
+      wire::Segment& segment = head.segments[i];
+      const std::span<std::byte> payload(reply.payload.data() + segment.offset(), segment.length());
+      const auto parts = codec::SplitSegment(payload).value();
+      std::vector<codec::RowsView> rows;
+      ASSERT_TRUE(codec::ParseRows(
+                      parts.rows, codec::RowContent::kValues,
+                      [&](std::uint32_t table) { return layout_.row_width(table); }, rows)
+                      .ok());
+      if (rows.size() != 2) continue;
+      const std::size_t last = sizeof(wire::BlockHeader) + rows[1].value_bytes.size();
+      const std::size_t at = payload.size() - last;
+      const std::size_t first = at - rows[0].value_bytes.size() - sizeof(wire::BlockHeader);
+      const auto set = [&](std::size_t header, std::size_t field, std::uint32_t value) {
+        std::memcpy(payload.data() + header + 4 * field, &value, sizeof(value));
+      };
+      switch (damaged++) {
+        case 0:  // no rows of table 1
+          segment.mutate_length(segment.length() - static_cast<std::uint32_t>(last));
+          break;
+        case 1:  // a row less, and so too many bytes for those that are there
+          set(at, 1, rows[1].count - 1);
+          break;
+        case 2:  // a table that the job does not have
+          set(at, 0, codec::kFirstRowTable + 2);
+          break;
+        default: {  // whole rows, but one less of table 0
+          const auto bytes = static_cast<std::uint32_t>(rows[0].value_bytes.size());
+          const std::uint32_t row = bytes / rows[0].count;
+          set(first, 1, rows[0].count - 1);
+          set(first, 2, bytes - row);
+          std::memmove(payload.data() + at - row, payload.data() + at, last);
+          segment.mutate_length(segment.length() - row);
+        }
+      }
+      reply.head = wire::BuildHead(head.header, head.segments);
+      return;
+    }
+  };
+  worker.client->StartPull(Asked());
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  EXPECT_EQ(damaged, 4);
+  EXPECT_EQ(worker.client->counters().bad_messages, 4u);
+  ExpectRows(*worker.pulled, 1);
 }
 
 }  // namespace

@@ -99,6 +99,8 @@ class LaneServer {
   // Say true to lose a message.
   std::function<bool()> lose_request;
   std::function<bool()> lose_reply;
+  // May damage an answer.
+  std::function<void(server::LaneReply&)> change_reply;
 
  private:
   struct Lane {
@@ -110,8 +112,9 @@ class LaneServer {
   void Flush(Lane& lane) {
     std::vector<server::LaneReply> replies;
     lane.core.TakeReplies(replies);
-    for (const server::LaneReply& reply : replies) {
+    for (server::LaneReply& reply : replies) {
       if (lose_reply && lose_reply()) continue;
+      if (change_reply) change_reply(reply);
       net::ZmqSocket::Frames frames;
       frames.push_back(net::CopyFrame(reply.to.data(), reply.to.size()));
       frames.push_back(net::CopyFrame(reply.head.data(), reply.head.size()));

@@ -9,6 +9,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "ps-worker/engine/data/memory_dataset.h"
+
 namespace ps::worker {
 namespace {
 
@@ -300,9 +302,59 @@ TEST_F(DatasetTest, CsvValueThatIsNoFiniteNumberIsNamed) {
 TEST_F(DatasetTest, CsvWithoutTheLabelsColumnListsTheColumns) {
   EXPECT_THAT(ErrorOf(Csv("a,b\n1,2\n")),
               HasSubstr("data.csv:1: no column `y` for the label; the columns are: a, b"));
-  EXPECT_THAT(ErrorOf(Csv("y\n1\n")), HasSubstr("one column"));
+  EXPECT_THAT(ErrorOf(Csv("y\n1\n")), HasSubstr("no column is left"));
   EXPECT_THAT(ErrorOf(Csv("a,y\n")), HasSubstr("holds no record"));
   EXPECT_THAT(ErrorOf(Csv("")), HasSubstr("holds no record"));
+}
+
+TEST_F(DatasetTest, CsvColumnsMayBeIdsOrIgnored) {
+  DataSourceSpec source = Csv("word,x,user,y,note\nabc,0.5,7,2,n\n,1.5,18446744073709551615,1,\n");
+  source.ignore = {"note"};
+  const std::vector<std::string> columns = {"user", "0"};
+  auto opened = Dataset::Open(source, {}, columns);
+  ASSERT_TRUE(opened.ok()) << opened.error().message;
+  const auto& dataset = **opened;
+  EXPECT_EQ(dataset.features(), 1u);
+  ASSERT_EQ(dataset.id_columns(), 2u);
+  const std::vector<std::uint64_t> records = {1, 0};
+  std::vector<float> features(2);
+  std::vector<float> targets(2);
+  std::vector<std::uint64_t> ids(4);
+  ASSERT_TRUE(dataset.Read(records, features.data(), nullptr, targets.data(), ids.data()).ok());
+  EXPECT_THAT(features, ElementsAre(1.5f, 0.5f));
+  EXPECT_THAT(targets, ElementsAre(1.0f, 2.0f));
+  // XXH3-64 of the empty text and of "abc", by the reference implementation.
+  EXPECT_THAT(ids,
+              ElementsAre(18446744073709551615u, 0x2d06800538d394c2u, 7u, 0x78af5f94892f3950u));
+  source.label_positive = {"2", "x"};
+  auto positive = Dataset::Open(source, {}, columns);
+  ASSERT_TRUE(positive.ok());
+  ASSERT_TRUE((*positive)->Read(records, features.data(), nullptr, targets.data()).ok());
+  EXPECT_THAT(targets, ElementsAre(0.0f, 1.0f));
+  EXPECT_NE((*positive)->fingerprint(), dataset.fingerprint());
+}
+
+TEST_F(DatasetTest, IdsAreNumbersOnlyIfAllOfThemIsDigits) {
+  EXPECT_EQ(IdOfText("42"), 42u);
+  EXPECT_EQ(IdOfText("18446744073709551615"), 18446744073709551615u);
+  for (const char* text : {"-1", "+1", "1.0", "18446744073709551616", "1 2", "0x1"}) {
+    EXPECT_GT(IdOfText(text), 1'000'000u) << text;
+  }
+}
+
+TEST_F(DatasetTest, AnIdColumnThatIsNotThereOrHasAnotherUseIsNamed) {
+  const auto error = [&](const std::vector<std::string>& columns) {
+    const auto dataset = Dataset::Open(Csv("a,b,y\n1,2,3\n"), {}, columns);
+    return dataset.ok() ? "" : dataset.error().message;
+  };
+  EXPECT_EQ(error({"a", "b"}), "");
+  EXPECT_THAT(error({"c"}),
+              HasSubstr("data.csv:1: no column `c` for ids; the columns are: a, b, y"));
+  EXPECT_THAT(error({"2"}), HasSubstr("data.csv:1: column `y` for ids has another use already"));
+  EXPECT_THAT(error({"a", "0"}), HasSubstr("column `a` for ids has another use already"));
+  DataSourceSpec source = Csv("a,b,y\n1,2,3\n");
+  source.ignore = {"z"};
+  EXPECT_THAT(ErrorOf(source), HasSubstr("no column `z` for `ignore`"));
 }
 
 TEST_F(DatasetTest, CounterHasRecordsWithoutContent) {
