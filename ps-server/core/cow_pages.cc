@@ -37,6 +37,14 @@ FrozenPages::~FrozenPages() {
 
 void FrozenPages::Release(std::size_t page) { Drop(std::exchange(pages_[page], nullptr)); }
 
+CowPages::CowPages(CowPages&& other) noexcept
+    : memory_(other.memory_),
+      data_(std::exchange(other.data_, {})),
+      shared_(std::exchange(other.shared_, {})),
+      pages_(std::exchange(other.pages_, {})),
+      bytes_(std::exchange(other.bytes_, 0)),
+      bytes_copied_(other.bytes_copied_) {}
+
 CowPages::~CowPages() {
   for (CowPage* const page : pages_) Drop(page);
 }

@@ -57,8 +57,8 @@ class CowPages {
  public:
   explicit CowPages(std::pmr::memory_resource* memory) : memory_(memory) {}
   ~CowPages();
-  CowPages(const CowPages&) = delete;
-  CowPages& operator=(const CowPages&) = delete;
+  CowPages(CowPages&& other) noexcept;  // leaves `other` without pages
+  CowPages& operator=(CowPages&&) = delete;
 
   std::size_t size() const { return data_.size(); }
   // Of all pages, without those that only views still hold.

@@ -42,6 +42,21 @@ kernels::Push PushInPlace(const codec::BlockView& block, kernels::Positions posi
   return push;
 }
 
+// Where an element's floats lie in the page of its block.
+struct Place {
+  Place(const StoreShape& shape, std::size_t size)
+      : elements(size), stride(shape.stride()), records(shape.records) {}
+
+  std::size_t Value(std::size_t element) const { return element * stride; }
+  std::size_t Slot(std::uint32_t slot, std::size_t element) const {
+    return records ? element * stride + 1 + slot : (1 + slot) * elements + element;
+  }
+
+  std::size_t elements;
+  std::size_t stride;
+  bool records;
+};
+
 std::string NameOfNumber(std::uint8_t type) {
   constexpr auto kLast = static_cast<std::uint8_t>(OptimizerType::kFtrl);
   if (type > kLast) return "optimizer " + std::to_string(type);
@@ -62,7 +77,8 @@ StoreShape StoreShape::Of(const Optimizer& optimizer, bool sparse) {
 }
 
 DenseStore::DenseStore(const LayoutView& layout, std::uint32_t first_block,
-                       std::uint32_t last_block, const StoreShape& shape)
+                       std::uint32_t last_block, const StoreShape& shape,
+                       std::pmr::memory_resource* memory)
     : layout_(layout),
       first_block_(first_block),
       last_block_(last_block),
@@ -73,32 +89,37 @@ DenseStore::DenseStore(const LayoutView& layout, std::uint32_t first_block,
         }
         return elements;
       }()),
-      shape_(shape) {}
+      shape_(shape),
+      blocks_(memory) {}
+
+void DenseStore::MakePages() {
+  PS_CHECK(blocks_.size() == 0, "the store has its values already");
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    blocks_.Append(layout_.block(block).elements * shape_.floats() * sizeof(float));
+  }
+}
 
 void DenseStore::Init(std::vector<float> values, const Optimizer& optimizer) {
   PS_CHECK(values.size() == elements_, values.size(), elements_);
   PS_CHECK(optimizer.type() == shape_.optimizer, "the shape was made for another optimizer");
-  const std::size_t stride = shape_.stride();
-  if (shape_.records) {
-    values_.assign(elements_ * stride, 0.0f);
-    for (std::size_t i = 0; i < elements_; ++i) {
-      float* const record = values_.data() + i * stride;
-      record[0] = values[i];
+  MakePages();
+  const float* value = values.data();
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    const Place place(shape_, layout_.block(block).elements);
+    float* const page = ValueAt(block);
+    for (std::size_t i = 0; i < place.elements; ++i, ++value) {
+      page[place.Value(i)] = *value;
       for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
-        record[1 + slot] = optimizer.InitialSlot(slot, values[i]);
+        page[place.Slot(slot, i)] = optimizer.InitialSlot(slot, *value);
+      }
+      for (std::uint32_t word = 1 + shape_.slots; word < place.stride; ++word) {
+        page[place.Value(i) + word] = 0;  // the count of updates, or nothing
       }
     }
-    return;
   }
-  values_ = std::move(values);
-  slots_.resize(elements_ * shape_.slots);
-  for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
-    for (std::size_t i = 0; i < elements_; ++i) {
-      slots_[slot * elements_ + i] = optimizer.InitialSlot(slot, values_[i]);
-    }
-  }
-  if (shape_.counts == UpdateCounts::kPerBlock)
+  if (shape_.counts == UpdateCounts::kPerBlock) {
     block_updates_.assign(last_block_ - first_block_, 0);
+  }
 }
 
 Status DenseStore::Load(checkpoint::ShardImage& image) {
@@ -116,66 +137,90 @@ Status DenseStore::Load(checkpoint::ShardImage& image) {
                      " per block or per element, the job does it the other way: its pushes were "
                      "sparse and are dense now, or the reverse"};
   }
-  if (!shape_.records) {
-    values_ = std::move(image.values);
-    slots_ = std::move(slots.floats);
-    block_updates_ = std::move(slots.updates);
-    return Ok();
-  }
-  const std::size_t stride = shape_.stride();
-  values_.assign(elements_ * stride, 0.0f);
-  for (std::size_t i = 0; i < elements_; ++i) {
-    float* const record = values_.data() + i * stride;
-    record[0] = image.values[i];
-    for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
-      record[1 + slot] = slots.floats[slot * elements_ + i];
+  MakePages();
+  std::size_t first = 0;  // element of the shard
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    const Place place(shape_, layout_.block(block).elements);
+    float* const page = ValueAt(block);
+    for (std::size_t i = 0; i < place.elements; ++i) {
+      page[place.Value(i)] = image.values[first + i];
+      for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
+        page[place.Slot(slot, i)] = slots.floats[slot * elements_ + first + i];
+      }
+      for (std::uint32_t word = 1 + shape_.slots; word < place.stride; ++word) {
+        page[place.Value(i) + word] = 0;
+      }
+      if (shape_.counts == UpdateCounts::kPerElement) {
+        page[place.Value(i) + kUpdatesWord] = std::bit_cast<float>(slots.updates[first + i]);
+      }
     }
-    if (shape_.counts == UpdateCounts::kPerElement) {
-      record[kUpdatesWord] = std::bit_cast<float>(slots.updates[i]);
-    }
+    first += place.elements;
   }
+  if (shape_.counts == UpdateCounts::kPerBlock) block_updates_ = std::move(slots.updates);
   return Ok();
 }
 
-void DenseStore::Save(checkpoint::ShardImage& image) const {
+FrozenDenseStore DenseStore::Freeze() const {
+  FrozenDenseStore frozen;
+  frozen.shape_ = shape_;
+  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
+    frozen.block_elements_.push_back(layout_.block(block).elements);
+  }
+  frozen.block_updates_ = block_updates_;
+  frozen.blocks_ = blocks_.Freeze();
+  return frozen;
+}
+
+std::uint64_t FrozenDenseStore::content_bytes() const {
+  const std::uint32_t words =
+      1 + shape_.slots + (shape_.counts == UpdateCounts::kPerElement ? 1u : 0u);
+  std::uint64_t bytes = block_updates_.size() * sizeof(std::uint32_t);
+  for (const std::uint32_t elements : block_elements_) {
+    bytes += std::uint64_t{elements} * words * sizeof(float);
+  }
+  return bytes;
+}
+
+void FrozenDenseStore::Save(checkpoint::ShardImage& image) const {
   checkpoint::ImageSlots& slots = image.slots;
   slots.optimizer = static_cast<std::uint8_t>(shape_.optimizer);
   slots.per_element = static_cast<std::uint8_t>(shape_.slots);
   slots.counts = shape_.counts;
-  if (!shape_.records) {
-    image.values = values_;
-    slots.floats = slots_;
-    slots.updates = block_updates_;
-    return;
-  }
-  image.values = Values();
-  const std::size_t stride = shape_.stride();
-  slots.floats.resize(elements_ * shape_.slots);
-  for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
-    float* const to = slots.floats.data() + slot * elements_;
-    for (std::size_t i = 0; i < elements_; ++i) to[i] = values_[i * stride + 1 + slot];
-  }
-  if (shape_.counts == UpdateCounts::kPerElement) {
-    slots.updates.resize(elements_);
-    for (std::size_t i = 0; i < elements_; ++i) {
-      slots.updates[i] = std::bit_cast<std::uint32_t>(values_[i * stride + kUpdatesWord]);
+  std::size_t elements = 0;
+  for (const std::uint32_t count : block_elements_) elements += count;
+  image.values.resize(elements);
+  slots.floats.resize(elements * shape_.slots);
+  slots.updates = block_updates_;
+  if (shape_.counts == UpdateCounts::kPerElement) slots.updates.resize(elements);
+  std::size_t first = 0;
+  for (std::size_t block = 0; block < block_elements_.size(); ++block) {
+    const Place place(shape_, block_elements_[block]);
+    const auto* const page = reinterpret_cast<const float*>(blocks_.Read(block));
+    for (std::size_t i = 0; i < place.elements; ++i) {
+      image.values[first + i] = page[place.Value(i)];
     }
+    for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
+      float* const to = slots.floats.data() + slot * elements + first;
+      for (std::size_t i = 0; i < place.elements; ++i) to[i] = page[place.Slot(slot, i)];
+    }
+    if (shape_.counts == UpdateCounts::kPerElement) {
+      for (std::size_t i = 0; i < place.elements; ++i) {
+        slots.updates[first + i] =
+            std::bit_cast<std::uint32_t>(page[place.Value(i) + kUpdatesWord]);
+      }
+    }
+    first += place.elements;
   }
-}
-
-float* DenseStore::ValueAt(std::uint32_t block) {
-  return values_.data() + layout_.offset_in_shard(block) * shape_.stride();
-}
-
-const float* DenseStore::ValueAt(std::uint32_t block) const {
-  return values_.data() + layout_.offset_in_shard(block) * shape_.stride();
 }
 
 std::vector<float> DenseStore::Values() const {
-  if (!shape_.records) return values_;
-  const std::size_t stride = shape_.stride();
-  std::vector<float> values(values_.size() / stride);
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = values_[i * stride];
+  std::vector<float> values;
+  values.reserve(elements_);
+  for (std::uint32_t block = first_block_; blocks_.size() > 0 && block < last_block_; ++block) {
+    const Place place(shape_, layout_.block(block).elements);
+    const float* const page = ValueAt(block);
+    for (std::size_t i = 0; i < place.elements; ++i) values.push_back(page[place.Value(i)]);
+  }
   return values;
 }
 
@@ -211,9 +256,9 @@ void DenseStore::Update(const codec::BlockView& push, const Optimizer& optimizer
       elements.updates = elements.value + kUpdatesWord;
     }
   } else {
-    const std::size_t offset = layout_.offset_in_shard(block);
-    if (shape_.slots > 0) elements.slot0 = slots_.data() + offset;
-    if (shape_.slots > 1) elements.slot1 = slots_.data() + elements_ + offset;
+    const std::size_t size = layout_.block(block).elements;
+    if (shape_.slots > 0) elements.slot0 = elements.value + size;
+    if (shape_.slots > 1) elements.slot1 = elements.value + 2 * size;
     if (shape_.counts == UpdateCounts::kPerBlock) {
       std::uint32_t& updates = block_updates_[block - first_block_];
       if (updates != std::numeric_limits<std::uint32_t>::max()) ++updates;

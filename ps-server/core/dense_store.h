@@ -2,9 +2,9 @@
 //
 // They lie in memory in one of two ways, which StoreShape::Of chooses per job:
 //
-//   arrays    values of all elements, slot 0 of all elements, slot 1 of all
-//             elements; updates are counted per block. For dense pushes, which
-//             stream through whole blocks.
+//   arrays    a block's values, then its slot 0, then its slot 1; updates are
+//             counted per block. For dense pushes, which stream through whole
+//             blocks.
 //   records   {w, slot} or {w, slot, slot, updates} of each element side by
 //             side, 8 or 16 bytes: an entry of a sparse push touches one cache
 //             line instead of three, and the bias correction of a rarely
@@ -12,10 +12,13 @@
 //
 // Both take any push. In checkpoints they look alike but for the counts. Blocks
 // of the rules Average and Maximum are changed by those and have unused slots.
-// One thread.
+// Each block is a page of its own (cow_pages.h), so that a checkpoint is made from
+// a frozen view. One thread, but for views.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory_resource>
 #include <span>
 #include <vector>
 
@@ -23,6 +26,7 @@
 #include "common/codec/block_codec.h"
 #include "common/layout/layout.h"
 #include "common/result.h"
+#include "ps-server/core/cow_pages.h"
 #include "ps-server/core/optimizer.h"
 
 namespace ps::server {
@@ -40,14 +44,36 @@ struct StoreShape {
     if (!records) return 1;
     return counts == checkpoint::UpdateCounts::kNone && slots == 1 ? 2 : 4;
   }
+  // Floats of an element, its value included.
+  std::uint32_t floats() const { return records ? stride() : 1 + slots; }
+};
+
+// All blocks as of an instant. May be read and ended on any one thread, and outlive the store.
+class FrozenDenseStore {
+ public:
+  FrozenDenseStore() = default;
+
+  // Of values, slots and counts.
+  std::uint64_t content_bytes() const;
+  // Copies values, slots and counts.
+  void Save(checkpoint::ShardImage& image) const;
+
+ private:
+  friend class DenseStore;
+
+  StoreShape shape_;
+  std::vector<std::uint32_t> block_elements_;
+  std::vector<std::uint32_t> block_updates_;
+  FrozenPages blocks_;
 };
 
 class DenseStore {
  public:
   // For the blocks [first_block, last_block) of `layout`, which outlives the store. Empty until
-  // Init() or Load().
+  // Init() or Load(). `memory` is as CowPages asks.
   DenseStore(const LayoutView& layout, std::uint32_t first_block, std::uint32_t last_block,
-             const StoreShape& shape);
+             const StoreShape& shape,
+             std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
 
   const StoreShape& shape() const { return shape_; }
 
@@ -56,8 +82,10 @@ class DenseStore {
   // Takes values, slots and counts of an image of this layout. kInvalid if they are another
   // optimizer's or kept in another way.
   Status Load(checkpoint::ShardImage& image);
-  // Copies values, slots and counts.
-  void Save(checkpoint::ShardImage& image) const;
+  FrozenDenseStore Freeze() const;
+  // Of all blocks, and what writes to frozen ones have copied so far.
+  std::size_t bytes() const { return blocks_.bytes(); }
+  std::uint64_t bytes_copied() const { return blocks_.bytes_copied(); }
 
   // Values of all elements, copied.
   std::vector<float> Values() const;
@@ -77,8 +105,14 @@ class DenseStore {
  private:
   void UpdateInPieces(const codec::BlockView& push, const Optimizer& optimizer, kernels::Step step,
                       kernels::Elements elements);
-  float* ValueAt(std::uint32_t block);
-  const float* ValueAt(std::uint32_t block) const;
+  // Makes a page for each block; what is in them is not defined.
+  void MakePages();
+  float* ValueAt(std::uint32_t block) {
+    return reinterpret_cast<float*>(blocks_.Write(block - first_block_));
+  }
+  const float* ValueAt(std::uint32_t block) const {
+    return reinterpret_cast<const float*>(blocks_.Read(block - first_block_));
+  }
 
   const LayoutView& layout_;
   const std::uint32_t first_block_;
@@ -86,8 +120,7 @@ class DenseStore {
   const std::size_t elements_;
   const StoreShape shape_;
 
-  std::vector<float> values_;                 // arrays: values; records: all
-  std::vector<float> slots_;                  // arrays: slot 0 of all elements, then slot 1
+  CowPages blocks_;
   std::vector<std::uint32_t> block_updates_;  // arrays, if updates are counted
 };
 

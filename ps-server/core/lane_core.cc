@@ -91,14 +91,14 @@ struct LaneCore::Job {
     std::uint64_t map_version = 0;
   };
 
-  Job(JobSetup setup, const RowResources& resources)
+  Job(JobSetup setup, const LaneMemory& lane_memory)
       : id(setup.job), layout(std::move(setup.layout)), rules(std::move(setup.rules)) {
     PS_CHECK(RowRulesFit(layout, rules.rows), id, rules.rows.size(), layout.row_table_count());
     shards.resize(layout.shard_count());
     seen.resize(layout.shard_count(), 0);
     gone.resize(rules.rows.size());
-    row_memory.hash_seed = resources.hash_seed;
-    if (resources.make_memory && !rules.rows.empty()) row_memory.memory = resources.make_memory();
+    memory.hash_seed = lane_memory.hash_seed;
+    if (lane_memory.make_memory) memory.memory = lane_memory.make_memory();
   }
 
   Shard* Find(std::uint32_t shard) { return shard < shards.size() ? shards[shard].get() : nullptr; }
@@ -167,7 +167,7 @@ struct LaneCore::Job {
   bool has_live = false;
   LiveMembers live;
   std::uint32_t live_workers = 0;
-  RowMemory row_memory;
+  ShardMemory memory;
   std::vector<std::unique_ptr<Shard>> shards;  // by number; null: not on this lane
   std::vector<RowTableStatus> gone;            // counters of tables on shards that left
   std::vector<ShardId> own;                    // increasing
@@ -184,7 +184,7 @@ struct LaneCore::Job {
   std::uint64_t seen_mark = 0;
 };
 
-LaneCore::LaneCore(RowResources rows) : row_resources_(std::move(rows)) {}
+LaneCore::LaneCore(LaneMemory memory) : memory_(std::move(memory)) {}
 LaneCore::~LaneCore() = default;
 
 LaneCore::Job* LaneCore::FindJob(JobId job) {
@@ -742,7 +742,7 @@ void LaneCore::SetJob(JobSetup setup) {
   const JobId id = setup.job;
   LaneMap map = std::move(setup.map);
   LiveMembers live = std::move(setup.live);
-  if (job == nullptr) job = std::make_unique<Job>(std::move(setup), row_resources_);
+  if (job == nullptr) job = std::make_unique<Job>(std::move(setup), memory_);
   UpdateMap(id, std::move(map));
   UpdateLive(id, std::move(live));
 }
@@ -771,7 +771,7 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
     }
     const bool restoring = entry.restore_round != Round();
     now = std::make_unique<Shard>(job->layout, job->rules, entry.shard, entry.epoch, entry.lineage,
-                                  restoring, job->row_memory);
+                                  restoring, job->memory);
     if (restoring) {
       events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round});
     }

@@ -123,12 +123,12 @@ struct JobSetup {
   LiveMembers live;
 };
 
-// Where a lane keeps rows of embedding tables.
-struct RowResources {
-  // Best not known to who chooses keys; it changes no result.
+// Where a lane keeps its shards.
+struct LaneMemory {
+  // Of the indexes of rows: best not known to who chooses keys; it changes no result.
   std::uint64_t hash_seed = 0;
-  // Makes the memory of all rows of one job on the lane, which goes with the job and the last of
-  // its frozen shards; as CowPages asks. Empty: that of operator new.
+  // Makes the memory of one job on the lane, which goes with the job and the last of its frozen
+  // shards; as CowPages asks. Empty: that of operator new.
   std::function<std::shared_ptr<std::pmr::memory_resource>()> make_memory;
 };
 
@@ -137,7 +137,7 @@ class LaneCore {
   // Answers that are not sent yet: a pull beyond it is refused with Overloaded, unless it is alone.
   static constexpr std::size_t kAnswerBytesMax = std::size_t{1} << 30;
 
-  explicit LaneCore(RowResources rows = {});
+  explicit LaneCore(LaneMemory memory = {});
   ~LaneCore();
   LaneCore(const LaneCore&) = delete;
   LaneCore& operator=(const LaneCore&) = delete;
@@ -212,7 +212,7 @@ class LaneCore {
   void RefuseUnreadable(Peer& peer, std::span<const std::byte> head);
   void Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments = {});
 
-  const RowResources row_resources_;
+  const LaneMemory memory_;
   std::map<JobId, std::unique_ptr<Job>> jobs_;
   LaneCounters counters_;
   std::vector<LaneReply> replies_;

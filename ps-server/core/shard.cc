@@ -42,7 +42,7 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
 }
 
 Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch epoch,
-             std::uint32_t lineage, bool restoring, RowMemory row_memory)
+             std::uint32_t lineage, bool restoring, ShardMemory memory)
     : layout_(layout),
       rules_(rules),
       id_(id),
@@ -51,8 +51,8 @@ Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch 
       first_block_(layout.shard_first_block(id)),
       last_block_(layout.shard_last_block(id)),
       state_(restoring ? wire::Code::Restoring : wire::Code::Blank),
-      store_(layout, first_block_, last_block_, rules.store_shape()),
-      rows_(layout, rules.rows, row_memory),
+      rows_(layout, rules.rows, std::move(memory)),
+      store_(layout, first_block_, last_block_, rules.store_shape(), rows_.memory()),
       log_(layout.shard_elements(id) * sizeof(float) / 2) {}
 
 std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
@@ -435,7 +435,6 @@ FrozenShard Shard::Freeze(JobId job, Round round) const {
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
     image.block_elements.push_back(layout_.block(block).elements);
   }
-  store_.Save(image);
   image.held = held_.Save();
   for (const Stream& stream : streams_) {
     checkpoint::WorkerMark mark{
@@ -446,7 +445,7 @@ FrozenShard Shard::Freeze(JobId job, Round round) const {
     }
     image.marks.push_back(std::move(mark));
   }
-  return FrozenShard(std::move(image), rows_.Freeze());
+  return {std::move(image), store_.Freeze(), rows_.Freeze()};
 }
 
 }  // namespace ps::server

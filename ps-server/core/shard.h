@@ -89,7 +89,7 @@ class Shard {
  public:
   // `layout` and `rules`, which fit each other, outlive the shard.
   Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch epoch,
-        std::uint32_t lineage, bool restoring, RowMemory row_memory = {});
+        std::uint32_t lineage, bool restoring, ShardMemory memory = {});
 
   ShardId id() const { return id_; }
   Epoch epoch() const { return epoch_; }
@@ -189,8 +189,8 @@ class Shard {
   wire::Code state_;
   std::uint64_t version_ = 0;
   std::uint64_t samples_trained_ = 0;
+  ShardRows rows_;  // has the memory that the blocks lie in, too
   DenseStore store_;
-  ShardRows rows_;
   std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
   HeldPushes held_;              // bulk-synchronous only
   ChangeLog log_;

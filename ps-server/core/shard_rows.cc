@@ -116,7 +116,7 @@ RowTableStatus& RowTableStatus::operator+=(const RowTableStatus& other) {
   return *this;
 }
 
-ShardRows::ShardRows(const LayoutView& layout, std::span<const RowRules> rules, RowMemory memory)
+ShardRows::ShardRows(const LayoutView& layout, std::span<const RowRules> rules, ShardMemory memory)
     : shards_(layout.shard_count()), memory_(std::move(memory.memory)) {
   PS_CHECK(RowRulesFit(layout, rules), rules.size(), layout.row_table_count());
   for (const RowRules& one : rules) {

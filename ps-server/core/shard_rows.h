@@ -55,11 +55,11 @@ struct RowRules {
 // True if the rules are of the tables that the layout has.
 bool RowRulesFit(const LayoutView& layout, std::span<const RowRules> rules);
 
-// Where rows live.
-struct RowMemory {
-  // Best not known to who chooses keys; it changes no result.
+// Where a shard lives.
+struct ShardMemory {
+  // Of the index of rows: best not known to who chooses keys; it changes no result.
   std::uint64_t hash_seed = 0;
-  // As CowPages asks; frozen rows keep it as well.
+  // As CowPages asks; frozen shards keep it as well.
   std::shared_ptr<std::pmr::memory_resource> memory{std::pmr::new_delete_resource(),
                                                     [](std::pmr::memory_resource*) {}};
 };
@@ -107,7 +107,9 @@ class FrozenShardRows {
 class ShardRows {
  public:
   // `rules` fit `layout`; both outlive this.
-  ShardRows(const LayoutView& layout, std::span<const RowRules> rules, RowMemory memory);
+  ShardRows(const LayoutView& layout, std::span<const RowRules> rules, ShardMemory memory);
+
+  std::pmr::memory_resource* memory() const { return memory_.get(); }
 
   std::size_t tables() const { return tables_.size(); }
   const RowTable& table(std::size_t number) const { return *tables_[number].rows; }

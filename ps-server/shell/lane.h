@@ -35,7 +35,7 @@ struct LaneOptions {
   int send_high_water = 128;
   int receive_high_water = 64;  // messages of one peer before TCP pushes back
   int status_interval_ms = 200;
-  std::uint64_t row_hash_seed = 0;  // see RowResources
+  std::uint64_t row_hash_seed = 0;  // see LaneMemory
 };
 
 // What the lane was like a moment ago.

@@ -104,7 +104,7 @@ checkpoint::ShardImage AfterPushes(OptimizerType type, bool sparse, const kernel
     store.Update(shifted.views.at(0), optimizer, optimizer.StepOf(0.1, 0.75));
   }
   checkpoint::ShardImage image;
-  store.Save(image);
+  store.Freeze().Save(image);
   return image;
 }
 
@@ -227,8 +227,8 @@ TEST(KernelsTest, EveryCodecUpdatesAsItsDecodedValuesDo) {
         }
         checkpoint::ShardImage found;
         checkpoint::ShardImage expected;
-        ours.Save(found);
-        plain.Save(expected);
+        ours.Freeze().Save(found);
+        plain.Freeze().Save(expected);
         ASSERT_TRUE(SameBits(found.values, expected.values) &&
                     SameBits(found.slots.floats, expected.slots.floats) &&
                     found.slots.updates == expected.slots.updates)

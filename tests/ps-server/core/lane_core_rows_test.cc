@@ -32,7 +32,7 @@ class LaneCoreRowsTest : public ::testing::Test {
   }
 
   void Start(const JobRules& rules) {
-    lane_ = std::make_unique<LaneCore>(RowResources{77, {}});
+    lane_ = std::make_unique<LaneCore>(LaneMemory{77, {}});
     LiveMembers live{1, {MakeMember(0, 11), MakeMember(1, 12)}};
     lane_->SetJob(JobSetup{JobId(1), layout_, rules, MapOf(1, {0, 1, 2, 3, 4}), live});
     TestMessage init(wire::Kind::Init, 0, 11);

@@ -60,7 +60,7 @@ JobSpec SpecWith(const std::string& optimizer) {
 class ShardRowsTest : public ::testing::Test {
  protected:
   static Shard Make(const LayoutView& layout, const JobRules& rules, std::uint64_t hash_seed = 5) {
-    Shard shard(layout, rules, ShardId(1), Epoch(1), 1, false, RowMemory{hash_seed});
+    Shard shard(layout, rules, ShardId(1), Epoch(1), 1, false, ShardMemory{hash_seed});
     const Bytes bytes = ConstantShard(layout, ShardId(1), 0);
     PS_CHECK(shard.Init(Parse(layout, bytes)) == wire::Code::Applied);
     return shard;
@@ -69,7 +69,7 @@ class ShardRowsTest : public ::testing::Test {
     return Make(layout_, rules, hash_seed);
   }
   Shard MakeRestoring(const JobRules& rules) const {
-    return Shard(layout_, rules, ShardId(1), Epoch(2), 2, true, RowMemory{99});
+    return Shard(layout_, rules, ShardId(1), Epoch(2), 2, true, ShardMemory{99});
   }
 
   static void Push(const LayoutView& layout, Shard& shard, std::uint64_t clock, const Bytes& bytes,

@@ -4,6 +4,9 @@
 
 #include <fstream>
 
+#include "common/check.h"
+#include "ps-server/core/shard.h"
+#include "tests/ps-server/core/server_testing.h"
 #include "tests/ps-server/shell/temporary_directory.h"
 
 namespace ps::server {
@@ -11,6 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using testing::ConstantRules;
+using testing::MakeLayoutMessage;
 using testing::TemporaryDirectory;
 
 checkpoint::ShardImage MakeImage(std::uint32_t shard, std::uint64_t round, float value) {
@@ -29,9 +34,18 @@ checkpoint::ShardImage MakeImage(std::uint32_t shard, std::uint64_t round, float
   return image;
 }
 
+// What shards freeze to that were made from these images.
 std::vector<FrozenShard> Frozen(const std::vector<checkpoint::ShardImage>& images) {
+  const control::LayoutT message = MakeLayoutMessage({{TableRule::Sgd, {100, 100}}});
+  const LayoutView layout = LayoutView::Create(message, 2).value();
+  const JobRules rules = ConstantRules(1.0);
   std::vector<FrozenShard> frozen;
-  for (const checkpoint::ShardImage& image : images) frozen.emplace_back(image);
+  for (const checkpoint::ShardImage& image : images) {
+    Shard shard(layout, rules, image.shard, image.epoch, image.lineage, /*restoring=*/true);
+    const Status restored = shard.Restore(image, /*values_only=*/false);
+    PS_CHECK(restored.ok(), restored.error().message);
+    frozen.push_back(shard.Freeze(image.job, image.round));
+  }
   return frozen;
 }
 
