@@ -31,9 +31,9 @@ struct ManifestShard {
   Epoch epoch;
   std::uint64_t version = 0;
   std::uint64_t bytes = 0;
-  std::uint64_t rows = 0;  // of all tables of rows
   std::string digest;
   std::string values_digest;
+  std::uint64_t rows = 0;  // of all tables of rows
 
   friend bool operator==(const ManifestShard&, const ManifestShard&) = default;
 };

@@ -142,9 +142,9 @@ void Job::MaybeWriteManifest() {
       const auto& entry = *map_.shards[shard->shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != shard->epoch) continue;
       seen[shard->shard] = true;
-      manifest.shards[shard->shard] = {
-          ShardId(shard->shard), procid,      Epoch(shard->epoch), shard->version,
-          shard->bytes,          shard->rows, shard->digest,       shard->values_digest};
+      manifest.shards[shard->shard] = {ShardId(shard->shard), procid,       Epoch(shard->epoch),
+                                       shard->version,        shard->bytes, shard->digest,
+                                       shard->values_digest,  shard->rows};
       round_->values_digests[shard->shard] = shard->values_digest;
       round_->bytes += shard->bytes;
     }

@@ -730,7 +730,10 @@ void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
     return Nack(peer, wire::Code::Malformed);
   }
   const bool on = (peer.header.flags() & wire::kHoldOn) != 0;
-  if (member.held != on) {
+  // One that was sent before and comes late, or again, says what was so then.
+  const bool newest = peer.header.request() >= member.hold_request;
+  member.hold_request = std::max(member.hold_request, peer.header.request());
+  if (newest && member.held != on) {
     member.held = on;
     MembersChanged(job);
   }
@@ -793,7 +796,10 @@ void LaneCore::UpdateLive(JobId job_id, LiveMembers live) {
   if (job->open.has_value()) FailRound(*job, "the live set changed");
   LiveMembers before = std::exchange(job->live, std::move(live));
   for (const Member& old : before.members) {
-    if (Member* member = job->FindMember(old.incarnation)) member->held = old.held;
+    if (Member* member = job->FindMember(old.incarnation)) {
+      member->held = old.held;
+      member->hold_request = old.hold_request;
+    }
   }
   job->live_workers = job->LiveWorkers();
   MembersChanged(*job);

@@ -129,6 +129,7 @@ class Cluster {
   HostileReport report_;
   bool calm_ = false;
   LayoutView layout_;
+  std::optional<ShardSpace> space_;
   server::JobRules rules_;
   std::uint32_t window_ = 4;
   std::int64_t staleness_ = 3;  // < 0: unlimited
@@ -161,12 +162,24 @@ class Cluster {
 
 Cluster::Cluster(std::uint64_t seed) : seed_(seed), random_(seed) {
   const auto shards = static_cast<std::uint32_t>(1 + Dice(6));
+  std::vector<std::uint32_t> widths;
+  for (std::uint64_t table = Dice(3); table > 0; --table) {
+    widths.push_back(static_cast<std::uint32_t>(1 + Dice(4)));
+  }
+  // With tables of rows some shards may have no block.
+  const std::uint64_t block_count = widths.empty() ? shards + Dice(4) : 1 + Dice(shards + 3);
   std::vector<std::uint32_t> blocks;
-  for (std::uint32_t i = 0; i < shards + Dice(4); ++i) {
+  for (std::uint64_t i = 0; i < block_count; ++i) {
     blocks.push_back(static_cast<std::uint32_t>(3 + Dice(40)));
   }
-  layout_ = server::testing::MakeLayout({{TableRule::Sgd, blocks}}, shards);
+  layout_ = server::testing::MakeLayout({{TableRule::Sgd, blocks}}, shards, widths);
+  space_.emplace(layout_);
   rules_ = server::testing::ConstantRules(1.0);
+  for (std::uint32_t table = 0; table < widths.size(); ++table) {
+    rules_.rows.push_back(server::testing::MakeRowRules(table, widths[table], 1.0));
+    rules_.rows.back().initializer =
+        server::RowInitializer(server::RowInitializer::Kind::kConstant, kInitial, 0, seed_, table);
+  }
   slots_.resize(2 + Dice(3));
   rules_.version_gap_max = 2 * slots_.size() + Dice(20);
   window_ = static_cast<std::uint32_t>(1 + Dice(6));
@@ -333,7 +346,7 @@ void Cluster::BroadcastMap() {
 void Cluster::AddLane() {
   const auto number = static_cast<std::uint32_t>(lanes_.size());
   lanes_.emplace_back();
-  lanes_.back().core = std::make_unique<LaneCore>();
+  lanes_.back().core = std::make_unique<LaneCore>(server::RowResources{random_(), {}});
   ToLane(number, [this, map = LaneMapFor(number), live = Live()](LaneCore& core) {
     core.SetJob(server::JobSetup{kJob, layout_, rules_, map, live});
   });
@@ -373,7 +386,7 @@ void Cluster::TakeStart(std::uint32_t number, Incarnation incarnation, Clock fir
   memory = std::make_unique<RingMemory>(kRingBytes);
   worker::RingIdentity identity{kJob, WorkerId(number),      incarnation,
                                 0,    layout_.shard_count(), first_clock};
-  slot.task = std::make_unique<SimulatedWorker>(*network_, layout_, next_peer_++, identity, *memory,
+  slot.task = std::make_unique<SimulatedWorker>(*network_, *space_, next_peer_++, identity, *memory,
                                                 window_, /*ghost=*/false, /*fp32=*/true,
                                                 CallbacksOf(number, incarnation, /*ghost=*/false));
   slot.residual.assign(layout_.shard_count(), {});
@@ -447,7 +460,7 @@ void Cluster::OnTaskExited(std::uint32_t number, Incarnation incarnation) {
       worker::RingIdentity identity{kJob, WorkerId(dead.worker), dead.incarnation,
                                     0,    layout_.shard_count(), dead.first_clock};
       dead.ghost = std::make_unique<SimulatedWorker>(
-          *network_, layout_, next_peer_++, identity, *memories_[dead.incarnation], window_,
+          *network_, *space_, next_peer_++, identity, *memories_[dead.incarnation], window_,
           /*ghost=*/true, /*fp32=*/true, CallbacksOf(dead.worker, dead.incarnation, true));
       peers_[dead.ghost->peer()] = dead.ghost.get();
       dead.ghost->Tick(events_.now_ms());
@@ -600,7 +613,10 @@ void Cluster::Flush(std::uint32_t number) {
     if (auto* frozen = std::get_if<server::LaneFrozen>(&event)) {
       ToCoordinator([this, round = frozen->round.value(), images = std::move(frozen->images)] {
         if (!round_ || round_->number != round) return;
-        for (const auto& image : images) round_->images[image.shard.value()] = image;
+        for (const auto& image : images) {
+          checkpoint::ShardImage& taken = round_->images[image.shard.value()] = image;
+          for (checkpoint::RowTableImage& table : taken.rows) checkpoint::SortRows(table);
+        }
         MaybeCommit();
       });
     } else if (const auto* wanted = std::get_if<server::RestoreWanted>(&event)) {
@@ -714,8 +730,9 @@ void Cluster::Step(std::uint32_t number) {
   for (std::uint32_t shard = 0; shard < layout_.shard_count(); ++shard) {
     ShardEntries& entries = pushed.shards[shard];
     for (std::uint64_t n = calm_ ? 0 : Dice(4); n > 0; --n) {
-      const auto element = static_cast<std::uint32_t>(Dice(layout_.shard_elements(ShardId(shard))));
+      const auto element = static_cast<std::uint32_t>(Dice(space_->Elements(shard)));
       entries[element] += static_cast<float>(Dice(9)) - 4;
+      report_.rows += element >= space_->BlockElements(shard) ? 1 : 0;
     }
     sent.push_back(entries);
     if (!entries.empty() && !calm_ && Dice(100) == 0) {
@@ -796,7 +813,7 @@ void Cluster::Verify() {
     const std::string name = "shard " + std::to_string(number);
     if (shard == nullptr || shard->epoch() != map_[number].epoch)
       return Fail(name + " is not there");
-    std::vector<double> sum(layout_.shard_elements(ShardId(number)), 0);
+    std::vector<double> sum(space_->Elements(number), 0);
     for (const auto& [key, pushed] : ledger_) {
       const auto& [incarnation, clock] = key;
       const ShardEntries& entries = pushed.shards[number];
@@ -811,7 +828,18 @@ void Cluster::Verify() {
       }
       for (const auto& [element, value] : entries) sum[element] += pushed.samples * value;
     }
-    const std::vector<float> values = shard->values();
+    std::vector<float> values = shard->values();
+    for (std::uint32_t table = 0; table < layout_.row_table_count(); ++table) {
+      const std::uint32_t width = layout_.row_width(table);
+      shard->rows().table(table).Read(space_->Keys(number, table),
+                                      [&](std::size_t, const float* row) {
+                                        // A row that nobody pushed to is not there.
+                                        values.resize(values.size() + width, kInitial);
+                                        if (row != nullptr)
+                                          std::copy_n(row, width, values.end() - width);
+                                      });
+    }
+    if (values.size() != sum.size()) return Fail(name + " has another size");
     for (std::size_t i = 0; i < sum.size(); ++i) {
       // The rate is 1, and w falls by what is pushed.
       if (values[i] != static_cast<float>(kInitial - sum[i])) {
@@ -834,6 +862,10 @@ void Cluster::Verify() {
                         values.begin() + static_cast<std::ptrdiff_t>(begin))) {
           return Fail(name + ": a worker's pulled values are others than the shard's");
         }
+      }
+      if (!std::equal(slot.task->rows()[number].begin(), slot.task->rows()[number].end(),
+                      values.begin() + space_->BlockElements(number), values.end())) {
+        return Fail(name + ": a worker's pulled rows are others than the shard's");
       }
     }
   }
@@ -890,6 +922,7 @@ HostileReport& HostileReport::operator+=(const HostileReport& other) {
   replays += other.replays;
   too_old += other.too_old;
   non_finite += other.non_finite;
+  rows += other.rows;
   measured += other.measured;
   task_deaths += other.task_deaths;
   server_deaths += other.server_deaths;

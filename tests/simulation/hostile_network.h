@@ -1,11 +1,12 @@
 // Exactly-once under a hostile network: the real push streams, retention rings and lanes of one job
 // in one thread, from a seed.
 //
-// 2 to 4 workers push integer-valued updates to 1 to 3 lanes while messages are lost, repeated,
-// stalled and overtaken, connections are cut, pushes come back as too old or not finite, tasks die
-// and are replayed by their agents, servers are lost and their shards restored from checkpoints. A
-// coordinator of a few rules (those of coordinator/core/job.h) does what it takes. Then the faults
-// stop, all must settle, and every entry of every shard must hold the exact sum of what was pushed.
+// 2 to 4 workers push integer-valued updates, of blocks and in most jobs of rows of embedding
+// tables too, to 1 to 3 lanes while messages are lost, repeated, stalled and overtaken, connections
+// are cut, pushes come back as too old or not finite, tasks die and are replayed by their agents,
+// servers are lost and their shards restored from checkpoints. A coordinator of a few rules (those
+// of coordinator/core/job.h) does what it takes. Then the faults stop, all must settle, and every
+// entry of every shard must hold the exact sum of what was pushed.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,7 @@ struct HostileReport {
   std::uint64_t replays = 0;
   std::uint64_t too_old = 0;
   std::uint64_t non_finite = 0;
+  std::uint64_t rows = 0;      // pushed
   std::uint64_t measured = 0;  // pushes whose staleness was counted
   std::uint64_t task_deaths = 0;
   std::uint64_t server_deaths = 0;

@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
                                  {"replays", sum.replays},
                                  {"too_old", sum.too_old},
                                  {"non_finite", sum.non_finite},
+                                 {"rows", sum.rows},
                                  {"measured", sum.measured},
                                  {"task_deaths", sum.task_deaths},
                                  {"server_deaths", sum.server_deaths},

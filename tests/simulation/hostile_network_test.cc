@@ -20,6 +20,7 @@ TEST(HostileNetworkTest, EveryPushCountsExactlyOnceOnAThousandHostileSchedules) 
   EXPECT_GT(sum.replays, 5000u);
   EXPECT_GT(sum.too_old, 1000u);
   EXPECT_GT(sum.non_finite, 500u);
+  EXPECT_GT(sum.rows, 100'000u);
   EXPECT_GT(sum.task_deaths, 800u);
   EXPECT_GT(sum.server_deaths, 500u);
   EXPECT_GT(sum.checkpoints, 1000u);

@@ -19,19 +19,21 @@ constexpr std::int64_t kPullTimeoutMs = 400;
 
 }  // namespace
 
-SimulatedWorker::SimulatedWorker(SimulatedNetwork& network, const LayoutView& layout,
+SimulatedWorker::SimulatedWorker(SimulatedNetwork& network, const ShardSpace& space,
                                  std::uint64_t peer, const worker::RingIdentity& identity,
                                  RingMemory& memory, std::uint32_t window, bool ghost, bool fp32,
                                  Callbacks callbacks)
     : network_(network),
-      layout_(layout),
+      space_(space),
+      layout_(space.layout()),
       peer_(peer),
       ghost_(ghost),
       fp32_(fp32),
       callbacks_(std::move(callbacks)),
-      pulled_(layout.shard_count()),
-      base_(layout.shard_count()),
-      values_(layout.block_count()) {
+      pulled_(layout_.shard_count()),
+      base_(layout_.shard_count()),
+      values_(layout_.block_count()),
+      rows_(layout_.shard_count()) {
   auto ring = ghost ? worker::RetentionRing::Open(memory.region())
                     : worker::RetentionRing::Create(memory.region(), identity);
   PS_CHECK(ring.ok(), ring.error().message);
@@ -110,28 +112,13 @@ bool SimulatedWorker::Push(const std::vector<ShardEntries>& shards, std::uint32_
   std::vector<worker::RingPart> parts;
   for (std::uint32_t number = 0; number < shards.size(); ++number) {
     if (shards[number].empty()) continue;
-    const ShardId shard(number);
     worker::RingPart part;
     part.shard = number;
     part.offset = static_cast<std::uint32_t>(payload.size());
     part.base_version = base_[number].version;
     part.lineage = base_[number].lineage;
-    for (auto block = layout_.shard_first_block(shard); block < layout_.shard_last_block(shard);
-         ++block) {
-      const auto begin = static_cast<std::uint32_t>(layout_.offset_in_shard(block));
-      const std::uint32_t elements = layout_.block(block).elements;
-      std::vector<std::uint16_t> indices;
-      std::vector<float> values;
-      for (auto at = shards[number].lower_bound(begin);
-           at != shards[number].end() && at->first < begin + elements; ++at) {
-        indices.push_back(static_cast<std::uint16_t>(at->first - begin));
-        values.push_back(at->second);
-      }
-      if (!indices.empty()) {
-        const Bytes bytes = server::testing::SparseBlock(block, elements, indices, values);
-        payload.insert(payload.end(), bytes.begin(), bytes.end());
-      }
-    }
+    const Bytes bytes = space_.Encode(number, shards[number]);
+    payload.insert(payload.end(), bytes.begin(), bytes.end());
     part.bytes = static_cast<std::uint32_t>(payload.size()) - part.offset;
     parts.push_back(part);
   }
@@ -286,21 +273,29 @@ void SimulatedWorker::SendHolds() {
 
 void SimulatedWorker::SendPulls() {
   if (!pull_ || stream_->map().shards.empty()) return;
-  std::map<std::uint32_t, std::vector<wire::Segment>> missing;
+  struct Missing {
+    std::vector<wire::Segment> segments;
+    Bytes keys;
+  };
+  std::map<std::uint32_t, Missing> missing;
   for (std::uint32_t i = 0; i < layout_.shard_count(); ++i) {
     const auto& place = stream_->map().shards[i];
     if (pull_->have[i]) continue;
-    missing[place.lane].push_back(wire::Segment(i, place.epoch.value(), pulled_[i].version,
-                                                pulled_[i].lineage, 0, 0, 0, 0, 0));
+    Missing& of_lane = missing[place.lane];
+    const Bytes keys = space_.Asked(i);
+    of_lane.segments.push_back(wire::Segment(
+        i, place.epoch.value(), pulled_[i].version, pulled_[i].lineage, 0, 0, 0,
+        static_cast<std::uint32_t>(of_lane.keys.size()), static_cast<std::uint32_t>(keys.size())));
+    of_lane.keys.insert(of_lane.keys.end(), keys.begin(), keys.end());
   }
-  for (const auto& [lane, segments] : missing) {
+  for (auto& [lane, of_lane] : missing) {
     std::int64_t& next = pull_->next_send_ms[lane];
     if (now_ms_ < next) continue;
     next = now_ms_ + kPullTimeoutMs;
     wire::LaneHeader header = Header(wire::Kind::Pull, pull_->request);
     header.mutate_clock(pull_->needed.value());
     if (fp32_) header.mutate_flags(wire::kPullFp32);
-    Send(lane, header, segments);
+    Send(lane, header, of_lane.segments, std::move(of_lane.keys));
   }
 }
 
@@ -312,7 +307,14 @@ void SimulatedWorker::OnPullReply(const wire::Head& head, const Bytes& payload) 
     }
     const auto bytes = wire::SegmentPayload(segment, payload);
     PS_CHECK(bytes.ok());
-    server::testing::ApplyPulled(layout_, *bytes, values_);
+    const auto parts = codec::SplitSegment(*bytes);
+    PS_CHECK(parts.ok());
+    server::testing::ApplyPulled(layout_, parts->blocks, values_);
+    rows_[number].clear();
+    for (const std::vector<float>& table : server::testing::PulledRows(layout_, *bytes)) {
+      rows_[number].insert(rows_[number].end(), table.begin(), table.end());
+    }
+    PS_CHECK(rows_[number].size() == space_.Elements(number) - space_.BlockElements(number));
     pulled_[number] = Base{segment.version(), segment.lineage()};
     pull_->have[number] = true;
   }

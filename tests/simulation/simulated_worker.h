@@ -17,6 +17,7 @@
 #include "common/messages/wire.h"
 #include "ps-worker/core/push_stream.h"
 #include "ps-worker/core/retention_ring.h"
+#include "tests/simulation/shard_space.h"
 #include "tests/simulation/simulated_network.h"
 
 namespace ps::simulation {
@@ -36,9 +37,6 @@ class RingMemory {
   std::vector<Line> lines_;
 };
 
-// One shard's part of a push: values by element of the shard, increasing.
-using ShardEntries = std::map<std::uint32_t, float>;
-
 class SimulatedWorker {
  public:
   struct Callbacks {
@@ -49,7 +47,7 @@ class SimulatedWorker {
   };
 
   // A live task; `ghost`: what the ring in `memory` holds is replayed.
-  SimulatedWorker(SimulatedNetwork& network, const LayoutView& layout, std::uint64_t peer,
+  SimulatedWorker(SimulatedNetwork& network, const ShardSpace& space, std::uint64_t peer,
                   const worker::RingIdentity& identity, RingMemory& memory, std::uint32_t window,
                   bool ghost, bool fp32, Callbacks callbacks);
 
@@ -77,6 +75,8 @@ class SimulatedWorker {
   bool pulled() const { return !pull_.has_value(); }
   // As pulled, by block of the job.
   const std::vector<std::vector<float>>& values() const { return values_; }
+  // As pulled, by shard: all rows that the space has, one after the other, table by table.
+  const std::vector<std::vector<float>>& rows() const { return rows_; }
 
  private:
   struct Base {
@@ -100,6 +100,7 @@ class SimulatedWorker {
   wire::LaneHeader Header(wire::Kind kind, std::uint64_t request) const;
 
   SimulatedNetwork& network_;
+  const ShardSpace& space_;
   const LayoutView& layout_;
   const std::uint64_t peer_;
   const bool ghost_;
@@ -111,6 +112,7 @@ class SimulatedWorker {
   std::vector<Base> pulled_;
   std::vector<Base> base_;
   std::vector<std::vector<float>> values_;
+  std::vector<std::vector<float>> rows_;
   std::optional<CurrentPull> pull_;
   bool hold_ = false;
   std::uint64_t hold_request_ = 0;                      // 0: never asked for

@@ -274,6 +274,29 @@ TEST_F(BulkSynchronousTest, WhoHoldsIsNotWaitedFor) {
   EXPECT_EQ(job.shard(0).version(), 1u);
 }
 
+TEST_F(BulkSynchronousTest, AnOldHoldThatComesLateChangesNothing) {
+  Job job(layout_, 1);
+  job.SendPush(0, 1, 0);
+  job.SendPush(2, 1, 0);
+  TestMessage out(wire::Kind::Hold, 1, 12);
+  TestMessage in = out;
+  out.Flags(wire::kHoldOn).Request(5);
+  EXPECT_EQ(SendOne(job.lane(0), out).kind(), wire::Kind::HoldReply);
+  EXPECT_EQ(job.shard(0).version(), 1u);
+  EXPECT_EQ(SendOne(job.lane(0), in.Request(4)).kind(), wire::Kind::HoldReply);
+  // A new live set forgets neither.
+  job.lane(0).UpdateLive(kJob,
+                         Members(2, {MakeMember(0, 11), MakeMember(1, 12), MakeMember(2, 13)}));
+  SendOne(job.lane(0), in.Request(4));
+  job.SendPush(0, 2, 0);
+  job.SendPush(2, 2, 0);
+  EXPECT_EQ(job.shard(0).version(), 2u) << "worker 1 is not waited for";
+  SendOne(job.lane(0), in.Request(6));
+  job.SendPush(0, 3, 0);
+  job.SendPush(2, 3, 0);
+  EXPECT_EQ(job.shard(0).version(), 2u);
+}
+
 TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOnWithThem) {
   Job job(layout_, 1);
   for (std::uint32_t worker = 0; worker < kWorkers; ++worker) job.SendPush(worker, 1, 0);

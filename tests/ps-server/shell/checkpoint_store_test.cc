@@ -43,7 +43,7 @@ std::string ManifestText(const std::vector<control::PreparedShardT>& shards, std
   manifest.tables.push_back(table);
   for (const control::PreparedShardT& shard : shards) {
     manifest.shards.push_back({ShardId(shard.shard), server, Epoch(shard.epoch), shard.version,
-                               shard.bytes, shard.rows, shard.digest, shard.values_digest});
+                               shard.bytes, shard.digest, shard.values_digest, shard.rows});
   }
   auto text = checkpoint::ToJson(manifest);
   PS_CHECK(text.ok(), text.ok() ? "" : text.error().message);

@@ -67,6 +67,8 @@ namespace {
 
 constexpr std::uint32_t kElements = 60'000;
 constexpr std::uint32_t kShards = 4;
+constexpr std::uint32_t kRowWidth = 8;
+constexpr std::size_t kRowsPushed = 20;
 
 class LaneAllocationTest : public ::testing::Test {
  protected:
@@ -82,7 +84,11 @@ class LaneAllocationTest : public ::testing::Test {
     LiveMembers live;
     live.version = 1;
     live.members.push_back(MakeMember(0, 11));
-    const JobSetup setup{JobId(1), layout_, ConstantRules(1.0), map, live};
+    JobRules rules = ConstantRules(1.0);
+    rules.rows = {MakeRowRules(0, kRowWidth, 1.0, OptimizerType::kAdagrad)};
+    // A table that is full: it has rows that are pushed and refuses others.
+    rules.rows[0].max_bytes = kShards * 50 * (kRowOverheadBytes + 2 * kRowWidth * sizeof(float));
+    const JobSetup setup{JobId(1), layout_, rules, map, live};
     PS_CHECK(lane_->Post([setup](LaneCore& core) { core.SetJob(setup); }).ok());
     std::promise<std::atomic<std::uint64_t>*> counter;
     PS_CHECK(lane_->Post([&](LaneCore&) { counter.set_value(&allocations); }).ok());
@@ -103,16 +109,17 @@ class LaneAllocationTest : public ::testing::Test {
     TestMessage snapshot(wire::Kind::Pull, 0, 11);
     snapshot.Flags(wire::kPullFp32 | wire::kPullSnapshot);
     for (std::uint32_t shard = 0; shard < kShards; ++shard) {
-      early.Segment(shard, 1, {}, clock_ > 8 ? clock_ - 8 : 1);
-      snapshot.Segment(shard, 1);
+      const auto keys = KeysOfShard(layout_, shard, kRowsPushed, clock_ % 64);
+      early.Segment(shard, 1, AskedRows(0, keys), clock_ > 8 ? clock_ - 8 : 1);
+      snapshot.Segment(shard, 1, AskedRows(0, keys));
     }
     client_->Send(early);
     const auto shard = static_cast<std::uint32_t>(clock_ % kShards);
     TestMessage push(wire::Kind::Push, 0, 11);
-    push.Clock(clock_)
-        .Flags(wire::kCoversLane)
-        .Segment(shard, 1, SparseBlock(shard, kElements, {3, 30'000, 59'999}, {1, 2, 3}),
-                 1'000'000);
+    Bytes bytes = SparseBlock(shard, kElements, {3, 30'000, 59'999}, {1, 2, 3});
+    bytes += PushedRows(0, KeysOfShard(layout_, shard, kRowsPushed, clock_ % 64),
+                        std::vector<float>(kRowsPushed * kRowWidth, 0.5F));
+    push.Clock(clock_).Flags(wire::kCoversLane).Segment(shard, 1, bytes, 1'000'000);
     client_->Send(push);
     client_->Send(snapshot);
     for (const auto kind : {wire::Kind::PushReply, wire::Kind::PullReply, wire::Kind::PullReply}) {
@@ -122,8 +129,8 @@ class LaneAllocationTest : public ::testing::Test {
     }
   }
 
-  const LayoutView layout_ =
-      MakeLayout({{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards);
+  const LayoutView layout_ = MakeLayout(
+      {{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards, {kRowWidth});
   zmq::context_t context_ = net::MakeContext();
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<LaneClient> client_;

@@ -39,6 +39,38 @@ TEST(MetricsTest, EveryCounterHasALineThatPrometheusReads) {
   EXPECT_THAT(text, HasSubstr("ps_server_registered 1"));
 }
 
+TEST(MetricsTest, TablesOfRowsAreCountedByJobAndNameOverAllLanes) {
+  std::vector<LaneStatus> lanes(2);
+  for (LaneStatus& lane : lanes) {
+    lane.jobs.resize(1);
+    lane.jobs[0].job = JobId(6);
+    RowTableStatus status;
+    status.rows = 100;
+    status.bytes = 5000;
+    status.pushed = 70;
+    status.pulled = 60;
+    status.created = 7;
+    status.rejected = 6;
+    status.refused = 5;
+    status.expired = 4;
+    status.evicted = 3;
+    lane.jobs[0].tables.push_back({"users", status});
+    lane.jobs[0].tables.push_back({"items", RowTableStatus()});
+  }
+  const std::string text = MetricsText(lanes, ControlCounters());
+  const std::string labels = "{job=\"6\",table=\"users\"} ";
+  EXPECT_THAT(text, HasSubstr("ps_server_rows" + labels + "200"));
+  EXPECT_THAT(text, HasSubstr("ps_server_row_bytes" + labels + "10000"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_pushed_total" + labels + "140"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_pulled_total" + labels + "120"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_created_total" + labels + "14"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_rejected_total" + labels + "12"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_refused_total" + labels + "10"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_expired_total" + labels + "8"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows_evicted_total" + labels + "6"));
+  EXPECT_THAT(text, HasSubstr("ps_server_rows{job=\"6\",table=\"items\"} 0"));
+}
+
 TEST(MetricsTest, EveryCodeHasAName) {
   for (std::size_t code = 0; code < kCodes; ++code) {
     EXPECT_THAT(CodeName(static_cast<wire::Code>(code)), Not(HasSubstr("unknown-code")));

@@ -228,7 +228,7 @@ class ServerTest : public ::testing::Test {
     for (const auto& shard : result.shards) {
       manifest.shards[shard->shard] = {ShardId(shard->shard), procid_,      Epoch(shard->epoch),
                                        shard->version,        shard->bytes, shard->digest,
-                                       shard->values_digest};
+                                       shard->values_digest,  shard->rows};
     }
     control::WriteManifestT write;
     write.job = 1;
