@@ -29,7 +29,7 @@ Result<LayoutView> MakeLayout(std::uint64_t parameters, std::uint32_t asked_shar
   layout.blocks = static_cast<std::uint32_t>(table->block_elements.size());
   layout.parameters = parameters;
   layout.tables.push_back(std::move(table));
-  return LayoutView::Create(layout, ChooseShardCount(layout.blocks, asked_shards));
+  return LayoutView::Create(layout, ChooseShardCount(layout, asked_shards));
 }
 
 // `count` different positions, increasing.

@@ -84,7 +84,7 @@ void EncodeRows(std::uint32_t table, std::span<const std::uint64_t> keys,
                 std::span<const float> values, std::uint32_t width, RowContent content,
                 wire::ValueCodec codec, std::byte* out);
 
-// Appends a checked part of a push to `out`, header included.
+// Appends a checked part that has keys to `out`, header included.
 void AppendRows(const RowsView& part, std::vector<std::byte>& out);
 
 // All keys of a part, which replace `keys`.

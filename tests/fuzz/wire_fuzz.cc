@@ -44,16 +44,22 @@ void CheckRows(std::span<const std::byte> rows, ps::codec::RowContent content) {
   std::vector<ps::codec::RowsView> parts;
   if (!ps::codec::ParseRows(rows, content, WidthOf, parts).ok()) return;
   std::vector<std::byte> again;
+  std::vector<std::byte> copied;
   bool finite = true;
   for (const ps::codec::RowsView& part : parts) {
     const std::uint32_t width = WidthOf(part.table);
     std::vector<std::uint64_t> keys;
     if (content != ps::codec::RowContent::kValues) {
-      for (std::size_t row = 0; row < part.count; ++row) keys.push_back(part.key(row));
+      ps::codec::DecodeKeys(part, keys);
+      PS_CHECK(keys.size() == part.count, part.count);
+      for (std::size_t row = 0; row < part.count; ++row) PS_CHECK(keys[row] == part.key(row), row);
+      const bool one = part.count == 1;
+      PS_CHECK(!one || ps::codec::RowsOfShard(part, ps::codec::ShardOfRow(keys[0], 7), 7), keys[0]);
+      ps::codec::AppendRows(part, copied);
     }
     std::vector<float> values;
     if (content != ps::codec::RowContent::kKeys) {
-      finite = ps::codec::ValuesFinite(part.value_codec, part.value_bytes) && finite;
+      finite = ps::codec::AllFinite(part) && finite;
       values.resize(std::size_t{part.count} * width);
       for (std::size_t row = 0; row < part.count; ++row) {
         ps::codec::DecodeRow(part, row, std::span(values).subspan(row * width, width));
@@ -68,6 +74,10 @@ void CheckRows(std::span<const std::byte> rows, ps::codec::RowContent content) {
       again.size() == rows.size() &&
           (!finite || rows.empty() || std::memcmp(again.data(), rows.data(), rows.size()) == 0),
       rows.size());
+  PS_CHECK(content == ps::codec::RowContent::kValues ||
+               (copied.size() == rows.size() &&
+                (rows.empty() || std::memcmp(copied.data(), rows.data(), rows.size()) == 0)),
+           rows.size());
 }
 
 void CheckBlocks(std::span<const std::byte> payload) {

@@ -102,6 +102,35 @@ TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
   EXPECT_FALSE(reader.Read("../job-7/ckpt-3", ShardId(0)).ok());
 }
 
+TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
+  const TemporaryDirectory directory;
+  const CheckpointStore store(directory.path(), "p1");
+  checkpoint::ShardImage image = MakeImage(0, 3, 1.5f);
+  checkpoint::RowTableImage& rows = image.rows.emplace_back();
+  rows.width = 1;
+  rows.tick = 9;
+  for (const std::uint64_t key : {70, 3, 1'000'000, 12}) {
+    const struct {
+      std::uint64_t key;
+      std::uint32_t updates = 2;
+      std::uint32_t last_used = 9;
+      float value = 0.5f;
+    } record{key};
+    const auto* bytes = reinterpret_cast<const std::byte*>(&record);
+    rows.records.insert(rows.records.end(), bytes, bytes + rows.record_bytes());
+  }
+  const auto prepared = store.Write("job-7/ckpt-3", {image});
+  ASSERT_TRUE(prepared.ok()) << prepared.error().message;
+  EXPECT_EQ(prepared->at(0).rows, 4u);
+  checkpoint::SortRows(image);
+  EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
+  ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", ManifestText(*prepared, 3, "p1")).ok());
+  RestoreReader reader(directory.path());
+  const auto read = reader.Read("job-7/ckpt-3", ShardId(0));
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(*read, image);
+}
+
 TEST(CheckpointStoreTest, AManifestNeedsAPartAndMustBeOne) {
   const TemporaryDirectory directory;
   const CheckpointStore store(directory.path(), "p1");

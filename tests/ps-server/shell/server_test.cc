@@ -411,6 +411,10 @@ TEST_F(ServerTest, AJobThatMakesNoSenseIsNotTaken) {
   control::JobStartT no_layout = MakeStart(3);
   no_layout.layout.reset();
   Tell(std::move(no_layout));
+  control::JobStartT other_rows = MakeStart(5);
+  other_rows.layout->row_tables.push_back(std::make_unique<control::RowTableInfoT>());
+  other_rows.layout->row_tables[0]->width = 4;  // the specification has none
+  Tell(std::move(other_rows));
   Tell(MakeStart(4));
   EXPECT_TRUE(WaitForShards(wire::Code::Blank, 1)) << "the good one after them is";
 }
