@@ -60,8 +60,7 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
     }
     definition.layout = std::move(*preflight->layout);
     definition.data = std::move(*preflight->data);
-    definition.shards =
-        ChooseShardCount(definition.layout, definition.spec.resources.shards);
+    definition.shards = ChooseShardCount(definition.layout, definition.spec.resources.shards);
     const auto json = nlohmann::json::parse(record.state, nullptr, false);
     auto state = StateFromJson(json);
     if (!state.ok()) return Annotated(what, state.error());

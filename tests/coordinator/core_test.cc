@@ -149,7 +149,14 @@ class CoreTest : public ::testing::Test {
     Flush();
     for (const auto& name : agents_) {
       for (const auto& message : Take("p-" + name, Body::Preflight)) {
-        Say("p-" + name, GoodPreflight(message.body.AsPreflight()->request));
+        auto result = GoodPreflight(message.body.AsPreflight()->request);
+        for (const std::uint32_t width : row_widths_) {
+          auto table = std::make_unique<control::RowTableInfoT>();
+          table->name = "rows" + std::to_string(width);
+          table->width = width;
+          result.layout->row_tables.push_back(std::move(table));
+        }
+        Say("p-" + name, std::move(result));
       }
     }
     ASSERT_EQ(answers_.size(), 1u);
@@ -324,6 +331,7 @@ class CoreTest : public ::testing::Test {
   };
   std::unique_ptr<Core> core_;
   std::uint64_t now_ = 1'000'000;
+  std::vector<std::uint32_t> row_widths_;  // tables of rows of the job submitted
   std::set<std::string> servers_, agents_;
   std::map<std::string, std::string> nodes_;
   std::map<std::string, std::vector<control::MessageT>> inbox_;
@@ -766,6 +774,20 @@ TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
     EXPECT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
   }
   EXPECT_EQ(Take("p-s0", Body::JobDrop).size(), 1u);
+}
+
+TEST_F(CoreTest, AJobWithTablesOfRowsNamesThemAndHasNoDenseModelToCompareWith) {
+  row_widths_ = {8, 17};
+  AddServer("s0");
+  AddAgent("a0");
+  Submit();
+  const nlohmann::json job = Describe();
+  EXPECT_EQ(job["shards"], 64);
+  ASSERT_EQ(job["embedding_tables"].size(), 2u);
+  EXPECT_EQ(job["embedding_tables"][1]["name"], "rows17");
+  EXPECT_EQ(job["embedding_tables"][1]["width"], 17);
+  EXPECT_TRUE(job["progress"]["dense_bytes"].is_null());
+  EXPECT_TRUE(job["progress"]["pull_bytes_per_parameter"].is_null());
 }
 
 TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
