@@ -111,6 +111,12 @@ std::uint16_t RoundUp(float magnitude) {
   return static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(magnitude) + 0xffffu) >> 16);
 }
 
+// To a whole number, of what is not negative. std::lround would be a call for each entry.
+int Rounded(float value) {
+  const float above = value + 0.5f;
+  return static_cast<int>(above);
+}
+
 struct Group {
   std::array<float, kValueGroup> magnitude;
   std::array<std::uint8_t, kValueGroup> negative;  // 0 or 1
@@ -211,7 +217,7 @@ void WriteInt8(const Group& group, std::byte*& scales, std::byte*& codes, float*
   const float inverse = 1 / scale;
   scales = Store16(scales, bits);
   for (std::size_t i = 0; i < group.count; ++i) {
-    const int magnitude = std::min(static_cast<int>(group.magnitude[i] * inverse + 0.5f), kInt8Max);
+    const int magnitude = std::min(Rounded(group.magnitude[i] * inverse), kInt8Max);
     const int code = group.negative[i] != 0 ? -magnitude : magnitude;
     codes[i] = static_cast<std::byte>(static_cast<std::int8_t>(code));
     if (sent != nullptr) sent[i] = static_cast<float>(code) * scale;
@@ -229,8 +235,7 @@ void WriteBits4(const Group& group, std::byte*& scales, std::byte*& codes, float
   const float inverse = step >= std::numeric_limits<float>::min() ? 1 / step : 0;
   std::array<std::uint8_t, kValueGroup> levels_of;
   for (std::size_t i = 0; i < group.count; ++i) {
-    const int level =
-        std::min(static_cast<int>((group.magnitude[i] - least) * inverse + 0.5f), kBits4Levels - 1);
+    const int level = std::min(Rounded((group.magnitude[i] - least) * inverse), kBits4Levels - 1);
     levels_of[i] = static_cast<std::uint8_t>(level | group.negative[i] << 3);
   }
   codes = WriteCodes<4>(std::span(levels_of).first(group.count),

@@ -264,8 +264,10 @@ template <typename Visitor>
 void Visit(Visitor& v, SparsificationSpec& s) {
   v.Number("ratio", s.ratio, Range{0, 1, true, false});
   v.Number("warmup_epochs", s.warmup_epochs, Range{0, 1e6, false, false});
-  v.Choice("index_codec", s.index_codec, {"auto", "rice", "gap8", "raw16", "bitmap"}, Need::kOptional);
-  v.Choice("value_codec", s.value_codec, {"fp32", "bf16", "int8", "4bit", "2bit", "1bit"}, Need::kOptional);
+  v.Choice("index_codec", s.index_codec, {"auto", "rice", "gap8", "raw16", "bitmap"},
+           Need::kOptional);
+  v.Choice("value_codec", s.value_codec, {"fp32", "bf16", "int8", "4bit", "2bit", "1bit"},
+           Need::kOptional);
   v.Integer("small_tensor_elements", s.small_tensor_elements, Whole{0, 1'000'000'000});
 }
 
