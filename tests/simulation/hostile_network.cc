@@ -346,7 +346,7 @@ void Cluster::BroadcastMap() {
 void Cluster::AddLane() {
   const auto number = static_cast<std::uint32_t>(lanes_.size());
   lanes_.emplace_back();
-  lanes_.back().core = std::make_unique<LaneCore>(server::RowResources{random_(), {}});
+  lanes_.back().core = std::make_unique<LaneCore>(server::LaneMemory{random_(), {}});
   ToLane(number, [this, map = LaneMapFor(number), live = Live()](LaneCore& core) {
     core.SetJob(server::JobSetup{kJob, layout_, rules_, map, live});
   });

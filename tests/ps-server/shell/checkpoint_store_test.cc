@@ -125,24 +125,36 @@ TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
 TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
   const TemporaryDirectory directory;
   const CheckpointStore store(directory.path(), "p1");
-  checkpoint::ShardImage image = MakeImage(0, 3, 1.5f);
-  checkpoint::RowTableImage& rows = image.rows.emplace_back();
-  rows.width = 1;
-  rows.tick = 9;
-  for (const std::uint64_t key : {70, 3, 1'000'000, 12}) {
-    const struct {
-      std::uint64_t key;
-      std::uint32_t updates = 2;
-      std::uint32_t last_used = 9;
-      float value = 0.5f;
-    } record{key};
-    const auto* bytes = reinterpret_cast<const std::byte*>(&record);
-    rows.records.insert(rows.records.end(), bytes, bytes + rows.record_bytes());
+  const LayoutView layout = testing::MakeLayout({{TableRule::Sgd, {100}}}, 1, {1});
+  JobRules rules = ConstantRules(1.0);
+  rules.rows.push_back(testing::MakeRowRules(0, 1, 1.0));
+  Shard shard(layout, rules, ShardId(0), Epoch(2), 1, /*restoring=*/false);
+  const auto initial = testing::ConstantShard(layout, ShardId(0), 1.5f);
+  ASSERT_EQ(shard.Init(testing::Parse(layout, initial)), wire::Code::Applied);
+  const std::vector<std::vector<std::uint64_t>> pushes = {{70, 1'000'000}, {3, 12}};
+  for (std::uint64_t clock = 1; clock <= pushes.size(); ++clock) {
+    const auto bytes = testing::PushedRows(0, pushes[clock - 1], {0.5f, -0.5f});
+    SegmentContent content;
+    ASSERT_TRUE(ParsePush(layout, ShardId(0), bytes, content).ok());
+    ASSERT_EQ(shard
+                  .Push(testing::MakeMember(0, 11), PushFacts{Clock(clock), 0, 1, false},
+                        content.blocks, 1, content.rows)
+                  .code,
+              wire::Code::Applied);
   }
-  const auto prepared = store.Write("job-7/ckpt-3", {image});
+  const checkpoint::ShardImage image = shard.Freeze(JobId(7), Round(3)).ToImage();
+  std::vector<FrozenShard> frozen;
+  frozen.push_back(shard.Freeze(JobId(7), Round(3)));
+  // The shard goes on; what was frozen does not.
+  const auto later = testing::PushedRows(0, {12, 71}, {2.0f, 2.0f});
+  SegmentContent content;
+  ASSERT_TRUE(ParsePush(layout, ShardId(0), later, content).ok());
+  shard.Push(testing::MakeMember(0, 11), PushFacts{Clock(3), 0, 1, false}, content.blocks, 1,
+             content.rows);
+  EXPECT_NE(shard.Freeze(JobId(7), Round(3)).ToImage(), image);
+  const auto prepared = store.Write("job-7/ckpt-3", std::move(frozen));
   ASSERT_TRUE(prepared.ok()) << prepared.error().message;
   EXPECT_EQ(prepared->at(0).rows, 4u);
-  checkpoint::SortRows(image);
   EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
   ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", ManifestText(*prepared, 3, "p1")).ok());
   RestoreReader reader(directory.path());

@@ -418,7 +418,7 @@ std::vector<float> LocalCluster::Table(std::uint32_t index) const {
 std::map<std::uint64_t, std::vector<float>> LocalCluster::Rows(std::uint32_t table) const {
   std::map<std::uint64_t, std::vector<float>> rows;
   for (const auto& shard : shards_) {
-    const auto image = shard->Freeze(JobId(1), Round(1));
+    const auto image = shard->Freeze(JobId(1), Round(1)).ToImage();
     for (const auto& part : image.rows) {
       if (part.table != table) continue;
       for (std::size_t row = 0; row < part.rows(); ++row) {
