@@ -49,8 +49,8 @@ int SendFrame(zmq::message_t& frame, void* socket, int flags) {
 Lane::Lane(Private, LaneOptions options, EventFn on_event)
     : options_(std::move(options)),
       on_event_(std::move(on_event)),
-      core_(LaneMemory{options_.row_hash_seed,
-                         [] { return std::make_shared<HugePageMemory>(); }}) {}
+      core_(LaneMemory{options_.row_hash_seed, [] { return std::make_shared<HugePageMemory>(); }}) {
+}
 
 Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,
                                           EventFn on_event) {

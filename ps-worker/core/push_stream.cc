@@ -374,8 +374,8 @@ void PushStream::PumpLane(std::uint32_t number, Lane& lane, StreamActions& actio
     for (const ShardId shard : lane.shards) {
       if (At(shard).phase == Phase::kReady) sent = std::min(sent, At(shard).sent);
     }
-    const std::uint64_t room = options_.window - std::min<std::uint64_t>(options_.window,
-                                                                         lane.in_flight.size());
+    const std::uint64_t room =
+        options_.window - std::min<std::uint64_t>(options_.window, lane.in_flight.size());
     if (std::min(room, limit.value() - sent.value()) < options_.window / kBurstShare) return;
   }
   while (lane.in_flight.size() < options_.window) {
