@@ -278,7 +278,20 @@ void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
     StartRunning();
   } else if (!state_.workers[slot].live) {
     MakeLive({slot});
+  } else {
+    SendTaskStart(slot);  // it has not come: the task says that it is ready until it does
   }
+}
+
+void Job::SendTaskStart(std::size_t slot) {
+  control::TaskStartT start;
+  start.start = std::make_unique<control::JobStartT>(JobStart());
+  start.worker = static_cast<std::uint32_t>(slot);
+  start.incarnation = state_.workers[slot].incarnation.value();
+  start.first_clock = state_.first_clocks[slot];
+  start.total_records = state_.leases.total();
+  SendToTask(slot, Make(std::move(start)));
+  if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
 }
 
 void Job::MakeLive(const std::vector<std::size_t>& slots) {
@@ -290,16 +303,7 @@ void Job::MakeLive(const std::vector<std::size_t>& slots) {
   ++state_.live_version;
   dirty_.state = true;
   AbortRound("a worker joins", timeouts_.round_retry_ms);
-  for (const std::size_t slot : slots) {
-    control::TaskStartT start;
-    start.start = std::make_unique<control::JobStartT>(JobStart());
-    start.worker = static_cast<std::uint32_t>(slot);
-    start.incarnation = state_.workers[slot].incarnation.value();
-    start.first_clock = clock;
-    start.total_records = state_.leases.total();
-    SendToTask(slot, Make(std::move(start)));
-    if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
-  }
+  for (const std::size_t slot : slots) SendTaskStart(slot);
   BroadcastUpdate(false, true);
 }
 
@@ -606,6 +610,10 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
       update.restore_job = Restore().job.value();
       SendToTask(slot, Make(std::move(update)));
       if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
+      // It may not have heard that it is to evaluate: somebody is told again.
+      if (state_.phase == Phase::kEvaluating && evaluator_ == worker.incarnation) {
+        evaluator_ = Incarnation();
+      }
     }
   }
 }
@@ -663,6 +671,11 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
     case control::Body::TaskFailed: OnTaskFailed(*slot, *message.body.AsTaskFailed()); break;
     case control::Body::LeaseRequest: OnLeaseRequest(*slot, *message.body.AsLeaseRequest()); break;
     case control::Body::LeaseProgress:
+      // After a reconnect what the task has done since its cut may come before the cut: the
+      // checkpoint would count it as trained. It is reported again.
+      if (round_ && round_->workers.contains(incarnation) && !round_->cuts.contains(incarnation)) {
+        break;
+      }
       for (const auto& lease : message.body.AsLeaseProgress()->leases) {
         state_.leases.Progress(incarnation, lease->id, lease->done);
       }

@@ -109,6 +109,7 @@ class Job {
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
   void StartMissingTasks();
   void StartTask(std::size_t slot, const Member& agent);
+  void SendTaskStart(std::size_t slot);
   void OnTaskReady(std::size_t slot, const control::TaskReadyT& ready);
   void OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed);
   void OnTaskExited(const std::string& agent, const control::TaskExitedT& exited);

@@ -452,6 +452,35 @@ TEST_F(CoreTest, CheckpointIsCommittedWhenAllHaveDoneTheirPart) {
   EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 2u);
 }
 
+// Found by the simulation: a worker's progress after its cut overtook the cut over a new
+// connection.
+TEST_F(CoreTest, WhatIsTrainedAfterACutIsLeftToTrainInItsCheckpoint) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  Say(worker.agent, control::LeaseRequestT{}, task);
+  const auto grants = Take(worker.agent, Body::LeaseGrant);
+  ASSERT_EQ(grants.size(), 1u);
+  const control::LeaseT lease = *grants[0].body.AsLeaseGrant()->leases.at(0);
+  ASSERT_GT(lease.end - lease.begin, 32u);
+  Progress(11);
+  Tick();
+  control::LeaseProgressT progress;
+  progress.leases.push_back(control::ClonePtr(lease));
+  progress.leases.back()->done = lease.end - lease.begin;
+  Say(worker.agent, std::move(progress), task);
+  // The cut is at the first batch.
+  control::WorkerCutT cut;
+  cut.round = 1;
+  cut.clock = 11;
+  cut.leases.push_back(control::ClonePtr(lease));
+  cut.leases.back()->done = 32;
+  Say(worker.agent, std::move(cut), task);
+  const auto manifest = checkpoint::FromJson(PlayRound(11));
+  ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+  ASSERT_FALSE(manifest->data.remaining.empty());
+  EXPECT_EQ(manifest->data.remaining.front().begin, lease.begin + 32);
+}
+
 TEST_F(CoreTest, RoundThatStallsIsAbortedAndItsNumberNotUsedAgain) {
   StartRunning();
   Progress(11);
@@ -785,6 +814,41 @@ TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
   PlayRound(100);
   EXPECT_EQ(PhaseNow(), "evaluating");
   EXPECT_EQ(Describe()["reason"], "evaluates the final checkpoint");
+}
+
+// Found by the simulation: the connection broke with the only message that says so on it.
+TEST_F(CoreTest, TaskThatIsReadyAgainIsStartedAgain) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  ASSERT_EQ(Take(worker.agent, Body::TaskStart).size(), 1u);
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = 77;
+  ready.data_fingerprint = 5;
+  ready.records = 6400;
+  Say(worker.agent, std::move(ready), task);
+  const auto starts = Take(worker.agent, Body::TaskStart);
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts[0].body.AsTaskStart()->incarnation, worker.incarnation);
+  EXPECT_EQ(starts[0].task, task);
+}
+
+TEST_F(CoreTest, AfterAReconnectOfItsAgentSomebodyIsToldAgainToEvaluate) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  const auto told = [this] {
+    std::size_t count = 0;
+    for (const auto& [task, worker] : tasks_) count += Take(worker.agent, Body::Evaluate).size();
+    return count;
+  };
+  EXPECT_EQ(told(), 1u);
+  Tick();
+  EXPECT_EQ(told(), 0u);
+  for (const std::string& name : std::set<std::string>(agents_)) AddAgent(name);
+  Tick();
+  EXPECT_EQ(told(), 1u);
 }
 
 TEST_F(CoreTest, CancelledJobStopsItsTasksAndCannotBeCancelledAgain) {
