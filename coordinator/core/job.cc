@@ -318,7 +318,13 @@ void Job::OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed) {
 
 void Job::OnTaskExited(const std::string& agent, const control::TaskExitedT& exited) {
   const auto slot = SlotOfTask(agent, exited.task);
-  if (!slot) return;
+  if (!slot) {
+    // It was given up when its agent seemed to be gone; now the agent has stopped it.
+    if (exited.ring == nullptr) return;
+    const auto at = cluster_.agents().find(agent);
+    return OnRingOffered(agent, at != cluster_.agents().end() ? at->second.name : agent,
+                         *exited.ring);
+  }
   std::string why = exited.status < 0 ? "killed by signal " + std::to_string(-exited.status)
                                       : "exited with status " + std::to_string(exited.status);
   if (!slots_[*slot].failure.empty()) {
@@ -525,14 +531,55 @@ void Job::OnAgentGone(const std::string& procid) {
   }
 }
 
-void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration) {
-  const auto drop = [&](const control::RingInfoT& ring) {
+// The agent has pushes of a task that it does not run.
+void Job::OnRingOffered(const std::string& procid, const std::string& name,
+                        const control::RingInfoT& ring) {
+  const auto drop = [&] {
     control::DropRingT message;
     message.job = ring.job;
     message.worker = ring.worker;
     message.incarnation = ring.incarnation;
     cluster_.Send(procid, Make(std::move(message)));
   };
+  if (over() || ring.generation != state_.generation) return drop();
+  if (SlotOfTask(procid, (state_.id.value() << 32) | ring.incarnation)) {
+    return;  // its TaskExited follows
+  }
+  const auto dead = std::find_if(state_.dead.begin(), state_.dead.end(), [&](const DeadWorker& d) {
+    return d.incarnation.value() == ring.incarnation;
+  });
+  if (dead == state_.dead.end()) {
+    // The agent may be back before its former self was noticed to be gone.
+    const auto former =
+        std::find_if(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
+          return worker.task != 0 && worker.incarnation.value() == ring.incarnation;
+        });
+    if (former == state_.workers.end()) return drop();
+    const auto lost = static_cast<std::size_t>(former - state_.workers.begin());
+    former->agent = procid;
+    return LoseTask(lost, &ring, "went with its agent, which is back with its pushes");
+  }
+  if (dead->agent.empty()) {
+    if (ring.last_clock <= dead->first_clock.value()) {
+      // It never pushed, so nothing of it is missing anywhere.
+      state_.dead.erase(dead);
+      dirty_.state = true;
+      return drop();
+    }
+    dead->agent = procid;
+    dead->replayed = false;
+    dead->covered = false;
+    state_.leases.Reclaim(dead->incarnation, ring.lease_id, ring.lease_done);
+    ++state_.live_version;
+    dirty_.state = true;
+    Event("ring found", "the agent " + name + " is back with the pushes of " +
+                            WorkerText(dead->worker.value(), dead->incarnation));
+    BroadcastUpdate(false, true);
+  }
+  if (dead->agent == procid && !dead->replayed) SendReplay(*dead);
+}
+
+void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration) {
   std::set<std::uint64_t> running;
   for (const auto& task : registration.tasks) {
     if (task->job != state_.id.value()) continue;
@@ -547,43 +594,7 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
   }
   for (const auto& ring : registration.rings) {
     if (ring->job != state_.id.value()) continue;
-    if (over() || ring->generation != state_.generation) {
-      drop(*ring);
-      continue;
-    }
-    const auto slot = SlotOfTask(procid, (state_.id.value() << 32) | ring->incarnation);
-    if (slot) continue;  // its TaskExited follows
-    const auto dead = std::find_if(
-        state_.dead.begin(), state_.dead.end(),
-        [&](const DeadWorker& d) { return d.incarnation.value() == ring->incarnation; });
-    if (dead == state_.dead.end()) {
-      // The agent may be back before its former self was noticed to be gone.
-      const auto former =
-          std::find_if(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
-            return worker.task != 0 && worker.incarnation.value() == ring->incarnation;
-          });
-      if (former == state_.workers.end()) {
-        drop(*ring);
-      } else {
-        const auto lost = static_cast<std::size_t>(former - state_.workers.begin());
-        former->agent = procid;
-        LoseTask(lost, ring.get(), "went with its agent, which is back with its pushes");
-        if (over()) return;
-      }
-      continue;
-    }
-    if (dead->agent.empty()) {
-      dead->agent = procid;
-      dead->replayed = false;
-      dead->covered = false;
-      state_.leases.Reclaim(dead->incarnation, ring->lease_id, ring->lease_done);
-      ++state_.live_version;
-      dirty_.state = true;
-      Event("ring found", "the agent " + registration.name + " is back with the pushes of " +
-                              WorkerText(dead->worker.value(), dead->incarnation));
-      BroadcastUpdate(false, true);
-    }
-    if (dead->agent == procid && !dead->replayed) SendReplay(*dead);
+    OnRingOffered(procid, registration.name, *ring);
   }
   if (over()) return;
   // A task of ours that the agent does not run has never started or its end was not told.

@@ -115,6 +115,8 @@ class Job {
   void OnTaskExited(const std::string& agent, const control::TaskExitedT& exited);
   void MakeLive(const std::vector<std::size_t>& slots);
   void LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::string& why);
+  void OnRingOffered(const std::string& procid, const std::string& name,
+                     const control::RingInfoT& ring);
   void OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request);
   void OnReplayDone(const control::ReplayDoneT& done);
   void SendReplay(const DeadWorker& dead);

@@ -621,6 +621,35 @@ TEST_F(CoreTest, RestartedAgentBringsItsRingsBack) {
   EXPECT_NE(Events().find("ring found"), std::string::npos);
 }
 
+// Found by the simulation: an agent that lost its session stops its tasks only after it has
+// registered.
+TEST_F(CoreTest, TaskThatWasGivenUpWithItsAgentLeavesItsRingWhenItIsStopped) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  AddAgent(name);
+  ASSERT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
+  EXPECT_TRUE(Take(worker.agent, Body::Replay).empty());
+  Say(worker.agent, Exited(task, true, 25));
+  const auto replays = Take(worker.agent, Body::Replay);
+  ASSERT_EQ(replays.size(), 1u);
+  EXPECT_EQ(replays[0].body.AsReplay()->incarnation, worker.incarnation);
+}
+
+TEST_F(CoreTest, TaskThatWasGivenUpAndNeverPushedIsForgotten) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  AddAgent(name);
+  Say(worker.agent, Exited(task, true, 0));
+  EXPECT_TRUE(Take(worker.agent, Body::Replay).empty());
+  EXPECT_EQ(Take(worker.agent, Body::DropRing).size(), 1u);
+}
+
 // Found by scripts/kill_roles: the checkpoint holds what the shards had applied of the dead worker,
 // but its last pushes had reached nobody yet.
 TEST_F(CoreTest, RingThatComesBackAfterACheckpointIsReplayedAllTheSame) {

@@ -9,6 +9,7 @@ namespace {
 constexpr int kExitTemporary = 75;
 constexpr std::int64_t kExitMs = 50;
 constexpr std::uint32_t kGhostWindow = 4;
+constexpr std::int64_t kOfferedMs = 5000;
 
 }  // namespace
 
@@ -47,6 +48,16 @@ bool AgentNode::KillTask(std::uint64_t dice) {
   std::advance(task, static_cast<std::ptrdiff_t>(dice % tasks_.size()));
   OnTaskExit(task->first, -9);
   return true;
+}
+
+void AgentNode::TellOffered() const {
+  if (!control_->registered() ||
+      world_.schedule.now_ms() - control_->registered_ms() < kOfferedMs) {
+    return;
+  }
+  for (const auto& [key, region] : rings_) {
+    if (!Runs(key)) world_.history.Offered(std::get<2>(key));
+  }
 }
 
 std::vector<std::string> AgentNode::Describe() const {

@@ -26,6 +26,8 @@ class AgentNode {
   bool KillTask(std::uint64_t dice);
   // To the coordinator it is gone, or may be: what its workers pushed last may be trained again.
   void Orphan();
+  // The rings that a leader must have heard of by now, to the history.
+  void TellOffered() const;
   std::vector<std::string> Describe() const;
 
  private:

@@ -371,7 +371,14 @@ void Cluster::OnWrite(const std::string& path, const std::string& data) {
   phase_ = phase;
   reason_ = state->reason;
   if (state->generation > world_.history.generation()) ++report_.rewinds;
-  world_.history.SetJob(coordinator::IsOver(state->phase), state->generation);
+  std::set<Incarnation> away;
+  for (const coordinator::DeadWorker& dead : state->dead) {
+    if (dead.agent.empty()) away.insert(dead.incarnation);
+  }
+  world_.history.SetJob(coordinator::IsOver(state->phase), state->generation, std::move(away));
+  for (const Machine& machine : machines_) {
+    if (machine.agent) machine.agent->TellOffered();
+  }
   if (!state->checkpoints.empty()) {
     const coordinator::CommittedCheckpoint& newest = state->checkpoints.back();
     if (newest.directory != committed_) {
@@ -442,15 +449,19 @@ ClusterReport Cluster::Run() {
 
 }  // namespace
 
-std::string Describe(const Fault& fault) {
+const char* FaultName(FaultKind kind) {
   static constexpr const char* kNames[kFaultKinds] = {
       "kill task",      "kill agent", "kill server",    "kill coordinator",
       "crash machine",  "power",      "zookeeper away", "cut from zookeeper",
       "drop zookeeper", "isolate",    "cut pair",       "cut one way",
       "slow",           "disk full",  "pause"};
-  return std::string(kNames[static_cast<int>(fault.kind)]) + " at " + std::to_string(fault.at_ms) +
-         " ms for " + std::to_string(fault.lasts_ms) + " ms, target " +
-         std::to_string(fault.target) + ", other " + std::to_string(fault.other);
+  return kNames[static_cast<int>(kind)];
+}
+
+std::string Describe(const Fault& fault) {
+  return std::string(FaultName(fault.kind)) + " at " + std::to_string(fault.at_ms) + " ms for " +
+         std::to_string(fault.lasts_ms) + " ms, target " + std::to_string(fault.target) +
+         ", other " + std::to_string(fault.other);
 }
 
 ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {

@@ -58,6 +58,7 @@ struct Fault {
   std::uint32_t target = 0;   // which machine, by chance
   std::uint32_t other = 0;
 };
+const char* FaultName(FaultKind kind);
 std::string Describe(const Fault& fault);
 
 struct ClusterOptions {

@@ -66,10 +66,14 @@ class History {
   }
 
   // What ZooKeeper says of the job.
-  void SetJob(bool over, std::uint32_t generation) {
+  // `away`: dead incarnations whose rings nobody has offered; the job goes on without them.
+  void SetJob(bool over, std::uint32_t generation, std::set<Incarnation> away) {
     over_ = over;
     generation_ = generation;
+    if (!over) away_ = std::move(away);
   }
+  // An agent that the coordinator hears has offered this ring for a while: it is not away.
+  void Offered(Incarnation incarnation) { away_.erase(incarnation); }
   bool over() const { return over_; }
   std::uint32_t generation() const { return generation_; }
 
@@ -119,6 +123,8 @@ class History {
   // How often each position is in the image.
   std::vector<std::uint32_t> CountPositions(const checkpoint::ShardImage& image,
                                             std::uint64_t total, bool all_but_orphans) const;
+  // Whether someone whose pushes may be lost has trained the position.
+  bool MayBeLost(std::uint64_t position) const;
   static Clock WatermarkOf(const checkpoint::ShardImage& image, Incarnation incarnation,
                            Clock otherwise);
 
@@ -128,6 +134,7 @@ class History {
   bool bulk_ = false;
   bool over_ = false;
   std::uint32_t generation_ = 1;
+  std::set<Incarnation> away_;
   std::string violation_;
   std::map<Incarnation, Run> runs_;
   std::map<std::pair<Incarnation, Clock>, Push> pushes_;

@@ -88,6 +88,9 @@ int main(int argc, char** argv) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   nlohmann::json strikes = nlohmann::json::object();
+  for (int kind = 0; kind < kFaultKinds; ++kind) {
+    strikes[FaultName(static_cast<FaultKind>(kind))] = sum.strikes[kind];
+  }
   const nlohmann::json result = {
       {"schedules", seeds},
       {"first", first},

@@ -98,6 +98,7 @@ void SimulatedControlClient::Receive(const Packet& packet) {
   leader_epoch_ = std::max(leader_epoch_, epoch);
   if (welcome != nullptr) {
     registered_ = true;
+    registered_ms_ = world_.schedule.now_ms();
     Expect(kHeartbeatMs * kMissedHeartbeats);
   } else if (const auto* const ping = message.body.AsPing()) {
     control::PongT pong;

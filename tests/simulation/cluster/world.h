@@ -74,6 +74,7 @@ class SimulatedControlClient {
   void SetCoordinators(const ZooKeeper::Children& children);
   bool Send(const control::MessageT& message);
   bool registered() const { return registered_; }
+  std::int64_t registered_ms() const { return registered_ms_; }
 
  private:
   void Open();
@@ -90,6 +91,7 @@ class SimulatedControlClient {
   bool connected_ = false;
   bool register_sent_ = false;
   bool registered_ = false;
+  std::int64_t registered_ms_ = 0;
   std::uint64_t leader_epoch_ = 0;
   std::uint64_t newest_epoch_ = 0;  // heard of, whatever guard is off
   std::uint64_t timer_ = 0;
