@@ -559,7 +559,11 @@ void Job::OnRingOffered(const std::string& procid, const std::string& name,
     former->agent = procid;
     return LoseTask(lost, &ring, "went with its agent, which is back with its pushes");
   }
-  if (dead->agent.empty()) {
+  // Whoever offers a ring has it: its agent may be back under a new identity before the former one
+  // was noticed to be gone.
+  if (dead->agent != procid) {
+    // An open round counts this incarnation as it was when the round began.
+    AbortRound("a lost worker's pushes are found", timeouts_.round_retry_ms);
     if (ring.last_clock <= dead->first_clock.value()) {
       // It never pushed, so nothing of it is missing anywhere.
       state_.dead.erase(dead);

@@ -638,6 +638,53 @@ TEST_F(CoreTest, TaskThatWasGivenUpWithItsAgentLeavesItsRingWhenItIsStopped) {
   EXPECT_EQ(replays[0].body.AsReplay()->incarnation, worker.incarnation);
 }
 
+// Found by the simulation: the open round covered the dead worker as it was without its last
+// pushes, and its commit dropped the ring.
+TEST_F(CoreTest, RingThatComesBackDuringARoundAbortsIt) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  tasks_.erase(task);
+  Progress(20);
+  Tick(3000);
+  ASSERT_EQ(Take("p-s0", Body::RoundBegin).size(), 1u);
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 4;
+  AddAgent(name, {ring});
+  EXPECT_EQ(Take("p-s0", Body::RoundAbort).size(), 1u);
+  EXPECT_EQ(Take(worker.agent, Body::Replay).size(), 1u);
+}
+
+// Found by the simulation: with a new leader the agent was back before its former self was seen to
+// be gone, and its ring was not looked at.
+TEST_F(CoreTest, RingMovesToTheAgentThatOffersIt) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  Say(worker.agent, Exited(task, true, 25));
+  ASSERT_EQ(Take(worker.agent, Body::Replay).size(), 1u);
+  tasks_.erase(task);
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 25;
+  AddAgent("a7", {ring});
+  EXPECT_EQ(Take("p-a7", Body::Replay).size(), 1u);
+  // The former one's end changes nothing.
+  agents_.erase(worker.agent.substr(2));
+  Announce();
+  Tick();
+  EXPECT_TRUE(Take("p-a7", Body::Replay).empty());
+  EXPECT_EQ(Events().find("are lost"), std::string::npos);
+}
+
 TEST_F(CoreTest, TaskThatWasGivenUpAndNeverPushedIsForgotten) {
   StartRunning();
   const auto [task, worker] = *tasks_.begin();

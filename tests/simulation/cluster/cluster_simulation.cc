@@ -119,7 +119,7 @@ void Cluster::MakeJob() {
   const std::uint64_t workers = 2 + Dice(4);
   const std::uint64_t shards = 2 + Dice(6);
   const std::uint64_t batch = 4;
-  const std::uint64_t records = batch * (40 + Dice(160));
+  const std::uint64_t records = batch * (100 + Dice(400));
   const int staleness_of[] = {0, 1, 3, 3, -1};
   std::ostringstream yaml;
   yaml << "apiVersion: ds/v1\nkind: TrainJob\nname: count\n"
