@@ -108,9 +108,17 @@ void Job::Tick() {
     state_.started_ms = now;
     SetPhase(Phase::kPlacing, "starts its tasks");
   }
-  if (map_.shards.empty() || Homeless()) PlaceShards();
-  StartMissingTasks();
-  if (over()) return;
+  if (map_.shards.empty() || Homeless()) {
+    PlaceShards();
+  } else {
+    rewind_at_ms_ = 0;
+  }
+  // A worker that joined while a rewind is considered would train on without what is lost.
+  if (rewind_at_ms_ == 0) {
+    StartMissingTasks();
+    if (over()) return;
+    JoinReadyTasks();
+  }
   if (state_.phase == Phase::kPlacing) StartRunning();
   if (state_.phase == Phase::kRecovering && !Homeless() && ShardsReady() && LiveCount() > 0) {
     Event("recovered", "all shards are ready again");
@@ -276,10 +284,19 @@ void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
   slots_[slot].early_failures = 0;
   if (state_.phase == Phase::kPlacing) {
     StartRunning();
-  } else if (!state_.workers[slot].live) {
-    MakeLive({slot});
-  } else {
+  } else if (state_.workers[slot].live) {
     SendTaskStart(slot);  // it has not come: the task says that it is ready until it does
+  } else if (rewind_at_ms_ == 0) {
+    MakeLive({slot});
+  }
+}
+
+// Those that became ready while a rewind was considered.
+void Job::JoinReadyTasks() {
+  if (state_.phase == Phase::kQueued || state_.phase == Phase::kPlacing) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const WorkerSlot& worker = state_.workers[slot];
+    if (worker.task != 0 && !worker.live && slots_[slot].ready) MakeLive({slot});
   }
 }
 
@@ -559,6 +576,8 @@ void Job::OnRingOffered(const std::string& procid, const std::string& name,
     former->agent = procid;
     return LoseTask(lost, &ring, "went with its agent, which is back with its pushes");
   }
+  // The result is the final checkpoint, which must not change under its evaluation.
+  if (state_.phase == Phase::kEvaluating) return drop();
   // Whoever offers a ring has it: its agent may be back under a new identity before the former one
   // was noticed to be gone.
   if (dead->agent != procid) {

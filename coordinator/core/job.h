@@ -110,6 +110,7 @@ class Job {
   void StartMissingTasks();
   void StartTask(std::size_t slot, const Member& agent);
   void SendTaskStart(std::size_t slot);
+  void JoinReadyTasks();
   void OnTaskReady(std::size_t slot, const control::TaskReadyT& ready);
   void OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed);
   void OnTaskExited(const std::string& agent, const control::TaskExitedT& exited);

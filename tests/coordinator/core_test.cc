@@ -685,6 +685,28 @@ TEST_F(CoreTest, RingMovesToTheAgentThatOffersIt) {
   EXPECT_EQ(Events().find("are lost"), std::string::npos);
 }
 
+TEST_F(CoreTest, RingThatComesBackDuringTheEvaluationIsTooLate) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  tasks_.erase(task);
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  ASSERT_EQ(PhaseNow(), "evaluating");
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 4;
+  AddAgent(name, {ring});
+  EXPECT_TRUE(Take(worker.agent, Body::Replay).empty());
+  EXPECT_EQ(Take(worker.agent, Body::DropRing).size(), 1u);
+}
+
 TEST_F(CoreTest, TaskThatWasGivenUpAndNeverPushedIsForgotten) {
   StartRunning();
   const auto [task, worker] = *tasks_.begin();
@@ -736,6 +758,9 @@ TEST_F(CoreTest, WhenAllIsLostTheJobGoesBackToItsCheckpoint) {
   tasks_.clear();
   Tick(100);
   EXPECT_EQ(Describe()["generation"], 1);  // agents with rings may still come back
+  // Found by the simulation: a task that is quick to start must not make the job go on without.
+  EXPECT_TRUE(Take("p-a7", Body::StartTask).empty());
+  EXPECT_TRUE(Take("p-a8", Body::StartTask).empty());
   Tick(11'000);
   EXPECT_EQ(Describe()["generation"], 2);
   Tick();

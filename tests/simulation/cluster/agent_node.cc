@@ -9,7 +9,7 @@ namespace {
 constexpr int kExitTemporary = 75;
 constexpr std::int64_t kExitMs = 50;
 constexpr std::uint32_t kGhostWindow = 4;
-constexpr std::int64_t kOfferedMs = 5000;
+constexpr std::int64_t kOfferedMs = 10'000;
 
 }  // namespace
 
@@ -51,8 +51,10 @@ bool AgentNode::KillTask(std::uint64_t dice) {
 }
 
 void AgentNode::TellOffered() const {
-  if (!control_->registered() ||
-      world_.schedule.now_ms() - control_->registered_ms() < kOfferedMs) {
+  const std::int64_t now = world_.schedule.now_ms();
+  const ZkNode* node = world_.zookeeper.Find("/agents/" + procid_);
+  if (node == nullptr || now - node->created_ms < kOfferedMs || !control_->registered() ||
+      now - control_->registered_ms() < kOfferedMs) {
     return;
   }
   for (const auto& [key, region] : rings_) {

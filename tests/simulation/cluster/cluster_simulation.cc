@@ -375,7 +375,10 @@ void Cluster::OnWrite(const std::string& path, const std::string& data) {
   for (const coordinator::DeadWorker& dead : state->dead) {
     if (dead.agent.empty()) away.insert(dead.incarnation);
   }
-  world_.history.SetJob(coordinator::IsOver(state->phase), state->generation, std::move(away));
+  // From its final checkpoint on nothing more is added.
+  const bool closed =
+      coordinator::IsOver(state->phase) || state->phase == coordinator::Phase::kEvaluating;
+  world_.history.SetJob(closed, state->generation, std::move(away));
   for (const Machine& machine : machines_) {
     if (machine.agent) machine.agent->TellOffered();
   }

@@ -104,7 +104,7 @@ ZkOutcome ZooKeeper::Apply(std::int64_t session, const std::vector<ZkOp>& ops) {
     };
     if (op.kind == ZkOp::Kind::kCreate) {
       if (node != next.end()) return refuse(ErrorCode::kConflict), outcome;
-      next[op.path] = ZkNode{op.data, 0, op.ephemeral ? session : 0};
+      next[op.path] = ZkNode{op.data, 0, op.ephemeral ? session : 0, schedule_.now_ms()};
       outcome.created = op.path;
       outcome.versions.push_back(0);
       changed.emplace_back(op.path, true);
@@ -141,7 +141,7 @@ std::string ZooKeeper::CreateSequential(std::int64_t session, const std::string&
   std::snprintf(digits, sizeof(digits), "%010llu",
                 static_cast<unsigned long long>(sequences_[ParentOf(start)]++));
   const std::string path = start + digits;
-  nodes_[path] = ZkNode{data, 0, session};
+  nodes_[path] = ZkNode{data, 0, session, schedule_.now_ms()};
   Changed(path);
   return path;
 }

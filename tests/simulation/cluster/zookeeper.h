@@ -27,6 +27,7 @@ struct ZkNode {
   std::string data;
   std::int32_t version = 0;
   std::int64_t owner = 0;  // session, 0: persistent
+  std::int64_t created_ms = 0;
 };
 struct ZkOp {
   enum class Kind { kCheck, kCreate, kSet, kDelete } kind = Kind::kCheck;
