@@ -8,7 +8,7 @@
 namespace ps::simulation {
 namespace {
 
-ClusterReport Run(std::uint64_t seed, Mutant mutant = Mutant::kNone) {
+ClusterReport RunSeed(std::uint64_t seed, Mutant mutant = Mutant::kNone) {
   ClusterOptions options;
   options.seed = seed;
   options.mutant = mutant;
@@ -18,7 +18,7 @@ ClusterReport Run(std::uint64_t seed, Mutant mutant = Mutant::kNone) {
 TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   ClusterReport sum;
   for (std::uint64_t seed = 1; seed <= 300; ++seed) {
-    sum += Run(seed);
+    sum += RunSeed(seed);
     ASSERT_EQ(sum.violation, "") << "seed " << seed
                                  << "; repeat it: scripts/simulate --seeds 1 --first " << seed
                                  << " --shrink --trace";
@@ -37,11 +37,11 @@ TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
 
 TEST(ClusterSimulationTest, TheSameSeedGivesTheSameHistory) {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
-    const ClusterReport first = Run(seed);
-    const ClusterReport second = Run(seed);
+    const ClusterReport first = RunSeed(seed);
+    const ClusterReport second = RunSeed(seed);
     EXPECT_EQ(first.trace_hash, second.trace_hash) << seed;
     EXPECT_EQ(first.events, second.events) << seed;
-    EXPECT_NE(first.trace_hash, Run(seed + 1000).trace_hash) << seed;
+    EXPECT_NE(first.trace_hash, RunSeed(seed + 1000).trace_hash) << seed;
   }
 }
 
@@ -60,7 +60,7 @@ class ClusterMutantTest : public ::testing::TestWithParam<int> {};
 TEST_P(ClusterMutantTest, AMissingGuardIsNoticed) {
   const auto mutant = static_cast<Mutant>(GetParam());
   for (std::uint64_t seed = 1; seed <= 400; ++seed) {
-    if (!Run(seed, mutant).violation.empty()) return;
+    if (!RunSeed(seed, mutant).violation.empty()) return;
   }
   FAIL() << "400 schedules without the guard " << MutantName(mutant);
 }
