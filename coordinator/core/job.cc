@@ -722,7 +722,10 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
       slots_[*slot].progress = *message.body.AsProgress();
       slots_[*slot].progress_ms = cluster_.now_ms();
       break;
-    case control::Body::Drained: slots_[*slot].drained = true; break;
+    case control::Body::Drained:
+      slots_[*slot].drained = true;
+      slots_[*slot].drained_clock = message.body.AsDrained()->clock;
+      break;
     case control::Body::Evaluated: OnEvaluated(*slot, *message.body.AsEvaluated()); break;
     case control::Body::ReadyForCheckpoint: round_wanted_ = true; break;
     default: break;

@@ -98,6 +98,7 @@ class Job {
     std::uint32_t early_failures = 0;
     std::string failure;  // last TaskFailed
     bool drained = false;
+    std::uint64_t drained_clock = 0;  // its last push then
     std::optional<control::ProgressT> progress;
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name

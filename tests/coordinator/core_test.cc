@@ -249,7 +249,9 @@ class CoreTest : public ::testing::Test {
     EXPECT_EQ(PhaseNow(), "draining");
     for (const auto& [task, worker] : tasks_) {
       EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
-      Say(worker.agent, control::DrainedT{}, task);
+      control::DrainedT drained;
+      drained.clock = 100;
+      Say(worker.agent, std::move(drained), task);
     }
     Tick();
   }
@@ -896,6 +898,28 @@ TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
     EXPECT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
   }
   EXPECT_EQ(Take("p-s0", Body::JobDrop).size(), 1u);
+}
+
+// Its agent keeps the Drained of an earlier drain and says it again after a reconnect.
+TEST_F(CoreTest, FinalCheckpointIsOfWhatWasDrained) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  const auto [task, worker] = *tasks_.begin();
+  control::WorkerCutT cut;
+  cut.round = 1;
+  cut.clock = 101;
+  Say(worker.agent, std::move(cut), task);
+  EXPECT_EQ(Take("p-s0", Body::RoundAbort).size(), 1u);
+  EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
+  Take("p-s0", Body::RoundBegin);
+  Tick(3000);
+  EXPECT_TRUE(Take("p-s0", Body::RoundBegin).empty());  // until it is drained
+  control::DrainedT drained;
+  drained.clock = 101;
+  Say(worker.agent, std::move(drained), task);
+  Tick();
+  EXPECT_EQ(Take("p-s0", Body::RoundBegin).size(), 1u);
 }
 
 TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
