@@ -55,7 +55,7 @@ class Cluster {
   void HealAll();
   void Operator();
   void CheckShards();
-  void OnWrite(const std::string& path, const std::string& data);
+  void OnWrite(std::int64_t session, const std::string& path, const std::string& data);
   std::string WaitsFor() const;
 
   const ClusterOptions options_;
@@ -68,12 +68,17 @@ class Cluster {
   std::string phase_;
   std::string reason_;
   std::string committed_;  // the list of checkpoints, as ZooKeeper has it
-  std::uint64_t epoch_ = 0;
+  std::uint64_t events_told_ = 0;
+  std::int64_t leader_session_ = 0;
 };
 
 Cluster::Cluster(const ClusterOptions& options)
     : options_(options), world_(options.seed, options.mutant) {
-  world_.history.log = options.log;
+  if (options.log) {
+    world_.history.log = [this](const std::string& line) {
+      options_.log(std::to_string(world_.schedule.now_ms()) + " " + line);
+    };
+  }
   MakeJob();
   const auto add = [this](Role role, const std::string& prefix, std::uint64_t count,
                           std::uint64_t size_max) {
@@ -104,9 +109,8 @@ Cluster::Cluster(const ClusterOptions& options)
   if (Dice(2) == 0) faults.repeated = static_cast<std::uint32_t>(Dice(200));
   if (Dice(2) == 0) faults.broken = static_cast<std::uint32_t>(Dice(30));
   world_.network.SetFaults(faults);
-  world_.zookeeper.on_write = [this](const std::string& path, const std::string& data) {
-    OnWrite(path, data);
-  };
+  world_.zookeeper.on_write = [this](std::int64_t session, const std::string& path,
+                                     const std::string& data) { OnWrite(session, path, data); };
   world_.zookeeper.on_expired = [this](const std::string& path) {
     for (Machine& machine : machines_) {
       if (machine.agent && path == "/agents/" + machine.agent->procid()) machine.agent->Orphan();
@@ -319,6 +323,14 @@ void Cluster::Strike(const Fault& fault) {
       world_.disk.SetFull(target, true);
       until([this, target] { world_.disk.SetFull(target, false); });
       break;
+    case FaultKind::kDeleteLeader: {
+      const auto children = world_.zookeeper.ListChildren("/coordinators");
+      const auto lowest = LowestOf(children);
+      if (lowest && !world_.zookeeper.away()) {
+        world_.zookeeper.Delete("/coordinators/" + *lowest);
+      }
+      break;
+    }
     case FaultKind::kPause:
       world_.schedule.Pause(target, world_.schedule.now_ms() + fault.lasts_ms);
       break;
@@ -355,10 +367,22 @@ void Cluster::CheckShards() {
   world_.schedule.After(kCheckMs, [this] { CheckShards(); });
 }
 
-void Cluster::OnWrite(const std::string& path, const std::string& data) {
+void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::string& data) {
   if (path == "/epoch") {
     ++report_.leaders;
+    leader_session_ = session;
     return;
+  }
+  if (path.compare(0, 6, "/jobs/") == 0 && session != leader_session_) {
+    return world_.history.Fail("a write of a former leader reaches " + path);
+  }
+  if (path == std::string(kJobPath) + "/events" && options_.log) {
+    for (const auto& event : nlohmann::json::parse(data, nullptr, false)) {
+      const auto number = event.value("seq", std::uint64_t{0});
+      if (number <= events_told_) continue;
+      events_told_ = number;
+      world_.history.Log("  " + event.value("type", "") + ": " + event.value("message", ""));
+    }
   }
   if (path != std::string(kJobPath) + "/state") return;
   const auto json = nlohmann::json::parse(data, nullptr, false);
@@ -407,12 +431,6 @@ std::string Cluster::WaitsFor() const {
     for (const std::string& line : machine.agent->Describe()) text += "\n  " + line;
   }
   if (state != nullptr) text += "\n  " + state->data;
-  const ZkNode* events = world_.zookeeper.Find(std::string(kJobPath) + "/events");
-  if (events != nullptr && options_.log) {
-    for (const auto& event : nlohmann::json::parse(events->data, nullptr, false)) {
-      options_.log("event " + event.dump());
-    }
-  }
   return text;
 }
 
@@ -457,7 +475,7 @@ const char* FaultName(FaultKind kind) {
       "kill task",      "kill agent", "kill server",    "kill coordinator",
       "crash machine",  "power",      "zookeeper away", "cut from zookeeper",
       "drop zookeeper", "isolate",    "cut pair",       "cut one way",
-      "slow",           "disk full",  "pause"};
+      "slow",           "disk full",  "pause",          "delete leader"};
   return kNames[static_cast<int>(kind)];
 }
 

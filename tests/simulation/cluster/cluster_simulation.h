@@ -12,8 +12,7 @@
 //   I4     versions only grow within an epoch, and within a lineage for whoever pulls
 //   I5     a committed checkpoint is one cut: every live worker's marker, every dead worker's last
 //          push, the same on every shard, and its data position is that of the cut
-//   I6     nobody acts on a message of an older leader after one of a newer; no write of an older
-//          leader reaches ZooKeeper after a newer one began
+//   I6     no write of an older leader reaches ZooKeeper after a newer one began
 //   I7     a pull holds the worker's own acknowledged pushes
 //   I8     after all has healed the job succeeds within a bound
 //   I9     what ZooKeeper names as committed is durable, with the digests of its manifest
@@ -48,8 +47,9 @@ enum class FaultKind {
   kSlow,              // a machine's messages take long
   kDiskFull,          // one machine's writes fail
   kPause,             // a machine stands still, and goes on
+  kDeleteLeader,      // an operator's hand: the leader's node goes, its session stays
 };
-inline constexpr int kFaultKinds = 15;
+inline constexpr int kFaultKinds = 16;
 
 struct Fault {
   FaultKind kind = FaultKind::kKillTask;

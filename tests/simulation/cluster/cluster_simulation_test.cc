@@ -17,7 +17,7 @@ ClusterReport RunSeed(std::uint64_t seed, Mutant mutant = Mutant::kNone) {
 
 TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   ClusterReport sum;
-  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 250; ++seed) {
     sum += RunSeed(seed);
     ASSERT_EQ(sum.violation, "") << "seed " << seed
                                  << "; repeat it: scripts/simulate --seeds 1 --first " << seed
@@ -25,13 +25,14 @@ TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   }
   // The schedules have seen what they are meant to see.
   for (int kind = 0; kind < kFaultKinds; ++kind) {
-    EXPECT_GT(sum.strikes[kind], 20u) << FaultName(static_cast<FaultKind>(kind));
+    EXPECT_GT(sum.strikes[kind], 10u) << FaultName(static_cast<FaultKind>(kind));
   }
   EXPECT_GT(sum.pushes, 50'000u);
   EXPECT_GT(sum.checkpoints, 500u);
   EXPECT_GT(sum.restores, 40u);
-  EXPECT_GT(sum.leaders, 350u);
-  EXPECT_GT(sum.incarnations, 1200u);
+  EXPECT_GT(sum.rewinds, 5u);
+  EXPECT_GT(sum.leaders, 300u);
+  EXPECT_GT(sum.incarnations, 1000u);
   EXPECT_GT(sum.too_old, 500u);
 }
 
@@ -49,7 +50,8 @@ TEST(ClusterSimulationTest, AFailingScheduleIsShrunkToFaultsThatStillFail) {
   ClusterOptions options;
   options.mutant = Mutant::kReleaseAtCut;
   options.seed = 1;
-  while (RunCluster(options).violation.empty()) ASSERT_LT(++options.seed, 100u);
+  while (RunCluster(options).violation.empty())
+    ASSERT_LT(++options.seed, 100u) << "no schedule fails";
   options.faults = Shrink(options);
   EXPECT_NE(RunCluster(options).violation, "");
 }

@@ -236,6 +236,19 @@ void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard
        " without all of its pushes");
 }
 
+std::string History::Difference(ShardId shard, std::span<const float> values) const {
+  std::ostringstream text;
+  if (shard.value() >= newest_.images.size()) return "no checkpoint";
+  const std::vector<float>& image = newest_.images[shard.value()]->values;
+  for (std::uint32_t i = 0; i < kCells; ++i) {
+    if (values[i] == image[i] && values[kCells + i] == image[kCells + i]) continue;
+    text << "incarnations " << i << " + n * " << kCells << ": " << values[i] << " steps, clocks "
+         << values[kCells + i] << ", not " << image[i] << " steps, clocks " << image[kCells + i]
+         << "; ";
+  }
+  return text.str();
+}
+
 void History::CheckReleased(Incarnation incarnation, Clock clock) {
   const Clock first = runs_[incarnation].first_clock;
   if (clock <= first) return;

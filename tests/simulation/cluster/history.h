@@ -101,6 +101,9 @@ class History {
   // A job that has succeeded: its last checkpoint holds every push and every position.
   void CheckEnd(const std::string& directory, std::uint64_t total, std::uint64_t repeated);
 
+  // How pulled values differ from those of the newest committed checkpoint; for people.
+  std::string Difference(ShardId shard, std::span<const float> values) const;
+
   std::uint64_t records_repeated() const { return records_repeated_; }
   std::uint64_t records_lost() const { return records_lost_; }
   std::uint64_t checks() const { return checks_; }

@@ -348,24 +348,27 @@ void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
 void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
   const std::string part = write.directory + "/" + procid_;
   const std::string name = part + "/" + checkpoint::kManifestFile;
-  Post({[this, part, name, text = write.manifest]() -> Status {
-          if (world_.disk.List(part).empty()) {
-            return Error{ErrorCode::kConflict, "this server wrote no part of the round"};
-          }
-          return world_.disk.Write(machine_, name + ".partial", DiskContent{text, {}});
-        },
-        [this, name] { return world_.disk.Sync(machine_, name + ".partial"); },
-        [this, name] { return world_.disk.Rename(machine_, name + ".partial", name); },
-        [this, part] { return world_.disk.SyncDirectory(machine_, part); }},
-       [this, job = write.job, round = write.round](const Status& status) {
-         if (!status.ok()) {
-           return OnRoundFailed(JobId(job), Round(round), "manifest: " + status.error().message);
-         }
-         control::ManifestWrittenT done;
-         done.job = job;
-         done.round = round;
-         Send(control::Make(std::move(done)));
-       });
+  std::vector<DiskStep> steps;
+  steps.push_back([this, part, name, text = write.manifest]() -> Status {
+    if (world_.disk.List(part).empty()) {
+      return Error{ErrorCode::kConflict, "this server wrote no part of the round"};
+    }
+    return world_.disk.Write(machine_, name + ".partial", DiskContent{text, {}});
+  });
+  steps.push_back([this, name] { return world_.disk.Sync(machine_, name + ".partial"); });
+  steps.push_back([this, name] { return world_.disk.Rename(machine_, name + ".partial", name); });
+  if (!world_.Lacks(Mutant::kNoDirectorySync)) {
+    steps.push_back([this, part] { return world_.disk.SyncDirectory(machine_, part); });
+  }
+  Post(std::move(steps), [this, job = write.job, round = write.round](const Status& status) {
+    if (!status.ok()) {
+      return OnRoundFailed(JobId(job), Round(round), "manifest: " + status.error().message);
+    }
+    control::ManifestWrittenT done;
+    done.job = job;
+    done.round = round;
+    Send(control::Make(std::move(done)));
+  });
 }
 
 void ServerNode::OnRoundCommitted(const control::RoundCommittedT& committed) {

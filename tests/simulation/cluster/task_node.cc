@@ -273,6 +273,7 @@ void SimulatedTask::Advance() {
           more = true;
           break;
         }
+        if (bulk_) UpdateHold();
         SendLeaseProgress();
         SendProgress();
         {
@@ -329,7 +330,7 @@ bool SimulatedTask::TakeWork() {
   if (drain_) {
     drain_ = false;
     hold_asked_ = true;
-    if (bulk_) {
+    if (bulk_) {  // the hold comes after the verdicts
       doing_ = Doing::kDrainVerdicts;
       returned_ = false;
     } else {
@@ -405,7 +406,9 @@ void SimulatedTask::Evaluate() {
   const auto& values = client_->values();
   for (std::size_t shard = 0; shard < evaluate.digests.size(); ++shard) {
     if (checkpoint::ValuesDigest(values[shard]) == evaluate.digests[shard]) continue;
-    result.error = "shard " + std::to_string(shard) + " has other values than the manifest says";
+    result.error =
+        "shard " + std::to_string(shard) + " has other values than the manifest says: " +
+        world_.history.Difference(ShardId(static_cast<std::uint32_t>(shard)), values[shard]);
   }
   Tell(std::move(result));
   evaluating_ = 0;

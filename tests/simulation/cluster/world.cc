@@ -15,7 +15,6 @@ constexpr int kMissedHeartbeats = 3;
 const char* MutantName(Mutant mutant) {
   switch (mutant) {
     case Mutant::kNone: return "none";
-    case Mutant::kFollowOldLeaders: return "follow-old-leaders";
     case Mutant::kUnfencedWrites: return "unfenced-writes";
     case Mutant::kSendBeforeDurable: return "send-before-durable";
     case Mutant::kPreparedBeforeWritten: return "prepared-before-written";
@@ -94,7 +93,7 @@ void SimulatedControlClient::Receive(const Packet& packet) {
   std::uint64_t epoch = message.leader_epoch;
   const auto* const welcome = message.body.AsWelcome();
   if (welcome != nullptr) epoch = std::max(epoch, welcome->leader_epoch);
-  if (epoch < leader_epoch_ && !world_.Lacks(Mutant::kFollowOldLeaders)) return;
+  if (epoch < leader_epoch_) return;
   leader_epoch_ = std::max(leader_epoch_, epoch);
   if (welcome != nullptr) {
     registered_ = true;
@@ -108,12 +107,6 @@ void SimulatedControlClient::Receive(const Packet& packet) {
     if (registered_) Expect(kHeartbeatMs * kMissedHeartbeats);
     return;
   }
-  // No two leaders are followed, whoever is to see to it.
-  if (epoch < newest_epoch_) {
-    world_.history.Fail("a member acts on a message of leader epoch " + std::to_string(epoch) +
-                        " after one of " + std::to_string(newest_epoch_));
-  }
-  newest_epoch_ = std::max(newest_epoch_, epoch);
   on_message_(std::move(message));
 }
 

@@ -19,7 +19,6 @@ namespace ps::simulation {
 // A guard that is switched off, to see that somebody notices.
 enum class Mutant {
   kNone,
-  kFollowOldLeaders,         // members act on what a former leader says
   kUnfencedWrites,           // a leader's writes do not check that it still leads
   kSendBeforeDurable,        // messages leave before the write they follow from is durable
   kPreparedBeforeWritten,    // Prepared does not wait for the disk
@@ -32,7 +31,7 @@ enum class Mutant {
   kReplayedTooEarly,         // an agent says that a replay is done when it begins
   kCutTooEarly,              // a worker's cut names a position before its last push
 };
-inline constexpr int kMutants = 13;
+inline constexpr int kMutants = 12;
 const char* MutantName(Mutant mutant);
 
 struct World {
@@ -93,7 +92,6 @@ class SimulatedControlClient {
   bool registered_ = false;
   std::int64_t registered_ms_ = 0;
   std::uint64_t leader_epoch_ = 0;
-  std::uint64_t newest_epoch_ = 0;  // heard of, whatever guard is off
   std::uint64_t timer_ = 0;
   Life life_ = std::make_shared<int>(0);
 };

@@ -53,6 +53,10 @@ const ZkNode* ZooKeeper::Find(const std::string& path) const {
   return found == nodes_.end() ? nullptr : &found->second;
 }
 
+void ZooKeeper::Delete(const std::string& path) {
+  if (nodes_.erase(path) != 0) Changed(path);
+}
+
 std::int64_t ZooKeeper::OpenSession() {
   const std::int64_t id = next_session_++;
   sessions_[id].heard_ms = schedule_.now_ms();
@@ -129,7 +133,7 @@ ZkOutcome ZooKeeper::Apply(std::int64_t session, const std::vector<ZkOp>& ops) {
   for (const auto& [path, children] : changed) {
     const ZkNode* node = Find(path);
     schedule_.Trace("written", node != nullptr ? static_cast<std::uint64_t>(node->version) : 0);
-    if (on_write && node != nullptr) on_write(path, node->data);
+    if (on_write && node != nullptr) on_write(session, path, node->data);
     if (children) Changed(path);
   }
   return outcome;

@@ -53,10 +53,13 @@ class ZooKeeper {
   bool away() const { return away_ > 0; }
   bool Reaches(MachineId machine) const;
   // For whoever checks: each node that was written, in order, and those that went with a session.
-  std::function<void(const std::string& path, const std::string& data)> on_write;
+  std::function<void(std::int64_t session, const std::string& path, const std::string& data)>
+      on_write;
   std::function<void(const std::string& path)> on_expired;
 
   const ZkNode* Find(const std::string& path) const;
+  // By an operator's hand.
+  void Delete(const std::string& path);
 
   // ---- the service, for ZkClient
   std::int64_t OpenSession();
