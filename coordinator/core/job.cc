@@ -108,9 +108,17 @@ void Job::Tick() {
     state_.started_ms = now;
     SetPhase(Phase::kPlacing, "starts its tasks");
   }
-  if (map_.shards.empty() || Homeless()) PlaceShards();
-  StartMissingTasks();
-  if (over()) return;
+  if (map_.shards.empty() || Homeless()) {
+    PlaceShards();
+  } else {
+    rewind_at_ms_ = 0;
+  }
+  // A worker that joined while a rewind is considered would train on without what is lost.
+  if (rewind_at_ms_ == 0) {
+    StartMissingTasks();
+    if (over()) return;
+    JoinReadyTasks();
+  }
   if (state_.phase == Phase::kPlacing) StartRunning();
   if (state_.phase == Phase::kRecovering && !Homeless() && ShardsReady() && LiveCount() > 0) {
     Event("recovered", "all shards are ready again");
@@ -276,9 +284,31 @@ void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
   slots_[slot].early_failures = 0;
   if (state_.phase == Phase::kPlacing) {
     StartRunning();
-  } else if (!state_.workers[slot].live) {
+  } else if (state_.workers[slot].live) {
+    SendTaskStart(slot);  // it has not come: the task says that it is ready until it does
+  } else if (rewind_at_ms_ == 0) {
     MakeLive({slot});
   }
+}
+
+// Those that became ready while a rewind was considered.
+void Job::JoinReadyTasks() {
+  if (state_.phase == Phase::kQueued || state_.phase == Phase::kPlacing) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const WorkerSlot& worker = state_.workers[slot];
+    if (worker.task != 0 && !worker.live && slots_[slot].ready) MakeLive({slot});
+  }
+}
+
+void Job::SendTaskStart(std::size_t slot) {
+  control::TaskStartT start;
+  start.start = std::make_unique<control::JobStartT>(JobStart());
+  start.worker = static_cast<std::uint32_t>(slot);
+  start.incarnation = state_.workers[slot].incarnation.value();
+  start.first_clock = state_.first_clocks[slot];
+  start.total_records = state_.leases.total();
+  SendToTask(slot, Make(std::move(start)));
+  if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
 }
 
 void Job::MakeLive(const std::vector<std::size_t>& slots) {
@@ -290,16 +320,7 @@ void Job::MakeLive(const std::vector<std::size_t>& slots) {
   ++state_.live_version;
   dirty_.state = true;
   AbortRound("a worker joins", timeouts_.round_retry_ms);
-  for (const std::size_t slot : slots) {
-    control::TaskStartT start;
-    start.start = std::make_unique<control::JobStartT>(JobStart());
-    start.worker = static_cast<std::uint32_t>(slot);
-    start.incarnation = state_.workers[slot].incarnation.value();
-    start.first_clock = clock;
-    start.total_records = state_.leases.total();
-    SendToTask(slot, Make(std::move(start)));
-    if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
-  }
+  for (const std::size_t slot : slots) SendTaskStart(slot);
   BroadcastUpdate(false, true);
 }
 
@@ -314,7 +335,13 @@ void Job::OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed) {
 
 void Job::OnTaskExited(const std::string& agent, const control::TaskExitedT& exited) {
   const auto slot = SlotOfTask(agent, exited.task);
-  if (!slot) return;
+  if (!slot) {
+    // It was given up when its agent seemed to be gone; now the agent has stopped it.
+    if (exited.ring == nullptr) return;
+    const auto at = cluster_.agents().find(agent);
+    return OnRingOffered(agent, at != cluster_.agents().end() ? at->second.name : agent,
+                         *exited.ring);
+  }
   std::string why = exited.status < 0 ? "killed by signal " + std::to_string(-exited.status)
                                       : "exited with status " + std::to_string(exited.status);
   if (!slots_[*slot].failure.empty()) {
@@ -521,14 +548,61 @@ void Job::OnAgentGone(const std::string& procid) {
   }
 }
 
-void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration) {
-  const auto drop = [&](const control::RingInfoT& ring) {
+// The agent has pushes of a task that it does not run.
+void Job::OnRingOffered(const std::string& procid, const std::string& name,
+                        const control::RingInfoT& ring) {
+  const auto drop = [&] {
     control::DropRingT message;
     message.job = ring.job;
     message.worker = ring.worker;
     message.incarnation = ring.incarnation;
     cluster_.Send(procid, Make(std::move(message)));
   };
+  if (over() || ring.generation != state_.generation) return drop();
+  if (SlotOfTask(procid, (state_.id.value() << 32) | ring.incarnation)) {
+    return;  // its TaskExited follows
+  }
+  const auto dead = std::find_if(state_.dead.begin(), state_.dead.end(), [&](const DeadWorker& d) {
+    return d.incarnation.value() == ring.incarnation;
+  });
+  if (dead == state_.dead.end()) {
+    // The agent may be back before its former self was noticed to be gone.
+    const auto former =
+        std::find_if(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
+          return worker.task != 0 && worker.incarnation.value() == ring.incarnation;
+        });
+    if (former == state_.workers.end()) return drop();
+    const auto lost = static_cast<std::size_t>(former - state_.workers.begin());
+    former->agent = procid;
+    return LoseTask(lost, &ring, "went with its agent, which is back with its pushes");
+  }
+  // The result is the final checkpoint, which must not change under its evaluation.
+  if (state_.phase == Phase::kEvaluating) return drop();
+  // Whoever offers a ring has it: its agent may be back under a new identity before the former one
+  // was noticed to be gone.
+  if (dead->agent != procid) {
+    // An open round counts this incarnation as it was when the round began.
+    AbortRound("a lost worker's pushes are found", timeouts_.round_retry_ms);
+    if (ring.last_clock <= dead->first_clock.value()) {
+      // It never pushed, so nothing of it is missing anywhere.
+      state_.dead.erase(dead);
+      dirty_.state = true;
+      return drop();
+    }
+    dead->agent = procid;
+    dead->replayed = false;
+    dead->covered = false;
+    state_.leases.Reclaim(dead->incarnation, ring.lease_id, ring.lease_done);
+    ++state_.live_version;
+    dirty_.state = true;
+    Event("ring found", "the agent " + name + " is back with the pushes of " +
+                            WorkerText(dead->worker.value(), dead->incarnation));
+    BroadcastUpdate(false, true);
+  }
+  if (dead->agent == procid && !dead->replayed) SendReplay(*dead);
+}
+
+void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration) {
   std::set<std::uint64_t> running;
   for (const auto& task : registration.tasks) {
     if (task->job != state_.id.value()) continue;
@@ -543,43 +617,7 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
   }
   for (const auto& ring : registration.rings) {
     if (ring->job != state_.id.value()) continue;
-    if (over() || ring->generation != state_.generation) {
-      drop(*ring);
-      continue;
-    }
-    const auto slot = SlotOfTask(procid, (state_.id.value() << 32) | ring->incarnation);
-    if (slot) continue;  // its TaskExited follows
-    const auto dead = std::find_if(
-        state_.dead.begin(), state_.dead.end(),
-        [&](const DeadWorker& d) { return d.incarnation.value() == ring->incarnation; });
-    if (dead == state_.dead.end()) {
-      // The agent may be back before its former self was noticed to be gone.
-      const auto former =
-          std::find_if(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& worker) {
-            return worker.task != 0 && worker.incarnation.value() == ring->incarnation;
-          });
-      if (former == state_.workers.end()) {
-        drop(*ring);
-      } else {
-        const auto lost = static_cast<std::size_t>(former - state_.workers.begin());
-        former->agent = procid;
-        LoseTask(lost, ring.get(), "went with its agent, which is back with its pushes");
-        if (over()) return;
-      }
-      continue;
-    }
-    if (dead->agent.empty()) {
-      dead->agent = procid;
-      dead->replayed = false;
-      dead->covered = false;
-      state_.leases.Reclaim(dead->incarnation, ring->lease_id, ring->lease_done);
-      ++state_.live_version;
-      dirty_.state = true;
-      Event("ring found", "the agent " + registration.name + " is back with the pushes of " +
-                              WorkerText(dead->worker.value(), dead->incarnation));
-      BroadcastUpdate(false, true);
-    }
-    if (dead->agent == procid && !dead->replayed) SendReplay(*dead);
+    OnRingOffered(procid, registration.name, *ring);
   }
   if (over()) return;
   // A task of ours that the agent does not run has never started or its end was not told.
@@ -606,6 +644,10 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
       update.restore_job = Restore().job.value();
       SendToTask(slot, Make(std::move(update)));
       if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
+      // It may not have heard that it is to evaluate: somebody is told again.
+      if (state_.phase == Phase::kEvaluating && evaluator_ == worker.incarnation) {
+        evaluator_ = Incarnation();
+      }
     }
   }
 }
@@ -663,6 +705,11 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
     case control::Body::TaskFailed: OnTaskFailed(*slot, *message.body.AsTaskFailed()); break;
     case control::Body::LeaseRequest: OnLeaseRequest(*slot, *message.body.AsLeaseRequest()); break;
     case control::Body::LeaseProgress:
+      // After a reconnect what the task has done since its cut may come before the cut: the
+      // checkpoint would count it as trained. It is reported again.
+      if (round_ && round_->workers.contains(incarnation) && !round_->cuts.contains(incarnation)) {
+        break;
+      }
       for (const auto& lease : message.body.AsLeaseProgress()->leases) {
         state_.leases.Progress(incarnation, lease->id, lease->done);
       }
@@ -675,7 +722,10 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
       slots_[*slot].progress = *message.body.AsProgress();
       slots_[*slot].progress_ms = cluster_.now_ms();
       break;
-    case control::Body::Drained: slots_[*slot].drained = true; break;
+    case control::Body::Drained:
+      slots_[*slot].drained = true;
+      slots_[*slot].drained_clock = message.body.AsDrained()->clock;
+      break;
     case control::Body::Evaluated: OnEvaluated(*slot, *message.body.AsEvaluated()); break;
     case control::Body::ReadyForCheckpoint: round_wanted_ = true; break;
     default: break;

@@ -98,6 +98,7 @@ class Job {
     std::uint32_t early_failures = 0;
     std::string failure;  // last TaskFailed
     bool drained = false;
+    std::uint64_t drained_clock = 0;  // its last push then
     std::optional<control::ProgressT> progress;
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name
@@ -109,11 +110,15 @@ class Job {
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
   void StartMissingTasks();
   void StartTask(std::size_t slot, const Member& agent);
+  void SendTaskStart(std::size_t slot);
+  void JoinReadyTasks();
   void OnTaskReady(std::size_t slot, const control::TaskReadyT& ready);
   void OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed);
   void OnTaskExited(const std::string& agent, const control::TaskExitedT& exited);
   void MakeLive(const std::vector<std::size_t>& slots);
   void LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::string& why);
+  void OnRingOffered(const std::string& procid, const std::string& name,
+                     const control::RingInfoT& ring);
   void OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request);
   void OnReplayDone(const control::ReplayDoneT& done);
   void SendReplay(const DeadWorker& dead);

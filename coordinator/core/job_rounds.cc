@@ -92,6 +92,14 @@ void Job::OnWorkerCut(std::size_t slot, const control::WorkerCutT& cut) {
       round_->cuts.contains(incarnation)) {
     return;
   }
+  if (round_->final_round && cut.clock != slots_[slot].drained_clock) {
+    // The agent repeats what was kept of its task, and that was of a drain before: records came
+    // back since, and the task still has to flush what they left.
+    slots_[slot].drained = false;
+    AbortRound("a worker has pushed since it was drained", timeouts_.round_retry_ms);
+    SendToTask(slot, Make(control::DrainT{}));
+    return;
+  }
   state_.leases.CutWorker(incarnation);
   round_->cuts[incarnation] = {WorkerId(static_cast<std::uint32_t>(slot)), Clock(cut.clock)};
   MaybeWriteManifest();

@@ -672,7 +672,9 @@ void LaneCore::TryFreeze(Job& job) {
                           return marker.incarnation == member.incarnation && marker.round == round;
                         });
   };
+  // Workers speak only to lanes that have shards: without any there is nothing to wait for.
   for (const Member& member : job.live.members) {
+    if (job.own.empty()) break;
     if (!member.draining && marker_of(member) == job.markers.end()) return;
   }
   for (const ShardId id : job.own) {

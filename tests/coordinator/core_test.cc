@@ -256,7 +256,9 @@ class CoreTest : public ::testing::Test {
     EXPECT_EQ(PhaseNow(), "draining");
     for (const auto& [task, worker] : tasks_) {
       EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
-      Say(worker.agent, control::DrainedT{}, task);
+      control::DrainedT drained;
+      drained.clock = 100;
+      Say(worker.agent, std::move(drained), task);
     }
     Tick();
   }
@@ -460,6 +462,35 @@ TEST_F(CoreTest, CheckpointIsCommittedWhenAllHaveDoneTheirPart) {
   EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 2u);
 }
 
+// Found by the simulation: a worker's progress after its cut overtook the cut over a new
+// connection.
+TEST_F(CoreTest, WhatIsTrainedAfterACutIsLeftToTrainInItsCheckpoint) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  Say(worker.agent, control::LeaseRequestT{}, task);
+  const auto grants = Take(worker.agent, Body::LeaseGrant);
+  ASSERT_EQ(grants.size(), 1u);
+  const control::LeaseT lease = *grants[0].body.AsLeaseGrant()->leases.at(0);
+  ASSERT_GT(lease.end - lease.begin, 32u);
+  Progress(11);
+  Tick();
+  control::LeaseProgressT progress;
+  progress.leases.push_back(control::ClonePtr(lease));
+  progress.leases.back()->done = lease.end - lease.begin;
+  Say(worker.agent, std::move(progress), task);
+  // The cut is at the first batch.
+  control::WorkerCutT cut;
+  cut.round = 1;
+  cut.clock = 11;
+  cut.leases.push_back(control::ClonePtr(lease));
+  cut.leases.back()->done = 32;
+  Say(worker.agent, std::move(cut), task);
+  const auto manifest = checkpoint::FromJson(PlayRound(11));
+  ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+  ASSERT_FALSE(manifest->data.remaining.empty());
+  EXPECT_EQ(manifest->data.remaining.front().begin, lease.begin + 32);
+}
+
 TEST_F(CoreTest, RoundThatStallsIsAbortedAndItsNumberNotUsedAgain) {
   StartRunning();
   Progress(11);
@@ -600,6 +631,104 @@ TEST_F(CoreTest, RestartedAgentBringsItsRingsBack) {
   EXPECT_NE(Events().find("ring found"), std::string::npos);
 }
 
+// Found by the simulation: an agent that lost its session stops its tasks only after it has
+// registered.
+TEST_F(CoreTest, TaskThatWasGivenUpWithItsAgentLeavesItsRingWhenItIsStopped) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  AddAgent(name);
+  ASSERT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
+  EXPECT_TRUE(Take(worker.agent, Body::Replay).empty());
+  Say(worker.agent, Exited(task, true, 25));
+  const auto replays = Take(worker.agent, Body::Replay);
+  ASSERT_EQ(replays.size(), 1u);
+  EXPECT_EQ(replays[0].body.AsReplay()->incarnation, worker.incarnation);
+}
+
+// Found by the simulation: the open round covered the dead worker as it was without its last
+// pushes, and its commit dropped the ring.
+TEST_F(CoreTest, RingThatComesBackDuringARoundAbortsIt) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  tasks_.erase(task);
+  Progress(20);
+  Tick(3000);
+  ASSERT_EQ(Take("p-s0", Body::RoundBegin).size(), 1u);
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 4;
+  AddAgent(name, {ring});
+  EXPECT_EQ(Take("p-s0", Body::RoundAbort).size(), 1u);
+  EXPECT_EQ(Take(worker.agent, Body::Replay).size(), 1u);
+}
+
+// Found by the simulation: with a new leader the agent was back before its former self was seen to
+// be gone, and its ring was not looked at.
+TEST_F(CoreTest, RingMovesToTheAgentThatOffersIt) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  Say(worker.agent, Exited(task, true, 25));
+  ASSERT_EQ(Take(worker.agent, Body::Replay).size(), 1u);
+  tasks_.erase(task);
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 25;
+  AddAgent("a7", {ring});
+  EXPECT_EQ(Take("p-a7", Body::Replay).size(), 1u);
+  // The former one's end changes nothing.
+  agents_.erase(worker.agent.substr(2));
+  Announce();
+  Tick();
+  EXPECT_TRUE(Take("p-a7", Body::Replay).empty());
+  EXPECT_EQ(Events().find("are lost"), std::string::npos);
+}
+
+TEST_F(CoreTest, RingThatComesBackDuringTheEvaluationIsTooLate) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  tasks_.erase(task);
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  ASSERT_EQ(PhaseNow(), "evaluating");
+  control::RingInfoT ring;
+  ring.job = 1;
+  ring.worker = worker.worker;
+  ring.incarnation = worker.incarnation;
+  ring.generation = 1;
+  ring.last_clock = 4;
+  AddAgent(name, {ring});
+  EXPECT_TRUE(Take(worker.agent, Body::Replay).empty());
+  EXPECT_EQ(Take(worker.agent, Body::DropRing).size(), 1u);
+}
+
+TEST_F(CoreTest, TaskThatWasGivenUpAndNeverPushedIsForgotten) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  const std::string name = worker.agent.substr(2);
+  agents_.erase(name);
+  Announce();
+  AddAgent(name);
+  Say(worker.agent, Exited(task, true, 0));
+  EXPECT_TRUE(Take(worker.agent, Body::Replay).empty());
+  EXPECT_EQ(Take(worker.agent, Body::DropRing).size(), 1u);
+}
+
 // Found by scripts/kill_roles: the checkpoint holds what the shards had applied of the dead worker,
 // but its last pushes had reached nobody yet.
 TEST_F(CoreTest, RingThatComesBackAfterACheckpointIsReplayedAllTheSame) {
@@ -639,6 +768,9 @@ TEST_F(CoreTest, WhenAllIsLostTheJobGoesBackToItsCheckpoint) {
   tasks_.clear();
   Tick(100);
   EXPECT_EQ(Describe()["generation"], 1);  // agents with rings may still come back
+  // Found by the simulation: a task that is quick to start must not make the job go on without.
+  EXPECT_TRUE(Take("p-a7", Body::StartTask).empty());
+  EXPECT_TRUE(Take("p-a8", Body::StartTask).empty());
   Tick(11'000);
   EXPECT_EQ(Describe()["generation"], 2);
   Tick();
@@ -790,6 +922,28 @@ TEST_F(CoreTest, AJobWithTablesOfRowsNamesThemAndHasNoDenseModelToCompareWith) {
   EXPECT_TRUE(job["progress"]["pull_bytes_per_parameter"].is_null());
 }
 
+// Its agent keeps the Drained of an earlier drain and says it again after a reconnect.
+TEST_F(CoreTest, FinalCheckpointIsOfWhatWasDrained) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  const auto [task, worker] = *tasks_.begin();
+  control::WorkerCutT cut;
+  cut.round = 1;
+  cut.clock = 101;
+  Say(worker.agent, std::move(cut), task);
+  EXPECT_EQ(Take("p-s0", Body::RoundAbort).size(), 1u);
+  EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
+  Take("p-s0", Body::RoundBegin);
+  Tick(3000);
+  EXPECT_TRUE(Take("p-s0", Body::RoundBegin).empty());  // until it is drained
+  control::DrainedT drained;
+  drained.clock = 101;
+  Say(worker.agent, std::move(drained), task);
+  Tick();
+  EXPECT_EQ(Take("p-s0", Body::RoundBegin).size(), 1u);
+}
+
 TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
   StartRunning();
   TrainAll();
@@ -807,6 +961,41 @@ TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
   PlayRound(100);
   EXPECT_EQ(PhaseNow(), "evaluating");
   EXPECT_EQ(Describe()["reason"], "evaluates the final checkpoint");
+}
+
+// Found by the simulation: the connection broke with the only message that says so on it.
+TEST_F(CoreTest, TaskThatIsReadyAgainIsStartedAgain) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  ASSERT_EQ(Take(worker.agent, Body::TaskStart).size(), 1u);
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = 77;
+  ready.data_fingerprint = 5;
+  ready.records = 6400;
+  Say(worker.agent, std::move(ready), task);
+  const auto starts = Take(worker.agent, Body::TaskStart);
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts[0].body.AsTaskStart()->incarnation, worker.incarnation);
+  EXPECT_EQ(starts[0].task, task);
+}
+
+TEST_F(CoreTest, AfterAReconnectOfItsAgentSomebodyIsToldAgainToEvaluate) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  const auto told = [this] {
+    std::size_t count = 0;
+    for (const auto& [task, worker] : tasks_) count += Take(worker.agent, Body::Evaluate).size();
+    return count;
+  };
+  EXPECT_EQ(told(), 1u);
+  Tick();
+  EXPECT_EQ(told(), 0u);
+  for (const std::string& name : std::set<std::string>(agents_)) AddAgent(name);
+  Tick();
+  EXPECT_EQ(told(), 1u);
 }
 
 TEST_F(CoreTest, CancelledJobStopsItsTasksAndCannotBeCancelledAgain) {

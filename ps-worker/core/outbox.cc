@@ -1,4 +1,4 @@
-#include "ps-worker/agent/outbox.h"
+#include "ps-worker/core/outbox.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,0 +1,78 @@
+#include "tests/simulation/cluster/cluster_simulation.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+namespace ps::simulation {
+namespace {
+
+ClusterReport RunSeed(std::uint64_t seed, Mutant mutant = Mutant::kNone) {
+  ClusterOptions options;
+  options.seed = seed;
+  options.mutant = mutant;
+  return RunCluster(options);
+}
+
+TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
+  ClusterReport sum;
+  for (std::uint64_t seed = 1; seed <= 250; ++seed) {
+    sum += RunSeed(seed);
+    ASSERT_EQ(sum.violation, "") << "seed " << seed
+                                 << "; repeat it: scripts/simulate --seeds 1 --first " << seed
+                                 << " --shrink --trace";
+  }
+  // The schedules have seen what they are meant to see.
+  for (int kind = 0; kind < kFaultKinds; ++kind) {
+    EXPECT_GT(sum.strikes[kind], 10u) << FaultName(static_cast<FaultKind>(kind));
+  }
+  EXPECT_GT(sum.pushes, 50'000u);
+  EXPECT_GT(sum.checkpoints, 500u);
+  EXPECT_GT(sum.restores, 40u);
+  EXPECT_GT(sum.rewinds, 5u);
+  EXPECT_GT(sum.leaders, 300u);
+  EXPECT_GT(sum.incarnations, 1000u);
+  EXPECT_GT(sum.too_old, 500u);
+}
+
+TEST(ClusterSimulationTest, TheSameSeedGivesTheSameHistory) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    const ClusterReport first = RunSeed(seed);
+    const ClusterReport second = RunSeed(seed);
+    EXPECT_EQ(first.trace_hash, second.trace_hash) << seed;
+    EXPECT_EQ(first.events, second.events) << seed;
+    EXPECT_NE(first.trace_hash, RunSeed(seed + 1000).trace_hash) << seed;
+  }
+}
+
+TEST(ClusterSimulationTest, AFailingScheduleIsShrunkToFaultsThatStillFail) {
+  ClusterOptions options;
+  options.mutant = Mutant::kReleaseAtCut;
+  options.seed = 1;
+  while (RunCluster(options).violation.empty())
+    ASSERT_LT(++options.seed, 100u) << "no schedule fails";
+  options.faults = Shrink(options);
+  EXPECT_NE(RunCluster(options).violation, "");
+}
+
+// A guard whose absence nobody notices is not tested.
+class ClusterMutantTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(ClusterMutantTest, AMissingGuardIsNoticed) {
+  const auto mutant = static_cast<Mutant>(GetParam());
+  for (std::uint64_t seed = 1; seed <= 400; ++seed) {
+    if (!RunSeed(seed, mutant).violation.empty()) return;
+  }
+  FAIL() << "400 schedules without the guard " << MutantName(mutant);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ClusterMutantTest, ::testing::Range(1, kMutants),
+                         [](const auto& mutant) {
+                           std::string name = MutantName(static_cast<Mutant>(mutant.param));
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace ps::simulation

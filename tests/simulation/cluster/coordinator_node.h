@@ -1,0 +1,64 @@
+// A simulated coordinator: the real core behind the shell's rules (coordinator/shell).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/core/core.h"
+#include "tests/simulation/cluster/world.h"
+
+namespace ps::simulation {
+
+class CoordinatorNode {
+ public:
+  // `skew_ms`: how wrong the machine's clock is.
+  CoordinatorNode(World& world, MachineId machine, const std::string& name, std::int64_t skew_ms);
+  // The process ends; with `crash` the whole machine, and nobody is told.
+  void End(bool crash);
+
+  bool leads() const { return core_ != nullptr; }
+  void Submit();
+  ZkClient& client() { return client_; }
+
+ private:
+  void OnLeadership(const std::optional<ZkLeadership>& leadership);
+  void TakeOver();
+  void OnJobs(const ZooKeeper::Children& jobs);
+  void Begin(const std::vector<coordinator::JobRecord>& records);
+  void StepDown();
+  void FeedMembers();
+  void OnControl(const std::string& identity, const Packet& packet);
+  void OnTick();
+  void Flush(bool with_lazy);
+  void Write();
+  void Release(const coordinator::Output& output);
+  std::uint64_t Now() const;
+
+  World& world_;
+  const MachineId machine_;
+  const std::string name_;
+  const std::int64_t skew_ms_;
+  Life life_ = std::make_shared<int>(0);
+  ZkClient client_;
+  std::unique_ptr<ZkWatcher> servers_watcher_;
+  std::unique_ptr<ZkWatcher> agents_watcher_;
+  std::unique_ptr<ZkElection> election_;
+  std::optional<ZooKeeper::Children> servers_;
+  std::optional<ZooKeeper::Children> agents_;
+  std::optional<ZkLeadership> leadership_;
+  Life term_;
+  std::unique_ptr<coordinator::Core> core_;
+  std::map<std::string, std::string> identity_of_;  // by procid
+  std::map<std::string, std::string> procid_of_;
+  std::int64_t last_lazy_ms_ = 0;
+  coordinator::Ticket next_ticket_ = 1;
+  // The store: one write at a time, those that come meanwhile are joined.
+  coordinator::Output pending_;
+  bool writing_ = false;
+  bool broken_ = false;
+};
+
+}  // namespace ps::simulation

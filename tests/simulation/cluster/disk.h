@@ -1,0 +1,61 @@
+// The checkpoint directory of a simulated cluster: one file system that all servers reach.
+//
+// What a machine has written and not synced is lost when it crashes, and so are names (new,
+// renamed) whose directory it has not synced. While a machine's disk is full its writes and syncs
+// fail. What another machine wrote and did not sync can be read until that one crashes.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "common/result.h"
+#include "tests/simulation/cluster/schedule.h"
+
+namespace ps::simulation {
+
+struct DiskContent {
+  std::string text;
+  std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;
+};
+
+class Disk {
+ public:
+  Status Write(MachineId machine, const std::string& path, DiskContent content);
+  Status Sync(MachineId machine, const std::string& path);
+  Status Rename(MachineId machine, const std::string& from, const std::string& to);
+  Status SyncDirectory(MachineId machine, const std::string& directory);
+  void Remove(const std::string& path);
+  void RemoveTree(const std::string& directory);
+
+  // kNotFound if it is not there; kInvalid if its content was lost.
+  Result<DiskContent> Read(const std::string& path) const;
+  // What a crash of all machines would leave.
+  Result<DiskContent> ReadDurable(const std::string& path) const;
+  // Names of the directories and files directly below.
+  std::set<std::string> List(const std::string& directory) const;
+
+  void Crash(MachineId machine);
+  void SetFull(MachineId machine, bool full);
+  bool full(MachineId machine) const { return full_.contains(machine); }
+
+ private:
+  struct File {
+    DiskContent content;
+    bool synced = false;
+    MachineId machine = 0;
+  };
+  using Names = std::map<std::string, std::shared_ptr<File>>;
+
+  Status Room(MachineId machine, const std::string& path) const;
+
+  Names visible_;
+  Names durable_;
+  std::map<MachineId, int> full_;
+};
+
+}  // namespace ps::simulation

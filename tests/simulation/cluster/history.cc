@@ -1,0 +1,306 @@
+#include "tests/simulation/cluster/history.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+#include "checkpoint/manifest.h"
+
+namespace ps::simulation {
+namespace {
+
+std::string Text(Incarnation incarnation, Clock clock) {
+  return "incarnation " + std::to_string(incarnation.value()) + ", clock " +
+         std::to_string(clock.value());
+}
+
+}  // namespace
+
+void History::Fail(const std::string& what) {
+  if (!violation_.empty()) return;
+  violation_ = "at " + std::to_string(schedule_.now_ms()) + " ms: " + what;
+  Log("VIOLATION " + violation_);
+}
+
+void History::Began(Incarnation incarnation, Clock first_clock) {
+  Run& run = runs_[incarnation];
+  run.first_clock = run.last_clock = first_clock;
+}
+
+void History::Pushed(Incarnation incarnation, Clock clock, Push push) {
+  if (!pushes_.emplace(std::pair(incarnation, clock), std::move(push)).second) {
+    Fail(Text(incarnation, clock) + " was pushed twice by its worker");
+  }
+  runs_[incarnation].last_clock = clock;
+}
+
+Units History::TakenBack(Incarnation incarnation, Clock clock, ShardId shard) {
+  const auto found = pushes_.find({incarnation, clock});
+  if (found == pushes_.end()) return {};
+  return std::exchange(found->second.shards[shard.value()], Units());
+}
+
+void History::TooOld(ShardId shard, Epoch epoch, Incarnation incarnation, Clock clock) {
+  if (too_old_[{shard, epoch}].emplace(incarnation, clock).second) ++too_old_count_;
+}
+
+void History::Restored(ShardId shard, Epoch epoch, const checkpoint::ShardImage& image) {
+  ++restores_;
+  // The shard has the verdicts of the image again, and none that was given after it.
+  std::set<std::pair<Incarnation, Clock>> kept;
+  for (const auto& [incarnation, clock] : too_old_[{shard, image.epoch}]) {
+    if (clock <= WatermarkOf(image, incarnation, Clock(0))) kept.emplace(incarnation, clock);
+  }
+  too_old_[{shard, epoch}] = std::move(kept);
+}
+
+Clock History::WatermarkOf(const checkpoint::ShardImage& image, Incarnation incarnation,
+                           Clock otherwise) {
+  for (const checkpoint::WorkerMark& mark : image.marks) {
+    if (mark.incarnation == incarnation) return mark.watermark;
+  }
+  return otherwise;
+}
+
+// ---- checks
+
+void History::CheckValues(ShardId shard, Epoch epoch, std::span<const float> values,
+                          const WatermarkFn& watermark,
+                          const std::vector<checkpoint::HeldPush>& held, const std::string& where) {
+  ++checks_;
+  std::vector<double> sum(values.size(), kInitialValue);
+  std::set<std::pair<Incarnation, Clock>> waiting;
+  for (const checkpoint::HeldPush& push : held) waiting.emplace(push.incarnation, push.clock);
+  const auto& refused = too_old_[{shard, epoch}];
+  for (const auto& [incarnation, run] : runs_) {
+    const Clock until = watermark(incarnation);
+    if (until > run.last_clock) {
+      return Fail(where + " has a verdict on " + Text(incarnation, until) + ", only " +
+                  std::to_string(run.last_clock.value()) + " were pushed");
+    }
+    const std::uint32_t cell = incarnation.value() % kCells;
+    for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
+         push != pushes_.end() && push->first.first == incarnation && push->first.second <= until;
+         ++push) {
+      const Units& units = push->second.shards[shard.value()];
+      if (units.empty() || refused.contains(push->first) || waiting.contains(push->first)) continue;
+      sum[cell] += units.count;
+      sum[kCells + cell] += units.clocks;
+    }
+  }
+  for (std::uint32_t i = 0; i < sum.size(); ++i) {
+    if (std::abs(values[i] - sum[i]) < 0.01) continue;
+    std::ostringstream text;
+    text << where << ": of the incarnations " << i % kCells << " + n * " << kCells << " the "
+         << (i < kCells ? "count of steps" : "sum of clocks") << " is " << values[i] << ", not "
+         << sum[i];
+    return Fail(text.str());
+  }
+}
+
+void History::CheckShard(const server::Shard& shard) {
+  if (!shard.ready()) return;
+  const std::vector<float> values = shard.values();
+  CheckValues(
+      shard.id(), shard.epoch(), values,
+      [&](Incarnation incarnation) {
+        return shard.Watermark(
+            server::Member{WorkerId(), incarnation, runs_[incarnation].first_clock, false, false});
+      },
+      shard.held().Save(),
+      "shard " + std::to_string(shard.id().value()) + ", epoch " +
+          std::to_string(shard.epoch().value()));
+}
+
+bool History::Load(const std::string& directory, const std::string& hash, Loaded& loaded) {
+  std::string text;
+  for (const std::string& part : disk_.List(directory)) {
+    const auto copy = disk_.ReadDurable(directory + "/" + part + "/" + checkpoint::kManifestFile);
+    if (copy.ok() && checkpoint::Hash(copy->text) == hash) text = copy->text;
+  }
+  if (text.empty()) {
+    Fail(directory + " is committed and no durable copy has the manifest of that hash");
+    return false;
+  }
+  auto manifest = checkpoint::FromJson(text);
+  if (!manifest.ok()) {
+    Fail(directory + ": " + manifest.error().message);
+    return false;
+  }
+  loaded.manifest = std::move(manifest).value();
+  loaded.images.assign(loaded.manifest.shards.size(), nullptr);
+  for (const checkpoint::ManifestShard& entry : loaded.manifest.shards) {
+    const auto part = disk_.ReadDurable(directory + "/" + entry.server + "/DATA");
+    if (!part.ok()) {
+      Fail(directory + " is committed and " + part.error().message);
+      return false;
+    }
+    for (const auto& image : part->images) {
+      if (image->shard == entry.shard && checkpoint::Digest(*image) == entry.digest) {
+        loaded.images[entry.shard.value()] = image;
+      }
+    }
+    if (loaded.images[entry.shard.value()] == nullptr) {
+      Fail(directory + " is committed and shard " + std::to_string(entry.shard.value()) +
+           " is not the one of its manifest");
+      return false;
+    }
+  }
+  return true;
+}
+
+std::vector<std::uint32_t> History::CountPositions(const checkpoint::ShardImage& image,
+                                                   std::uint64_t total,
+                                                   bool all_but_orphans) const {
+  std::vector<std::uint32_t> count(total, 0);
+  for (const auto& [name, push] : pushes_) {
+    const auto run = runs_.find(name.first);
+    if (all_but_orphans && run->second.orphan) continue;
+    if (name.second > WatermarkOf(image, name.first, Clock(0))) continue;
+    for (std::uint64_t position = push.begin; position < push.end; ++position) ++count[position];
+  }
+  return count;
+}
+
+bool History::MayBeLost(std::uint64_t position) const {
+  return std::any_of(pushes_.begin(), pushes_.end(), [&](const auto& push) {
+    if (position < push.second.begin || position >= push.second.end) return false;
+    const Incarnation incarnation = push.first.first;
+    return runs_.at(incarnation).ring_lost || away_.contains(incarnation);
+  });
+}
+
+void History::CheckCommitted(const std::string& directory, const std::string& hash) {
+  Loaded loaded;
+  if (!Load(directory, hash, loaded)) return;
+  const checkpoint::Manifest& manifest = loaded.manifest;
+  std::vector<bool> remaining(manifest.data.total_positions, false);
+  for (const checkpoint::PositionRange& range : manifest.data.remaining) {
+    for (std::uint64_t at = range.begin; at < range.end; ++at) remaining[at] = true;
+  }
+  for (const auto& image : loaded.images) {
+    const std::string where = directory + ", shard " + std::to_string(image->shard.value());
+    CheckValues(
+        image->shard, image->epoch, image->values,
+        [&](Incarnation incarnation) {
+          return WatermarkOf(*image, incarnation, runs_[incarnation].first_clock);
+        },
+        image->held, where);
+    std::set<Incarnation> cut_workers;
+    for (const checkpoint::ManifestCut& cut : manifest.cuts) {
+      cut_workers.insert(cut.incarnation);
+      const Clock first = runs_[cut.incarnation].first_clock;
+      if (WatermarkOf(*image, cut.incarnation, first) != cut.clock) {
+        return Fail(where + " is not of the cut " + Text(cut.incarnation, cut.clock));
+      }
+    }
+    // Who died before was replayed whole, unless nobody had its ring.
+    for (const checkpoint::WorkerMark& mark : image->marks) {
+      const Run& run = runs_[mark.incarnation];
+      if (cut_workers.contains(mark.incarnation) || run.orphan ||
+          mark.watermark == run.last_clock) {
+        continue;
+      }
+      return Fail(where + " has " + Text(mark.incarnation, mark.watermark) +
+                  " of a dead worker that pushed up to " + std::to_string(run.last_clock.value()));
+    }
+    const auto all = CountPositions(*image, remaining.size(), false);
+    const auto sure = CountPositions(*image, remaining.size(), true);
+    for (std::uint64_t at = 0; at < remaining.size(); ++at) {
+      if (remaining[at] ? sure[at] != 0 : sure[at] > 1) {
+        return Fail(where + ": position " + std::to_string(at) + " is trained " +
+                    std::to_string(sure[at]) + " times and " +
+                    (remaining[at] ? "is to be trained again" : "is counted once"));
+      }
+      if (!remaining[at] && all[at] == 0 && !MayBeLost(at)) {
+        return Fail(where + ": position " + std::to_string(at) +
+                    " is counted as trained, and no push of the image has trained it");
+      }
+    }
+  }
+  newest_ = std::move(loaded);
+}
+
+void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, Epoch epoch,
+                             std::span<const float> values) {
+  if (bulk_) return;
+  double count = kInitialValue;
+  const auto& refused = too_old_[{shard, epoch}];
+  for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
+       push != pushes_.end() && push->first.first == incarnation && push->first.second <= acked;
+       ++push) {
+    if (!refused.contains(push->first)) count += push->second.shards[shard.value()].count;
+  }
+  if (values[incarnation.value() % kCells] > count - 0.01) return;
+  Fail("shard " + std::to_string(shard.value()) + " answers a pull of " + Text(incarnation, acked) +
+       " without all of its pushes");
+}
+
+std::string History::Difference(ShardId shard, std::span<const float> values) const {
+  std::ostringstream text;
+  if (shard.value() >= newest_.images.size()) return "no checkpoint";
+  const std::vector<float>& image = newest_.images[shard.value()]->values;
+  for (std::uint32_t i = 0; i < kCells; ++i) {
+    if (values[i] == image[i] && values[kCells + i] == image[kCells + i]) continue;
+    text << "incarnations " << i << " + n * " << kCells << ": " << values[i] << " steps, clocks "
+         << values[kCells + i] << ", not " << image[i] << " steps, clocks " << image[kCells + i]
+         << "; ";
+  }
+  return text.str();
+}
+
+void History::CheckReleased(Incarnation incarnation, Clock clock) {
+  const Clock first = runs_[incarnation].first_clock;
+  if (clock <= first) return;
+  for (const auto& image : newest_.images) {
+    if (WatermarkOf(*image, incarnation, first) >= clock) continue;
+    return Fail(Text(incarnation, clock) + " is released, and shard " +
+                std::to_string(image->shard.value()) + " of the newest committed checkpoint has " +
+                std::to_string(WatermarkOf(*image, incarnation, first).value()));
+  }
+  if (newest_.images.empty()) {
+    Fail(Text(incarnation, clock) + " is released before any checkpoint");
+  }
+}
+
+void History::CheckEnd(const std::string& directory, std::uint64_t total, std::uint64_t repeated) {
+  if (newest_.images.empty() || !newest_.manifest.final_round) {
+    return Fail("the job has succeeded without a final checkpoint");
+  }
+  if (!newest_.manifest.data.remaining.empty()) {
+    return Fail("the job has succeeded with records left to train");
+  }
+  std::uint64_t most_repeated = 0;
+  std::uint64_t most_lost = 0;
+  for (const auto& image : newest_.images) {
+    const auto count = CountPositions(*image, total, false);
+    std::uint64_t twice = 0;
+    std::uint64_t never = 0;
+    for (std::uint64_t at = 0; at < total; ++at) {
+      if (count[at] == 0) {
+        ++never;
+        if (!MayBeLost(at)) {
+          return Fail(directory + ", shard " + std::to_string(image->shard.value()) +
+                      ": position " + std::to_string(at) +
+                      " is missing, and nobody was lost with it");
+        }
+      }
+      twice += count[at] > 1 ? count[at] - 1 : 0;
+    }
+    most_repeated = std::max(most_repeated, twice);
+    most_lost = std::max(most_lost, never);
+  }
+  records_repeated_ = most_repeated;
+  records_lost_ = most_lost;
+  const bool orphans =
+      std::any_of(runs_.begin(), runs_.end(), [](const auto& run) { return run.second.orphan; });
+  if (most_repeated > 0 && !orphans) {
+    Fail(directory + ": " + std::to_string(most_repeated) +
+         " records were trained again, and no agent was ever away");
+  }
+  if (repeated > 0 && !orphans) {
+    Fail(directory + ": " + std::to_string(repeated) + " records count as repeated");
+  }
+}
+
+}  // namespace ps::simulation

@@ -1,0 +1,153 @@
+// What was trained and pushed in a simulated cluster, and what must hold of it at any time.
+//
+// Every step pushes, to each shard, a 1 into one cell of its incarnation and its clock into
+// another. So the values of a shard, live or in an image, must be exactly what its watermarks say:
+// a push that was lost, applied twice or applied beyond the watermark shows in one of the two sums.
+// Each push names the data positions it trained, so that positions left out or repeated show too.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "checkpoint/image.h"
+#include "checkpoint/manifest.h"
+#include "common/layout/layout.h"
+#include "ps-server/core/shard.h"
+#include "tests/simulation/cluster/disk.h"
+#include "tests/simulation/cluster/schedule.h"
+
+namespace ps::simulation {
+
+inline constexpr float kInitialValue = 5;
+inline constexpr std::uint32_t kCells = 48;  // incarnations that share none; elements: twice that
+
+// What a push adds to one shard.
+struct Units {
+  double count = 0;
+  double clocks = 0;
+  bool empty() const { return count == 0; }
+};
+
+class History {
+ public:
+  struct Push {
+    std::uint64_t begin = 0;  // data positions, empty for a flush
+    std::uint64_t end = 0;
+    std::vector<Units> shards;  // emptied where the worker took it back
+  };
+  struct Run {  // of one incarnation
+    Clock first_clock;
+    Clock last_clock;
+    bool orphan = false;  // its agent was away, or seemed so: what it pushed last may be repeated
+    bool ring_lost = false;  // its machine crashed with the ring: what it pushed last may be lost
+  };
+
+  History(Schedule& schedule, const Disk& disk) : schedule_(schedule), disk_(disk) {}
+
+  void SetLayout(LayoutView layout) { layout_ = std::move(layout); }
+  const LayoutView& layout() const { return layout_; }
+  // Bulk-synchronous: what is acknowledged may be held back from pulls.
+  void SetBulk(bool bulk) { bulk_ = bulk; }
+
+  // The first one stays.
+  void Fail(const std::string& what);
+  const std::string& violation() const { return violation_; }
+  // What happened, for whoever looks into a seed; does nothing unless it is wanted.
+  std::function<void(const std::string&)> log;
+  void Log(const std::string& what) const {
+    if (log) log(what);
+  }
+
+  // What ZooKeeper says of the job.
+  // `away`: dead incarnations whose rings nobody has offered; the job goes on without them.
+  void SetJob(bool over, std::uint32_t generation, std::set<Incarnation> away) {
+    over_ = over;
+    generation_ = generation;
+    if (!over) away_ = std::move(away);
+  }
+  // An agent that the coordinator hears has offered this ring for a while: it is not away.
+  void Offered(Incarnation incarnation) { away_.erase(incarnation); }
+  bool over() const { return over_; }
+  std::uint32_t generation() const { return generation_; }
+
+  // ---- told by workers, agents and lanes
+  void Began(Incarnation incarnation, Clock first_clock);
+  void Pushed(Incarnation incarnation, Clock clock, Push push);
+  // The worker emptied this segment in its ring.
+  Units TakenBack(Incarnation incarnation, Clock clock, ShardId shard);
+  void TooOld(ShardId shard, Epoch epoch, Incarnation incarnation, Clock clock);
+  void Restored(ShardId shard, Epoch epoch, const checkpoint::ShardImage& image);
+  Run& run(Incarnation incarnation) { return runs_[incarnation]; }
+  const std::map<Incarnation, Run>& runs() const { return runs_; }
+
+  // ---- checks
+  // I1, I2, I3: a live shard holds exactly what its watermarks say.
+  void CheckShard(const server::Shard& shard);
+  // I5, I9: a checkpoint that ZooKeeper names as committed is durable, whole and of one cut, and
+  // its data position is that of the cut.
+  void CheckCommitted(const std::string& directory, const std::string& hash);
+  // I7: what the worker has pulled holds its own pushes up to `acked`.
+  void CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, Epoch epoch,
+                      std::span<const float> values);
+  // I10: the incarnation's pushes up to `clock` are let go.
+  void CheckReleased(Incarnation incarnation, Clock clock);
+  // A job that has succeeded: its last checkpoint holds every push and every position.
+  void CheckEnd(const std::string& directory, std::uint64_t total, std::uint64_t repeated);
+
+  // How pulled values differ from those of the newest committed checkpoint; for people.
+  std::string Difference(ShardId shard, std::span<const float> values) const;
+
+  std::uint64_t records_repeated() const { return records_repeated_; }
+  std::uint64_t records_lost() const { return records_lost_; }
+  std::uint64_t checks() const { return checks_; }
+  std::uint64_t pushes() const { return pushes_.size(); }
+  std::uint64_t too_old() const { return too_old_count_; }
+  std::uint64_t restores() const { return restores_; }
+
+ private:
+  using WatermarkFn = std::function<Clock(Incarnation)>;
+
+  struct Loaded {
+    checkpoint::Manifest manifest;
+    std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;  // by shard
+  };
+  // The durable copy; fails the history if there is none.
+  bool Load(const std::string& directory, const std::string& hash, Loaded& loaded);
+  void CheckValues(ShardId shard, Epoch epoch, std::span<const float> values,
+                   const WatermarkFn& watermark, const std::vector<checkpoint::HeldPush>& held,
+                   const std::string& where);
+  // How often each position is in the image.
+  std::vector<std::uint32_t> CountPositions(const checkpoint::ShardImage& image,
+                                            std::uint64_t total, bool all_but_orphans) const;
+  // Whether someone whose pushes may be lost has trained the position.
+  bool MayBeLost(std::uint64_t position) const;
+  static Clock WatermarkOf(const checkpoint::ShardImage& image, Incarnation incarnation,
+                           Clock otherwise);
+
+  Schedule& schedule_;
+  const Disk& disk_;
+  LayoutView layout_;
+  bool bulk_ = false;
+  bool over_ = false;
+  std::uint32_t generation_ = 1;
+  std::set<Incarnation> away_;
+  std::string violation_;
+  std::map<Incarnation, Run> runs_;
+  std::map<std::pair<Incarnation, Clock>, Push> pushes_;
+  std::map<std::pair<ShardId, Epoch>, std::set<std::pair<Incarnation, Clock>>> too_old_;
+  Loaded newest_;  // committed
+  std::uint64_t records_repeated_ = 0;
+  std::uint64_t records_lost_ = 0;
+  std::uint64_t checks_ = 0;
+  std::uint64_t too_old_count_ = 0;
+  std::uint64_t restores_ = 0;
+};
+
+}  // namespace ps::simulation

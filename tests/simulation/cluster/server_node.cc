@@ -1,0 +1,493 @@
+#include "tests/simulation/cluster/server_node.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "checkpoint/manifest.h"
+#include "ps-server/core/lane_map.h"
+
+namespace ps::simulation {
+namespace {
+
+constexpr std::int64_t kReportMs = 500;
+constexpr std::int64_t kLaneMs = 4;  // a command waits for its lane, at most
+constexpr std::int64_t kDiskMs = 60;
+constexpr int kRestoreAttempts = 3;
+constexpr std::int64_t kRestoreRetryMs = 500;
+
+std::string RoundName(const std::string& directory, Round round) {
+  return directory.substr(0, directory.rfind('/') + 1) + "ckpt-" + std::to_string(round.value());
+}
+
+}  // namespace
+
+ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
+                       std::uint32_t lanes)
+    : world_(world),
+      machine_(machine),
+      name_(name),
+      procid_(name + ".p" + std::to_string(world.next_process++)),
+      client_(world.schedule, world.zookeeper, machine, life_),
+      lanes_(lanes) {
+  for (std::uint32_t number = 0; number < lanes; ++number) {
+    lanes_[number].core = std::make_unique<server::LaneCore>();
+    endpoints_.push_back(procid_ + "/" + std::to_string(number));
+    world_.network.Bind(endpoints_.back(), machine_,
+                        [this, number, weak = std::weak_ptr<void>(life_)](const std::string& from,
+                                                                          const Packet& packet) {
+                          if (weak.expired()) return;
+                          lanes_[number].core->OnMessage(from, packet.head, packet.payload);
+                          FlushLane(number);
+                        });
+  }
+  control_ = std::make_unique<SimulatedControlClient>(
+      world_, machine_, [this] { return Registration(); },
+      [this](control::MessageT message) { OnMessage(std::move(message)); });
+  member_ =
+      std::make_unique<ZkMember>(world_.schedule, client_, machine_, "/servers/" + procid_, name_);
+  coordinators_ = std::make_unique<ZkWatcher>(
+      world_.schedule, client_, machine_, "/coordinators",
+      [this](const ZooKeeper::Children& children) { control_->SetCoordinators(children); });
+  world_.schedule.Every(kReportMs, machine_, life_, [this] { Report(); });
+}
+
+void ServerNode::End(bool crash) {
+  life_.reset();
+  for (const std::string& endpoint : endpoints_) world_.network.Unbind(endpoint, crash);
+}
+
+void ServerNode::CheckShards() {
+  for (Lane& lane : lanes_) {
+    for (const server::JobStatus& job : lane.core->Report()) {
+      for (const server::ShardStatus& status : job.shards) {
+        const server::Shard* shard = lane.core->FindShard(job.job, status.shard);
+        if (shard == nullptr) continue;
+        world_.history.CheckShard(*shard);
+        std::uint64_t& version = lane.versions[{status.shard, status.epoch}];
+        if (shard->ready() && status.version < version) {
+          world_.history.Fail("the version of shard " + std::to_string(status.shard.value()) +
+                              " falls within an epoch");
+        }
+        version = std::max(version, status.version);
+      }
+    }
+  }
+}
+
+ServerNode::Job* ServerNode::FindJob(JobId job) {
+  const auto found = jobs_.find(job);
+  return found == jobs_.end() ? nullptr : &found->second;
+}
+
+void ServerNode::PostToLane(std::uint32_t number, std::function<void(server::LaneCore&)> command) {
+  Lane& lane = lanes_[number];
+  lane.last_ms =
+      std::max(lane.last_ms, world_.schedule.now_ms() + world_.schedule.Below(kLaneMs + 1));
+  world_.schedule.After(lane.last_ms - world_.schedule.now_ms(), machine_, life_,
+                        [this, number, command = std::move(command)] {
+                          command(*lanes_[number].core);
+                          FlushLane(number);
+                        });
+}
+
+void ServerNode::PostToLanes(const std::function<void(server::LaneCore&)>& command) {
+  for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) PostToLane(lane, command);
+}
+
+void ServerNode::FlushLane(std::uint32_t number) {
+  server::LaneCore& core = *lanes_[number].core;
+  std::vector<server::LaneReply> replies;
+  core.TakeReplies(replies);
+  for (const server::LaneReply& reply : replies) {
+    // Answers that travel together meet the network one by one: it can do more to them.
+    for (std::span<const std::byte> rest(reply.head); !rest.empty();) {
+      wire::Head head;
+      const Result<std::size_t> bytes = wire::ParseFirst(rest, head);
+      if (!bytes.ok()) return world_.history.Fail("a lane's answer does not parse");
+      if (head.header.kind() == static_cast<std::uint8_t>(wire::Kind::PushReply)) {
+        for (const wire::Segment& segment : head.segments) {
+          if (segment.code() != static_cast<std::uint8_t>(wire::Code::TooOld)) continue;
+          world_.history.TooOld(ShardId(segment.shard()), Epoch(segment.epoch()),
+                                Incarnation(head.header.incarnation()), Clock(head.header.clock()));
+        }
+      }
+      world_.network.Reply(
+          reply.to,
+          Packet{Bytes(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(*bytes)),
+                 Bytes(reply.payload.data(), reply.payload.data() + reply.payload.size())});
+      rest = rest.subspan(*bytes);
+    }
+  }
+  for (server::LaneEvent& event : core.TakeEvents()) {
+    world_.schedule.After(
+        0, machine_, life_,
+        [this, number, shared = std::make_shared<server::LaneEvent>(std::move(event))] {
+          if (auto* frozen = std::get_if<server::LaneFrozen>(shared.get())) {
+            OnFrozen(number, std::move(*frozen));
+          } else if (const auto* wanted = std::get_if<server::RestoreWanted>(shared.get())) {
+            OnRestoreWanted(number, *wanted);
+          } else if (const auto* failed = std::get_if<server::LaneRoundFailed>(shared.get())) {
+            Job* job = FindJob(failed->job);
+            if (job != nullptr && job->round.has_value() && job->round->round == failed->round) {
+              OnRoundFailed(failed->job, failed->round, failed->reason);
+            }
+          }
+        });
+  }
+}
+
+// ---- messages of the coordinator
+
+control::MessageT ServerNode::Registration() const {
+  control::RegisterServerT registration;
+  registration.name = name_;
+  registration.procid = procid_;
+  registration.host = name_;
+  registration.lanes = endpoints_;
+  for (const auto& [id, job] : jobs_) {
+    auto holding = std::make_unique<control::JobHoldingT>();
+    holding->job = id.value();
+    holding->map_version = job.map_version;
+    registration.jobs.push_back(std::move(holding));
+  }
+  return control::Make(std::move(registration));
+}
+
+void ServerNode::OnMessage(control::MessageT message) {
+  switch (message.body.type) {
+    case control::Body::Welcome:
+      for (const auto& [id, job] : jobs_) {
+        for (const auto& [shard, failed] : job.failed) {
+          control::RestoreFailedT again;
+          again.job = id.value();
+          again.shard = shard.value();
+          again.round = failed.first.round.value();
+          again.message = failed.second;
+          Send(control::Make(std::move(again)));
+        }
+      }
+      Report();
+      break;
+    case control::Body::JobStart: OnJobStart(*message.body.AsJobStart()); break;
+    case control::Body::JobUpdate: {
+      const auto& update = *message.body.AsJobUpdate();
+      Job* job = FindJob(JobId(update.job));
+      if (job == nullptr) return;
+      ApplyUpdate(JobId(update.job), *job, update.map.get(), update.live.get(), update.restore,
+                  update.restore_job);
+      break;
+    }
+    case control::Body::JobDrop: {
+      const JobId id(message.body.AsJobDrop()->job);
+      if (jobs_.erase(id) == 0) return;
+      PostToLanes([id](server::LaneCore& core) { core.DropJob(id); });
+      break;
+    }
+    case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
+    case control::Body::RoundAbort: OnRoundAbort(*message.body.AsRoundAbort()); break;
+    case control::Body::WriteManifest: OnWriteManifest(*message.body.AsWriteManifest()); break;
+    case control::Body::RoundCommitted: OnRoundCommitted(*message.body.AsRoundCommitted()); break;
+    default: break;
+  }
+}
+
+void ServerNode::OnJobStart(const control::JobStartT& start) {
+  const JobId id(start.job);
+  if (FindJob(id) == nullptr) {
+    Job& made = jobs_[id];
+    made.shards = static_cast<std::uint32_t>(start.map->shards.size());
+    made.layout = LayoutView::Create(*start.layout, made.shards).value();
+    made.rules = server::JobRules::Of(ParseJobJson(start.spec_json).value(), start.data->records);
+  }
+  const control::LiveSetT nobody;
+  ApplyUpdate(id, jobs_[id], start.map.get(), start.live != nullptr ? start.live.get() : &nobody,
+              start.restore, start.restore_job);
+}
+
+void ServerNode::ApplyUpdate(JobId id, Job& job, const control::MapT* map,
+                             const control::LiveSetT* live, const std::string& restore,
+                             std::uint64_t restore_job) {
+  if (!restore.empty()) {
+    job.restore = restore;
+    job.restore_job = restore_job;
+  }
+  std::vector<server::LaneMap> own;
+  server::LiveMembers members;
+  for (std::uint32_t lane = 0; map != nullptr && lane < lanes_.size(); ++lane) {
+    auto lane_map = server::LaneMapOf(*map, procid_, lane, job.shards);
+    if (!lane_map.ok()) return world_.history.Fail(lane_map.error().message);
+    own.push_back(std::move(lane_map).value());
+  }
+  if (live != nullptr) {
+    auto parsed = server::LiveMembersOf(*live);
+    if (!parsed.ok()) return world_.history.Fail(parsed.error().message);
+    members = std::move(parsed).value();
+  }
+  if (map != nullptr && map->version > job.map_version) {
+    job.map_version = map->version;
+    job.own.clear();
+    for (const server::LaneMap& lane : own) {
+      for (const server::OwnShard& shard : lane.shards) job.own[shard.shard] = shard.epoch;
+    }
+    std::erase_if(job.failed, [&](const auto& failed) {
+      const auto at = job.own.find(failed.first);
+      return at == job.own.end() || at->second != failed.second.first.epoch;
+    });
+  }
+  for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
+    server::JobSetup setup{id, job.layout, job.rules,
+                           map != nullptr ? own[lane] : server::LaneMap(), members};
+    PostToLane(lane, [setup, with_map = map != nullptr,
+                      with_live = live != nullptr](server::LaneCore& core) {
+      if (with_map && with_live) {
+        core.SetJob(setup);
+      } else if (with_map) {
+        core.UpdateMap(setup.job, setup.map);
+      } else if (with_live) {
+        core.UpdateLive(setup.job, setup.live);
+      }
+    });
+  }
+}
+
+// ---- checkpoint rounds
+
+void ServerNode::OnRoundBegin(const control::RoundBeginT& begin) {
+  const JobId id(begin.job);
+  const Round round(begin.round);
+  Job* job = FindJob(id);
+  if (job == nullptr) return OnRoundFailed(id, round, "the job is not known here");
+  if (job->round.has_value() && job->round->round >= round) return;
+  job->round = Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false), {}};
+  PostToLanes([id, round, live = begin.live_version, map = begin.map_version](
+                  server::LaneCore& core) { core.BeginRound(id, round, live, map); });
+}
+
+void ServerNode::OnRoundAbort(const control::RoundAbortT& abort) {
+  const JobId id(abort.job);
+  const Round round(abort.round);
+  PostToLanes([id, round](server::LaneCore& core) { core.AbortRound(id, round); });
+  Job* job = FindJob(id);
+  if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
+  Post({[this, part = job->round->directory + "/" + procid_] {
+         world_.disk.RemoveTree(part);
+         return Ok();
+       }},
+       nullptr);
+  job->round.reset();
+}
+
+void ServerNode::OnRoundFailed(JobId id, Round round, const std::string& reason) {
+  Job* job = FindJob(id);
+  if (job != nullptr && job->round.has_value() && job->round->round == round) {
+    job->round.reset();
+    PostToLanes([id, round](server::LaneCore& core) { core.AbortRound(id, round); });
+  }
+  control::PrepareFailedT failed;
+  failed.job = id.value();
+  failed.round = round.value();
+  failed.message = reason;
+  Send(control::Make(std::move(failed)));
+}
+
+void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
+  Job* job = FindJob(frozen.job);
+  if (job == nullptr || !job->round.has_value() || job->round->round != frozen.round ||
+      job->round->frozen[lane]) {
+    return;
+  }
+  Job::OpenRound& open = *job->round;
+  open.frozen[lane] = true;
+  for (const server::FrozenShard& shard : frozen.shards) open.images.push_back(shard.ToImage());
+  if (std::find(open.frozen.begin(), open.frozen.end(), false) != open.frozen.end()) return;
+
+  DiskContent content;
+  auto prepared = std::make_shared<control::PreparedT>();
+  prepared->job = frozen.job.value();
+  prepared->round = frozen.round.value();
+  prepared->directory = open.directory;
+  for (checkpoint::ShardImage& image : open.images) {
+    auto shard = std::make_unique<control::PreparedShardT>();
+    shard->shard = image.shard.value();
+    shard->epoch = image.epoch.value();
+    shard->version = image.version;
+    shard->bytes = checkpoint::ContentBytes(image);
+    shard->samples = image.samples_trained;
+    shard->digest = checkpoint::Digest(image);
+    shard->values_digest = checkpoint::ValuesDigest(image.values);
+    prepared->shards.push_back(std::move(shard));
+    content.images.push_back(std::make_shared<const checkpoint::ShardImage>(std::move(image)));
+  }
+  open.images.clear();
+  const std::string part = open.directory + "/" + procid_;
+  const auto tell = [this, prepared] { Send(control::Make(control::PreparedT(*prepared))); };
+  if (world_.Lacks(Mutant::kPreparedBeforeWritten)) tell();
+  std::vector<DiskStep> steps;
+  steps.push_back([this, part, content] {
+    return world_.disk.Write(machine_, part + "/DATA.partial", content);
+  });
+  if (!world_.Lacks(Mutant::kNoSync)) {
+    steps.push_back([this, part] { return world_.disk.Sync(machine_, part + "/DATA.partial"); });
+  }
+  steps.push_back([this, part] {
+    return world_.disk.Rename(machine_, part + "/DATA.partial", part + "/DATA");
+  });
+  if (!world_.Lacks(Mutant::kNoDirectorySync)) {
+    steps.push_back([this, part] { return world_.disk.SyncDirectory(machine_, part); });
+  }
+  Post(std::move(steps),
+       [this, id = frozen.job, round = frozen.round, part, tell](const Status& status) {
+         if (!status.ok()) world_.disk.RemoveTree(part);
+         Job* owner = FindJob(id);
+         if (owner == nullptr || !owner->round.has_value() || owner->round->round != round) return;
+         if (!status.ok()) return OnRoundFailed(id, round, status.error().message);
+         if (!world_.Lacks(Mutant::kPreparedBeforeWritten)) tell();
+       });
+}
+
+void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
+  const std::string part = write.directory + "/" + procid_;
+  const std::string name = part + "/" + checkpoint::kManifestFile;
+  std::vector<DiskStep> steps;
+  steps.push_back([this, part, name, text = write.manifest]() -> Status {
+    if (world_.disk.List(part).empty()) {
+      return Error{ErrorCode::kConflict, "this server wrote no part of the round"};
+    }
+    return world_.disk.Write(machine_, name + ".partial", DiskContent{text, {}});
+  });
+  steps.push_back([this, name] { return world_.disk.Sync(machine_, name + ".partial"); });
+  steps.push_back([this, name] { return world_.disk.Rename(machine_, name + ".partial", name); });
+  if (!world_.Lacks(Mutant::kNoDirectorySync)) {
+    steps.push_back([this, part] { return world_.disk.SyncDirectory(machine_, part); });
+  }
+  Post(std::move(steps), [this, job = write.job, round = write.round](const Status& status) {
+    if (!status.ok()) {
+      return OnRoundFailed(JobId(job), Round(round), "manifest: " + status.error().message);
+    }
+    control::ManifestWrittenT done;
+    done.job = job;
+    done.round = round;
+    Send(control::Make(std::move(done)));
+  });
+}
+
+void ServerNode::OnRoundCommitted(const control::RoundCommittedT& committed) {
+  Job* job = FindJob(JobId(committed.job));
+  const Round round(committed.round);
+  if (job != nullptr && job->round.has_value() && job->round->round <= round) job->round.reset();
+  Post({[this, base = "job-" + std::to_string(committed.job), round, keep = committed.keep] {
+         for (const std::string& name : world_.disk.List(base)) {
+           const std::uint64_t number = std::stoull(name.substr(name.find('-') + 1));
+           if (number >= round.value() ||
+               std::find(keep.begin(), keep.end(), number) != keep.end()) {
+             continue;
+           }
+           world_.disk.RemoveTree(base + "/" + name);
+         }
+         return Ok();
+       }},
+       nullptr);
+}
+
+void ServerNode::Post(std::vector<DiskStep> steps, std::function<void(const Status&)> done) {
+  writer_.push_back(Work{std::move(steps), 0, std::move(done)});
+  if (!std::exchange(writing_, true)) RunWriter();
+}
+
+void ServerNode::RunWriter() {
+  world_.schedule.After(1 + world_.schedule.Below(kDiskMs), machine_, life_, [this] {
+    Work& work = writer_.front();
+    const Status status = work.steps[work.next++]();
+    if (status.ok() && work.next < work.steps.size()) return RunWriter();
+    const auto done = std::move(work.done);
+    writer_.pop_front();
+    writing_ = !writer_.empty();
+    if (writing_) RunWriter();
+    if (done) done(status);
+  });
+}
+
+// ---- restores
+
+void ServerNode::OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted& wanted) {
+  Job* job = FindJob(wanted.job);
+  if (job == nullptr) return;
+  if (job->restore.empty()) {
+    return OnRestoreFailed(wanted, "the map wants a restore, but no checkpoint was named");
+  }
+  Restore(lane, wanted, RoundName(job->restore, wanted.round), 1);
+}
+
+void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted,
+                         const std::string& name, int attempt) {
+  world_.schedule.After(1 + world_.schedule.Below(4 * kDiskMs), machine_, life_, [=, this] {
+    std::string text;
+    for (const std::string& part : world_.disk.List(name)) {
+      const auto copy = world_.disk.Read(name + "/" + part + "/" + checkpoint::kManifestFile);
+      if (copy.ok()) text = copy->text;
+    }
+    std::shared_ptr<const checkpoint::ShardImage> image;
+    const auto manifest = checkpoint::FromJson(text);
+    if (manifest.ok()) {
+      const checkpoint::ManifestShard& entry = manifest->shards[wanted.shard.value()];
+      const auto data = world_.disk.Read(name + "/" + entry.server + "/DATA");
+      for (const auto& one : data.ok() ? data->images : decltype(data->images)()) {
+        if (one->shard == wanted.shard && checkpoint::Digest(*one) == entry.digest) image = one;
+      }
+    }
+    if (image == nullptr) {
+      if (attempt < kRestoreAttempts) {
+        world_.schedule.After(kRestoreRetryMs, machine_, life_,
+                              [=, this] { Restore(lane, wanted, name, attempt + 1); });
+        return;
+      }
+      return OnRestoreFailed(wanted, name + " cannot be read");
+    }
+    PostToLane(lane, [this, wanted, image](server::LaneCore& core) {
+      checkpoint::ShardImage copy = *image;
+      if (world_.Lacks(Mutant::kImagesWithoutWatermarks)) copy.marks.clear();
+      const Status installed =
+          core.InstallRestored(wanted.job, wanted.epoch, std::move(copy), false);
+      if (installed.ok()) return world_.history.Restored(wanted.shard, wanted.epoch, *image);
+      if (installed.error().code == ErrorCode::kConflict) return;
+      OnRestoreFailed(wanted, installed.error().message);
+    });
+  });
+}
+
+void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message) {
+  Job* job = FindJob(wanted.job);
+  if (job == nullptr) return;
+  const auto own = job->own.find(wanted.shard);
+  if (own == job->own.end() || own->second != wanted.epoch) return;
+  job->failed[wanted.shard] = {wanted, message};
+  control::RestoreFailedT failed;
+  failed.job = wanted.job.value();
+  failed.shard = wanted.shard.value();
+  failed.round = wanted.round.value();
+  failed.message = message;
+  Send(control::Make(std::move(failed)));
+}
+
+void ServerNode::Report() {
+  if (!control_->registered()) return;
+  std::map<JobId, control::ServerReportT> reports;
+  for (const auto& [id, job] : jobs_) reports[id].job = id.value();
+  for (const Lane& lane : lanes_) {
+    for (const server::JobStatus& job : lane.core->Report()) {
+      const auto at = reports.find(job.job);
+      if (at == reports.end()) continue;
+      for (const server::ShardStatus& shard : job.shards) {
+        auto state = std::make_unique<control::ShardStateT>();
+        state->shard = shard.shard.value();
+        state->epoch = shard.epoch.value();
+        state->state = static_cast<std::uint8_t>(shard.state);
+        state->version = shard.version;
+        at->second.shards.push_back(std::move(state));
+      }
+    }
+  }
+  for (auto& [id, report] : reports) Send(control::Make(std::move(report)));
+}
+
+}  // namespace ps::simulation
