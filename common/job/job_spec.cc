@@ -191,14 +191,18 @@ void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>
       o.type == "worker_nesterov" || o.type == "momentum" || o.type == "nesterov",
       rows ? "optimizer types momentum and nesterov"
            : "optimizer types worker_nesterov, momentum and nesterov"};
+  const bool sparse_adam = o.type == "sparse_adam";
   const When adams{adam, "optimizer types adam and adamw"};
   const When ftrl_only{ftrl, "optimizer type ftrl"};
   v.Number("momentum", o.momentum, Range{0, 0.9999, false, false}, with_momentum);
   v.Number("beta1", o.beta1, Range{0, 0.9999, false, false}, adams);
-  v.Number("beta2", o.beta2, Range{0, 0.9999, false, false}, adams);
+  v.Number("beta2", o.beta2, Range{0, 0.9999, false, false},
+           When{adam || sparse_adam, rows ? "optimizer types adam and adamw"
+                                          : "optimizer types adam, adamw and sparse_adam"});
   v.Number("epsilon", o.epsilon, Range{kFloatLeast, 1, false, false},
-           When{adam || adagrad, rows ? "optimizer types adagrad, rowwise_adagrad, adam and adamw"
-                                      : "optimizer types adagrad, adam and adamw"});
+           When{adam || adagrad || sparse_adam,
+                rows ? "optimizer types adagrad, rowwise_adagrad, adam and adamw"
+                     : "optimizer types adagrad, adam, adamw and sparse_adam"});
   v.Number("initial_accumulator", o.initial_accumulator, Range{0, 1e9, false, false},
            When{adagrad || ftrl, rows ? "optimizer types adagrad, rowwise_adagrad and ftrl"
                                       : "optimizer types adagrad and ftrl"});
@@ -217,9 +221,10 @@ void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>
 
 template <typename Visitor>
 void Visit(Visitor& v, OptimizerSpec& o) {
-  VisitOptimizer(
-      v, o, {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw", "ftrl"},
-      /*rows=*/false);
+  VisitOptimizer(v, o,
+                 {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw",
+                  "sparse_adam", "ftrl"},
+                 /*rows=*/false);
 }
 
 template <typename Visitor>
@@ -1200,7 +1205,8 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
                        " keeps its momentum on the servers: with several asynchronous workers it "
                        "may need a lower rate or diverge; worker_nesterov does not");
   }
-  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" && optimizer != "sgd") {
+  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" && optimizer != "sgd" &&
+      optimizer != "sparse_adam") {
     warnings.push_back("optimizer.type " + optimizer + " with sparsification.ratio " +
                        NumberText(spec.sparsification.ratio) +
                        ": an entry is updated only when it is pushed, with the sum of many steps' "

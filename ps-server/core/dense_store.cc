@@ -58,7 +58,7 @@ struct Place {
 };
 
 std::string NameOfNumber(std::uint8_t type) {
-  constexpr auto kLast = static_cast<std::uint8_t>(OptimizerType::kFtrl);
+  constexpr auto kLast = static_cast<std::uint8_t>(OptimizerType::kSparseAdam);
   if (type > kLast) return "optimizer " + std::to_string(type);
   return std::string(NameOf(static_cast<OptimizerType>(type)));
 }
@@ -261,8 +261,12 @@ void DenseStore::Update(const codec::BlockView& push, const Optimizer& optimizer
     if (shape_.slots > 1) elements.slot1 = elements.value + 2 * size;
     if (shape_.counts == UpdateCounts::kPerBlock) {
       std::uint32_t& updates = block_updates_[block - first_block_];
-      if (updates != std::numeric_limits<std::uint32_t>::max()) ++updates;
-      elements.block_updates = updates;
+      if (optimizer.keeps_ticks()) {
+        elements.block_updates = std::exchange(updates, step.tick);
+      } else {
+        if (updates != std::numeric_limits<std::uint32_t>::max()) ++updates;
+        elements.block_updates = updates;
+      }
     }
   }
   const auto positions = PositionsInPlace(push.index_codec());

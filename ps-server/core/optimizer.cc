@@ -10,8 +10,9 @@
 namespace ps::server {
 namespace {
 
-constexpr std::array<std::string_view, 8> kNames = {
-    "sgd", "momentum", "nesterov", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"};
+constexpr std::array<std::string_view, 9> kNames = {
+    "sgd",  "momentum", "nesterov", "adagrad",    "rowwise_adagrad",
+    "adam", "adamw",    "ftrl",     "sparse_adam"};
 
 bool IsAdam(OptimizerType type) {
   return type == OptimizerType::kAdam || type == OptimizerType::kAdamW;
@@ -27,6 +28,7 @@ kernels::Rule KernelRule(OptimizerType type) {
     case OptimizerType::kAdam:
     case OptimizerType::kAdamW: return kernels::Rule::kAdam;
     case OptimizerType::kFtrl: return kernels::Rule::kFtrl;
+    case OptimizerType::kSparseAdam: return kernels::Rule::kSparseAdam;
   }
   return kernels::Rule::kSgd;
 }
@@ -78,17 +80,18 @@ OptimizerRules OptimizerRulesOf(const OptimizerSpec& spec) {
 Optimizer::Optimizer(const OptimizerRules& rules, const kernels::Table& kernels)
     : rules_(rules), kernel_rules_(KernelRules(rules)), kernels_(&kernels) {
   if (!counts_updates()) return;
-  PS_CHECK(rules.beta1 >= 0 && rules.beta1 <= kBetaMax, rules.beta1);
+  const double beta1 = keeps_ticks() ? 0 : rules.beta1;
+  PS_CHECK(beta1 >= 0 && beta1 <= kBetaMax, beta1);
   PS_CHECK(rules.beta2 >= 0 && rules.beta2 <= kBetaMax, rules.beta2);
   constexpr double kNothing = 1.0 / (1 << 26);
   double power1 = 1;
   double power2 = 1;
   corrections_.push_back({1, 1});  // of no update: never read
   do {
-    power1 *= rules.beta1;
+    power1 *= beta1;
     power2 *= rules.beta2;
-    corrections_.push_back(
-        {static_cast<float>(1 / (1 - power1)), static_cast<float>(1 / std::sqrt(1 - power2))});
+    corrections_.push_back({static_cast<float>(keeps_ticks() ? power2 : 1 / (1 - power1)),
+                            static_cast<float>(1 / std::sqrt(1 - power2))});
   } while (power1 > kNothing || power2 > kNothing);
 }
 
@@ -98,7 +101,8 @@ std::uint32_t Optimizer::slots_per_element() const {
     case OptimizerType::kRowwiseAdagrad: return 0;
     case OptimizerType::kMomentum:
     case OptimizerType::kNesterov:
-    case OptimizerType::kAdagrad: return 1;
+    case OptimizerType::kAdagrad:
+    case OptimizerType::kSparseAdam: return 1;
     case OptimizerType::kAdam:
     case OptimizerType::kAdamW:
     case OptimizerType::kFtrl: return 2;
@@ -110,7 +114,7 @@ std::uint32_t Optimizer::slots_per_row() const {
   return rules_.type == OptimizerType::kRowwiseAdagrad ? 1 : 0;
 }
 
-bool Optimizer::counts_updates() const { return IsAdam(rules_.type); }
+bool Optimizer::counts_updates() const { return IsAdam(rules_.type) || keeps_ticks(); }
 
 float Optimizer::InitialSlot(std::uint32_t slot, float value) const {
   const auto accumulator = static_cast<float>(rules_.initial_accumulator);
@@ -135,12 +139,16 @@ void Optimizer::InitRowSlots(const float* values, float* slots, std::uint32_t wi
   for (std::uint32_t slot = 0; slot < slots_per_row(); ++slot) *slots++ = InitialSlot(slot, 0);
 }
 
-kernels::Step Optimizer::StepOf(double rate, double weight) const {
+kernels::Step Optimizer::StepOf(double rate, double weight, std::uint64_t pushes) const {
+  constexpr std::uint64_t kMost = std::numeric_limits<std::uint32_t>::max();
+  const auto tick = static_cast<std::uint32_t>(pushes);
+  const auto age = static_cast<std::uint32_t>(std::min(pushes, kMost));
   if (rules_.type == OptimizerType::kFtrl) {
-    return kernels::Step{static_cast<float>(rules_.learning_rate), static_cast<float>(weight), 0};
+    return kernels::Step{static_cast<float>(rules_.learning_rate), static_cast<float>(weight), 0,
+                         tick, age};
   }
   return kernels::Step{static_cast<float>(rate * weight), 1,
-                       static_cast<float>(rate * weight * rules_.weight_decay)};
+                       static_cast<float>(rate * weight * rules_.weight_decay), tick, age};
 }
 
 kernels::Corrections Optimizer::corrections() const {

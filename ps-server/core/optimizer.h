@@ -16,6 +16,10 @@
 //   rowwise_adagrad  s += mean of g^2 over the row (one s);  w -= r g / (sqrt(s) + eps)
 //   adam, adamw      m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
 //                    w -= r / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
+//   sparse_adam      v = b2^p v + (1 - b2) g^2;  w -= r g / (sqrt(v / (1 - b2^t)) + eps), with t
+//                    the pushes that the shard has applied, this one included, and p those since
+//                    the element's last: so a push that leaves entries out does exactly what adam
+//                    with b1 = 0 does with zeros in their place
 //   ftrl             with g scaled by samples / reference batch and a = learning rate:
 //                    s = (sqrt(n + g^2) - sqrt(n)) / a;  z += g - s w;  n += g^2;
 //                    w = |z| <= l1 ? 0 : (sign(z) l1 - z) / ((beta + sqrt(n)) / a + l2);
@@ -47,6 +51,7 @@ enum class OptimizerType : std::uint8_t {
   kAdam = 5,
   kAdamW = 6,
   kFtrl = 7,
+  kSparseAdam = 8,  // not of rows
 };
 
 // As in the job file: "rowwise_adagrad".
@@ -58,8 +63,8 @@ struct OptimizerRules {
   double momentum = 0.9;           // momentum, nesterov: mu
   double learning_rate = 0.05;     // ftrl: a
   double beta1 = 0.9;              // adam, adamw; below 1
-  double beta2 = 0.999;            // adam, adamw; at most kBetaMax
-  double epsilon = 1e-8;           // adagrad, rowwise_adagrad, adam, adamw
+  double beta2 = 0.999;            // adam, adamw, sparse_adam; at most kBetaMax
+  double epsilon = 1e-8;           // adagrad, rowwise_adagrad, adam, adamw, sparse_adam
   double initial_accumulator = 0;  // adagrad, rowwise_adagrad: s, ftrl: n
   double l1 = 0;                   // ftrl
   double l2 = 0;                   // ftrl
@@ -87,8 +92,9 @@ class Optimizer {
   std::uint32_t slots_per_element() const;
   // Floats of slots beside each row, in addition: 0, or 1 for rowwise_adagrad.
   std::uint32_t slots_per_row() const;
-  // True if updates must be counted (ApplyRow's count).
+  // True if updates must be counted (ApplyRow's count), or the tick of the last be kept.
   bool counts_updates() const;
+  bool keeps_ticks() const { return rules_.type == OptimizerType::kSparseAdam; }
   // What a slot of an element holds before the first update of this value.
   float InitialSlot(std::uint32_t slot, float value) const;
 
@@ -102,8 +108,9 @@ class Optimizer {
   void InitRowSlots(const float* values, float* slots, std::uint32_t width) const;
 
   // What all elements of one push have in common: `rate` is the schedule's, `weight` the samples of
-  // the push / reference batch.
-  kernels::Step StepOf(double rate, double weight) const;
+  // the push / reference batch, `pushes` those that the shard has applied, this one included, which
+  // sparse_adam needs.
+  kernels::Step StepOf(double rate, double weight, std::uint64_t pushes = 0) const;
 
   // One update of a row. `count`: updates of this row, this one included, so from 1; not read
   // unless counts_updates(). `gradient` is finite. All pointers are aligned for floats and do not

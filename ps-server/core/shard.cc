@@ -286,7 +286,7 @@ void Shard::Apply(std::span<const codec::BlockView> blocks, std::span<const code
   const double weight = static_cast<double>(samples) / rules_.reference_batch;
   rows_.Push(rows, samples_trained_, weight);
   const kernels::Step step =
-      rules_.optimizer.StepOf(rules_.learning_rate.At(samples_trained_), weight);
+      rules_.optimizer.StepOf(rules_.learning_rate.At(samples_trained_), weight, version_);
   bool whole_blocks = false;
   for (const codec::BlockView& block : blocks) {
     switch (layout_.block(block.header.block()).rule) {

@@ -18,7 +18,7 @@
 namespace ps::server::kernels {
 
 // The formulas are in optimizer.h.
-enum class Rule : std::uint8_t { kSgd, kMomentum, kNesterov, kAdagrad, kAdam, kFtrl };
+enum class Rule : std::uint8_t { kSgd, kMomentum, kNesterov, kAdagrad, kAdam, kFtrl, kSparseAdam };
 
 struct Rules {
   Rule rule;
@@ -39,14 +39,18 @@ struct Step {
   float rate;   // r; with ftrl a
   float scale;  // of the gradient, after it was clipped: 1 but with ftrl
   float decay;  // r d
+  // sparse_adam: pushes so far, this one included; modulo 2^32, and at most 2^32 - 1.
+  std::uint32_t tick;
+  std::uint32_t age;
 };
 
-// Of Adam's moments after t updates: 1 / (1 - b1^t) and 1 / sqrt(1 - b2^t).
+// Of Adam's moments after t updates: 1 / (1 - b1^t) and 1 / sqrt(1 - b2^t). With sparse_adam b2^t
+// and 1 / sqrt(1 - b2^t).
 struct Correction {
   float first;
   float second;
 };
-// [t]; the last one is that of all higher t. Null unless the rule is Adam.
+// [t]; the last one is that of all higher t. Null unless the rule is Adam or sparse_adam.
 struct Corrections {
   const Correction* of;
   std::uint32_t last;
@@ -69,8 +73,10 @@ struct Elements {
   float* value;
   float* slot0;
   float* slot1;
-  float* updates;               // their bits are a whole number; null: `block_updates` for all
-  std::uint32_t block_updates;  // this push included
+  // Updates of each element, or with sparse_adam the tick of the last one. Their bits are a whole
+  // number; null: `block_updates` for all.
+  float* updates;
+  std::uint32_t block_updates;  // this push included; sparse_adam: the tick before it
   std::uint32_t stride;         // in floats: 1, 2 or 4
 };
 

@@ -158,6 +158,28 @@ struct Adam {
   }
 };
 
+// The correction's `first` is how much of v the pushes since the last one have left.
+struct SparseAdam {
+  static constexpr int kSlots = 1;
+  float rate;
+  float clip;
+  float beta2_rest;
+  float epsilon;
+
+  SparseAdam(const Rules& rules, const Step& step)
+      : rate(step.rate), clip(rules.clip), beta2_rest(rules.beta2_rest), epsilon(rules.epsilon) {}
+  void Update(float& w, float& v, float&, float gradient, Correction correction) const {
+    const float g = Clipped(gradient, clip);
+    v = correction.first * v + beta2_rest * (g * g);
+    w -= rate * g / (__builtin_sqrtf(v) * correction.second + epsilon);
+  }
+};
+
+template <typename R>
+inline constexpr bool kDecays = false;
+template <>
+inline constexpr bool kDecays<SparseAdam> = true;
+
 struct Ftrl {
   static constexpr int kSlots = 2;
   float inverse_rate;
@@ -322,9 +344,25 @@ void ScatterSgd(const Sgd rule, const Elements& to, Source gradients, const Push
   }
 }
 
+inline Correction At(const Corrections& corrections, std::uint32_t t) {
+  return corrections.of[t < corrections.last ? t : corrections.last];
+}
+
+// Of all elements of a block that are not counted one by one.
+template <typename R>
+inline Correction CorrectionOfBlock(const Corrections& corrections, const Step& step,
+                                    const Elements& to) {
+  if (corrections.of == nullptr) return Correction{1, 1};
+  if constexpr (kDecays<R>) {
+    return Correction{At(corrections, step.tick - to.block_updates).first,
+                      At(corrections, step.age).second};
+  }
+  return At(corrections, to.block_updates);
+}
+
 template <typename R, typename Source>
-void UpdateScattered(const R rule, const Corrections& corrections, const Elements& to,
-                     Source gradients, const Push& push) {
+void UpdateScattered(const R rule, const Step& step, const Corrections& corrections,
+                     const Elements& to, Source gradients, const Push& push) {
   PositionReader reader(push);
   Piece pieces[2];
   Piece* piece = &pieces[0];
@@ -337,10 +375,7 @@ void UpdateScattered(const R rule, const Corrections& corrections, const Element
   float second[kPiece];
   const std::uint32_t stride = to.stride;
   const bool corrected = corrections.of != nullptr;
-  const Correction shared =
-      corrected ? corrections
-                      .of[to.block_updates < corrections.last ? to.block_updates : corrections.last]
-                : Correction{1, 1};
+  const Correction shared = CorrectionOfBlock<R>(corrections, step, to);
   piece->count = reader.Next(piece->positions);
   AskFor(*piece, to.value, stride);
   for (Size entry = 0; piece->count > 0;) {
@@ -363,12 +398,17 @@ void UpdateScattered(const R rule, const Corrections& corrections, const Element
       for (Size i = 0; i < count; ++i) {
         float& word = to.updates[Size{piece->positions[i]} * stride];
         const std::uint32_t before = ToBits(word);
-        const std::uint32_t updates = before + (before != UINT32_MAX ? 1 : 0);
-        word = FromBits(updates);
-        const Correction own =
-            corrections.of[updates < corrections.last ? updates : corrections.last];
-        first[i] = own.first;
-        second[i] = own.second;
+        if constexpr (kDecays<R>) {
+          word = FromBits(step.tick);
+          first[i] = At(corrections, step.tick - before).first;
+          second[i] = shared.second;
+        } else {
+          const std::uint32_t updates = before + (before != UINT32_MAX ? 1 : 0);
+          word = FromBits(updates);
+          const Correction own = At(corrections, updates);
+          first[i] = own.first;
+          second[i] = own.second;
+        }
       }
       Update(rule, value, slot0, slot1, FloatSource{gradient}, OwnCorrections{first, second},
              count);
@@ -394,19 +434,15 @@ template <typename R, typename Source>
 void BlockFrom(const R rule, const Step& step, const Corrections& corrections, const Elements& to,
                std::uint32_t elements, Source gradients, const Push& push) {
   if (push.positions == Positions::kDense && to.stride == 1) {
-    Correction correction{1, 1};
-    if (corrections.of != nullptr) {
-      correction =
-          corrections.of[to.block_updates < corrections.last ? to.block_updates : corrections.last];
-    }
-    UpdateDense(rule, step.decay, correction, to, gradients, elements);
+    UpdateDense(rule, step.decay, CorrectionOfBlock<R>(corrections, step, to), to, gradients,
+                elements);
     return;
   }
   if (step.decay != 0) Decay(to.value, elements, to.stride, step.decay);
   if constexpr (R::kSlots == 0) {
     ScatterSgd(rule, to, gradients, push);
   } else {
-    UpdateScattered(rule, corrections, to, gradients, push);
+    UpdateScattered(rule, step, corrections, to, gradients, push);
   }
 }
 
@@ -430,6 +466,8 @@ void Block(const Rules& rules, const Step& step, const Corrections& corrections,
     case Rule::kAdagrad: return BlockOf<Adagrad>(rules, step, corrections, to, elements, push);
     case Rule::kAdam: return BlockOf<Adam>(rules, step, corrections, to, elements, push);
     case Rule::kFtrl: return BlockOf<Ftrl>(rules, step, corrections, to, elements, push);
+    case Rule::kSparseAdam:
+      return BlockOf<SparseAdam>(rules, step, corrections, to, elements, push);
   }
 }
 
@@ -456,6 +494,7 @@ void Row(const Rules& rules, const Step& step, Correction correction, float* val
       return RowOf<Adam>(rules, step, correction, values, slot0, slot1, gradient, width);
     case Rule::kFtrl:
       return RowOf<Ftrl>(rules, step, correction, values, slot0, slot1, gradient, width);
+    case Rule::kSparseAdam: return;  // not for rows
   }
 }
 

@@ -241,6 +241,7 @@ TEST(JobSpecTest, ResolvedJsonAndYamlParseBackToTheSame) {
   for (const std::string& text :
        {std::string(kMlp), std::string(kLedger), std::string(kCnn),
         std::string(kMlp) + "optimizer: {type: adamw, epsilon: 1e-6, weight_decay: 0}\n",
+        std::string(kMlp) + "optimizer: {type: sparse_adam, beta2: 0.9999, weight_decay: 0.1}\n",
         std::string(kMlp) + "optimizer: {type: ftrl, l1: 0.1}\n",
         std::string(kMlp) + "optimizer: {type: sgd, learning_rate: {schedule: step, step_epochs: "
                             "[0.1, 2]}}\ncheckpoint: {from: '12@3'}\n"}) {
@@ -430,6 +431,8 @@ const BadCase kBadCases[] = {
     {kMlp, "", "optimizer: {type: rowwise_adagrad}\n", "must be one of worker_nesterov, sgd"},
     {kMlp, "", "optimizer: {beta1: 0.5}\n",
      "optimizer.beta1: belongs to optimizer types adam and adamw only"},
+    {kMlp, "", "optimizer: {type: sparse_adam, beta1: 0.5}\n",
+     "optimizer.beta1: belongs to optimizer types adam and adamw only"},
     {kMlp, "", "optimizer: {type: adam, beta2: 0.99999}\n",
      "optimizer.beta2: must be at least 0 and at most 0.9999"},
     {kMlp, "", "optimizer: {type: adam, weight_decay: 0.1}\n",
@@ -442,7 +445,7 @@ const BadCase kBadCases[] = {
     {kMlp, "", "optimizer: {learning_rate: 1e-300}\n", "optimizer.learning_rate: must be at least"},
     {kMlp, "", "optimizer: {momentum: 0.99999999}\n", "must be at least 0 and at most 0.9999"},
     {kMlp, "", "optimizer: {type: momentum, epsilon: 1e-6}\n",
-     "belongs to optimizer types adagrad, adam and adamw only"},
+     "belongs to optimizer types adagrad, adam, adamw and sparse_adam only"},
     {kMlp, "", "optimizer: {type: sgd, initial_accumulator: 1}\n",
      "belongs to optimizer types adagrad and ftrl only"},
     {kMlp, "", "optimizer: {type: adam, l1: 1}\n", "belongs to optimizer type ftrl only"},
@@ -565,6 +568,7 @@ TEST(JobSpecTest, OptimizersThatSparseOrAsynchronousPushesDisturbAreWarnings) {
     return JobWarnings(Parse(std::string(kMlp) + rest)).size();
   };
   EXPECT_EQ(warnings("optimizer: {type: adam}\n"), 2U);
+  EXPECT_EQ(warnings("optimizer: {type: sparse_adam}\n"), 0U);
   EXPECT_EQ(warnings("optimizer: {type: adam}\nsparsification: {ratio: 1}\n"), 1U);
   EXPECT_EQ(warnings("training: {staleness: 0, workers: 9}\n"
                      "optimizer: {type: adam}\nsparsification: {ratio: 1}\n"),

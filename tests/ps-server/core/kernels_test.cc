@@ -38,9 +38,10 @@ OptimizerRules RulesOf(OptimizerType type) {
   return rules;
 }
 
-constexpr OptimizerType kDenseTypes[] = {OptimizerType::kSgd,      OptimizerType::kMomentum,
-                                         OptimizerType::kNesterov, OptimizerType::kAdagrad,
-                                         OptimizerType::kAdam,     OptimizerType::kFtrl};
+constexpr OptimizerType kDenseTypes[] = {OptimizerType::kSgd,       OptimizerType::kMomentum,
+                                         OptimizerType::kNesterov,  OptimizerType::kAdagrad,
+                                         OptimizerType::kAdam,      OptimizerType::kFtrl,
+                                         OptimizerType::kSparseAdam};
 
 struct Encoding {
   wire::IndexCodec index;
@@ -101,7 +102,7 @@ checkpoint::ShardImage AfterPushes(OptimizerType type, bool sparse, const kernel
   store.Init(initial, optimizer);
   for (std::size_t push = 0; push < 4; ++push) {
     const ShiftedPush shifted(elements, encoding, push, random);
-    store.Update(shifted.views.at(0), optimizer, optimizer.StepOf(0.1, 0.75));
+    store.Update(shifted.views.at(0), optimizer, optimizer.StepOf(0.1, 0.75, push + 1));
   }
   checkpoint::ShardImage image;
   store.Freeze().Save(image);
@@ -209,7 +210,7 @@ TEST(KernelsTest, EveryCodecUpdatesAsItsDecodedValuesDo) {
         ours.Init(std::vector<float>(kSize, 0.5f), optimizer);
         plain.Init(std::vector<float>(kSize, 0.5f), optimizer);
         std::mt19937 random(3);
-        for (int push = 0; push < 3; ++push) {
+        for (std::uint64_t push = 0; push < 3; ++push) {
           const ShiftedPush shifted(kSize, {codecs.index, codecs.value, 0.4}, 1, random);
           std::vector<std::uint16_t> indices;
           std::vector<float> values;
@@ -222,8 +223,8 @@ TEST(KernelsTest, EveryCodecUpdatesAsItsDecodedValuesDo) {
           ASSERT_TRUE(codec::ParseSegment(
                           bytes, [](std::uint32_t) { return kSize; }, views)
                           .ok());
-          ours.Update(shifted.views.at(0), optimizer, optimizer.StepOf(0.1, 0.75));
-          plain.Update(views.at(0), optimizer, optimizer.StepOf(0.1, 0.75));
+          ours.Update(shifted.views.at(0), optimizer, optimizer.StepOf(0.1, 0.75, push + 1));
+          plain.Update(views.at(0), optimizer, optimizer.StepOf(0.1, 0.75, push + 1));
         }
         checkpoint::ShardImage found;
         checkpoint::ShardImage expected;

@@ -71,6 +71,7 @@ struct Reference {
         w -= lr * mean / (std::sqrt(square) + rules.epsilon);
         break;
       }
+      case OptimizerType::kSparseAdam: break;  // has a test of its own
       case OptimizerType::kFtrl: {
         const double a = rules.learning_rate;
         const double scaled = g * weight;
@@ -185,6 +186,92 @@ TEST_P(OptimizerTest, SparsePushesFollowTheReferenceOfEachElement) {
     store.Update(Parse(layout_, bytes)[0], optimizer, optimizer.StepOf(RateAt(step), 1));
     if (step % 40 == 0) ExpectClose(store.Values(), step);
   }
+}
+
+// What recipe A of sparsified training rests on: Adam without momentum, fed with zeros where
+// nothing was pushed.
+class SparseAdamTest : public ::testing::TestWithParam<bool> {};
+
+TEST_P(SparseAdamTest, IsAdamWithoutMomentumFedWithZeros) {
+  const bool sparse = GetParam();
+  OptimizerRules rules;
+  rules.type = OptimizerType::kSparseAdam;
+  rules.beta2 = 0.99;
+  rules.clip_value = 2;
+  OptimizerRules adam = rules;
+  adam.type = OptimizerType::kAdam;
+  adam.beta1 = 0;
+  const Optimizer optimizer(rules);
+  constexpr std::uint32_t kFirst = 1000;
+  constexpr std::uint32_t kSecond = 37;
+  const LayoutView layout = MakeLayout({{TableRule::Sgd, {kFirst, kSecond}}}, 1);
+  DenseStore store(layout, 0, 2, StoreShape::Of(optimizer, sparse));
+  std::mt19937 random(23);
+  std::normal_distribution<float> normal;
+  std::vector<float> initial(kFirst + kSecond);
+  std::vector<Reference> reference;
+  for (float& value : initial) {
+    value = normal(random);
+    reference.emplace_back(adam, value);
+  }
+  store.Init(initial, optimizer);
+  for (std::uint64_t step = 1; step <= 4 * kSteps; ++step) {
+    const double weight = step % 7 == 0 ? 0.5 : 1;
+    const double rate = 0.02 / (1 + 0.01 * static_cast<double>(step));
+    std::vector<float> gradient(initial.size(), 0.0f);
+    Bytes bytes;
+    std::vector<std::uint16_t> indices;
+    std::vector<float> pushed;
+    for (std::uint32_t i = 0; i < kFirst; ++i) {
+      // From one in a hundred to every step; dense pushes leave out all or nothing.
+      const double density = sparse ? 0.01 + 0.99 * i / kFirst : 1;
+      if (std::uniform_real_distribution<>()(random) > density) continue;
+      indices.push_back(static_cast<std::uint16_t>(i));
+      pushed.push_back(gradient[i] = normal(random));
+    }
+    bytes = sparse ? SparseBlock(0, kFirst, indices, pushed, wire::IndexCodec::Gap8)
+                   : DenseBlock(0, pushed);
+    if (step % 50 == 0) {  // the second block is dense and pushed rarely
+      std::vector<float> dense(kSecond);
+      for (std::uint32_t i = 0; i < kSecond; ++i) dense[i] = gradient[kFirst + i] = normal(random);
+      testing::operator+=(bytes, DenseBlock(1, dense));
+    }
+    for (std::size_t i = 0; i < reference.size(); ++i) {
+      reference[i].Step(adam, rate, weight, gradient[i]);
+    }
+    for (const codec::BlockView& block : Parse(layout, bytes)) {
+      store.Update(block, optimizer, optimizer.StepOf(rate, weight, step));
+    }
+    if (step % 40 != 0) continue;
+    const std::vector<float> values = store.Values();
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      ASSERT_NEAR(values[i], reference[i].w, 2e-5 + 1e-4 * std::abs(reference[i].w))
+          << "element " << i << " after step " << step;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, SparseAdamTest, ::testing::Bool(),
+                         [](const auto& sparse) { return sparse.param ? "Records" : "Arrays"; });
+
+TEST(SparseAdamTicksTest, AgeAndTickGoOnBeyond32Bits) {
+  OptimizerRules rules;
+  rules.type = OptimizerType::kSparseAdam;
+  rules.epsilon = 1e-30;
+  const Optimizer optimizer(rules);
+  const LayoutView layout = MakeLayout({{TableRule::Sgd, {2}}}, 1);
+  DenseStore store(layout, 0, 1, StoreShape::Of(optimizer, /*sparse=*/true));
+  store.Init({0, 0}, optimizer);
+  const Bytes bytes = SparseBlock(0, 2, {1}, {3.0f});
+  const std::uint64_t wrap = std::uint64_t{1} << 32;
+  store.Update(Parse(layout, bytes)[0], optimizer, optimizer.StepOf(1, 1, wrap - 1));
+  const float first = store.Values()[1];
+  // v = 0.001 * 9, and no bias is left: a step of 1 / sqrt(0.001).
+  EXPECT_NEAR(first, -1 / std::sqrt(0.001), 1e-3);
+  store.Update(Parse(layout, bytes)[0], optimizer, optimizer.StepOf(1, 1, wrap + 1));
+  // Two pushes later: v = 0.999^2 v + 0.001 * 9.
+  EXPECT_NEAR(store.Values()[1] - first, -1 / std::sqrt(0.001 * (1 + 0.998001)), 1e-3);
+  EXPECT_EQ(store.Values()[0], 0);
 }
 
 TEST_P(OptimizerTest, RowsFollowTheReference) {

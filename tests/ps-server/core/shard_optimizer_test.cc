@@ -199,7 +199,8 @@ TEST_P(ShardOptimizerTest, AnImageWithTheStateOfAnotherOptimizerIsRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Types, ShardOptimizerTest,
                          ::testing::Combine(::testing::Values("sgd", "momentum", "nesterov",
-                                                              "adagrad", "adam", "adamw", "ftrl"),
+                                                              "adagrad", "adam", "adamw", "ftrl",
+                                                              "sparse_adam"),
                                             ::testing::Bool()),
                          [](const auto& one) {
                            return std::string(std::get<0>(one.param)) +
