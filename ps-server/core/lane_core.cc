@@ -681,7 +681,10 @@ void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
     return Nack(peer, wire::Code::Malformed);
   }
   const bool on = (peer.header.flags() & wire::kHoldOn) != 0;
-  if (member.held != on) {
+  // What comes late over a connection that broke is not what the worker wants by now.
+  const bool newest = peer.header.request() >= member.hold_request;
+  if (newest) member.hold_request = peer.header.request();
+  if (newest && member.held != on) {
     member.held = on;
     MembersChanged(job);
   }
@@ -737,7 +740,10 @@ void LaneCore::UpdateLive(JobId job_id, LiveMembers live) {
   if (job->open.has_value()) FailRound(*job, "the live set changed");
   LiveMembers before = std::exchange(job->live, std::move(live));
   for (const Member& old : before.members) {
-    if (Member* member = job->FindMember(old.incarnation)) member->held = old.held;
+    if (Member* member = job->FindMember(old.incarnation)) {
+      member->held = old.held;
+      member->hold_request = old.hold_request;
+    }
   }
   job->live_workers = job->LiveWorkers();
   MembersChanged(*job);

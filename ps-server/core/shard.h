@@ -53,8 +53,9 @@ struct Member {
   WorkerId worker;
   Incarnation incarnation;
   Clock first_clock;
-  bool draining = false;  // dead; its agent pushes what it left
-  bool held = false;      // out of the staleness rule
+  bool draining = false;           // dead; its agent pushes what it left
+  bool held = false;               // out of the staleness rule
+  std::uint64_t hold_request = 0;  // the newest that said so, or took it back
 
   bool Counts() const { return !draining && !held; }
 };
