@@ -698,7 +698,16 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
     return;
   }
   const auto slot = SlotOfTask(procid, message.task);
-  if (!slot) return;
+  if (!slot) {
+    // It was given up, and its agent was not told or had not even started it then: it must not
+    // keep its slot.
+    control::StopTaskT stop;
+    stop.task = message.task;
+    stop.reason = "the job does not know this task";
+    stop.kill = true;
+    cluster_.Send(procid, Make(std::move(stop)));
+    return;
+  }
   const Incarnation incarnation = state_.workers[*slot].incarnation;
   switch (message.body.type) {
     case control::Body::TaskReady: OnTaskReady(*slot, *message.body.AsTaskReady()); break;

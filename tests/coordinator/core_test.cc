@@ -648,6 +648,26 @@ TEST_F(CoreTest, TaskThatWasGivenUpWithItsAgentLeavesItsRingWhenItIsStopped) {
   EXPECT_EQ(replays[0].body.AsReplay()->incarnation, worker.incarnation);
 }
 
+// Found by the simulation: the agent registered without the task whose start was on its way to it,
+// and kept the slot for it when it came.
+TEST_F(CoreTest, TaskThatNobodyKnowsIsStopped) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  tasks_.erase(task);
+  AddAgent(worker.agent.substr(2));
+  EXPECT_NE(Events().find("is not known to its agent"), std::string::npos);
+  EXPECT_TRUE(Take(worker.agent, Body::StopTask).empty());
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = 77;
+  ready.data_fingerprint = 5;
+  ready.records = 6400;
+  Say(worker.agent, std::move(ready), task);
+  const auto stops = Take(worker.agent, Body::StopTask);
+  ASSERT_EQ(stops.size(), 1u);
+  EXPECT_EQ(stops[0].body.AsStopTask()->task, task);
+  EXPECT_TRUE(stops[0].body.AsStopTask()->kill);
+}
+
 // Found by the simulation: the open round covered the dead worker as it was without its last
 // pushes, and its commit dropped the ring.
 TEST_F(CoreTest, RingThatComesBackDuringARoundAbortsIt) {

@@ -237,6 +237,17 @@ TEST_F(LaneCoreTest, AHeldWorkerHoldsNobodyUp) {
   EXPECT_TRUE(Send(lane_, PullMessage(11, 1)).empty()) << "back in";
 }
 
+// Found by the cluster simulation: over a connection that broke it came after what replaced it, and
+// everybody waited for an idle worker for ever.
+TEST_F(LaneCoreTest, AHoldThatComesLateIsNotWhatTheWorkerWants) {
+  InitAll();
+  Send(lane_, PushMessage(11, 1, {}));
+  Send(lane_, TestMessage(wire::Kind::Hold, 1, 12).Request(5).Flags(wire::kHoldOn));
+  lane_.UpdateLive(JobId(1), LiveOf(2, {MakeMember(0, 11), MakeMember(1, 12)}));
+  EXPECT_EQ(Send(lane_, TestMessage(wire::Kind::Hold, 1, 12).Request(4)).size(), 1u);
+  EXPECT_EQ(Send(lane_, PullMessage(11, 1)).size(), 1u) << "still out";
+}
+
 TEST_F(LaneCoreTest, AHoldOutlivesAChangeOfTheLiveSet) {
   InitAll();
   Send(lane_, TestMessage(wire::Kind::Hold, 1, 12).Flags(wire::kHoldOn));

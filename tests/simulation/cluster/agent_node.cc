@@ -288,6 +288,14 @@ void AgentNode::Stop(std::uint64_t number, const control::StopTaskT& stop) {
 void AgentNode::OnReplay(const control::ReplayT& replay) {
   const RingKey key{JobId(replay.job), WorkerId(replay.worker), Incarnation(replay.incarnation)};
   if (Runs(key)) return;
+  if (world_.Lacks(Mutant::kReplayNothing)) {
+    control::ReplayDoneT done;
+    done.job = replay.job;
+    done.worker = replay.worker;
+    done.incarnation = replay.incarnation;
+    done.map_version = replay.start->map->version;
+    return ToCoordinator(control::Make(std::move(done)));
+  }
   if (!ghosts_.contains(key)) {
     const auto region = rings_.find(key);
     if (region == rings_.end()) return;
@@ -316,7 +324,7 @@ void AgentNode::Check(const RingKey& key) {
   const auto found = ghosts_.find(key);
   if (found == ghosts_.end() || found->second.client == nullptr) return;
   Ghost& ghost = found->second;
-  if (!ghost.client->stream().AllAcked() && !world_.Lacks(Mutant::kReplayedTooEarly)) return;
+  if (!ghost.client->stream().AllAcked()) return;
   const std::uint64_t version = ghost.client->stream().map_version();
   if (version == 0 || ghost.reported == version) return;
   ghost.reported = version;

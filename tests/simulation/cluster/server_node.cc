@@ -321,7 +321,7 @@ void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
   open.images.clear();
   const std::string part = open.directory + "/" + procid_;
   const auto tell = [this, prepared] { Send(control::Make(control::PreparedT(*prepared))); };
-  if (world_.Lacks(Mutant::kPreparedBeforeWritten)) tell();
+  if (world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
   std::vector<DiskStep> steps;
   steps.push_back([this, part, content] {
     return world_.disk.Write(machine_, part + "/DATA.partial", content);
@@ -341,13 +341,20 @@ void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
          Job* owner = FindJob(id);
          if (owner == nullptr || !owner->round.has_value() || owner->round->round != round) return;
          if (!status.ok()) return OnRoundFailed(id, round, status.error().message);
-         if (!world_.Lacks(Mutant::kPreparedBeforeWritten)) tell();
+         if (!world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
        });
 }
 
 void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
   const std::string part = write.directory + "/" + procid_;
   const std::string name = part + "/" + checkpoint::kManifestFile;
+  const auto tell = [this, job = write.job, round = write.round] {
+    control::ManifestWrittenT done;
+    done.job = job;
+    done.round = round;
+    Send(control::Make(std::move(done)));
+  };
+  if (world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
   std::vector<DiskStep> steps;
   steps.push_back([this, part, name, text = write.manifest]() -> Status {
     if (world_.disk.List(part).empty()) {
@@ -360,14 +367,11 @@ void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
   if (!world_.Lacks(Mutant::kNoDirectorySync)) {
     steps.push_back([this, part] { return world_.disk.SyncDirectory(machine_, part); });
   }
-  Post(std::move(steps), [this, job = write.job, round = write.round](const Status& status) {
+  Post(std::move(steps), [this, job = write.job, round = write.round, tell](const Status& status) {
     if (!status.ok()) {
       return OnRoundFailed(JobId(job), Round(round), "manifest: " + status.error().message);
     }
-    control::ManifestWrittenT done;
-    done.job = job;
-    done.round = round;
-    Send(control::Make(std::move(done)));
+    if (!world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
   });
 }
 

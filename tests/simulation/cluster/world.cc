@@ -17,14 +17,14 @@ const char* MutantName(Mutant mutant) {
     case Mutant::kNone: return "none";
     case Mutant::kUnfencedWrites: return "unfenced-writes";
     case Mutant::kSendBeforeDurable: return "send-before-durable";
-    case Mutant::kPreparedBeforeWritten: return "prepared-before-written";
+    case Mutant::kAnswerBeforeWritten: return "answer-before-written";
     case Mutant::kNoSync: return "no-sync";
     case Mutant::kNoDirectorySync: return "no-directory-sync";
     case Mutant::kReleaseAtCut: return "release-at-cut";
     case Mutant::kImagesWithoutWatermarks: return "images-without-watermarks";
     case Mutant::kKeepRefused: return "keep-refused";
     case Mutant::kForgetRings: return "forget-rings";
-    case Mutant::kReplayedTooEarly: return "replayed-too-early";
+    case Mutant::kReplayNothing: return "replay-nothing";
     case Mutant::kCutTooEarly: return "cut-too-early";
   }
   return "unknown";

@@ -21,14 +21,14 @@ enum class Mutant {
   kNone,
   kUnfencedWrites,           // a leader's writes do not check that it still leads
   kSendBeforeDurable,        // messages leave before the write they follow from is durable
-  kPreparedBeforeWritten,    // Prepared does not wait for the disk
+  kAnswerBeforeWritten,      // servers do not wait for the disk
   kNoSync,                   // files of a checkpoint are not synced
   kNoDirectorySync,          // their names are not
   kReleaseAtCut,             // a ring lets go at the marker instead of the commit
   kImagesWithoutWatermarks,  // an image brings values back and forgets what they consist of
   kKeepRefused,              // what came back as too old stays in the ring
   kForgetRings,              // an agent does not offer the rings it finds
-  kReplayedTooEarly,         // an agent says that a replay is done when it begins
+  kReplayNothing,            // an agent says that a replay is done and does not begin it
   kCutTooEarly,              // a worker's cut names a position before its last push
 };
 inline constexpr int kMutants = 12;
