@@ -644,6 +644,12 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
       update.restore_job = Restore().job.value();
       SendToTask(slot, Make(std::move(update)));
       if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
+      // A former leader's round, or one whose end was lost, must not hold its pushes back.
+      control::RoundAbortT abort;
+      abort.job = state_.id.value();
+      abort.round = round_ ? round_->number.value() - 1 : state_.next_round - 1;
+      abort.reason = "not known to this leader";
+      if (abort.round > 0) SendToTask(slot, Make(std::move(abort)));
       // It may not have heard that it is to evaluate: somebody is told again.
       if (state_.phase == Phase::kEvaluating && evaluator_ == worker.incarnation) {
         evaluator_ = Incarnation();

@@ -342,6 +342,8 @@ void Server::OnRoundAbort(const control::RoundAbortT& abort) {
   PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
   Job* job = FindJob(id);
   if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
+  // An older round may have been committed: only its commit was not heard of.
+  if (job->round->round < round) return job->round.reset();
   spdlog::info("job {}: checkpoint {} is aborted: {}", id.value(), round.value(), abort.reason);
   // What is written already goes; what is being written goes when the writer is done with it.
   const Status posted = checkpoint_thread_->Post([this, directory = job->round->directory] {

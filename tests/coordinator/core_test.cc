@@ -505,6 +505,24 @@ TEST_F(CoreTest, RoundThatStallsIsAbortedAndItsNumberNotUsedAgain) {
   EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 2u);
 }
 
+// Found by the simulation: the leader died when some tasks had heard of its round and others had
+// not.
+TEST_F(CoreTest, RoundThatTheLeaderDoesNotKnowIsOverForWhoeverRegisters) {
+  StartRunning();
+  Progress(11);
+  Tick();
+  const std::string agent = tasks_.begin()->second.agent;
+  ASSERT_EQ(Take(agent, Body::RoundBegin).size(), 1u);
+  AddAgent(agent.substr(2));
+  EXPECT_TRUE(Take(agent, Body::RoundAbort).empty());  // it is open here
+  Tick(61'000);
+  Take(agent, Body::RoundAbort);
+  AddAgent(agent.substr(2));
+  const auto aborts = Take(agent, Body::RoundAbort);
+  ASSERT_EQ(aborts.size(), 1u);
+  EXPECT_EQ(aborts[0].body.AsRoundAbort()->round, 1u);
+}
+
 TEST_F(CoreTest, KilledTaskIsReplayedAndReplaced) {
   StartRunning();
   Progress(20);

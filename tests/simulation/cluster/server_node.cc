@@ -269,6 +269,8 @@ void ServerNode::OnRoundAbort(const control::RoundAbortT& abort) {
   PostToLanes([id, round](server::LaneCore& core) { core.AbortRound(id, round); });
   Job* job = FindJob(id);
   if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
+  // An older round may have been committed: only its commit was not heard of.
+  if (job->round->round < round) return job->round.reset();
   Post({[this, part = job->round->directory + "/" + procid_] {
          world_.disk.RemoveTree(part);
          return Ok();
