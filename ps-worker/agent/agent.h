@@ -21,9 +21,9 @@
 #include "common/net/unique_fd.h"
 #include "common/result.h"
 #include "ps-worker/agent/ghost.h"
-#include "ps-worker/core/outbox.h"
 #include "ps-worker/agent/ring_store.h"
 #include "ps-worker/agent/task_process.h"
+#include "ps-worker/core/outbox.h"
 
 namespace ps::worker {
 
