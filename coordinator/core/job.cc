@@ -673,6 +673,10 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
     }
     case control::Body::RestoreFailed: {
       const auto& failed = *message.body.AsRestoreFailed();
+      // A server that slept, or has not heard of the newer map, speaks of a shard that is elsewhere.
+      if (failed.shard >= map_.shards.size()) break;
+      const auto& entry = *map_.shards[failed.shard];
+      if (map_.servers[entry.server]->procid != procid || entry.epoch != failed.epoch) break;
       Finish(Phase::kFailed, "shard " + std::to_string(failed.shard) +
                                  " could not be restored from checkpoint " +
                                  std::to_string(failed.round) + ": " + failed.message);

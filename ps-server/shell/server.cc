@@ -198,6 +198,7 @@ void Server::OnMessage(control::MessageT message) {
           again.job = id.value();
           again.shard = shard.value();
           again.round = failed.first.round.value();
+          again.epoch = failed.first.epoch.value();
           again.message = failed.second;
           Send(control::Make(std::move(again)));
         }
@@ -529,6 +530,7 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const std::string& mes
   failed.job = wanted.job.value();
   failed.shard = wanted.shard.value();
   failed.round = wanted.round.value();
+  failed.epoch = wanted.epoch.value();
   failed.message = message;
   Send(control::Make(std::move(failed)));
 }

@@ -591,6 +591,35 @@ TEST_F(CoreTest, LostServerHasItsShardsRestoredOnTheOther) {
   }
 }
 
+TEST_F(CoreTest, AFailedRestoreCountsFromTheServerThatHasTheShardAlone) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  PlayRound(20);
+  servers_.erase("s1");
+  Announce();
+  Tick();
+  const auto map = Map();
+  const auto moved = std::find_if(map.shards.begin(), map.shards.end(),
+                                  [](const auto& shard) { return shard->epoch == 2; });
+  ASSERT_NE(moved, map.shards.end());
+  control::RestoreFailedT failed;
+  failed.job = 1;
+  failed.shard = static_cast<std::uint32_t>(moved - map.shards.begin());
+  failed.round = 1;
+  failed.epoch = 1;
+  failed.message = "it is gone";
+  Say("p-s0", failed);  // of an assignment that is over
+  failed.epoch = 2;
+  Say("p-s1", failed);
+  control::RestoreFailedT nowhere = failed;
+  nowhere.shard = 1000;
+  Say("p-s0", nowhere);
+  EXPECT_EQ(PhaseNow(), "recovering");
+  Say("p-s0", failed);
+  EXPECT_EQ(PhaseNow(), "failed");
+}
+
 TEST_F(CoreTest, RestartedServerReplacesItsFormerSelfAtOnce) {
   StartRunning();
   // The old node is still in ZooKeeper when the new process introduces itself.

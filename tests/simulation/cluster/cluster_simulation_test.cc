@@ -36,6 +36,13 @@ TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   EXPECT_GT(sum.too_old, 500u);
 }
 
+// Schedules that once failed, on the cores as they were then.
+TEST(ClusterSimulationTest, SchedulesThatFailedBeforeDoNotAgain) {
+  // A server that had slept through checkpoints reported that it could not restore a shard which it
+  // did not have any more.
+  for (const std::uint64_t seed : {21478}) EXPECT_EQ(RunSeed(seed).violation, "") << seed;
+}
+
 TEST(ClusterSimulationTest, TheSameSeedGivesTheSameHistory) {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
     const ClusterReport first = RunSeed(seed);

@@ -162,6 +162,7 @@ void ServerNode::OnMessage(control::MessageT message) {
           again.job = id.value();
           again.shard = shard.value();
           again.round = failed.first.round.value();
+          again.epoch = failed.first.epoch.value();
           again.message = failed.second;
           Send(control::Make(std::move(again)));
         }
@@ -471,6 +472,7 @@ void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std:
   failed.job = wanted.job.value();
   failed.shard = wanted.shard.value();
   failed.round = wanted.round.value();
+  failed.epoch = wanted.epoch.value();
   failed.message = message;
   Send(control::Make(std::move(failed)));
 }
