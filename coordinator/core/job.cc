@@ -673,7 +673,8 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
     }
     case control::Body::RestoreFailed: {
       const auto& failed = *message.body.AsRestoreFailed();
-      // A server that slept, or has not heard of the newer map, speaks of a shard that is elsewhere.
+      // A server that slept, or has not heard of the newer map, speaks of a shard that is
+      // elsewhere.
       if (failed.shard >= map_.shards.size()) break;
       const auto& entry = *map_.shards[failed.shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != failed.epoch) break;
