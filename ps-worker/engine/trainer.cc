@@ -225,6 +225,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   report.loss = computed.loss;
   report.samples = static_cast<std::uint32_t>(count);
   report.skipped = skipped;
+  report.position = position;
   report.entries = skipped ? 0 : workload_.selected_entries();
   compute_us_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
                                                 std::chrono::steady_clock::now() - begin)

@@ -267,7 +267,10 @@ class TaskSessionImpl final : public TaskSession {
       if (report.flush) return;
       ++progress_.steps;
       progress_.samples += report.samples;
-      if (report.skipped) ++progress_.skipped;
+      if (report.skipped) {
+        ++progress_.skipped;
+        progress_.skipped_position = report.position;
+      }
       loss_sum_ += report.loss;
       ++loss_count_;
       if (report.residual_norm >= 0) progress_.residual_norm = report.residual_norm;

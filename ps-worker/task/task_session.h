@@ -132,10 +132,11 @@ struct ReturnedSegment {
 struct StepReport {
   double loss = 0;
   std::uint32_t samples = 0;
-  bool skipped = false;       // non-finite: an empty push was made
-  bool flush = false;         // not a step: only `entries` counts
-  double residual_norm = -1;  // < 0: not measured this time
-  std::uint64_t entries = 0;  // values pushed
+  bool skipped = false;        // non-finite: an empty push was made
+  std::uint64_t position = 0;  // of the step's first record in the job's sequence
+  bool flush = false;          // not a step: only `entries` counts
+  double residual_norm = -1;   // < 0: not measured this time
+  std::uint64_t entries = 0;   // values pushed
   std::uint64_t compute_ms = 0;
 };
 

@@ -927,6 +927,14 @@ TEST_F(CoreTest, SkippedStepsAreEventsThatNameTheWorkerOncePerDoubling) {
   EXPECT_EQ(count, 4u);  // 1, 2, 4, 8
   EXPECT_NE(events.find("(incarnation 1) has skipped 8 steps"), std::string::npos) << events;
   EXPECT_NE(events.find("by clock 18, near data position 0; "), std::string::npos) << events;
+  // Where the worker says, whatever leases it has by now.
+  control::ProgressT later;
+  later.clock = 40;
+  later.skipped = 16;
+  later.skipped_position = 77;
+  Say(worker.agent, std::move(later), task);
+  const std::string more = Events();
+  EXPECT_NE(more.find("by clock 40, near data position 77; "), std::string::npos) << more;
 }
 
 TEST_F(CoreTest, SegmentsThatAShardFoundNotFiniteAreEventsOncePerDoubling) {

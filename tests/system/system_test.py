@@ -429,8 +429,7 @@ class NotFinite(WithCluster):
         self.assertEqual(job["progress"]["skipped"], 3)  # once per epoch
         events = self.cluster.events("skips")
         self.assertIn("not finite", events)
-        # And the data position near it, if the worker still has a lease when the event is told.
-        self.assertRegex(events, r"whose loss or gradient was not finite, by clock \d+")
+        self.assertIn("data position", events)
 
     def test_a_step_that_is_not_finite_ends_the_job_if_asked(self):
         job = self.cluster.submit(self.text("stops", "on_nonfinite: stop"))
