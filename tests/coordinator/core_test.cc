@@ -41,7 +41,8 @@ control::PreflightResultT GoodPreflight(std::uint64_t request) {
   table->block_elements.assign(4, 65536);
   auto tensor = std::make_unique<control::TensorInfoT>();
   tensor->name = "counts";
-  tensor->shape = {4 * 65536};
+  tensor->shape.push_back(std::make_unique<control::ExtentT>());
+  tensor->shape.back()->size = 4 * 65536;
   tensor->elements = 4 * 65536;
   table->tensors.push_back(std::move(tensor));
   result.layout->tables.push_back(std::move(table));
