@@ -23,14 +23,26 @@ using ps::bench::Operation;
 constexpr int kExitBoundMissed = 10;  // "findings", as ds-cli has it
 
 const std::map<std::string, Operation> kOperations = {
-    {"push", Operation::kPush},         {"pull", Operation::kPull},
-    {"pushpull", Operation::kPushPull}, {"overload", Operation::kOverload},
-    {"apply", Operation::kApply},       {"kernel", Operation::kKernel},
+    {"push", Operation::kPush},
+    {"pull", Operation::kPull},
+    {"pushpull", Operation::kPushPull},
+    {"overload", Operation::kOverload},
+    {"rowpush", Operation::kRowPush},
+    {"rowpull", Operation::kRowPull},
+    {"rowpushpull", Operation::kRowPushPull},
+    {"apply", Operation::kApply},
+    {"kernel", Operation::kKernel},
 };
 const std::map<std::string, ps::wire::ValueCodec> kValues = {
     {"fp32", ps::wire::ValueCodec::Fp32},
     {"bf16", ps::wire::ValueCodec::Bf16},
 };
+const std::map<std::string, ps::bench::Distribution> kDistributions = {
+    {"uniform", ps::bench::Distribution::kUniform},
+    {"zipf", ps::bench::Distribution::kZipf},
+};
+const std::vector<std::string> kRowOptimizers = {
+    "sgd", "momentum", "nesterov", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"};
 
 ps::Result<ps::bench::Row> Measure(const ps::bench::Options& options, Operation operation,
                                    std::uint64_t size) {
@@ -38,6 +50,10 @@ ps::Result<ps::bench::Row> Measure(const ps::bench::Options& options, Operation 
     return ps::bench::MeasureInProcess(options, operation, size);
   }
   if (options.carrier == Carrier::kZmq) {
+    if (IsOfRows(operation) || operation == Operation::kOverload) {
+      return ps::Error{ps::ErrorCode::kUsage,
+                       std::string(NameOf(operation)) + " is nothing that libzmq alone can do"};
+    }
     return ps::bench::MeasureTransport(options, operation, size);
   }
   return ps::bench::MeasureLocal(options, operation, size, [](const std::string& what) {
@@ -82,9 +98,10 @@ int main(int argc, char** argv) {
   carriers->add_flag("--transport", transport,
                      "libzmq alone: frames of the same sizes, nothing done with them");
   carriers->require_option(1);
-  app.add_option("-t,--operation", options.operations,
-                 "push, pull, pushpull, overload, apply (a lane's rules without sockets), kernel "
-                 "(a plain loop)")
+  app.add_option(
+         "-t,--operation", options.operations,
+         "push, pull, pushpull, rowpush, rowpull, rowpushpull (rows of an embedding table), "
+         "overload, apply (a lane's rules without sockets), kernel (a plain loop)")
       ->delimiter(',')
       ->transform(CLI::CheckedTransformer(kOperations));
   app.add_option("--size", options.sizes,
@@ -101,6 +118,25 @@ int main(int argc, char** argv) {
                  "of the model (default: as a dense push needs; sparse: 25,000,000)");
   app.add_option("--values", options.values, "fp32 or bf16")
       ->transform(CLI::CheckedTransformer(kValues));
+  auto& row_options = options.rows;
+  app.add_option("--width", row_options.width, "rows: floats of a row")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--rows", row_options.ids, "rows: ids of a message; equal ids are one row")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--keys", row_options.keys, "rows: of the table, made before the measurement")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10'000'000));
+  app.add_option("--distribution", row_options.distribution, "rows: of ids, uniform or zipf")
+      ->transform(CLI::CheckedTransformer(kDistributions));
+  app.add_option("--zipf-exponent", row_options.zipf_exponent, "rows: id k has the weight k^-s")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 10.0));
+  app.add_option("--optimizer", row_options.optimizer,
+                 "rows: sgd, momentum, nesterov, adagrad, rowwise_adagrad, adam, adamw, ftrl")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kRowOptimizers));
   app.add_option("--window", options.window, "pushes of a worker that wait for their answer")
       ->capture_default_str()
       ->check(CLI::Range(1, 32));
@@ -144,6 +180,7 @@ int main(int argc, char** argv) {
   bool holds = true;
   for (const Operation operation : options.operations) {
     for (const std::uint64_t size : options.sizes) {
+      if (IsOfRows(operation) && size != options.sizes.front()) continue;  // they have no size
       std::fprintf(stderr, "ds-bench: %s over %s, %.1f s\n", NameOf(operation),
                    NameOf(options.carrier), options.seconds);
       auto row = Measure(options, operation, size);
