@@ -5,13 +5,18 @@
 #include <cstdint>
 #include <cstdio>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/measure.h"
+#include "bench/measure_cluster.h"
 #include "bench/options.h"
 #include "bench/report.h"
 #include "bench/transport.h"
+#include "cli/environment.h"
 #include "common/net/allocator.h"
 #include "common/net/log.h"
 
@@ -20,7 +25,8 @@ namespace {
 using ps::bench::Carrier;
 using ps::bench::Operation;
 
-constexpr int kExitBoundMissed = 10;  // "findings", as ds-cli has it
+constexpr int kExitBoundMissed = 10;  // "findings", as ds-cli has it, and so the next
+constexpr int kExitInterrupted = 130;
 
 const std::map<std::string, Operation> kOperations = {
     {"push", Operation::kPush},
@@ -44,21 +50,38 @@ const std::map<std::string, ps::bench::Distribution> kDistributions = {
 const std::vector<std::string> kRowOptimizers = {
     "sgd", "momentum", "nesterov", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"};
 
+void Say(const std::string& what) { std::fprintf(stderr, "ds-bench:   %s\n", what.c_str()); }
+
+ps::Error CannotDo(const char* carrier, Operation operation) {
+  return ps::Error{ps::ErrorCode::kUsage,
+                   std::string(carrier) + " cannot measure " + NameOf(operation)};
+}
+
+// `cluster` is null but with the carrier kCluster.
 ps::Result<ps::bench::Row> Measure(const ps::bench::Options& options, Operation operation,
-                                   std::uint64_t size) {
-  if (operation == Operation::kApply || operation == Operation::kKernel) {
-    return ps::bench::MeasureInProcess(options, operation, size);
+                                   std::uint64_t size, ps::bench::ClusterBench* cluster) {
+  const bool in_process = operation == Operation::kApply || operation == Operation::kKernel;
+  if (cluster != nullptr) {
+    if (in_process || operation == Operation::kOverload) return CannotDo("--cluster", operation);
+    return cluster->Measure(options, operation, size, Say);
   }
+  if (in_process) return ps::bench::MeasureInProcess(options, operation, size);
   if (options.carrier == Carrier::kZmq) {
     if (IsOfRows(operation) || operation == Operation::kOverload) {
-      return ps::Error{ps::ErrorCode::kUsage,
-                       std::string(NameOf(operation)) + " is nothing that libzmq alone can do"};
+      return CannotDo("--transport", operation);
     }
     return ps::bench::MeasureTransport(options, operation, size);
   }
-  return ps::bench::MeasureLocal(options, operation, size, [](const std::string& what) {
-    std::fprintf(stderr, "ds-bench:   %s\n", what.c_str());
-  });
+  return ps::bench::MeasureLocal(options, operation, size, Say);
+}
+
+int ExitStatusOf(const ps::Error& error, bool interrupted) {
+  if (interrupted) return kExitInterrupted;
+  switch (error.code) {
+    case ps::ErrorCode::kUsage: return EX_USAGE;
+    case ps::ErrorCode::kUnreachable: return EX_UNAVAILABLE;
+    default: return EX_SOFTWARE;
+  }
 }
 
 bool HoldsBounds(const ps::bench::Options& options, const ps::bench::Row& row) {
@@ -83,21 +106,36 @@ bool HoldsBounds(const ps::bench::Options& options, const ps::bench::Row& row) {
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "Measures pushes and pulls of parameters: through lanes of a ps-server that it starts in "
-      "this "
-      "process (--local), or over libzmq alone (--transport), for comparison. The table goes to "
-      "stdout, progress to stderr.",
+      "Measures pushes and pulls of parameters and of rows: of the servers of a running cluster "
+      "(--cluster), through lanes of a ps-server in this process (--local), or over libzmq alone "
+      "(--transport), for comparison. The table goes to stdout, progress to stderr.",
       "ds-bench"};
   ps::bench::Options options;
   bool local = false;
   bool transport = false;
+  bool cluster = false;
   bool json = false;
+  std::vector<std::string> coordinators;
+  std::string zookeeper;
   auto* carriers = app.add_option_group("what carries the bytes");
   carriers->add_flag("--local", local,
                      "lanes of this process over tcp loopback; every push is applied exactly once");
   carriers->add_flag("--transport", transport,
                      "libzmq alone: frames of the same sizes, nothing done with them");
+  auto* cluster_flag = carriers->add_flag(
+      "--cluster", cluster,
+      "a running cluster, by jobs of our own that are cancelled at the end; slows down what runs");
   carriers->require_option(1);
+  app.add_option(
+         "--coordinator", coordinators,
+         "URL of a coordinator of the cluster; may be repeated (default: DS_COORDINATOR, or "
+         "the cluster of `ds-cli local up`)")
+      ->allow_extra_args(false)
+      ->type_name("URL")
+      ->needs(cluster_flag);
+  app.add_option("--zookeeper", zookeeper,
+                 "HOST:PORT,.../CHROOT of the cluster (default: as the coordinator says)")
+      ->needs(cluster_flag);
   app.add_option(
          "-t,--operation", options.operations,
          "push, pull, pushpull, rowpush, rowpull, rowpushpull (rows of an embedding table), "
@@ -143,10 +181,14 @@ int main(int argc, char** argv) {
   app.add_option("--workers", options.workers, "that push or pull at once")
       ->capture_default_str()
       ->check(CLI::Range(1, 256));
-  app.add_option("--servers", options.servers)->capture_default_str()->check(CLI::Range(1, 16));
-  app.add_option("--lanes", options.lanes, "threads of a server that hold shards")
+  app.add_option("--servers", options.servers, "that --local starts")
       ->capture_default_str()
-      ->check(CLI::Range(1, 64));
+      ->check(CLI::Range(1, 16))
+      ->excludes(cluster_flag);
+  app.add_option("--lanes", options.lanes, "threads of such a server, which hold its shards")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64))
+      ->excludes(cluster_flag);
   app.add_option("--shards", options.shards, "of the model (default: one per 65,536 values)")
       ->check(CLI::Range(1, 4096));
   app.add_option("--seconds", options.seconds, "of each measurement")
@@ -170,29 +212,44 @@ int main(int argc, char** argv) {
     const int code = app.exit(error);
     return code == 0 ? EX_OK : EX_USAGE;
   }
-  options.carrier = transport ? Carrier::kZmq : Carrier::kDs;
+  options.carrier = cluster ? Carrier::kCluster : transport ? Carrier::kZmq : Carrier::kDs;
   ps::net::KeepFreedMemory();
   if (const ps::Status logging = ps::SetUpLogging("ds-bench", "warn", "text"); !logging.ok()) {
     return EX_SOFTWARE;
   }
 
-  std::vector<ps::bench::Row> rows;
-  bool holds = true;
-  for (const Operation operation : options.operations) {
-    for (const std::uint64_t size : options.sizes) {
-      if (IsOfRows(operation) && size != options.sizes.front()) continue;  // they have no size
-      std::fprintf(stderr, "ds-bench: %s over %s, %.1f s\n", NameOf(operation),
-                   NameOf(options.carrier), options.seconds);
-      auto row = Measure(options, operation, size);
-      if (!row.ok()) {
-        std::fprintf(stderr, "ds-bench: %s\n", row.error().message.c_str());
-        return row.error().code == ps::ErrorCode::kUsage ? EX_USAGE : EX_SOFTWARE;
-      }
-      holds = HoldsBounds(options, *row) && holds;
-      rows.push_back(std::move(*row));
-    }
+  std::optional<ps::cli::Environment> environment;
+  std::unique_ptr<ps::bench::ClusterBench> joined;
+  const auto fail = [&environment](const ps::Error& error) {
+    std::fprintf(stderr, "ds-bench: %s\n", error.message.c_str());
+    return ExitStatusOf(error, environment && environment->interrupted());
+  };
+  if (cluster) {
+    environment.emplace(ps::cli::RealEnvironment());
+    auto join = ps::bench::ClusterBench::Join(*environment, coordinators, zookeeper, options, Say);
+    if (!join.ok()) return fail(join.error());
+    joined = std::move(*join);
   }
-  std::fputs(json ? (ps::bench::Json(rows) + "\n").c_str() : ps::bench::Table(rows).c_str(),
-             stdout);
-  return holds ? EX_OK : kExitBoundMissed;
+
+  std::vector<ps::bench::Row> rows;
+  int exit_status = EX_OK;
+  const auto measure_all = [&]() -> ps::Status {
+    for (const Operation operation : options.operations) {
+      for (const std::uint64_t size : options.sizes) {
+        if (IsOfRows(operation) && size != options.sizes.front()) continue;  // they have no size
+        std::fprintf(stderr, "ds-bench: %s over %s, %.1f s\n", NameOf(operation),
+                     NameOf(options.carrier), options.seconds);
+        rows.push_back(PS_TRY(Measure(options, operation, size, joined.get())));
+        if (!HoldsBounds(options, rows.back())) exit_status = kExitBoundMissed;
+      }
+    }
+    return ps::Ok();
+  };
+  if (const ps::Status status = measure_all(); !status.ok()) exit_status = fail(status.error());
+  // What was measured before something failed is not lost.
+  if (exit_status == EX_OK || exit_status == kExitBoundMissed || !rows.empty()) {
+    std::fputs(json ? (ps::bench::Json(rows) + "\n").c_str() : ps::bench::Table(rows).c_str(),
+               stdout);
+  }
+  return exit_status;
 }

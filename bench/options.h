@@ -36,9 +36,10 @@ inline bool Pulls(Operation operation) {
 
 // What carries the bytes.
 enum class Carrier {
-  kDs,    // the lanes of ps-server and the worker's data client
-  kZmq,   // libzmq alone: frames of the same size, nothing done with them
-  kNone,  // one thread, no socket
+  kDs,       // the lanes of ps-server and the worker's data client
+  kCluster,  // the same, over the network with the servers of a running cluster
+  kZmq,      // libzmq alone: frames of the same size, nothing done with them
+  kNone,     // one thread, no socket
 };
 const char* NameOf(Carrier carrier);
 

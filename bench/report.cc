@@ -55,6 +55,7 @@ const char* NameOf(Distribution distribution) {
 const char* NameOf(Carrier carrier) {
   switch (carrier) {
     case Carrier::kDs: return "ds";
+    case Carrier::kCluster: return "cluster";
     case Carrier::kZmq: return "zmq";
     case Carrier::kNone: return "none";
   }
@@ -74,13 +75,13 @@ double Row::RowsPerSecond() const { return OperationsPerSecond() * rows; }
 
 std::string Table(const std::vector<Row>& rows) {
   std::string table = fmt::format(
-      "{:<11} {:<5} {:>9} {:>9} {:>7} {:>6} {:>7} {:>5} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} "
+      "{:<11} {:<7} {:>9} {:>9} {:>7} {:>6} {:>7} {:>5} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} "
       "{:>9} {:>9}\n",
       "operation", "over", "size", "entries", "rows", "window", "workers", "lanes", "ops/s", "GB/s",
       "updates/s", "rows/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us");
   for (const Row& row : rows) {
     table += fmt::format(
-        "{:<11} {:<5} {:>9} {:>9} {:>7} {:>6} {:>7} {:>5} {:>9} {:>7.3f} {:>9} {:>9} {:>9.1f} "
+        "{:<11} {:<7} {:>9} {:>9} {:>7} {:>6} {:>7} {:>5} {:>9} {:>7.3f} {:>9} {:>9} {:>9.1f} "
         "{:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f}\n",
         NameOf(row.operation), NameOf(row.carrier), Size(row.bytes),
         row.entries > 0 ? std::to_string(row.entries) : "-", row.rows > 0 ? Count(row.rows) : "-",
