@@ -131,79 +131,103 @@ int main(int argc, char** argv) {
          "URL of a coordinator of the cluster; may be repeated (default: DS_COORDINATOR, or "
          "the cluster of `ds-cli local up`)")
       ->allow_extra_args(false)
-      ->type_name("URL")
-      ->needs(cluster_flag);
+      ->needs(cluster_flag)
+      ->option_text("URL");
   app.add_option("--zookeeper", zookeeper,
-                 "HOST:PORT,.../CHROOT of the cluster (default: as the coordinator says)")
-      ->needs(cluster_flag);
+                 "HOST:PORT,.../CHROOT of the cluster (default: what the coordinator says)")
+      ->needs(cluster_flag)
+      ->option_text("HOSTS");
   app.add_option(
          "-t,--operation", options.operations,
          "push, pull, pushpull, rowpush, rowpull, rowpushpull (rows of an embedding table), "
          "overload, apply (a lane's rules without sockets), kernel (a plain loop)")
       ->delimiter(',')
-      ->transform(CLI::CheckedTransformer(kOperations));
+      ->transform(CLI::CheckedTransformer(kOperations))
+      ->option_text("OPERATION,...");
   app.add_option("--size", options.sizes,
                  "bytes of a dense push's values, such as 64K or 1M; several with commas")
       ->delimiter(',')
       ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(std::uint64_t{4}, std::uint64_t{1} << 30));
+      ->check(CLI::Range(std::uint64_t{4}, std::uint64_t{1} << 30))
+      ->option_text("BYTES,...");
   auto* entries =
-      app.add_option("--entries", options.entries, "values of a sparse push (default: dense)");
+      app.add_option("--entries", options.entries, "values of a sparse push (default: dense)")
+          ->option_text("N");
   app.add_option("--ratio", options.ratio, "the same as a share of --parameters")
       ->check(CLI::Range(0.0, 1.0))
-      ->excludes(entries);
+      ->excludes(entries)
+      ->option_text("R");
   app.add_option("--parameters", options.parameters,
-                 "of the model (default: as a dense push needs; sparse: 25,000,000)");
-  app.add_option("--values", options.values, "fp32 or bf16")
-      ->transform(CLI::CheckedTransformer(kValues));
+                 "of the model (default: as a dense push needs; sparse: 25,000,000)")
+      ->option_text("N");
+  app.add_option("--values", options.values, "fp32 or bf16 (default: fp32)")
+      ->transform(CLI::CheckedTransformer(kValues))
+      ->option_text("CODEC");
   auto& row_options = options.rows;
   app.add_option("--width", row_options.width, "rows: floats of a row")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
+
+      ->check(CLI::Range(1, 1024))
+      ->option_text("N (64)");
   app.add_option("--rows", row_options.ids, "rows: ids of a message; equal ids are one row")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1'000'000));
+
+      ->check(CLI::Range(1, 1'000'000))
+      ->option_text("N (512)");
   app.add_option("--keys", row_options.keys, "rows: of the table, made before the measurement")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 10'000'000));
-  app.add_option("--distribution", row_options.distribution, "rows: of ids, uniform or zipf")
-      ->transform(CLI::CheckedTransformer(kDistributions));
+
+      ->check(CLI::Range(1, 10'000'000))
+      ->option_text("N (100000)");
+  app.add_option("--distribution", row_options.distribution,
+                 "rows: of ids, uniform or zipf (default: uniform)")
+      ->transform(CLI::CheckedTransformer(kDistributions))
+      ->option_text("WORD");
   app.add_option("--zipf-exponent", row_options.zipf_exponent, "rows: id k has the weight k^-s")
-      ->capture_default_str()
-      ->check(CLI::Range(0.01, 10.0));
+
+      ->check(CLI::Range(0.01, 10.0))
+      ->option_text("S (0.99)");
   app.add_option("--optimizer", row_options.optimizer,
                  "rows: sgd, momentum, nesterov, adagrad, rowwise_adagrad, adam, adamw, ftrl")
-      ->capture_default_str()
-      ->check(CLI::IsMember(kRowOptimizers));
+
+      ->check(CLI::IsMember(kRowOptimizers))
+      ->option_text("WORD (adagrad)");
   app.add_option("--window", options.window, "pushes of a worker that wait for their answer")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 32));
+
+      ->check(CLI::Range(1, 32))
+      ->option_text("N (4)");
   app.add_option("--workers", options.workers, "that push or pull at once")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 256));
+
+      ->check(CLI::Range(1, 256))
+      ->option_text("N (1)");
   app.add_option("--servers", options.servers, "that --local starts")
-      ->capture_default_str()
+
       ->check(CLI::Range(1, 16))
-      ->excludes(cluster_flag);
+      ->excludes(cluster_flag)
+      ->option_text("N (1)");
   app.add_option("--lanes", options.lanes, "threads of such a server, which hold its shards")
-      ->capture_default_str()
+
       ->check(CLI::Range(1, 64))
-      ->excludes(cluster_flag);
+      ->excludes(cluster_flag)
+      ->option_text("N (1)");
   app.add_option("--shards", options.shards, "of the model (default: one per 65,536 values)")
-      ->check(CLI::Range(1, 4096));
+      ->check(CLI::Range(1, 4096))
+      ->option_text("N");
   app.add_option("--seconds", options.seconds, "of each measurement")
-      ->capture_default_str()
-      ->check(CLI::Range(0.05, 3600.0));
+
+      ->check(CLI::Range(0.05, 3600.0))
+      ->option_text("S (1)");
   app.add_option("--warm-up", options.warm_up_seconds, "seconds before it")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 60.0));
+
+      ->check(CLI::Range(0.0, 60.0))
+      ->option_text("S (0.2)");
   app.add_option("--deadline", options.deadline_seconds, "seconds for whatever must be answered")
-      ->capture_default_str()
-      ->check(CLI::Range(1.0, 3600.0));
+
+      ->check(CLI::Range(1.0, 3600.0))
+      ->option_text("S (60)");
   app.add_option("--p99-bound-ms", options.p99_bound_ms,
-                 "exit with 10 if the pulls of an overload are slower");
+                 "exit with 10 if the pulls of an overload are slower")
+      ->option_text("MS");
   app.add_option("--memory-bound-mib", options.memory_bound_mib,
-                 "exit with 10 if an overload makes the process grow by more");
+                 "exit with 10 if an overload makes the process grow by more")
+      ->option_text("MIB");
   app.add_flag("--json", json, "a list of objects instead of the table");
   app.set_version_flag("--version", std::string("ds-bench " PS_VERSION));
   try {

@@ -36,6 +36,10 @@ std::string HostName() {
   return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "localhost";
 }
 
+std::string Counted(std::size_t count, const char* what) {
+  return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+}
+
 // "3 servers, 6 lanes", and whose jobs are on them.
 std::string ServersText(const cli::Json& nodes) {
   std::size_t servers = 0;
@@ -50,8 +54,7 @@ std::string ServersText(const cli::Json& nodes) {
     }
   }
   if (servers == 0) return "";
-  std::string text = std::to_string(servers) + (servers == 1 ? " server, " : " servers, ") +
-                     std::to_string(lanes) + (lanes == 1 ? " lane" : " lanes");
+  std::string text = Counted(servers, "server") + ", " + Counted(lanes, "lane");
   std::string names;
   for (const std::string& job : jobs) names += (names.empty() ? "" : ", ") + job;
   if (!names.empty()) text += "; shared with running jobs, which this slows down: " + names;
@@ -198,7 +201,7 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
   std::set<std::pair<std::uint16_t, std::uint16_t>> used;
   for (const auto& shard : started.map.shards) used.emplace(shard->server, shard->lane);
   say("job " + TextOf(MemberOf(answer, "job"), "id") + " (" + name +
-      ") runs: " + std::to_string(started.map.shards.size()) + " shards on " +
+      ") runs: " + Counted(started.map.shards.size(), "shard") + " on " +
       std::to_string(used.size()) + " of " + std::to_string(lanes) + " lanes");
 
   zmq::context_t context = net::MakeContext();
