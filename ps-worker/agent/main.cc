@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
   std::string log_format = "text";
   int session_timeout_ms = static_cast<int>(config.session_timeout.count());
 
-  CLI::App app{"Runs the worker tasks of training jobs on this node."};
+  CLI::App app{"Runs the worker tasks of training jobs on this node.", "ps-worker"};
   app.set_version_flag("--version", PS_VERSION);
   app.add_option("--name", agent.name, "Name of this node for people")->capture_default_str();
   app.add_option("--zookeeper", config.zookeeper, "HOST:PORT,.../CHROOT")->capture_default_str();
