@@ -3,14 +3,17 @@
 //
 // Pushes lie in a retention ring, from which they are sent without a copy; the ring is so sized
 // that each place in it always holds the same push, which is written there once, as a sparsifier
-// would write it there itself. Built, told and destroyed by one thread; each wait has a deadline
-// and says what it waited for.
+// would write it there itself. What every shard has answered leaves the ring: unlike a task's, the
+// pushes cannot be replayed to a server that lost them, and then the measurement fails. Built, told
+// and destroyed by one thread; each wait has a deadline and says what it waited for.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 #include <zmq.hpp>
@@ -18,6 +21,7 @@
 #include "bench/histogram.h"
 #include "bench/options.h"
 #include "bench/plan.h"
+#include "common/ids.h"
 #include "common/messages/control.h"
 #include "common/net/loop.h"
 #include "common/result.h"
@@ -29,15 +33,22 @@ namespace ps::bench {
 class LoadWorker {
  public:
   struct Settings {
-    Operation operation = Operation::kPush;  // kPush, kPull or kPushPull
+    Operation operation = Operation::kPush;  // a push, a pull or both, of values or of rows
+    JobId job;
     std::uint32_t number = 0;
+    Incarnation incarnation;
+    std::uint32_t generation = 1;
+    Clock first_clock;
+    bool fills = false;  // makes all rows of the plan's table before it counts as connected
     std::uint32_t window = 4;
     double deadline_seconds = 60;
+    // Why every wait is to end now; empty: it is not. Asked on the caller's thread; may be null.
+    std::function<std::string()> give_up = {};
   };
   struct Measured {
     Histogram latency;
     std::uint64_t operations = 0;
-    std::uint64_t pushes = 0;  // verdicts of all shards, since the worker began
+    std::uint64_t pushes = 0;  // applied by all shards, since the worker began
   };
 
   // `plan`, `map` and `context` outlive the worker.
@@ -47,13 +58,18 @@ class LoadWorker {
   LoadWorker(const LoadWorker&) = delete;
   LoadWorker& operator=(const LoadWorker&) = delete;
 
-  // Connects, and waits until a first push has its verdicts: then every shard has its values.
+  // Connects, and waits until a first push has its verdicts: then every shard has its values, and
+  // with `fills` its rows.
   Status Connect();
   // Works until Stop(); what ends between the two calls of Measure counts.
   void Start();
   void Measure(bool on) { measuring_ = on; }
   // Lets the open operations end, and waits for that.
   Result<Measured> Stop();
+  // After Stop(): pushes that the shards have applied by now, of all workers, summed over shards.
+  Result<std::uint64_t> CountApplied();
+  // Ends the thread; nothing else may follow.
+  void Close();
 
  private:
   struct Slot {
@@ -65,11 +81,16 @@ class LoadWorker {
   void OnAdvanced();
   void OnPulled(const worker::PullResult& result);
   void Fill();
+  bool filling() const { return settings_.fills && filled_ < plan_.keys; }
+  void FillTable();
   bool PushOne();
   void PullOne();
+  void StartPull(worker::DataClient::Pull pull);
   void FinishIfIdle();
   void Finish(std::uint64_t started_ns);
-  Status WaitFor(std::future<Status>& future, const char* what);
+  void Fail(const Error& error);
+  template <typename T>
+  Result<T> WaitFor(std::future<Result<T>>& future, const char* what);
 
   zmq::context_t& context_;
   const Plan& plan_;
@@ -89,19 +110,27 @@ class LoadWorker {
   std::vector<worker::DataClient::Base> bases_;
   std::vector<Slot> slots_;  // by clock
   Clock acked_;
+  std::uint64_t filled_ = 0;  // rows that were pushed to make them
+  std::size_t turn_ = 0;      // of the next look-up
   bool connected_ = false;
   bool running_ = false;
   bool stopping_ = false;
   bool broken_ = false;
   bool pulling_ = false;
+  bool counting_ = false;
   std::uint64_t pull_started_ns_ = 0;
   std::uint32_t steps_allowed_ = 0;  // kPushPull: pushes that a finished pull has made room for
   Measured measured_;
-  std::promise<Status> ready_;
-  std::promise<Status> stopped_;
+  struct Nothing {};
+  std::promise<Result<Nothing>> ready_;
+  std::promise<Result<Nothing>> stopped_;
+  std::promise<Result<std::uint64_t>> counted_;
+  bool stopped_told_ = false;
+  bool counted_told_ = false;
 
-  std::future<Status> ready_future_;
-  std::future<Status> stopped_future_;
+  std::future<Result<Nothing>> ready_future_;
+  std::future<Result<Nothing>> stopped_future_;
+  std::future<Result<std::uint64_t>> counted_future_;
   std::thread thread_;
 };
 

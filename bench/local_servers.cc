@@ -49,39 +49,46 @@ Result<std::unique_ptr<LocalServers>> LocalServers::Start(const Options& options
   for (std::uint32_t worker = 0; worker < workers; ++worker) {
     server::Member member;
     member.worker = WorkerId(worker);
-    member.incarnation = Incarnation(IncarnationOf(worker));
+    member.incarnation = IncarnationOf(worker);
     live.members.push_back(member);
   }
-  server::JobRules rules;
-  LearningRateSpec rate;
-  rate.base = 0.001;
-  rules.learning_rate = server::LearningRate(rate, 1, 1);
-  // What is measured is the work of a push: none is refused for its age.
+  const JobSpec spec = SpecOf(options, plan, workers);
+  server::JobRules rules =
+      server::JobRules::Of(spec, static_cast<std::uint64_t>(spec.data.train.records));
   rules.version_gap_max = std::numeric_limits<std::uint64_t>::max();
   for (std::size_t i = 0; i < servers->lanes_.size(); ++i) {
     const std::size_t server = i / options.lanes;
     const auto number = static_cast<std::uint32_t>(i % options.lanes);
     server::JobSetup setup{
-        JobId(kJobNumber), plan.layout, rules,
+        kLocalJob, plan.layout, rules,
         PS_TRY(server::LaneMapOf(map, map.servers[server]->procid, number, shards)), live};
     PS_TRY(servers->lanes_[i]->Post([setup](server::LaneCore& core) { core.SetJob(setup); }));
   }
   return servers;
 }
 
-Result<server::LaneCounters> LocalServers::Counters(double deadline_seconds) const {
-  server::LaneCounters sum;
+Result<LocalServers::Content> LocalServers::Count(double deadline_seconds) const {
+  Content sum;
   for (const auto& lane : lanes_) {
     // Shared with the command, which may run after the wait for it has ended.
-    auto answer = std::make_shared<std::promise<server::LaneCounters>>();
+    auto answer = std::make_shared<std::promise<Content>>();
     auto future = answer->get_future();
-    PS_TRY(lane->Post([answer](server::LaneCore& core) { answer->set_value(core.counters()); }));
+    PS_TRY(lane->Post([answer](server::LaneCore& core) {
+      Content content;
+      content.pushes_applied = core.counters().pushes_applied;
+      for (const server::JobStatus& job : core.Report()) {
+        for (const auto& table : job.tables) content.rows += table.status.rows;
+      }
+      answer->set_value(content);
+    }));
     if (future.wait_for(std::chrono::duration<double>(deadline_seconds)) !=
         std::future_status::ready) {
       return Error{ErrorCode::kTimeout,
                    "the lane at " + lane->endpoint() + " does not tell what it has applied"};
     }
-    sum += future.get();
+    const Content content = future.get();
+    sum.pushes_applied += content.pushes_applied;
+    sum.rows += content.rows;
   }
   return sum;
 }

@@ -12,13 +12,14 @@
 
 #include "bench/options.h"
 #include "bench/plan.h"
+#include "common/ids.h"
 #include "common/messages/control.h"
 #include "common/result.h"
 #include "ps-server/shell/lane.h"
 
 namespace ps::bench {
 
-inline constexpr std::uint64_t kJobNumber = 1;
+inline constexpr JobId kLocalJob{1};
 
 class LocalServers {
  public:
@@ -27,10 +28,14 @@ class LocalServers {
   ~LocalServers();
 
   const control::MapT& map() const { return map_; }
-  static std::uint32_t IncarnationOf(std::uint32_t worker) { return worker + 1; }
+  static Incarnation IncarnationOf(std::uint32_t worker) { return Incarnation(worker + 1); }
 
+  struct Content {
+    std::uint64_t pushes_applied = 0;  // by a shard
+    std::uint64_t rows = 0;
+  };
   // The sum over all lanes, as of now. kTimeout if a lane does not answer.
-  Result<server::LaneCounters> Counters(double deadline_seconds) const;
+  Result<Content> Count(double deadline_seconds) const;
 
  private:
   LocalServers();

@@ -1,18 +1,14 @@
 // The measurements of ds-bench that are not libzmq's: over the lanes of ps-server, and in process.
 #pragma once
 
-#include <functional>
-#include <string>
-
+#include "bench/load.h"
 #include "bench/options.h"
 #include "bench/report.h"
 #include "common/result.h"
 
 namespace ps::bench {
 
-using Say = std::function<void(const std::string&)>;
-
-// Push, pull, pushpull or overload through lanes of this process. kTimeout if something does not
+// Any but kApply and kKernel, through lanes of this process. kTimeout if something does not
 // answer; kInternal if the lanes have not applied exactly what the workers were told.
 Result<Row> MeasureLocal(const Options& options, Operation operation, std::uint64_t size,
                          const Say& say);

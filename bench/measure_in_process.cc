@@ -155,7 +155,7 @@ void MeasureKernel(const Options& options, const Plan& plan, Row& row) {
 }  // namespace
 
 Result<Row> MeasureInProcess(const Options& options, Operation operation, std::uint64_t size) {
-  const Plan plan = PS_TRY(Plan::Make(options, size));
+  const Plan plan = PS_TRY(Plan::Make(options, operation, size));
   Row row;
   row.operation = operation;
   row.carrier = Carrier::kNone;

@@ -8,14 +8,21 @@
 
 #include "common/codec/block_codec.h"
 #include "common/messages/control.h"
+#include "ps-worker/core/row_push.h"
 
 namespace ps::bench {
 namespace {
 
 constexpr std::size_t kSparseVariants = 4;
 constexpr std::uint64_t kSeed = 20;
+// Messages of rows that are drawn before: at most so many, of so many bytes in all.
+constexpr std::size_t kRowVariantsMax = 1024;
+constexpr std::size_t kRowVariantsBytes = std::size_t{64} << 20;
+constexpr std::size_t kFillBytes = std::size_t{1} << 20;  // of a push that fills the table
 
-Result<LayoutView> MakeLayout(std::uint64_t parameters, std::uint32_t asked_shards) {
+std::uint64_t BytesOf(wire::ValueCodec values) { return values == wire::ValueCodec::Fp32 ? 4 : 2; }
+
+control::LayoutT MakeModel(std::uint64_t parameters, std::uint32_t row_width) {
   auto table = std::make_unique<control::TableInfoT>();
   table->name = "parameters";
   table->rule = TableRule::Sgd;
@@ -29,7 +36,18 @@ Result<LayoutView> MakeLayout(std::uint64_t parameters, std::uint32_t asked_shar
   layout.blocks = static_cast<std::uint32_t>(table->block_elements.size());
   layout.parameters = parameters;
   layout.tables.push_back(std::move(table));
-  return LayoutView::Create(layout, ChooseShardCount(layout, asked_shards));
+  layout.fingerprint = parameters * 4096 + row_width;  // no two that differ are the same
+  if (row_width > 0) {
+    auto rows = std::make_unique<control::RowTableInfoT>();
+    rows->name = "rows";
+    rows->width = row_width;
+    layout.row_tables.push_back(std::move(rows));
+  }
+  return layout;
+}
+
+Result<LayoutView> ViewOf(const control::LayoutT& model, std::uint32_t asked_shards) {
+  return LayoutView::Create(model, ChooseShardCount(model, asked_shards));
 }
 
 // `count` different positions, increasing.
@@ -87,11 +105,163 @@ EncodedPush Encode(const LayoutView& layout, std::uint64_t parameters, std::uint
   return push;
 }
 
+// Ids are numbers from 0, by falling frequency; their keys are spread over all 64 bits.
+std::uint64_t KeyOf(std::uint64_t id) { return id * 0x9e3779b97f4a7c15u + 1; }
+
+class Ids {
+ public:
+  explicit Ids(const RowOptions& rows) : keys_(rows.keys) {
+    if (rows.distribution != Distribution::kZipf) return;
+    double sum = 0;
+    cumulative_.reserve(keys_);
+    for (std::uint64_t id = 0; id < keys_; ++id) {
+      sum += std::pow(static_cast<double>(id + 1), -rows.zipf_exponent);
+      cumulative_.push_back(sum);
+    }
+  }
+
+  std::uint64_t Draw(std::mt19937_64& random) const {
+    if (cumulative_.empty()) return random() % keys_;
+    const double at = std::uniform_real_distribution<double>(0, cumulative_.back())(random);
+    const auto found = std::lower_bound(cumulative_.begin(), cumulative_.end() - 1, at);
+    return static_cast<std::uint64_t>(found - cumulative_.begin());
+  }
+
+ private:
+  const std::uint64_t keys_;
+  std::vector<double> cumulative_;  // of Zipf: the sum of the frequencies up to each id
+};
+
+// Increasing, each once.
+void SortKeys(std::vector<std::uint64_t>& keys) {
+  std::sort(keys.begin(), keys.end());
+  keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
+}
+
+EncodedPush EncodeRowPush(const LayoutView& layout, wire::ValueCodec codec,
+                          std::vector<std::uint64_t> keys, std::mt19937_64& random) {
+  std::vector<worker::TableRows> gradients(1);
+  gradients[0].values.resize(keys.size() * layout.row_width(0));
+  gradients[0].keys = std::move(keys);
+  for (float& value : gradients[0].values) {
+    value = static_cast<float>(random() % 2048) / 1024 - 1;
+  }
+  worker::RowPush rows(layout, {codec});
+  rows.Select(std::move(gradients));
+  EncodedPush push;
+  push.payload.resize(rows.MaxBytes());
+  std::size_t used = 0;
+  for (std::uint32_t shard = 0; shard < layout.shard_count(); ++shard) {
+    worker::RingPart part;
+    part.shard = shard;
+    part.offset = static_cast<std::uint32_t>(used);
+    part.bytes = static_cast<std::uint32_t>(
+        rows.EncodeShard(ShardId(shard), std::span(push.payload).subspan(used)));
+    part.lineage = 1;
+    used += part.bytes;
+    if (part.bytes > 0) push.parts.push_back(part);
+  }
+  push.payload.resize(used);
+  return push;
+}
+
+Result<Plan> MakeRowPlan(const Options& options) {
+  const RowOptions& rows = options.rows;
+  const std::uint64_t row_bytes = rows.width * BytesOf(options.values) + sizeof(std::uint64_t);
+  if (rows.ids * row_bytes > wire::kMaxPayloadBytes / 4) {
+    return Error{ErrorCode::kUsage, "messages of " + std::to_string(rows.ids) + " rows of " +
+                                        std::to_string(rows.width) + " floats are too large"};
+  }
+  Plan plan;
+  plan.model = MakeModel(1, rows.width);
+  plan.layout = PS_TRY(ViewOf(plan.model, options.shards));
+  plan.parameters = 1;
+  plan.dense = false;
+  plan.values = options.values;
+  plan.row_width = rows.width;
+  plan.keys = rows.keys;
+  plan.filled_at_once = std::clamp<std::uint64_t>(kFillBytes / row_bytes, 1, rows.keys);
+  const std::size_t variants = std::clamp<std::size_t>(kRowVariantsBytes / (rows.ids * row_bytes),
+                                                       kSparseVariants, kRowVariantsMax);
+  const Ids ids(rows);
+  std::mt19937_64 random(kSeed);
+  std::uint64_t all = 0;
+  for (std::size_t i = 0; i < variants; ++i) {
+    std::vector<std::uint64_t> keys(rows.ids);
+    for (std::uint64_t& key : keys) key = KeyOf(ids.Draw(random));
+    SortKeys(keys);
+    all += keys.size();
+    plan.look_ups.push_back(std::make_shared<const worker::RowKeys>(worker::RowKeys{keys}));
+    plan.pushes.push_back(EncodeRowPush(plan.layout, plan.values, std::move(keys), random));
+  }
+  plan.rows = static_cast<double>(all) / static_cast<double>(variants);
+  plan.entries = static_cast<std::uint64_t>(std::llround(plan.rows * rows.width));
+  plan.value_bytes = plan.entries * BytesOf(options.values);
+  return plan;
+}
+
 }  // namespace
 
-Result<Plan> Plan::Make(const Options& options, std::uint64_t size) {
+EncodedPush Plan::FillPush(std::uint64_t first) const {
+  std::vector<std::uint64_t> all;
+  for (std::uint64_t id = first; id < std::min(first + filled_at_once, keys); ++id) {
+    all.push_back(KeyOf(id));
+  }
+  SortKeys(all);
+  std::mt19937_64 random(first);
+  return EncodeRowPush(layout, values, std::move(all), random);
+}
+
+std::size_t Plan::max_push_bytes() const {
+  std::size_t bytes = row_width > 0 ? FillPush(0).payload.size() : 0;
+  // Pushes that fill differ by some headers.
+  if (row_width > 0) bytes += layout.shard_count() * sizeof(wire::BlockHeader);
+  for (const EncodedPush& push : pushes) bytes = std::max(bytes, push.payload.size());
+  return bytes;
+}
+
+JobSpec SpecOf(const Options& options, const Plan& plan, std::uint32_t workers) {
+  JobSpec spec;
+  spec.name = "ds-bench";
+  spec.model.type = "ledger";
+  spec.model.blocks = plan.layout.block_count();
+  spec.data.train.format = "counter";
+  spec.data.train.records = 1'000'000;
+  spec.data.scale = 1;
+  spec.training.workers = workers;
+  spec.training.batch_size = 1;
+  spec.training.loss = "none";
+  spec.training.metric = "none";
+  spec.training.staleness = -1;
+  // What is measured is the work of a push: none is refused for its age.
+  spec.training.max_version_gap = 1'000'000'000;
+  spec.optimizer.type = "sgd";
+  spec.optimizer.reference_batch = 1;
+  spec.optimizer.learning_rate.base = 0.001;
+  spec.sparsification.ratio =
+      plan.dense || plan.row_width > 0
+          ? 1
+          : static_cast<double>(plan.entries) / static_cast<double>(plan.parameters);
+  if (plan.row_width > 0) {
+    EmbeddingTableSpec table;
+    table.name = "rows";
+    table.width = plan.row_width;
+    table.optimizer.type = options.rows.optimizer;
+    table.optimizer.learning_rate.base = 0.001;
+    table.values = plan.values == wire::ValueCodec::Fp32 ? "fp32" : "bf16";
+    spec.embedding_tables.push_back(table);
+  }
+  spec.checkpoint.every_steps = 1'000'000'000;
+  spec.resources.shards = plan.layout.shard_count();
+  // Whoever measures is its only worker: once that has gone there is nothing to go on with.
+  spec.resources.max_restarts = 0;
+  return spec;
+}
+
+Result<Plan> Plan::Make(const Options& options, Operation operation, std::uint64_t size) {
+  if (IsOfRows(operation)) return MakeRowPlan(options);
   std::uint64_t parameters = options.parameters;
-  const std::uint64_t bytes_per_value = options.values == wire::ValueCodec::Fp32 ? 4 : 2;
+  const std::uint64_t bytes_per_value = BytesOf(options.values);
   const bool sparse = options.entries > 0 || options.ratio > 0;
   if (sparse && parameters == 0) parameters = 25'000'000;
   if (!sparse && parameters == 0) parameters = size / bytes_per_value;
@@ -110,13 +280,14 @@ Result<Plan> Plan::Make(const Options& options, std::uint64_t size) {
     return Error{ErrorCode::kUsage, "pushes of " + std::to_string(entries) + " of " +
                                         std::to_string(parameters) + " parameters"};
   }
-  Plan plan{PS_TRY(MakeLayout(parameters, options.shards)),
-            parameters,
-            entries,
-            entries * bytes_per_value,
-            {},
-            entries == parameters,
-            options.values};
+  Plan plan;
+  plan.model = MakeModel(parameters, 0);
+  plan.layout = PS_TRY(ViewOf(plan.model, options.shards));
+  plan.parameters = parameters;
+  plan.entries = entries;
+  plan.value_bytes = entries * bytes_per_value;
+  plan.dense = entries == parameters;
+  plan.values = options.values;
   std::mt19937_64 random(kSeed);
   for (std::size_t i = 0; i < (plan.dense ? 1 : kSparseVariants); ++i) {
     plan.pushes.push_back(Encode(plan.layout, parameters, entries, options.values, random));

@@ -34,6 +34,9 @@ const char* NameOf(Operation operation) {
     case Operation::kPush: return "push";
     case Operation::kPull: return "pull";
     case Operation::kPushPull: return "pushpull";
+    case Operation::kRowPush: return "rowpush";
+    case Operation::kRowPull: return "rowpull";
+    case Operation::kRowPushPull: return "rowpushpull";
     case Operation::kOverload: return "overload";
     case Operation::kApply: return "apply";
     case Operation::kKernel: return "kernel";
@@ -41,9 +44,18 @@ const char* NameOf(Operation operation) {
   return "?";
 }
 
+const char* NameOf(Distribution distribution) {
+  switch (distribution) {
+    case Distribution::kUniform: return "uniform";
+    case Distribution::kZipf: return "zipf";
+  }
+  return "?";
+}
+
 const char* NameOf(Carrier carrier) {
   switch (carrier) {
     case Carrier::kDs: return "ds";
+    case Carrier::kCluster: return "cluster";
     case Carrier::kZmq: return "zmq";
     case Carrier::kNone: return "none";
   }
@@ -59,24 +71,25 @@ double Row::GigabytesPerSecond() const {
 double Row::UpdatesPerSecond() const {
   return OperationsPerSecond() * static_cast<double>(entries);
 }
+double Row::RowsPerSecond() const { return OperationsPerSecond() * rows; }
 
 std::string Table(const std::vector<Row>& rows) {
   std::string table = fmt::format(
-      "{:<9} {:<5} {:>9} {:>9} {:>6} {:>7} {:>5} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} "
+      "{:<11} {:<7} {:>9} {:>9} {:>7} {:>6} {:>7} {:>5} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} "
       "{:>9} {:>9}\n",
-      "operation", "over", "size", "entries", "window", "workers", "lanes", "ops/s", "GB/s",
-      "updates/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us");
+      "operation", "over", "size", "entries", "rows", "window", "workers", "lanes", "ops/s", "GB/s",
+      "updates/s", "rows/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us");
   for (const Row& row : rows) {
     table += fmt::format(
-        "{:<9} {:<5} {:>9} {:>9} {:>6} {:>7} {:>5} {:>9} {:>7.3f} {:>9} {:>9.1f} {:>9.1f} {:>9.1f} "
-        "{:>9.1f} {:>9.1f}\n",
+        "{:<11} {:<7} {:>9} {:>9} {:>7} {:>6} {:>7} {:>5} {:>9} {:>7.3f} {:>9} {:>9} {:>9.1f} "
+        "{:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f}\n",
         NameOf(row.operation), NameOf(row.carrier), Size(row.bytes),
-        row.entries > 0 ? std::to_string(row.entries) : "-", row.window, row.workers, row.lanes,
-        Count(row.OperationsPerSecond()), row.GigabytesPerSecond(),
-        row.entries > 0 ? Count(row.UpdatesPerSecond()) : "-",
-        Microseconds(row.latency.Percentile(0.5)), Microseconds(row.latency.Percentile(0.9)),
-        Microseconds(row.latency.Percentile(0.99)), Microseconds(row.latency.Percentile(0.999)),
-        Microseconds(row.latency.max()));
+        row.entries > 0 ? std::to_string(row.entries) : "-", row.rows > 0 ? Count(row.rows) : "-",
+        row.window, row.workers, row.lanes, Count(row.OperationsPerSecond()),
+        row.GigabytesPerSecond(), row.entries > 0 ? Count(row.UpdatesPerSecond()) : "-",
+        row.rows > 0 ? Count(row.RowsPerSecond()) : "-", Microseconds(row.latency.Percentile(0.5)),
+        Microseconds(row.latency.Percentile(0.9)), Microseconds(row.latency.Percentile(0.99)),
+        Microseconds(row.latency.Percentile(0.999)), Microseconds(row.latency.max()));
     if (row.operation == Operation::kOverload) {
       table += fmt::format("          beside {} pushes/s; memory grew by {:.0f} MiB\n",
                            Count(PerSecond(static_cast<double>(row.pushes), row.seconds)),
@@ -94,14 +107,18 @@ std::string Json(const std::vector<Row>& rows) {
     one["over"] = NameOf(row.carrier);
     one["bytes"] = row.bytes;
     one["entries"] = row.entries;
+    one["rows"] = row.rows;
+    one["row_width"] = row.row_width;
     one["window"] = row.window;
     one["workers"] = row.workers;
+    one["servers"] = row.servers;
     one["lanes"] = row.lanes;
     one["seconds"] = row.seconds;
     one["operations"] = row.operations;
     one["ops_per_s"] = row.OperationsPerSecond();
     one["gb_per_s"] = row.GigabytesPerSecond();
     one["updates_per_s"] = row.UpdatesPerSecond();
+    one["rows_per_s"] = row.RowsPerSecond();
     for (const auto& [name, share] : {std::pair("p50_us", 0.5), std::pair("p90_us", 0.9),
                                       std::pair("p99_us", 0.99), std::pair("p99_9_us", 0.999)}) {
       one[name] = Microseconds(row.latency.Percentile(share));

@@ -15,8 +15,11 @@ struct Row {
   Carrier carrier = Carrier::kDs;
   std::uint64_t bytes = 0;    // of values (ds) or of frames (zmq) that one operation moves one way
   std::uint64_t entries = 0;  // values that one push changes
+  double rows = 0;            // of an embedding table, in one operation; 0: not of rows
+  std::uint32_t row_width = 0;
   std::uint32_t window = 1;
   std::uint32_t workers = 1;
+  std::uint32_t servers = 1;
   std::uint32_t lanes = 1;  // of all servers
   double seconds = 0;
   std::uint64_t operations = 0;
@@ -27,6 +30,7 @@ struct Row {
   double OperationsPerSecond() const;
   double GigabytesPerSecond() const;
   double UpdatesPerSecond() const;
+  double RowsPerSecond() const;
 };
 
 std::string Table(const std::vector<Row>& rows);

@@ -22,6 +22,8 @@ namespace ps::cli {
 
 class Api {
  public:
+  static constexpr std::int64_t kDeadlineMs = 15'000;
+
   Api(Environment& environment, Context context);
 
   // kUnreachable names every place that was asked. kClosed: the user interrupted.
@@ -31,7 +33,7 @@ class Api {
 
   const Context& context() const { return context_; }
 
-  // How long one call may take in all; for tests.
+  // How long one call may take in all.
   void set_deadline_ms(std::int64_t deadline_ms) { deadline_ms_ = deadline_ms; }
 
  private:
@@ -40,7 +42,7 @@ class Api {
 
   Environment& environment_;
   Context context_;
-  std::int64_t deadline_ms_ = 15'000;
+  std::int64_t deadline_ms_ = kDeadlineMs;
 };
 
 // A segment of a path or a value of a query: everything but letters, digits and -._~ as %XX.

@@ -33,7 +33,7 @@ Result<ExitCode> ListNodes(Globals& globals) {
   }
   const bool wide = format == OutputFormat::kWide;
   std::vector<std::string> header = {"NAME", "KIND", "STATE", "HOST", "LANES/SLOTS", "JOBS"};
-  if (wide) header.emplace_back("PROCESS");
+  if (wide) header.insert(header.end(), {"LABEL", "PROCESS"});
   Table table(header);
   for (const Json& node : nodes) {
     std::string state = TextOf(node, "state");
@@ -41,7 +41,7 @@ Result<ExitCode> ListNodes(Globals& globals) {
     std::vector<std::string> row = {
         TextOf(node, "name"), TextOf(node, "kind"), state,
         TextOf(node, "host"), SizeText(node),       JobsText(MemberOf(node, "jobs"))};
-    if (wide) row.push_back(TextOf(node, "procid"));
+    if (wide) row.insert(row.end(), {TextOf(node, "label"), TextOf(node, "procid")});
     table.Add(row);
   }
   out << table.ToString();

@@ -43,6 +43,12 @@ function(ps_program name)
   install(TARGETS ${name} RUNTIME DESTINATION bin)
 endfunction()
 
+# ps_man_page(FILE): a manual page, of the section that its name ends with.
+function(ps_man_page file)
+  string(REGEX MATCH "[0-9]$" section ${file})
+  install(FILES ${file} DESTINATION share/man/man${section})
+endfunction()
+
 # ps_test(NAME sources... LIBS targets... [TIMEOUT seconds]): a GoogleTest program, each test a ctest.
 function(ps_test name)
   cmake_parse_arguments(A "" "TIMEOUT" "LIBS" ${ARGN})

@@ -61,6 +61,7 @@ enum class TextRule {
   kColumn,  // a name or a number
   kValue,   // any scalar as it is written
   kOrigin,  // JOB or JOB@ROUND
+  kLabel,   // of agents
 };
 
 enum class Need { kOptional, kRequired };
@@ -288,6 +289,7 @@ void Visit(Visitor& v, JobResources& r) {
   v.Integer("shards", r.shards, Whole{0, 4096});
   v.Integer("retention_mebibytes", r.retention_mebibytes, Whole{1, 1'048'576});
   v.Integer("max_restarts", r.max_restarts, Whole{0, 1'000'000});
+  v.Text("label", r.label, TextRule::kLabel, Need::kOptional);
 }
 
 template <typename Visitor>
@@ -682,6 +684,7 @@ class Reader {
                      "must be 1 to 63 lower-case letters, digits and `-`, begin with a letter and "
                      "not end with `-`");
       case TextRule::kTable:
+      case TextRule::kLabel:
         return check(IsTableName(text), "must be 1 to 63 letters, digits, `_`, `-` and `.`");
       case TextRule::kOrigin:
         return check(IsOrigin(text), "must be JOB or JOB@ROUND with a job's name or number");

@@ -32,6 +32,10 @@ std::string MapText(std::uint64_t job, const control::MapT& map) {
   return Text(control::Encode(Make(std::move(update))));
 }
 
+std::string LabelText(const std::string& label) {
+  return label.empty() ? "" : "with the label `" + label + "` ";
+}
+
 Error Annotated(const std::string& what, const Error& error) {
   return Annotate(error, what + ": ");
 }
@@ -190,6 +194,7 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
   member.host = message.host;
   member.version = message.version;
   member.slots = message.slots;
+  member.label = message.label;
   member.registered = true;
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
@@ -357,14 +362,16 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
   }
   const Member* chosen = nullptr;
   for (const auto& [procid, agent] : agents_) {
-    if (agent.alive() && (chosen == nullptr || FreeSlots(procid) > FreeSlots(chosen->procid))) {
+    if (agent.alive() && agent.label == spec->resources.label &&
+        (chosen == nullptr || FreeSlots(procid) > FreeSlots(chosen->procid))) {
       chosen = &agent;
     }
   }
   if (chosen == nullptr) {
     return Fail(ticket,
                 {ErrorCode::kUnreachable,
-                 "no ps-worker agent is registered with coordinator " + options_.id +
+                 "no ps-worker agent " + LabelText(spec->resources.label) +
+                     "is registered with coordinator " + options_.id +
                      ", so the job's model and data cannot be checked; start one and submit "
                      "again (ds-cli node list shows who is there)"});
   }
@@ -583,6 +590,7 @@ nlohmann::json Core::DescribeNodes() const {
       } else {
         entry["slots"] = member.slots;
         entry["free_slots"] = FreeSlots(procid);
+        entry["label"] = member.label;
       }
       list.push_back(std::move(entry));
     }

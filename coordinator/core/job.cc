@@ -100,14 +100,16 @@ void Job::Tick() {
     std::uint32_t slots = 0;
     for (const auto& [procid, server] : cluster_.servers()) servers += server.alive() ? 1 : 0;
     for (const auto& [procid, agent] : cluster_.agents()) {
-      if (agent.alive()) slots += cluster_.FreeSlots(procid);
+      if (Takes(agent)) slots += cluster_.FreeSlots(procid);
     }
     std::string reason;
     if (servers == 0) reason = "waits for a ps-server; none is registered";
     if (slots < state_.workers.size()) {
       reason += (reason.empty() ? "" : "; ");
-      reason += "waits for " + std::to_string(state_.workers.size()) + " free worker slots, " +
-                std::to_string(slots) + " free now";
+      reason += "waits for " + std::to_string(state_.workers.size()) + " free worker slots";
+      const std::string& label = definition_.spec.resources.label;
+      if (!label.empty()) reason += " on agents with the label `" + label + "`";
+      reason += ", " + std::to_string(slots) + " free now";
     }
     if (!reason.empty()) {
       if (reason != state_.reason) SetPhase(Phase::kQueued, reason);
@@ -171,6 +173,10 @@ void Job::StartRunning() {
 
 // ---- workers
 
+bool Job::Takes(const Member& agent) const {
+  return agent.alive() && agent.label == definition_.spec.resources.label;
+}
+
 std::size_t Job::LiveCount() const {
   std::size_t count = 0;
   for (const WorkerSlot& slot : state_.workers) count += slot.live ? 1 : 0;
@@ -221,7 +227,7 @@ void Job::StartMissingTasks() {
     const Member* best = nullptr;
     std::uint32_t best_free = 0;
     for (const auto& [procid, agent] : cluster_.agents()) {
-      if (!agent.alive()) continue;
+      if (!Takes(agent)) continue;
       const std::uint32_t free = cluster_.FreeSlots(procid);
       if (free > best_free) {
         best = &agent;

@@ -106,6 +106,7 @@ class Job {
   };
 
   // Workers.
+  bool Takes(const Member& agent) const;  // tasks of this job, if it has a slot
   std::size_t LiveCount() const;
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
   void StartMissingTasks();

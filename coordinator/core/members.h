@@ -24,7 +24,8 @@ struct Member {
   bool present = false;
   bool registered = false;
   std::vector<std::string> lanes;  // servers
-  std::uint32_t slots = 0;         // agents
+  std::uint32_t slots = 0;         // agents, as the next
+  std::string label;               // takes the tasks of jobs with this resources.label only
 
   bool alive() const { return present && registered; }
 };

@@ -77,8 +77,10 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
     return;
   }
   if (request.path == "/v1/version") {
-    responder.Answer(
-        Json({{"version", PS_VERSION}, {"leader", core_ != nullptr}, {"id", options_.id}}));
+    responder.Answer(Json({{"version", PS_VERSION},
+                           {"leader", core_ != nullptr},
+                           {"id", options_.id},
+                           {"zookeeper", options_.zookeeper}}));
     return;
   }
   if (request.path.rfind("/v1/", 0) != 0) {

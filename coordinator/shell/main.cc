@@ -14,7 +14,8 @@ int main(int argc, char** argv) {
   std::string log_level = "info";
   std::string log_format = "text";
   CLI::App app(
-      "Coordinator of a parameter-server cluster: election, placement, recovery, REST API.");
+      "Coordinator of a parameter-server cluster: election, placement, recovery, REST API.",
+      "coordinator");
   app.add_option("--id", options.id, "Name of this coordinator")->capture_default_str();
   app.add_option("--zookeeper", options.zookeeper, "HOST:PORT[,HOST:PORT...][/chroot]")
       ->capture_default_str();

@@ -150,6 +150,7 @@ control::MessageT Agent::Registration() const {
   registration.host = options_.host;
   registration.version = options_.version;
   registration.slots = stopping_ ? 0 : options_.slots;
+  registration.label = options_.label;
   for (const auto& entry : tasks_) {
     const Task& task = entry.second;
     control::TaskInfoT info;

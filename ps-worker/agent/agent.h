@@ -33,6 +33,7 @@ struct AgentOptions {
   std::string host;
   std::string version;
   std::uint32_t slots = 1;
+  std::string label;  // takes the tasks of jobs with this resources.label only
   std::filesystem::path state_directory;
   std::filesystem::path retention_directory;
   std::string task_binary;

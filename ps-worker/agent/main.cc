@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
   std::string log_format = "text";
   int session_timeout_ms = static_cast<int>(config.session_timeout.count());
 
-  CLI::App app{"Runs the worker tasks of training jobs on this node."};
+  CLI::App app{"Runs the worker tasks of training jobs on this node.", "ps-worker"};
   app.set_version_flag("--version", PS_VERSION);
   app.add_option("--name", agent.name, "Name of this node for people")->capture_default_str();
   app.add_option("--zookeeper", config.zookeeper, "HOST:PORT,.../CHROOT")->capture_default_str();
@@ -77,6 +77,8 @@ int main(int argc, char** argv) {
   app.add_option("--slots", agent.slots, "Tasks that run here at a time")
       ->capture_default_str()
       ->check(CLI::Range(1u, 1024u));
+  app.add_option("--label", agent.label,
+                 "Take only tasks of jobs with this resources.label (default: of those without)");
   app.add_option("--state-dir", state_directory, "Job files and logs of tasks")
       ->capture_default_str();
   app.add_option("--retention-dir", retention_directory,

@@ -42,6 +42,28 @@ class BenchTest(unittest.TestCase):
             self.check(row)
             self.assertEqual(row["entries"], 1000)
 
+    def test_rows(self):
+        rows = self.rows("--local", "-t", "rowpush,rowpull,rowpushpull", "--width", "8", "--rows", "100",
+                         "--keys", "3000", "--workers", "2", "--servers", "2", "--size", "64,1K")
+        self.assertEqual([row["operation"] for row in rows], ["rowpush", "rowpull", "rowpushpull"])
+        for row in rows:
+            self.check(row)
+            self.assertEqual(row["row_width"], 8)
+            # 100 draws out of 3,000: a few are equal.
+            self.assertGreater(row["rows"], 95)
+            self.assertLess(row["rows"], 100)
+            self.assertEqual(row["bytes"], round(row["rows"] * 8) * 4)
+            self.assertAlmostEqual(row["rows_per_s"], row["ops_per_s"] * row["rows"], delta=1)
+        self.assertEqual([row["entries"] > 0 for row in rows], [True, False, True])
+
+    def test_the_rows_of_zipf_are_fewer(self):
+        words = ("--local", "-t", "rowpush", "--rows", "100", "--keys", "100000", "--values", "bf16",
+                 "--optimizer", "adam")
+        uniform = self.rows(*words)[0]["rows"]
+        zipf = self.rows(*words, "--distribution", "zipf", "--zipf-exponent", "1.2")[0]["rows"]
+        self.assertGreater(uniform, 99)
+        self.assertLess(zipf, 80)
+
     def test_libzmq_alone(self):
         for row in self.rows("--transport", "-t", "push,pull,pushpull", "--size", "64,64K"):
             self.check(row)
@@ -58,6 +80,9 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(run("--local", "--entries", "10", "--parameters", "5")[0], 64)
         self.assertEqual(run("--local", "--transport")[0], 64)
         self.assertEqual(run("-t", "push")[0], 64)
+        self.assertEqual(run("--transport", "-t", "rowpush")[0], 64)
+        self.assertEqual(run("--local", "-t", "rowpush", "--optimizer", "lion")[0], 64)
+        self.assertEqual(run("--local", "-t", "rowpush", "--rows", "1000000", "--width", "1024")[0], 64)
 
 
 unittest.main()

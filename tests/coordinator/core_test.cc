@@ -116,7 +116,8 @@ class CoreTest : public ::testing::Test {
     message.lanes = {"tcp://" + name + ":1"};
     Say("p-" + name, std::move(message));
   }
-  void AddAgent(const std::string& name, std::vector<control::RingInfoT> rings = {}) {
+  void AddAgent(const std::string& name, std::vector<control::RingInfoT> rings = {},
+                const std::string& label = "") {
     agents_.insert(name);
     Announce();
     control::RegisterAgentT message;
@@ -124,6 +125,7 @@ class CoreTest : public ::testing::Test {
     message.procid = "p-" + name;
     message.host = "host";
     message.slots = 1;
+    message.label = label;
     for (const auto& [task, worker] : tasks_) {
       if (worker.agent != "p-" + name) continue;
       auto info = std::make_unique<control::TaskInfoT>();
@@ -396,6 +398,64 @@ TEST_F(CoreTest, QueuedJobNamesWhatItWaitsFor) {
   const std::string reason = Describe()["reason"];
   EXPECT_NE(reason.find("ps-server"), std::string::npos) << reason;
   EXPECT_NE(reason.find("2 free worker slots"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, AJobWithALabelIsCheckedAndRunByAgentsThatHaveItAlone) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1", {}, "bench");
+  AddAgent("a2", {}, "other");
+  auto spec = ParseJobJson(SpecJson());
+  spec->training.workers = 1;
+  spec->resources.label = "bench";
+  spec->resources.max_restarts = 0;
+  core_->Submit(1, ResolvedJson(*spec), false, now_);
+  Flush();
+  EXPECT_TRUE(Take("p-a0", Body::Preflight).empty());
+  EXPECT_TRUE(Take("p-a2", Body::Preflight).empty());
+  const auto checks = Take("p-a1", Body::Preflight);
+  ASSERT_EQ(checks.size(), 1u);
+  Say("p-a1", GoodPreflight(checks[0].body.AsPreflight()->request));
+  Tick();
+  EXPECT_TRUE(Take("p-a0", Body::StartTask).empty());
+  EXPECT_TRUE(Take("p-a2", Body::StartTask).empty());
+  EXPECT_EQ(Take("p-a1", Body::StartTask).size(), 1u);
+  EXPECT_EQ(PhaseNow(), "placing");
+  agents_.erase("a1");
+  Announce();
+  EXPECT_EQ(PhaseNow(), "failed") << "whoever measured is gone, and nobody else may go on";
+}
+
+TEST_F(CoreTest, AJobWithoutALabelLeavesAgentsWithOneAlone) {
+  AddServer("s0");
+  AddAgent("a0", {}, "bench");
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
+  answers_.clear();
+  AddAgent("a1");
+  Submit();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "queued");
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("2 free worker slots, 1 free now"), std::string::npos) << reason;
+  EXPECT_TRUE(Take("p-a0", Body::StartTask).empty());
+}
+
+TEST_F(CoreTest, AQueuedJobNamesTheLabelItWaitsFor) {
+  AddServer("s0");
+  AddAgent("a0", {}, "bench");
+  auto spec = ParseJobJson(SpecJson());
+  spec->resources.label = "bench";
+  core_->Submit(1, ResolvedJson(*spec), false, now_);
+  Flush();
+  for (const auto& message : Take("p-a0", Body::Preflight)) {
+    Say("p-a0", GoodPreflight(message.body.AsPreflight()->request));
+  }
+  Tick();
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("with the label `bench`, 1 free now"), std::string::npos) << reason;
 }
 
 TEST_F(CoreTest, JobStartsOnceServersAndWorkersAreThere) {

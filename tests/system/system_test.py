@@ -794,6 +794,133 @@ class Coordinators(WithCluster):
         self.assertEqual(code, 0, said)
 
 
+class Bench(WithCluster):
+    """ds-bench --cluster, beside a job that has all the slots."""
+    arguments = ("--servers", "2", "--lanes", "2")
+
+    def start(self, *words):
+        return subprocess.Popen([os.path.join(BIN, "ds-bench"), "--cluster", *words], text=True,
+                                env=self.cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run_bench(self, *words, env=None):
+        return subprocess.run([os.path.join(BIN, "ds-bench"), "--cluster", *words], text=True,
+                              timeout=120, env=env or self.cluster.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+
+    def jobs(self):
+        listed = json.loads(self.cluster.ds("job", "list", "-o", "json").stdout)["jobs"]
+        return {str(job["id"]): job for job in listed}
+
+    def until(self, done, seconds=60):
+        end = time.time() + seconds
+        while not done():
+            self.assertLess(time.time(), end, json.dumps(self.jobs())[:3000])
+            time.sleep(0.1)
+
+    def running(self):
+        """The benchmark's job that runs; "" if there is none."""
+        for number, job in self.jobs().items():
+            if job["name"].startswith("ds-bench") and job["phase"] == "running":
+                return number
+        return ""
+
+    def nodes(self):
+        return json.loads(self.cluster.ds("node", "list", "-o", "json").stdout)["nodes"]
+
+    def test_a_job_with_all_slots_goes_on_and_stays_exact(self):
+        # More than enough for the measurement: it is cancelled if it is not over by then.
+        job = self.cluster.submit(ledger("busy", records=2000000, epochs=1, every=5000))
+        self.until(lambda: self.cluster.job(job)["phase"] == "running")
+        done = self.run_bench("-t", "push,pull,pushpull,rowpush,rowpull,rowpushpull", "--size", "64K",
+                              "--parameters", "262144", "--keys", "5000", "--workers", "2",
+                              "--seconds", "0.5", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        rows = json.loads(done.stdout)
+        self.assertEqual([row["operation"] for row in rows],
+                         ["push", "pull", "pushpull", "rowpush", "rowpull", "rowpushpull"])
+        for row in rows:
+            self.assertEqual((row["over"], row["servers"], row["lanes"], row["workers"]),
+                             ("cluster", 2, 4, 2))
+            self.assertGreater(row["operations"], 0, row)
+            self.assertLessEqual(row["p50_us"], row["p99_us"], row)
+        self.assertIn("shared with running jobs", done.stderr)
+        self.assertIn("busy", done.stderr)
+        # Its jobs and its node are gone, nothing of the other one was lost.
+        others = [other for number, other in self.jobs().items() if int(number) > int(job)]
+        self.assertEqual([(other["phase"], other["reason"]) for other in others
+                          if other["name"].startswith("ds-bench")],
+                         [("cancelled", "ds-bench: measured")] * 6)
+        self.until(lambda: not [n for n in self.nodes() if n["name"].startswith("ds-bench")])
+        for node in self.nodes():
+            self.assertIn(node["jobs"], ([], ["busy"]), node)
+        described = self.finish(job)
+        self.assertEqual(described["restarts"], 0)
+        code, said, _ = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+
+    def test_an_interruption_cancels_its_job(self):
+        bench = self.start("-t", "push", "--seconds", "100")
+        self.until(lambda: self.running() != "")
+        job = self.running()
+        time.sleep(0.5)
+        bench.send_signal(signal.SIGINT)
+        _, said = bench.communicate(timeout=30)
+        self.assertEqual(bench.returncode, 130, said)
+        self.assertIn("interrupted", said)
+        self.assertEqual(self.cluster.job(job)["phase"], "cancelled")
+
+    def test_the_job_of_a_killed_benchmark_is_over_soon(self):
+        bench = self.start("-t", "rowpush", "--seconds", "100")
+        self.until(lambda: self.running() != "")
+        job = self.running()
+        bench.kill()
+        bench.communicate(timeout=30)
+        self.until(lambda: self.cluster.job(job)["phase"] == "failed", 30)
+        self.assertFalse([n for n in self.nodes() if any("ds-bench" in j for j in n["jobs"])])
+
+    def test_a_cancelled_job_ends_the_benchmark(self):
+        bench = self.start("-t", "pull", "--seconds", "100")
+        self.until(lambda: self.running() != "")
+        self.cluster.ds("job", "cancel", self.running(), "--reason", "too loud")
+        _, said = bench.communicate(timeout=30)
+        self.assertEqual(bench.returncode, 70, said)
+        self.assertIn("the job has cancelled", said)
+
+    def test_a_lost_server_ends_the_benchmark(self):
+        bench = self.start("-t", "push", "--size", "1M", "--seconds", "100")
+        self.until(lambda: self.running() != "")
+        job = self.running()
+        time.sleep(0.5)
+        os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+        _, said = bench.communicate(timeout=60)
+        self.assertEqual(bench.returncode, 70, said)
+        self.assertRegex(said, "server.* (is gone|was lost)|cannot go on")
+        self.assertIn(self.cluster.job(job)["phase"], ("cancelled", "failed"))
+        self.cluster.up("--repair")
+
+    def test_what_cannot_be_measured_says_why(self):
+        done = self.run_bench("--coordinator", "http://127.0.0.1:1")
+        self.assertEqual(done.returncode, 69, done.stderr)
+        self.assertIn("127.0.0.1:1", done.stderr)
+        done = self.run_bench(env=dict(self.cluster.env, DS_STATE="/nowhere"))
+        self.assertEqual(done.returncode, 69, done.stderr)
+        self.assertIn("no coordinator is known", done.stderr)
+        done = self.run_bench("--zookeeper", "127.0.0.1:1/ds", "--deadline", "2")
+        self.assertEqual(done.returncode, 70, done.stderr)
+        self.assertIn("127.0.0.1:1", done.stderr)
+        for words in (("-t", "overload"), ("-t", "apply"), ("--servers", "2")):
+            self.assertEqual(self.run_bench(*words).returncode, 64, words)
+
+    def test_z_without_servers_there_is_nothing_to_measure(self):
+        for name, pid in self.cluster.processes().items():
+            if name.startswith("server"):
+                os.kill(pid, signal.SIGTERM)
+        self.until(lambda: not [n for n in self.nodes() if n["kind"] == "server"])
+        done = self.run_bench()
+        self.assertEqual(done.returncode, 69, done.stderr)
+        self.assertIn("no ps-server", done.stderr)
+
+
 class NoMembers(WithCluster):
     def test_submission_without_workers_says_what_is_missing(self):
         for name, pid in self.cluster.processes().items():

@@ -187,7 +187,7 @@ sparsification:
   value_codec: fp32
   small_tensor_elements: 0
 checkpoint: {every_steps: 7, keep: 2, from: other@12}
-resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0}
+resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0, label: gpu.a_b-1}
 )");
   EXPECT_EQ(spec.model.channels, (std::vector<std::int64_t>{8, 24}));
   EXPECT_EQ(spec.model.hidden, 64);
@@ -233,6 +233,7 @@ resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0}
   EXPECT_EQ(spec.resources.shards, 4096);
   EXPECT_EQ(spec.resources.retention_mebibytes, 64);
   EXPECT_EQ(spec.resources.max_restarts, 0);
+  EXPECT_EQ(spec.resources.label, "gpu.a_b-1");
 }
 
 // ---- the resolved form
@@ -487,6 +488,7 @@ const BadCase kBadCases[] = {
     {kMlp, "", "checkpoint: {from: ../x}\n", "must be JOB or JOB@ROUND"},
     {kMlp, "", "resources: {shards: 4097}\n", "resources.shards: must be 0 to 4096"},
     {kMlp, "", "resources: {retention_mebibytes: 0}\n", "must be 1 to 1048576"},
+    {kMlp, "", "resources: {label: a b}\n", "resources.label: must be 1 to 63 letters"},
     {kMlp, "", "resources: {max_restarts: -1}\n", "resources.max_restarts: must be 0 to"},
     {kMlp, "", "name: again\n", "`name` is given twice"},
 };
@@ -759,7 +761,8 @@ TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
       Replaced(kCnn, "  train:", "  test: {format: idx, images: a, labels: b}\n  train:");
   for (const std::string& text :
        {std::string(kMlp), std::string(kLedger), std::string(kCnn),
-        std::string(idx_csv) + "checkpoint: {from: a}\n", std::string(kCnn) + "  test: {file: b}\n",
+        std::string(idx_csv) + "checkpoint: {from: a}\nresources: {label: a}\n",
+        std::string(kCnn) + "  test: {file: b}\n",
         Replaced(kMlp, "type: mlp\n  layers: [784, 256, 10]",
                  "type: torchscript\n  file: a.pt\n  input_shape: [3]"),
         std::string(kMlp) + "optimizer: {learning_rate: {schedule: step, step_epochs: [1]}}\n",

@@ -1,0 +1,102 @@
+// ds-bench as a worker node of a running cluster: an agent whose tasks are this process.
+//
+// It registers with a label of its own, so that only jobs that name it come here, and no other job
+// loses a slot or gets one that soon goes. It answers the check of a job with the model that it was
+// offered, and says that a task is ready as soon as it is given one; the pushes are made elsewhere
+// (load_worker.h). When this process dies its node in ZooKeeper goes with it: a job that allows no
+// restarts has then failed, and the servers drop what they hold of it.
+// It has a thread of its own; all methods may be called from any other.
+#pragma once
+
+#include <cstdint>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/ids.h"
+#include "common/messages/control.h"
+#include "common/net/control_client.h"
+#include "common/net/loop.h"
+#include "common/result.h"
+
+namespace ps::bench {
+
+class BenchAgent {
+ public:
+  struct Settings {
+    std::string zookeeper;  // HOST:PORT,.../CHROOT
+    std::string name;       // also its label
+    std::string procid;
+    std::string host;
+    std::uint32_t slots = 1;
+  };
+  struct Task {
+    JobId job;
+    std::uint32_t worker = 0;
+    Incarnation incarnation;
+    std::uint32_t generation = 0;
+    Clock first_clock;
+    bool started = false;
+  };
+  struct Started {
+    std::vector<Task> tasks;  // by worker
+    control::MapT map;
+  };
+
+  // Begins to announce itself; who waits for it to be registered asks the coordinator.
+  // kInvalid if `zookeeper` is malformed.
+  static Result<std::unique_ptr<BenchAgent>> Start(Settings settings);
+  ~BenchAgent();  // leaves the cluster
+  BenchAgent(const BenchAgent&) = delete;
+  BenchAgent& operator=(const BenchAgent&) = delete;
+
+  const Settings& settings() const { return settings_; }
+
+  // What the next job is; what was known of the one before is forgotten.
+  void Offer(control::LayoutT model, const control::DataInfoT& data);
+  // Once all `workers` tasks of the job are live.
+  std::optional<Started> TakeStarted(std::uint32_t workers);
+  // Why the job that was started cannot be measured any more; empty: it can.
+  std::string trouble() const;
+  // Why ZooKeeper does not answer; empty: it does.
+  std::string zookeeper_trouble() const;
+
+ private:
+  explicit BenchAgent(Settings settings) : settings_(std::move(settings)) {}
+
+  void RunThread();
+  control::MessageT Registration() const;
+  void OnMessage(control::MessageT message);
+  void OnPreflight(const control::PreflightT& preflight);
+  void OnStartTask(const control::StartTaskT& start);
+  void OnTaskStart(std::uint64_t number, const control::TaskStartT& start);
+  void OnJobUpdate(std::uint64_t number, const control::JobUpdateT& update);
+  void OnStopTask(const control::StopTaskT& stop);
+  void SayReady();
+  void Send(const control::MessageT& message);
+
+  const Settings settings_;
+  net::Loop loop_;
+  net::ControlClient* client_ = nullptr;  // the thread's
+  std::promise<Status> begun_;
+
+  struct Offered {
+    control::LayoutT model;
+    control::DataInfoT data;
+  };
+  mutable std::mutex mutex_;             // guards what follows
+  std::optional<Offered> offered_;       // what a check is answered with
+  std::map<std::uint64_t, Task> tasks_;  // by the coordinator's number
+  std::optional<control::MapT> map_;     // of the start
+  std::string trouble_;
+  std::string zookeeper_trouble_ = "not connected yet";
+
+  std::thread thread_;
+};
+
+}  // namespace ps::bench
