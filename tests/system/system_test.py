@@ -7,11 +7,13 @@ BIN_DIR is build/<preset>/bin. Each class starts a local cluster of its own.
 """
 import http.client
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -193,6 +195,25 @@ class WithCluster(unittest.TestCase):
 
 
 class Training(WithCluster):
+    def exported(self, job):
+        """The tensors of model.safetensors by name, read as its format says."""
+        folder = os.path.join(self.cluster.folder, "model")
+        done = self.cluster.ds("ckpt", "export", job, "--to", folder, "-o", "json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual({file["name"] for file in json.loads(done.stdout)["files"]},
+                         {"model.safetensors", "manifest.json"})
+        with open(os.path.join(folder, "model.safetensors"), "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            data = file.read()
+        header.pop("__metadata__")
+        tensors = {}
+        for name, tensor in header.items():
+            self.assertEqual(tensor["dtype"], "F32")
+            begin, end = tensor["data_offsets"]
+            tensors[name] = struct.unpack("<%df" % ((end - begin) // 4), data[begin:end])
+            self.assertEqual(len(tensors[name]), math.prod(tensor["shape"]))
+        return tensors
+
     def test_fashion_mnist_learns_and_its_checkpoint_starts_another_job(self):
         if not os.path.isdir(FASHION):
             self.skipTest("Debian's package dataset-fashion-mnist is not installed")
@@ -205,6 +226,15 @@ class Training(WithCluster):
         self.assertGreaterEqual(job["checkpoints"], 2)
         verify = self.cluster.ds("ckpt", "verify", first)
         self.assertEqual(verify.returncode, 0, verify.stderr)
+        code, said, found = self.cluster.read_by_the_format(job)
+        self.assertEqual(code, 0, said)
+        tensors = self.exported(first)
+        self.assertEqual(sum(map(len, tensors.values())), found["tables"]["parameters"]["elements"])
+        self.assertAlmostEqual(sum(map(math.fsum, tensors.values())),
+                               found["tables"]["parameters"]["sum"], places=3)
+        again = self.cluster.ds("ckpt", "export", first, "--to", os.path.join(self.cluster.folder, "model"))
+        self.assertEqual(again.returncode, 2, again.stdout)
+        self.assertIn("is there already", again.stderr)
         second = self.cluster.submit(fashion("second", 0.25).replace(
             "every_steps: 100", "every_steps: 100, from: first"))
         job = self.finish(second)
