@@ -154,7 +154,7 @@ void Visit(Visitor& v, TrainingSpec& t) {
   v.Choice("metric", t.metric, {"accuracy", "auc", "logloss", "mse", "none"}, Need::kOptional);
   v.Staleness("staleness", t.staleness);
   v.Integer("max_version_gap", t.max_version_gap, Whole{0, 1'000'000'000});
-  v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32"}, Need::kOptional);
+  v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32", "increments"}, Need::kOptional);
   v.Number("evaluate_every_epochs", t.evaluate_every_epochs, Range{0, 1e6, false, false});
   v.Choice("on_nonfinite", t.on_nonfinite, {"skip", "stop"}, Need::kOptional);
   v.Integer("seed", t.seed, Whole{0, std::numeric_limits<std::int64_t>::max()});
@@ -971,6 +971,16 @@ void CheckData(const JobSpec& spec, Report& report) {
 
 void CheckTraining(const JobSpec& spec, Report& report) {
   const TrainingSpec& training = spec.training;
+  if (training.pull_values == "increments") {
+    // Each of these changes every entry with every push, or is to be exact.
+    std::string_view bad;
+    if (spec.sparsification.ratio >= 1) bad = "a sparsification.ratio below 1";
+    if (training.staleness == 0) bad = "a staleness above 0";
+    if (spec.optimizer.weight_decay > 0) bad = "an optimizer.weight_decay of 0";
+    if (!bad.empty()) {
+      report.AddAt("training.pull_values", "increments need " + std::string(bad));
+    }
+  }
   if (spec.model.type == "ledger") {
     if (training.loss != "none") {
       report.AddAt("training.loss",

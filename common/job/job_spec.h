@@ -131,7 +131,7 @@ struct TrainingSpec {
   std::string metric = "accuracy";   // accuracy | auc | logloss | mse | none
   std::int64_t staleness = 3;        // clocks the fastest may be ahead; -1: unlimited
   std::int64_t max_version_gap = 0;  // TooOld beyond this many applied pushes; 0: max(8, 2 workers)
-  std::string pull_values = "auto";  // auto | bf16 | fp32
+  std::string pull_values = "auto";  // auto | bf16 | fp32 | increments
   double evaluate_every_epochs = 1;  // live, on the test data; 0: only at the end
   std::string on_nonfinite = "skip";  // skip | stop
   std::int64_t seed = 1;

@@ -76,10 +76,14 @@ using Work = std::variant<TrainLease, FlushWork, DrainWork, EvaluateWork, StopWo
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {
   ShardId shard;
-  wire::PullContent content;  // Unchanged: no blocks
+  // Unchanged: no blocks. Increments: blocks that are not dense are to be added, in their order
+  // (codec::AddIncrement), the others are values.
+  wire::PullContent content;  // never IncrementsAndHash: see `hash`
   std::uint64_t version;
   std::uint32_t lineage;
   std::vector<codec::BlockView> blocks;  // validated; block numbers are the job's
+  // Of what the task holds of the shard's parameters afterwards (codec::HeldHash).
+  std::optional<std::uint64_t> hash = std::nullopt;
   // Values of the rows that were asked of this shard, a part for each table that has some.
   std::vector<codec::RowsView> rows;
 };

@@ -269,6 +269,29 @@ TEST_F(TrainerTest, Fp32PullsAndDensePushesLearnAsWell) {
   EXPECT_GT(outcome().evaluated->metric, 0.9);
 }
 
+TEST_F(TrainerTest, WorkersLearnFromIncrementsAndHoldWhatTheServersSay) {
+  auto spec = CloudsJob();
+  spec.training.pull_values = "increments";
+  spec.training.epochs = 20;
+  TrainWell(spec);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  EXPECT_GT(outcome().increments, 1000u);
+  EXPECT_GT(outcome().hashes, 0u);
+  // A start for each worker and the final evaluation: every hash was right.
+  EXPECT_EQ(outcome().snapshot_pulls, 3u);
+}
+
+TEST_F(TrainerTest, AWorkerThatHoldsSomethingElseTakesASnapshot) {
+  auto spec = CloudsJob();
+  spec.training.pull_values = "increments";
+  spec.training.epochs = 20;
+  test::LocalClusterOptions options;
+  options.damage_hash = true;
+  TrainWell(spec, options);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  EXPECT_EQ(outcome().snapshot_pulls, 4u);
+}
+
 TEST_F(TrainerTest, TheDrainPushesTheWholeResidual) {
   auto spec = CloudsJob();
   spec.sparsification.ratio = 0.02;
