@@ -268,6 +268,7 @@ void Visit(Visitor& v, EmbeddingTableSpec& t) {
 template <typename Visitor>
 void Visit(Visitor& v, SparsificationSpec& s) {
   v.Number("ratio", s.ratio, Range{0, 1, true, false});
+  v.Number("ratio_max", s.ratio_max, Range{0, 1, false, false});
   v.Number("warmup_epochs", s.warmup_epochs, Range{0, 1e6, false, false});
   v.Choice("index_codec", s.index_codec, {"auto", "rice", "gap8", "raw16", "bitmap"},
            Need::kOptional);
@@ -1045,6 +1046,13 @@ void CheckSchedules(const JobSpec& spec, Report& report) {
   for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
     CheckSchedule(spec, spec.embedding_tables[i].optimizer,
                   ItemPath("embedding_tables", i) + ".optimizer", report);
+  }
+  const SparsificationSpec& sparse = spec.sparsification;
+  if (sparse.ratio_max > 0 && (sparse.ratio_max < sparse.ratio || spec.training.staleness == 0)) {
+    report.AddAt("sparsification.ratio_max",
+                 sparse.ratio_max < sparse.ratio
+                     ? "must not be below ratio, which is " + NumberText(sparse.ratio)
+                     : "needs a staleness above 0: it follows the link, so no two runs are alike");
   }
   if (spec.sparsification.warmup_epochs > spec.training.epochs) {
     report.AddAt("sparsification.warmup_epochs", "is longer than the training, which has " +

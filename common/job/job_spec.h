@@ -85,6 +85,7 @@ struct OptimizerSpec {
 
 struct SparsificationSpec {
   double ratio = 0.01;               // kept entries of the large tensors; 1.0: dense
+  double ratio_max = 0;              // the ratio may rise to it while the link has room; 0: off
   double warmup_epochs = 0;          // exponential from 25 % down to `ratio`
   std::string index_codec = "auto";  // auto | rice | gap8 | raw16 | bitmap
   std::string value_codec = "bf16";  // fp32 | bf16 | int8 | 4bit | 2bit | 1bit

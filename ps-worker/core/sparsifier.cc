@@ -225,6 +225,7 @@ void Sparsifier::Scan(std::size_t block_begin, std::size_t begin, std::size_t en
 
 void Sparsifier::BeginSelection() {
   flushing_ = false;
+  sent_squares_ = 0;
   indices_.clear();
   selections_.assign(block_count_, Selection());
 }
@@ -423,6 +424,7 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
         for (const std::uint16_t index : indices) u[index] = 0.0f;
       }
     }
+    sent_squares_ += SumOfSquares(sent);
     // What was sent must not be sent again by a second call.
     selection = Selection();
   }
@@ -457,6 +459,8 @@ Status Sparsifier::TakeBack(std::span<const std::byte> payload) {
   }
   return Ok();
 }
+
+double Sparsifier::SentNorm() const { return std::sqrt(sent_squares_); }
 
 double Sparsifier::ResidualNorm() const { return std::sqrt(SumOfSquares(residual_)); }
 

@@ -85,6 +85,8 @@ class Sparsifier {
   Status TakeBack(std::span<const std::byte> payload);
 
   double ResidualNorm() const;
+  // Of what the shards were sent since the last Step() or Flush().
+  double SentNorm() const;
   std::span<const float> residual() const { return residual_; }
   std::span<const float> momentum() const { return momentum_; }
 
@@ -129,6 +131,7 @@ class Sparsifier {
   std::vector<float> residual_;
   std::vector<float> momentum_;  // empty for sgd
   std::uint64_t steps_ = 0;
+  double sent_squares_ = 0;
   double surplus_ = 0;  // entries selected beyond the ratio, over all steps
 
   bool flushing_ = false;

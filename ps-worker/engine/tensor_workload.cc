@@ -31,7 +31,10 @@ SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
 }  // namespace
 
 TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model)
-    : spec_(spec), model_(std::move(model)) {
+    : spec_(spec),
+      model_(std::move(model)),
+      ratio_(spec.sparsification.ratio,
+             std::max(spec.sparsification.ratio, spec.sparsification.ratio_max)) {
   for (const auto& table : layout().tables) {
     const bool parameters = pulled_.empty();
     pulled_.emplace_back(parameters ? 0 : static_cast<std::size_t>(table->elements));
@@ -71,8 +74,7 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
   if (!result.nonfinite.empty()) {
     // Nothing is accumulated.
   } else if (std::isfinite(result.loss)) {
-    const double ratio =
-        WarmupRatio(spec_.sparsification.ratio, spec_.sparsification.warmup_epochs, epoch);
+    const double ratio = WarmupRatio(ratio_.ratio(), spec_.sparsification.warmup_epochs, epoch);
     if (auto status = sparsifier_->Step(model_->gradients(), ratio); !status.ok()) {
       result.nonfinite = status.error().message;
     }
@@ -109,6 +111,13 @@ std::string TensorWorkload::RowGradients(const Batch& batch, std::vector<TableRo
 
 void TensorWorkload::FindRows(const Batch& batch, BatchRows& rows) const {
   worker::FindRows(spec_.embedding_tables, batch.ids, rows);
+}
+
+void TensorWorkload::Observe(std::uint32_t pushes_without_verdict) {
+  if (!ratio_.Observe(pushes_without_verdict)) return;
+  // The norm of the residual costs a pass over it.
+  const bool adaptive = spec_.sparsification.ratio_max > spec_.sparsification.ratio;
+  ratio_.Adjust(sparsifier_->SentNorm(), adaptive ? sparsifier_->ResidualNorm() : 0);
 }
 
 void TensorWorkload::SelectAll() {

@@ -207,6 +207,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   const std::uint64_t position = lease.begin + done;
   const std::size_t count = step_.records.size();
   const double epoch = static_cast<double>(position) / static_cast<double>(train_.records());
+  workload_.Observe(session_.pushes_without_verdict());
   const auto computed = PS_TRY(workload_.Compute(step_.batch, epoch));
   const bool skipped = !computed.nonfinite.empty();
   ++steps_;

@@ -182,6 +182,8 @@ class TaskSession {
   virtual Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
                                    std::uint64_t lease_done) = 0;
   virtual Clock clock() const = 0;  // of the last committed push
+  // Pushes on which some shard has not given its verdict, as far as is known.
+  virtual std::uint32_t pushes_without_verdict() const = 0;
   // TooOld segments since the last call.
   virtual std::vector<ReturnedSegment> TakeReturned() = 0;
   // Waits until every push has a verdict on every shard.

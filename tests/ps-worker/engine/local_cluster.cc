@@ -207,6 +207,10 @@ class LocalSession final : public worker::TaskSession {
 
   Clock clock() const override { return clock_; }
 
+  std::uint32_t pushes_without_verdict() const override {
+    return cluster_.options_.pushes_without_verdict;
+  }
+
   std::string stop_reason() const override {
     const std::lock_guard lock(cluster_.mutex_);
     return cluster_.cancelled_ ? "the job was cancelled" : "";

@@ -33,8 +33,9 @@ struct LocalClusterOptions {
   std::chrono::seconds deadline{60};
   // Pushes of these clocks are answered as too old by every shard, for every worker.
   std::set<std::uint64_t> too_old_clocks;
-  bool damage_digests = false;  // what the evaluation is compared with
-  bool damage_hash = false;     // the first one that comes with increments
+  bool damage_digests = false;               // what the evaluation is compared with
+  std::uint32_t pushes_without_verdict = 0;  // what tasks are told
+  bool damage_hash = false;                  // the first one that comes with increments
   Clock first_clock;
   std::uint64_t stop_after_pushes = 0;  // then the job ends every task; 0: it does not
 };

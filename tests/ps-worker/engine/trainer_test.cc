@@ -407,6 +407,22 @@ TEST_F(TrainerTest, AnotherDigestThanTheManifestsIsReported) {
   EXPECT_EQ(outcome().evaluated->records, 0u);
 }
 
+TEST_F(TrainerTest, TheRatioFollowsTheLinkBetweenItsBounds) {
+  auto spec = CloudsJob();
+  spec.training.epochs = 16;
+  spec.sparsification.ratio = 0.05;
+  const auto entries = [&](double ratio_max, std::uint32_t waiting) {
+    spec.sparsification.ratio_max = ratio_max;
+    test::LocalClusterOptions options;
+    options.pushes_without_verdict = waiting;
+    TrainWell(spec, options);
+    return static_cast<double>(outcome().entries) / static_cast<double>(outcome().pushes);
+  };
+  const double fixed = entries(0, 0);
+  EXPECT_GT(entries(0.2, 0), 1.2 * fixed);
+  EXPECT_NEAR(entries(0.2, 4), fixed, 0.05 * fixed);
+}
+
 TEST_F(TrainerTest, TheRatioWarmsUpFromAQuarter) {
   auto spec = CloudsJob();
   spec.training.workers = 1;
