@@ -184,7 +184,7 @@ template <typename Visitor>
 void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>& types,
                     bool rows) {
   v.Choice("type", o.type, types, Need::kOptional);
-  const bool adam = o.type == "adam" || o.type == "adamw";
+  const bool adam = o.type == "adam" || o.type == "adamw" || o.type == "worker_adam";
   const bool adagrad = o.type == "adagrad" || o.type == "rowwise_adagrad";
   const bool ftrl = o.type == "ftrl";
   const When with_momentum{
@@ -192,17 +192,19 @@ void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>
       rows ? "optimizer types momentum and nesterov"
            : "optimizer types worker_nesterov, momentum and nesterov"};
   const bool sparse_adam = o.type == "sparse_adam";
-  const When adams{adam, "optimizer types adam and adamw"};
+  const When adams{adam, rows ? "optimizer types adam and adamw"
+                              : "optimizer types adam, adamw and worker_adam"};
   const When ftrl_only{ftrl, "optimizer type ftrl"};
   v.Number("momentum", o.momentum, Range{0, 0.9999, false, false}, with_momentum);
   v.Number("beta1", o.beta1, Range{0, 0.9999, false, false}, adams);
   v.Number("beta2", o.beta2, Range{0, 0.9999, false, false},
            When{adam || sparse_adam, rows ? "optimizer types adam and adamw"
-                                          : "optimizer types adam, adamw and sparse_adam"});
+                                          : "optimizer types adam, adamw, worker_adam and "
+                                            "sparse_adam"});
   v.Number("epsilon", o.epsilon, Range{kFloatLeast, 1, false, false},
            When{adam || adagrad || sparse_adam,
                 rows ? "optimizer types adagrad, rowwise_adagrad, adam and adamw"
-                     : "optimizer types adagrad, adam, adamw and sparse_adam"});
+                     : "optimizer types adagrad, adam, adamw, worker_adam and sparse_adam"});
   v.Number("initial_accumulator", o.initial_accumulator, Range{0, 1e9, false, false},
            When{adagrad || ftrl, rows ? "optimizer types adagrad, rowwise_adagrad and ftrl"
                                       : "optimizer types adagrad and ftrl"});
@@ -215,15 +217,16 @@ void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>
            When{o.type != "adam" && !ftrl,
                 "optimizer types other than adam (adamw has it) and ftrl (which has l2)"});
   if (!rows) v.Number("clip_norm", o.clip_norm, Range{0, 1e9, false, false});
-  v.Number("clip_value", o.clip_value, Range{0, 1e9, false, false},
-           When{o.type != "worker_nesterov", "optimizers on the servers"});
+  v.Number(
+      "clip_value", o.clip_value, Range{0, 1e9, false, false},
+      When{o.type != "worker_nesterov" && o.type != "worker_adam", "optimizers on the servers"});
 }
 
 template <typename Visitor>
 void Visit(Visitor& v, OptimizerSpec& o) {
   VisitOptimizer(v, o,
-                 {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw",
-                  "sparse_adam", "ftrl"},
+                 {"worker_nesterov", "worker_adam", "sgd", "momentum", "nesterov", "adagrad",
+                  "adam", "adamw", "sparse_adam", "ftrl"},
                  /*rows=*/false);
 }
 
@@ -1105,6 +1108,10 @@ Result<JobSpec> ReadJob(const Node& root, const std::string& file,
     }
   };
   resolve_optimizer(spec.optimizer, "optimizer");
+  // Asynchronous workers are momentum enough.
+  if (spec.optimizer.type == "worker_adam" && !report.Given("optimizer.beta1")) {
+    spec.optimizer.beta1 = 0;
+  }
   for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
     resolve_optimizer(spec.embedding_tables[i].optimizer,
                       ItemPath("embedding_tables", i) + ".optimizer");
@@ -1223,8 +1230,8 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
                        " keeps its momentum on the servers: with several asynchronous workers it "
                        "may need a lower rate or diverge; worker_nesterov does not");
   }
-  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" && optimizer != "sgd" &&
-      optimizer != "sparse_adam") {
+  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" &&
+      optimizer != "worker_adam" && optimizer != "sgd" && optimizer != "sparse_adam") {
     warnings.push_back("optimizer.type " + optimizer + " with sparsification.ratio " +
                        NumberText(spec.sparsification.ratio) +
                        ": an entry is updated only when it is pushed, with the sum of many steps' "

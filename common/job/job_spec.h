@@ -64,13 +64,14 @@ struct LearningRateSpec {
 };
 
 struct OptimizerSpec {
-  // worker_nesterov: on the workers. On the servers: sgd | momentum | nesterov | adagrad | adam |
-  // adamw | ftrl, and for rows rowwise_adagrad; ps-server/core/optimizer.h has the formulas.
+  // worker_nesterov, worker_adam: on the workers. On the servers: sgd | momentum | nesterov |
+  // adagrad | adam | adamw | ftrl, and for rows rowwise_adagrad; ps-server/core/optimizer.h has the
+  // formulas.
   std::string type = "worker_nesterov";
   double momentum = 0.9;           // worker_nesterov, momentum, nesterov
-  double beta1 = 0.9;              // adam, adamw
-  double beta2 = 0.999;            // adam, adamw
-  double epsilon = 1e-8;           // adam, adamw; adagrad, rowwise_adagrad: 1e-10 if not given
+  double beta1 = 0.9;              // adam, adamw; worker_adam: 0 if not given
+  double beta2 = 0.999;            // adam, adamw, worker_adam, sparse_adam
+  double epsilon = 1e-8;           // as beta2; adagrad, rowwise_adagrad: 1e-10 if not given
   double initial_accumulator = 0;  // adagrad, rowwise_adagrad, ftrl
   double l1 = 0;                   // ftrl
   double l2 = 0;                   // ftrl

@@ -19,7 +19,12 @@ constexpr std::uint32_t kEvaluationBatchWithRows = 4096;
 
 SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
   SparsifierOptions options;
-  options.nesterov = spec.optimizer.type == "worker_nesterov";
+  options.rule = spec.optimizer.type == "worker_nesterov" ? AccumulationRule::kNesterov
+                 : spec.optimizer.type == "worker_adam"   ? AccumulationRule::kAdam
+                                                          : AccumulationRule::kPlain;
+  options.beta1 = spec.optimizer.beta1;
+  options.beta2 = spec.optimizer.beta2;
+  options.epsilon = spec.optimizer.epsilon;
   options.momentum = static_cast<float>(spec.optimizer.momentum);
   options.clip_norm = spec.optimizer.clip_norm;
   options.index_codec = IndexCodecNamed(spec.sparsification.index_codec);
