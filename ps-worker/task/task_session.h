@@ -76,10 +76,14 @@ using Work = std::variant<TrainLease, FlushWork, DrainWork, EvaluateWork, StopWo
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {
   ShardId shard;
-  wire::PullContent content;  // Unchanged: no blocks
+  // Unchanged: no blocks. Increments: blocks that are not dense are to be added, in their order
+  // (codec::AddIncrement), the others are values.
+  wire::PullContent content;  // never IncrementsAndHash: see `hash`
   std::uint64_t version;
   std::uint32_t lineage;
   std::vector<codec::BlockView> blocks;  // validated; block numbers are the job's
+  // Of what the task holds of the shard's parameters afterwards (codec::HeldHash).
+  std::optional<std::uint64_t> hash = std::nullopt;
   // Values of the rows that were asked of this shard, a part for each table that has some.
   std::vector<codec::RowsView> rows;
 };
@@ -179,6 +183,8 @@ class TaskSession {
   virtual Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
                                    std::uint64_t lease_done) = 0;
   virtual Clock clock() const = 0;  // of the last committed push
+  // Pushes on which some shard has not given its verdict, as far as is known.
+  virtual std::uint32_t pushes_without_verdict() const = 0;
   // TooOld segments since the last call.
   virtual std::vector<ReturnedSegment> TakeReturned() = 0;
   // Waits until every push has a verdict on every shard.
