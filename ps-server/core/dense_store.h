@@ -84,6 +84,10 @@ class DenseStore {
   Status Load(checkpoint::ShardImage& image);
   FrozenDenseStore Freeze() const;
 
+  // Of all blocks, and what writes to frozen ones have copied so far.
+  std::size_t bytes() const { return blocks_.bytes(); }
+  std::uint64_t bytes_copied() const { return blocks_.bytes_copied(); }
+
   // Values of all elements, copied.
   std::vector<float> Values() const;
   // Values of a block: in place, or in `scratch` if they are not contiguous.

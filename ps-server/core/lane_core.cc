@@ -146,6 +146,7 @@ struct LaneCore::Job {
   }
   // Keeps what a shard that leaves has counted.
   void CountGone(const Shard& shard) {
+    copied_gone += shard.memory_use().copied;
     for (std::size_t number = 0; number < gone.size(); ++number) {
       gone[number] += shard.rows().status(number);
       gone[number].rows = 0;
@@ -171,6 +172,7 @@ struct LaneCore::Job {
   ShardMemory memory;
   std::vector<std::unique_ptr<Shard>> shards;  // by number; null: not on this lane
   std::vector<RowTableStatus> gone;            // counters of tables on shards that left
+  std::uint64_t copied_gone = 0;               // MemoryUse::copied of these shards
   std::vector<ShardId> own;                    // increasing
   std::vector<ParkedPull> parked;
   std::vector<ParkedPull> spare_pulls;  // memory of answered pulls, for later ones
@@ -276,8 +278,10 @@ std::vector<JobStatus> LaneCore::Report() const {
     one.map_version = job->map_version;
     one.parked_pulls = job->parked.size();
     one.counters = job->counters;
+    one.memory.copied = job->copied_gone;
     for (const ShardId shard : job->own) {
       const Shard& own = *job->shards[shard.value()];
+      one.memory += own.memory_use();
       one.shards.push_back(ShardStatus{shard, own.epoch(), own.state(), own.version()});
     }
     one.tables = job->TableStatus();

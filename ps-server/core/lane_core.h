@@ -112,6 +112,7 @@ struct JobStatus {
     RowTableStatus status;  // its counters grow for ever, also when shards leave
   };
   std::vector<Table> tables;  // of rows, by number
+  MemoryUse memory;           // `copied` grows for ever, also when shards leave
   std::size_t parked_pulls = 0;
   LaneCounters counters;
 };

@@ -41,6 +41,7 @@ class Shadow {
   std::span<const float> ValuesOf(std::uint32_t block, std::vector<float>& values) const;
   void Gather(std::uint32_t block, std::span<const std::uint16_t> positions,
               std::vector<float>& values) const;
+  std::size_t bytes() const { return held_.size() * sizeof(held_[0]); }
   // Of all that it has, in the order of blocks (codec::HeldHash).
   std::uint64_t Hash() const;
 

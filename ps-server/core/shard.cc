@@ -59,6 +59,19 @@ Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch 
   if (rules.increments) shadow_.emplace(layout, first_block_, last_block_);
 }
 
+MemoryUse& MemoryUse::operator+=(const MemoryUse& other) {
+  dense += other.dense;
+  change_log += other.change_log;
+  shadow += other.shadow;
+  copied += other.copied;
+  return *this;
+}
+
+MemoryUse Shard::memory_use() const {
+  return {store_.bytes(), log_.bytes(), shadow_.has_value() ? shadow_->bytes() : 0,
+          store_.bytes_copied() + rows_.bytes_copied()};
+}
+
 std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
   return block >= first_block_ && block < last_block_ ? layout_.block(block).elements : 0;
 }

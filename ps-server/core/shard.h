@@ -93,6 +93,16 @@ struct PullScratch {
   RowScratch rows;
 };
 
+// In bytes. Rows count in their own status.
+struct MemoryUse {
+  std::uint64_t dense = 0;       // values, and slots of the optimizer
+  std::uint64_t change_log = 0;  // what is kept of recent pushes, at most half of the values
+  std::uint64_t shadow = 0;      // what the workers hold, for increments
+  std::uint64_t copied = 0;      // so far, by writes to what a checkpoint had frozen; rows too
+
+  MemoryUse& operator+=(const MemoryUse& other);
+};
+
 class Shard {
  public:
   // `layout` and `rules`, which fit each other, outlive the shard.
@@ -109,7 +119,7 @@ class Shard {
   std::uint64_t samples_trained() const { return samples_trained_; }
   // Of all elements, copied.
   std::vector<float> values() const { return store_.Values(); }
-  std::size_t log_bytes() const { return log_.bytes(); }
+  MemoryUse memory_use() const;
   const ShardRows& rows() const { return rows_; }
 
   // Elements of a block of this shard, 0 for any other block number.

@@ -127,6 +127,12 @@ ShardRows::ShardRows(const LayoutView& layout, std::span<const RowRules> rules, 
   }
 }
 
+std::uint64_t ShardRows::bytes_copied() const {
+  std::uint64_t bytes = 0;
+  for (const Table& table : tables_) bytes += table.rows->bytes_copied();
+  return bytes;
+}
+
 RowTableStatus ShardRows::status(std::size_t number) const {
   const Table& table = tables_[number];
   const RowCounters& counters = table.rows->counters();

@@ -114,6 +114,8 @@ class ShardRows {
   std::size_t tables() const { return tables_.size(); }
   const RowTable& table(std::size_t number) const { return *tables_[number].rows; }
   RowTableStatus status(std::size_t number) const;
+  // What writes to frozen rows have copied so far.
+  std::uint64_t bytes_copied() const;
 
   // One update of each row: `weight` is the samples of the push / reference batch.
   void Push(std::span<const codec::RowsView> parts, std::uint64_t samples_trained, double weight);

@@ -150,6 +150,33 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
   for (const auto& [job, counters] : by_job) {
     families.Add(counters.version_gap, {{"job", std::to_string(job.value())}});
   }
+  struct PerJob {
+    const char* name;
+    const char* help;
+    prometheus::MetricType type;
+    std::uint64_t MemoryUse::*value;
+  };
+  const PerJob per_job[] = {
+      {"dense_bytes", "Memory of dense values and their optimizer's slots.", kGauge,
+       &MemoryUse::dense},
+      {"change_log_bytes", "Memory of what recent pushes changed; at most half of the values.",
+       kGauge, &MemoryUse::change_log},
+      {"shadow_bytes", "Memory of what the workers hold, for pulls of increments.", kGauge,
+       &MemoryUse::shadow},
+      {"freeze_copied_bytes_total",
+       "Bytes copied because a push changed what a checkpoint was being written from.", kCounter,
+       &MemoryUse::copied},
+  };
+  std::map<JobId, MemoryUse> memory;
+  for (const LaneStatus& lane : lanes) {
+    for (const JobStatus& job : lane.jobs) memory[job.job] += job.memory;
+  }
+  for (const PerJob& metric : per_job) {
+    families.Begin(metric.name, metric.help, metric.type);
+    for (const auto& [job, use] : memory) {
+      families.Add(static_cast<double>(use.*metric.value), {{"job", std::to_string(job.value())}});
+    }
+  }
   struct PerTable {
     const char* name;
     const char* help;

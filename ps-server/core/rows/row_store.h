@@ -99,6 +99,8 @@ class RowStore {
   std::uint64_t size() const { return size_; }
   // What the slabs take.
   std::size_t bytes() const;
+  // What writes to frozen slabs have copied so far.
+  std::uint64_t bytes_copied() const { return slabs_.bytes_copied(); }
 
   // A record whose content is not defined; the caller sets all of it. Records of the first slab may
   // move.

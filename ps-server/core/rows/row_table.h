@@ -98,6 +98,8 @@ class RowTable {
   std::uint64_t rows() const { return rows_.size(); }
   // All memory that the table has taken.
   std::size_t bytes() const { return rows_.bytes() + index_.bytes() + sketch_.bytes(); }
+  // What writes to frozen memory have copied so far.
+  std::uint64_t bytes_copied() const { return rows_.bytes_copied(); }
   const RowCounters& counters() const { return counters_; }
 
   // Calls visit(position in `keys`, values) in order; values is null for a row that is not there,

@@ -364,7 +364,7 @@ TEST_F(ShardTest, SparsePullsEqualASnapshotAfterRandomPushes) {
     }
     EXPECT_GT(sparse, 100);
     EXPECT_GT(snapshots, 0);
-    EXPECT_LE(shard.log_bytes(), shard.values().size() * sizeof(float) / 2);
+    EXPECT_LE(shard.memory_use().change_log, shard.values().size() * sizeof(float) / 2);
   }
 }
 
@@ -387,6 +387,24 @@ TEST_F(ShardTest, TheSlowestClockIsThatOfTheMembersThatCount) {
 }
 
 // ---- checkpoints
+
+TEST_F(ShardTest, MemoryIsCountedAndSoIsWhatAFrozenShardMakesPushesCopy) {
+  const std::uint64_t dense = (kElements + 300 + 10 + 4) * sizeof(float);
+  EXPECT_EQ(shard_.memory_use().dense, dense);
+  EXPECT_EQ(shard_.memory_use().change_log, 0u);
+  Push(1, One(5, 1));
+  EXPECT_GT(shard_.memory_use().change_log, 0u);
+  EXPECT_EQ(shard_.memory_use().copied, 0u);
+  {
+    const auto frozen = shard_.Freeze(JobId(1), Round(6));
+    Push(2, One(5, 1));
+    Push(3, One(6, 1));
+    EXPECT_EQ(shard_.memory_use().copied, kElements * sizeof(float)) << "the block, once";
+    EXPECT_EQ(shard_.memory_use().dense, dense);
+  }
+  Push(4, One(7, 1));
+  EXPECT_EQ(shard_.memory_use().copied, kElements * sizeof(float));
+}
 
 TEST_F(ShardTest, AFrozenImageRestoresToTheSameShard) {
   rules_.version_gap_max = 1;

@@ -71,6 +71,20 @@ TEST(MetricsTest, TablesOfRowsAreCountedByJobAndNameOverAllLanes) {
   EXPECT_THAT(text, HasSubstr("ps_server_rows{job=\"6\",table=\"items\"} 0"));
 }
 
+TEST(MetricsTest, MemoryIsSummedByJobOverAllLanes) {
+  std::vector<LaneStatus> lanes(2);
+  for (LaneStatus& lane : lanes) {
+    lane.jobs.resize(1);
+    lane.jobs[0].job = JobId(6);
+    lane.jobs[0].memory = {4000, 300, 20, 1};
+  }
+  const std::string text = MetricsText(lanes, ControlCounters());
+  EXPECT_THAT(text, HasSubstr("ps_server_dense_bytes{job=\"6\"} 8000"));
+  EXPECT_THAT(text, HasSubstr("ps_server_change_log_bytes{job=\"6\"} 600"));
+  EXPECT_THAT(text, HasSubstr("ps_server_shadow_bytes{job=\"6\"} 40"));
+  EXPECT_THAT(text, HasSubstr("ps_server_freeze_copied_bytes_total{job=\"6\"} 2"));
+}
+
 TEST(MetricsTest, EveryCodeHasAName) {
   for (std::size_t code = 0; code < kCodes; ++code) {
     EXPECT_THAT(CodeName(static_cast<wire::Code>(code)), Not(HasSubstr("unknown-code")));
