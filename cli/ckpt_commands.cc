@@ -1,5 +1,6 @@
 #include <filesystem>
 
+#include "checkpoint/export.h"
 #include "checkpoint/verify.h"
 #include "cli/commands.h"
 
@@ -55,6 +56,7 @@ struct CheckpointOptions {
   std::string name;  // JOB or JOB@ROUND
   std::string directory;
   std::string root;
+  std::string output;  // export
 };
 
 // A checkpoint on this machine's disk, and the hash that the cluster committed for it.
@@ -176,16 +178,60 @@ Result<ExitCode> Describe(Globals& globals, const CheckpointOptions& options) {
   return ExitCode::kOk;
 }
 
+checkpoint::VerifyProgress ShowShards(Environment& environment) {
+  return [&environment](std::uint32_t done, std::uint32_t total) {
+    if (!environment.err_is_terminal) return;
+    environment.err << "\rshard " << done << " of " << total << std::flush;
+  };
+}
+
+void EndShards(Environment& environment) {
+  if (environment.err_is_terminal) environment.err << "\r\x1b[K" << std::flush;
+}
+
+Result<ExitCode> Export(Globals& globals, const CheckpointOptions& options) {
+  Environment& environment = globals.environment;
+  const OutputFormat format = PS_TRY(globals.Format());
+  const Located located = PS_TRY(Locate(globals, options));
+  auto exported = checkpoint::ExportCheckpoint(located.directory, located.hash, options.output,
+                                               ShowShards(environment));
+  EndShards(environment);
+  const auto report = PS_TRY(std::move(exported));
+  std::uint64_t bytes = 0;
+  Json files = Json::array();
+  for (const auto& file : report.files) {
+    bytes += file.bytes;
+    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"digest", file.digest}});
+  }
+  const Json json{{"directory", options.output},
+                  {"job", report.manifest.job_name},
+                  {"round", report.manifest.round.value()},
+                  {"bytes", bytes},
+                  {"files", files}};
+  std::ostream& out = environment.out;
+  if (WriteStructured(out, format, json)) return ExitCode::kOk;
+  if (format == OutputFormat::kName) {
+    for (const auto& file : report.files)
+      out << (fs::path(options.output) / file.name).string() << "\n";
+    return ExitCode::kOk;
+  }
+  Table table({"FILE", "SIZE", "DIGEST"});
+  for (const auto& file : report.files) {
+    table.Add({Printable(file.name), BytesText(static_cast<double>(file.bytes)), file.digest});
+  }
+  out << "checkpoint " << report.manifest.round << " of " << Printable(report.manifest.job_name)
+      << " is in " << Printable(options.output) << "\n"
+      << table.ToString();
+  return ExitCode::kOk;
+}
+
 Result<ExitCode> Verify(Globals& globals, const CheckpointOptions& options) {
   Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
   const Located located = PS_TRY(Locate(globals, options));
-  const bool live = environment.err_is_terminal;
-  auto report = PS_TRY(checkpoint::VerifyCheckpoint(
-      located.directory, [&environment, live](std::uint32_t done, std::uint32_t total) {
-        if (live) environment.err << "\rshard " << done << " of " << total << std::flush;
-      }));
-  if (live) environment.err << "\r\x1b[K" << std::flush;
+  auto verified = checkpoint::VerifyCheckpoint(located.directory, ShowShards(environment));
+  EndShards(environment);
+  auto report = PS_TRY(std::move(verified));
   if (!located.hash.empty() && located.hash != report.manifest_hash) {
     report.findings.push_back("the manifest has the hash " + report.manifest_hash +
                               ", the cluster committed " + located.hash);
@@ -213,8 +259,10 @@ Result<ExitCode> Verify(Globals& globals, const CheckpointOptions& options) {
   return code;
 }
 
-void AddLocated(CLI::App& group, Globals& globals, const char* name, const char* description,
-                const char* examples, Result<ExitCode> (*run)(Globals&, const CheckpointOptions&)) {
+// The command, and the options that its callback reads.
+std::pair<CLI::App*, std::shared_ptr<CheckpointOptions>> AddLocated(
+    CLI::App& group, Globals& globals, const char* name, const char* description,
+    const char* examples, Result<ExitCode> (*run)(Globals&, const CheckpointOptions&)) {
   CLI::App* command = AddCommand(group, name, description, examples, globals);
   const auto options = std::make_shared<CheckpointOptions>();
   auto* positional =
@@ -227,6 +275,7 @@ void AddLocated(CLI::App& group, Globals& globals, const char* name, const char*
   command->callback([&globals, options, run] {
     globals.action = [&globals, options, run] { return run(globals, *options); };
   });
+  return {command, options};
 }
 
 }  // namespace
@@ -247,6 +296,15 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
              "Read every byte of a checkpoint and compare it with its digests; exits 10 if "
              "something is wrong",
              "  ds-cli ckpt verify fashion-mlp\n  ds-cli ckpt verify --dir DIR\n", Verify);
+  const auto [command, options] = AddLocated(
+      *group, globals, "export",
+      "Write a checkpoint as files for other programs: model.safetensors, and .npy of tables of "
+      "rows",
+      "  ds-cli ckpt export fashion-mlp --to model\n  ds-cli ckpt export --dir DIR --to model\n",
+      Export);
+  command->add_option("--to", options->output, "The folder to write, which must not exist")
+      ->required()
+      ->type_name("FOLDER");
 }
 
 }  // namespace ps::cli

@@ -83,9 +83,10 @@ std::size_t EncodeBlock(std::uint32_t block, std::uint32_t elements,
 
 Status ParseSegment(std::span<const std::byte> payload,
                     const std::function<std::uint32_t(std::uint32_t)>& elements_of,
-                    std::vector<BlockView>& blocks) {
+                    std::vector<BlockView>& blocks, std::uint32_t runs_max) {
   blocks.clear();
   std::int64_t previous = -1;
+  std::uint32_t runs = 1;
   while (!payload.empty()) {
     wire::BlockHeader header;
     if (payload.size() < sizeof(header)) {
@@ -94,7 +95,7 @@ Status ParseSegment(std::span<const std::byte> payload,
     }
     std::memcpy(&header, payload.data(), sizeof(header));
     payload = payload.subspan(sizeof(header));
-    if (header.block() <= previous) {
+    if (header.block() <= previous && ++runs > runs_max) {
       return Bad(header, "listed after block " + std::to_string(previous));
     }
     previous = header.block();

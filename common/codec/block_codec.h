@@ -59,10 +59,11 @@ struct BlockView {
 // Splits a segment's payload into blocks. `elements_of(block)` returns the elements of a block that
 // may appear in this segment, or 0 if it must not. kInvalid unless blocks increase, every count,
 // codec and length is consistent and every index stream decodes to `count` increasing positions
-// below `elements` (so that Decode* below cannot fail afterwards).
+// below `elements` (so that Decode* below cannot fail afterwards). With `runs_max` the blocks may
+// begin again so often that there are that many increasing runs.
 Status ParseSegment(std::span<const std::byte> payload,
                     const std::function<std::uint32_t(std::uint32_t)>& elements_of,
-                    std::vector<BlockView>& blocks);
+                    std::vector<BlockView>& blocks, std::uint32_t runs_max = 1);
 
 // Reads the entries of a validated block a piece at a time.
 class EntryReader {

@@ -1,9 +1,8 @@
 // Whether encoded values are all finite.
 //
 // Every push is looked over before its first value is applied (rule S2), so this
-// runs over all the bytes that a lane receives: it is compiled for any x86-64,
-// for AVX2 and for AVX-512, and picks the best that the processor has. Any
-// thread, any alignment.
+// runs over all the bytes that a lane receives, with the kernels that the
+// processor has. Any thread, any alignment.
 #pragma once
 
 #include <cstddef>

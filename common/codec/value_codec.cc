@@ -390,16 +390,4 @@ void ValueReader::NextGroup(std::size_t count, float* out) {
   at_ += (count * coding.bits + 7) / 8;
 }
 
-float Bf16ToFloat(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
-std::uint16_t FloatToBf16(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  // Rounding could carry a NaN into infinity or zero: keep its upper half, quiet.
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
-}
-
 }  // namespace ps::codec

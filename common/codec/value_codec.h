@@ -6,6 +6,7 @@
 // scales are checked. Pure functions, any thread; bytes may start at any address.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -51,7 +52,17 @@ class ValueReader {
   const std::byte* at_;
 };
 
-float Bf16ToFloat(std::uint16_t bits);
-std::uint16_t FloatToBf16(float value);  // to nearest even; NaN stays NaN
+inline float Bf16ToFloat(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+// To nearest even; NaN stays NaN.
+inline std::uint16_t FloatToBf16(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // Rounding could carry a NaN into infinity or zero: keep its upper half, quiet.
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
+}
 
 }  // namespace ps::codec

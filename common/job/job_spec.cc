@@ -156,7 +156,7 @@ void Visit(Visitor& v, TrainingSpec& t) {
   v.Choice("metric", t.metric, {"accuracy", "auc", "logloss", "mse", "none"}, Need::kOptional);
   v.Staleness("staleness", t.staleness);
   v.Integer("max_version_gap", t.max_version_gap, Whole{0, 1'000'000'000});
-  v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32"}, Need::kOptional);
+  v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32", "increments"}, Need::kOptional);
   v.Number("evaluate_every_epochs", t.evaluate_every_epochs, Range{0, 1e6, false, false});
   v.Choice("on_nonfinite", t.on_nonfinite, {"skip", "stop"}, Need::kOptional);
   v.Integer("seed", t.seed, Whole{0, std::numeric_limits<std::int64_t>::max()});
@@ -186,7 +186,7 @@ template <typename Visitor>
 void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>& types,
                     bool rows) {
   v.Choice("type", o.type, types, Need::kOptional);
-  const bool adam = o.type == "adam" || o.type == "adamw";
+  const bool adam = o.type == "adam" || o.type == "adamw" || o.type == "worker_adam";
   const bool adagrad = o.type == "adagrad" || o.type == "rowwise_adagrad";
   const bool ftrl = o.type == "ftrl";
   const When with_momentum{
@@ -194,17 +194,19 @@ void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>
       rows ? "optimizer types momentum and nesterov"
            : "optimizer types worker_nesterov, momentum and nesterov"};
   const bool sparse_adam = o.type == "sparse_adam";
-  const When adams{adam, "optimizer types adam and adamw"};
+  const When adams{adam, rows ? "optimizer types adam and adamw"
+                              : "optimizer types adam, adamw and worker_adam"};
   const When ftrl_only{ftrl, "optimizer type ftrl"};
   v.Number("momentum", o.momentum, Range{0, 0.9999, false, false}, with_momentum);
   v.Number("beta1", o.beta1, Range{0, 0.9999, false, false}, adams);
   v.Number("beta2", o.beta2, Range{0, 0.9999, false, false},
            When{adam || sparse_adam, rows ? "optimizer types adam and adamw"
-                                          : "optimizer types adam, adamw and sparse_adam"});
+                                          : "optimizer types adam, adamw, worker_adam and "
+                                            "sparse_adam"});
   v.Number("epsilon", o.epsilon, Range{kFloatLeast, 1, false, false},
            When{adam || adagrad || sparse_adam,
                 rows ? "optimizer types adagrad, rowwise_adagrad, adam and adamw"
-                     : "optimizer types adagrad, adam, adamw and sparse_adam"});
+                     : "optimizer types adagrad, adam, adamw, worker_adam and sparse_adam"});
   v.Number("initial_accumulator", o.initial_accumulator, Range{0, 1e9, false, false},
            When{adagrad || ftrl, rows ? "optimizer types adagrad, rowwise_adagrad and ftrl"
                                       : "optimizer types adagrad and ftrl"});
@@ -217,15 +219,16 @@ void VisitOptimizer(Visitor& v, OptimizerSpec& o, const std::vector<std::string>
            When{o.type != "adam" && !ftrl,
                 "optimizer types other than adam (adamw has it) and ftrl (which has l2)"});
   if (!rows) v.Number("clip_norm", o.clip_norm, Range{0, 1e9, false, false});
-  v.Number("clip_value", o.clip_value, Range{0, 1e9, false, false},
-           When{o.type != "worker_nesterov", "optimizers on the servers"});
+  v.Number(
+      "clip_value", o.clip_value, Range{0, 1e9, false, false},
+      When{o.type != "worker_nesterov" && o.type != "worker_adam", "optimizers on the servers"});
 }
 
 template <typename Visitor>
 void Visit(Visitor& v, OptimizerSpec& o) {
   VisitOptimizer(v, o,
-                 {"worker_nesterov", "sgd", "momentum", "nesterov", "adagrad", "adam", "adamw",
-                  "sparse_adam", "ftrl"},
+                 {"worker_nesterov", "worker_adam", "sgd", "momentum", "nesterov", "adagrad",
+                  "adam", "adamw", "sparse_adam", "ftrl"},
                  /*rows=*/false);
 }
 
@@ -270,6 +273,7 @@ void Visit(Visitor& v, EmbeddingTableSpec& t) {
 template <typename Visitor>
 void Visit(Visitor& v, SparsificationSpec& s) {
   v.Number("ratio", s.ratio, Range{0, 1, true, false});
+  v.Number("ratio_max", s.ratio_max, Range{0, 1, false, false});
   v.Number("warmup_epochs", s.warmup_epochs, Range{0, 1e6, false, false});
   v.Choice("index_codec", s.index_codec, {"auto", "rice", "gap8", "raw16", "bitmap"},
            Need::kOptional);
@@ -983,6 +987,16 @@ void CheckData(const JobSpec& spec, Report& report) {
 
 void CheckTraining(const JobSpec& spec, Report& report) {
   const TrainingSpec& training = spec.training;
+  if (training.pull_values == "increments") {
+    // Each of these changes every entry with every push, or is to be exact.
+    std::string_view bad;
+    if (spec.sparsification.ratio >= 1) bad = "a sparsification.ratio below 1";
+    if (training.staleness == 0) bad = "a staleness above 0";
+    if (spec.optimizer.weight_decay > 0) bad = "an optimizer.weight_decay of 0";
+    if (!bad.empty()) {
+      report.AddAt("training.pull_values", "increments need " + std::string(bad));
+    }
+  }
   if (spec.model.type == "ledger") {
     if (training.loss != "none") {
       report.AddAt("training.loss",
@@ -1047,6 +1061,13 @@ void CheckSchedules(const JobSpec& spec, Report& report) {
   for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
     CheckSchedule(spec, spec.embedding_tables[i].optimizer,
                   ItemPath("embedding_tables", i) + ".optimizer", report);
+  }
+  const SparsificationSpec& sparse = spec.sparsification;
+  if (sparse.ratio_max > 0 && (sparse.ratio_max < sparse.ratio || spec.training.staleness == 0)) {
+    report.AddAt("sparsification.ratio_max",
+                 sparse.ratio_max < sparse.ratio
+                     ? "must not be below ratio, which is " + NumberText(sparse.ratio)
+                     : "needs a staleness above 0: it follows the link, so no two runs are alike");
   }
   if (spec.sparsification.warmup_epochs > spec.training.epochs) {
     report.AddAt("sparsification.warmup_epochs", "is longer than the training, which has " +
@@ -1184,6 +1205,10 @@ Result<JobSpec> ReadJob(const Node& root, const std::string& file,
     }
   };
   resolve_optimizer(spec.optimizer, "optimizer");
+  // Asynchronous workers are momentum enough.
+  if (spec.optimizer.type == "worker_adam" && !report.Given("optimizer.beta1")) {
+    spec.optimizer.beta1 = 0;
+  }
   for (std::size_t i = 0; i < spec.embedding_tables.size(); ++i) {
     resolve_optimizer(spec.embedding_tables[i].optimizer,
                       ItemPath("embedding_tables", i) + ".optimizer");
@@ -1306,8 +1331,8 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
                        " keeps its momentum on the servers: with several asynchronous workers it "
                        "may need a lower rate or diverge; worker_nesterov does not");
   }
-  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" && optimizer != "sgd" &&
-      optimizer != "sparse_adam") {
+  if (spec.sparsification.ratio < 1 && optimizer != "worker_nesterov" &&
+      optimizer != "worker_adam" && optimizer != "sgd" && optimizer != "sparse_adam") {
     warnings.push_back("optimizer.type " + optimizer + " with sparsification.ratio " +
                        NumberText(spec.sparsification.ratio) +
                        ": an entry is updated only when it is pushed, with the sum of many steps' "

@@ -64,13 +64,14 @@ struct LearningRateSpec {
 };
 
 struct OptimizerSpec {
-  // worker_nesterov: on the workers. On the servers: sgd | momentum | nesterov | adagrad | adam |
-  // adamw | ftrl, and for rows rowwise_adagrad; ps-server/core/optimizer.h has the formulas.
+  // worker_nesterov, worker_adam: on the workers. On the servers: sgd | momentum | nesterov |
+  // adagrad | adam | adamw | ftrl, and for rows rowwise_adagrad; ps-server/core/optimizer.h has the
+  // formulas.
   std::string type = "worker_nesterov";
   double momentum = 0.9;           // worker_nesterov, momentum, nesterov
-  double beta1 = 0.9;              // adam, adamw
-  double beta2 = 0.999;            // adam, adamw
-  double epsilon = 1e-8;           // adam, adamw; adagrad, rowwise_adagrad: 1e-10 if not given
+  double beta1 = 0.9;              // adam, adamw; worker_adam: 0 if not given
+  double beta2 = 0.999;            // adam, adamw, worker_adam, sparse_adam
+  double epsilon = 1e-8;           // as beta2; adagrad, rowwise_adagrad: 1e-10 if not given
   double initial_accumulator = 0;  // adagrad, rowwise_adagrad, ftrl
   double l1 = 0;                   // ftrl
   double l2 = 0;                   // ftrl
@@ -85,6 +86,7 @@ struct OptimizerSpec {
 
 struct SparsificationSpec {
   double ratio = 0.01;               // kept entries of the large tensors; 1.0: dense
+  double ratio_max = 0;              // the ratio may rise to it while the link has room; 0: off
   double warmup_epochs = 0;          // exponential from 25 % down to `ratio`
   std::string index_codec = "auto";  // auto | rice | gap8 | raw16 | bitmap
   std::string value_codec = "bf16";  // fp32 | bf16 | int8 | 4bit | 2bit | 1bit
@@ -131,7 +133,7 @@ struct TrainingSpec {
   std::string metric = "accuracy";   // accuracy | auc | logloss | mse | none
   std::int64_t staleness = 3;        // clocks the fastest may be ahead; -1: unlimited
   std::int64_t max_version_gap = 0;  // TooOld beyond this many applied pushes; 0: max(8, 2 workers)
-  std::string pull_values = "auto";  // auto | bf16 | fp32
+  std::string pull_values = "auto";  // auto | bf16 | fp32 | increments
   double evaluate_every_epochs = 1;  // live, on the test data; 0: only at the end
   std::string on_nonfinite = "skip";  // skip | stop
   std::int64_t seed = 1;

@@ -36,6 +36,14 @@ LeaseBook NewLeases(const JobDefinition& definition) {
   return LeaseBook(options);
 }
 
+// What a counter says is an event at each doubling, so that a job whose steps all fail does not
+// fill its history with it. `told`: the count of the last one.
+bool HasDoubled(std::uint64_t count, std::uint64_t& told) {
+  if (count == 0 || count < 2 * told) return false;
+  told = count;
+  return true;
+}
+
 std::string WorkerText(std::size_t slot, Incarnation incarnation) {
   return "worker " + std::to_string(slot) + " (incarnation " + std::to_string(incarnation.value()) +
          ")";
@@ -465,31 +473,23 @@ void Job::OnReplayDone(const control::ReplayDoneT& done) {
   }
 }
 
-// Each doubling is an event, so that a job whose steps all fail does not fill its history with it.
-void Job::TellSkipped(std::size_t slot, const control::ProgressT& progress) {
+void Job::TellNotFinite(std::size_t slot, const control::ProgressT& progress) {
   Slot& memory = slots_[slot];
-  if (progress.skipped == 0 || progress.skipped < 2 * memory.skipped_told) return;
-  memory.skipped_told = progress.skipped;
-  const Incarnation incarnation = state_.workers[slot].incarnation;
-  std::string where = "by clock " + std::to_string(progress.clock);
-  const auto leases = state_.leases.GrantedAbove(incarnation, 0);
-  if (!leases.empty()) {
-    where += ", near data position " + std::to_string(leases.front().begin + leases.front().done);
+  const std::string worker = WorkerText(slot, state_.workers[slot].incarnation);
+  if (HasDoubled(progress.skipped, memory.skipped_told)) {
+    Event("not finite", worker + " has skipped " + std::to_string(progress.skipped) +
+                            (progress.skipped == 1 ? " step" : " steps") +
+                            " whose loss or gradient was not finite, by clock " +
+                            std::to_string(progress.clock) + ", near data position " +
+                            std::to_string(progress.skipped_position) +
+                            "; its log names the records");
   }
-  Event("not finite",
-        WorkerText(slot, incarnation) + " has skipped " + std::to_string(progress.skipped) +
-            (progress.skipped == 1 ? " step" : " steps") +
-            " whose loss or gradient was not finite, " + where + "; its log names the records");
-}
-
-void Job::TellRefused(std::size_t slot, const control::ProgressT& progress) {
-  Slot& memory = slots_[slot];
-  if (progress.refused == 0 || progress.refused < 2 * memory.refused_told) return;
-  memory.refused_told = progress.refused;
-  Event("not finite",
-        progress.last_refused + ", of " + WorkerText(slot, state_.workers[slot].incarnation) +
-            ": not finite, though the worker had sent finite values (" +
-            std::to_string(progress.refused) + " so far); look for bad memory on both nodes");
+  if (HasDoubled(progress.refused, memory.refused_told)) {
+    Event("not finite", progress.last_refused + ", of " + worker +
+                            ": not finite, though the worker had sent finite values (" +
+                            std::to_string(progress.refused) +
+                            " so far); look for bad memory on both nodes");
+  }
 }
 
 void Job::AddUp(const control::ProgressT& progress) {
@@ -743,8 +743,7 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
       break;
     case control::Body::WorkerCut: OnWorkerCut(*slot, *message.body.AsWorkerCut()); break;
     case control::Body::Progress:
-      TellSkipped(*slot, *message.body.AsProgress());
-      TellRefused(*slot, *message.body.AsProgress());
+      TellNotFinite(*slot, *message.body.AsProgress());
       slots_[*slot].progress = *message.body.AsProgress();
       slots_[*slot].progress_ms = cluster_.now_ms();
       break;

@@ -124,8 +124,7 @@ class Job {
   void OnReplayDone(const control::ReplayDoneT& done);
   void SendReplay(const DeadWorker& dead);
   void AddUp(const control::ProgressT& progress);
-  void TellSkipped(std::size_t slot, const control::ProgressT& progress);
-  void TellRefused(std::size_t slot, const control::ProgressT& progress);
+  void TellNotFinite(std::size_t slot, const control::ProgressT& progress);
 
   // Shards.
   bool Homeless() const;

@@ -134,7 +134,9 @@ void Job::MaybeWriteManifest() {
     entry.rule = table->rule;
     entry.elements = table->elements;
     for (const auto& tensor : table->tensors) {
-      entry.tensors.push_back({tensor->name, tensor->shape, tensor->offset, tensor->elements});
+      std::vector<std::int64_t> shape;
+      for (const auto& extent : tensor->shape) shape.push_back(extent->size);
+      entry.tensors.push_back({tensor->name, std::move(shape), tensor->offset, tensor->elements});
     }
     manifest.tables.push_back(std::move(entry));
   }
@@ -263,7 +265,8 @@ void Job::CommitRound() {
       message.cuts.push_back(std::move(entry));
     }
     for (const CommittedCheckpoint& kept : state_.checkpoints) {
-      message.keep.push_back(kept.round.value());
+      message.keep.push_back(std::make_unique<control::KeptRoundT>());
+      message.keep.back()->round = kept.round.value();
     }
     return message;
   };

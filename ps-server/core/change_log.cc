@@ -13,10 +13,16 @@ void ChangeLog::Reset(std::uint64_t version) {
   known_since_ = version;
 }
 
-ChangeLog::EntryHeader ChangeLog::LoadHeader(std::size_t at) const {
-  EntryHeader header;
+wire::BlockHeader ChangeLog::LoadHeader(std::size_t at) const {
+  wire::BlockHeader header;
   std::memcpy(&header, ring_.data() + at, sizeof(header));
   return header;
+}
+
+std::size_t ChangeLog::IndexBytes(const wire::BlockHeader& header) {
+  const auto values = static_cast<wire::ValueCodec>(header.value_codec());
+  if (values == wire::ValueCodec::Absent) return header.bytes();
+  return header.bytes() - codec::ValueBytes(values, header.count());
 }
 
 void ChangeLog::Remember(const Record& record) {
@@ -42,18 +48,10 @@ void ChangeLog::ForgetOldest() {
   }
 }
 
-void ChangeLog::Append(std::uint64_t version, std::span<const codec::BlockView> blocks,
-                       bool whole_blocks) {
-  std::size_t bytes = 0;
-  for (const codec::BlockView& block : blocks) {
-    if (block.count() == 0 && !whole_blocks) continue;
-    bytes += sizeof(EntryHeader);
-    if (!whole_blocks) bytes += block.index_bytes.size();
-  }
-  if (bytes == 0) return;
+bool ChangeLog::Reserve(std::uint64_t version, std::size_t bytes) {
   if (bytes > capacity_) {
     Reset(version);
-    return;
+    return false;
   }
   if (ring_.empty()) ring_.resize(capacity_);
   // A record is contiguous: what is left at the end of the ring may have to be skipped.
@@ -64,24 +62,42 @@ void ChangeLog::Append(std::uint64_t version, std::span<const codec::BlockView> 
       if (wraps) head_ = 0;
       Remember(Record{version, head_, bytes, skipped});
       used_ += skipped + bytes;
-      break;
+      return true;
     }
     ForgetOldest();
   }
+}
+
+void ChangeLog::Append(std::uint64_t version, std::span<const std::byte> encoded) {
+  if (encoded.empty() || !Reserve(version, encoded.size())) return;
+  std::memcpy(ring_.data() + head_, encoded.data(), encoded.size());
+  head_ += encoded.size();
+}
+
+void ChangeLog::Append(std::uint64_t version, std::span<const codec::BlockView> blocks,
+                       bool whole_blocks) {
+  std::size_t bytes = 0;
+  for (const codec::BlockView& block : blocks) {
+    if (block.count() == 0 && !whole_blocks) continue;
+    bytes += sizeof(wire::BlockHeader);
+    if (!whole_blocks) bytes += block.index_bytes.size();
+  }
+  if (bytes == 0 || !Reserve(version, bytes)) return;
   std::size_t at = head_;
   for (const codec::BlockView& block : blocks) {
     if (block.count() == 0 && !whole_blocks) continue;
     const bool whole = whole_blocks || block.dense();
-    EntryHeader header{};
-    header.block = block.header.block();
-    header.bytes = whole ? 0 : static_cast<std::uint32_t>(block.index_bytes.size());
-    header.codec = whole ? static_cast<std::uint32_t>(wire::IndexCodec::Dense)
-                         : std::uint32_t{block.header.index_codec()};
-    header.count = block.count();
+    const wire::BlockHeader header(
+        block.header.block(), block.count(),
+        whole ? 0 : static_cast<std::uint32_t>(block.index_bytes.size()),
+        whole ? static_cast<std::uint8_t>(wire::IndexCodec::Dense) : block.header.index_codec(),
+        static_cast<std::uint8_t>(wire::ValueCodec::Absent), 0);
     std::memcpy(ring_.data() + at, &header, sizeof(header));
     at += sizeof(header);
-    if (header.bytes > 0) std::memcpy(ring_.data() + at, block.index_bytes.data(), header.bytes);
-    at += header.bytes;
+    if (header.bytes() > 0) {
+      std::memcpy(ring_.data() + at, block.index_bytes.data(), header.bytes());
+    }
+    at += header.bytes();
   }
   head_ = at;
 }

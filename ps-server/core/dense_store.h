@@ -83,9 +83,6 @@ class DenseStore {
   // optimizer's or kept in another way.
   Status Load(checkpoint::ShardImage& image);
   FrozenDenseStore Freeze() const;
-  // Of all blocks, and what writes to frozen ones have copied so far.
-  std::size_t bytes() const { return blocks_.bytes(); }
-  std::uint64_t bytes_copied() const { return blocks_.bytes_copied(); }
 
   // Values of all elements, copied.
   std::vector<float> Values() const;

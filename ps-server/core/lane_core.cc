@@ -56,6 +56,7 @@ LaneCounters& LaneCounters::operator+=(const LaneCounters& other) {
   pulls_replaced += other.pulls_replaced;
   shards_unchanged += other.shards_unchanged;
   shards_sparse += other.shards_sparse;
+  shards_increments += other.shards_increments;
   shards_snapshot += other.shards_snapshot;
   freezes += other.freezes;
   bytes_in += other.bytes_in;
@@ -564,6 +565,8 @@ void LaneCore::AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segm
     switch (content) {
       case wire::PullContent::Unchanged: ++delta.shards_unchanged; break;
       case wire::PullContent::Sparse: ++delta.shards_sparse; break;
+      case wire::PullContent::Increments:
+      case wire::PullContent::IncrementsAndHash: ++delta.shards_increments; break;
       case wire::PullContent::Snapshot: ++delta.shards_snapshot; break;
     }
     slowest = std::min(slowest, shard.SlowestClock(job.live.members));

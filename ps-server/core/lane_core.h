@@ -84,6 +84,7 @@ struct LaneCounters {
   std::uint64_t pulls_replaced = 0;    // by a newer pull of the same worker
   std::uint64_t shards_unchanged = 0;  // segments of answers to pulls
   std::uint64_t shards_sparse = 0;
+  std::uint64_t shards_increments = 0;
   std::uint64_t shards_snapshot = 0;
   std::uint64_t freezes = 0;
   std::uint64_t bytes_in = 0;  // both frames

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/codec/increment.h"
 #include "ps-server/core/dense_kernels.h"
 #include "ps-server/core/kernels/denormals.h"
 #include "ps-server/core/segment_content.h"
@@ -30,6 +31,7 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
       static_cast<double>(std::max<std::int64_t>(1, spec.optimizer.reference_batch));
   rules.optimizer = Optimizer(OptimizerRulesOf(spec.optimizer));
   rules.sparse = spec.sparsification.ratio < 1;
+  rules.increments = spec.training.pull_values == "increments";
   const std::int64_t gap = spec.training.max_version_gap > 0
                                ? spec.training.max_version_gap
                                : std::max<std::int64_t>(8, 2 * spec.training.workers);
@@ -53,7 +55,9 @@ Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch 
       state_(restoring ? wire::Code::Restoring : wire::Code::Blank),
       rows_(layout, rules.rows, std::move(memory)),
       store_(layout, first_block_, last_block_, rules.store_shape(), rows_.memory()),
-      log_(layout.shard_elements(id) * sizeof(float) / 2) {}
+      log_(layout.shard_elements(id) * sizeof(float) / 2) {
+  if (rules.increments) shadow_.emplace(layout, first_block_, last_block_);
+}
 
 std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
   return block >= first_block_ && block < last_block_ ? layout_.block(block).elements : 0;
@@ -76,6 +80,7 @@ wire::Code Shard::Init(std::span<const codec::BlockView> blocks) {
     std::memcpy(to, block.value_bytes.data(), block.value_bytes.size());
   }
   store_.Init(std::move(values), rules_.optimizer);
+  if (shadow_.has_value()) shadow_->TakeAll(store_);
   log_.Reset(version_);
   state_ = wire::Code::Applied;
   return state_;
@@ -150,6 +155,7 @@ Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
   }
   rows_.Load(image, values_only);
   streams_ = std::move(streams);
+  if (shadow_.has_value()) shadow_->TakeAll(store_);
   log_.Reset(version_);
   slowest_known_ = false;
   state_ = wire::Code::Applied;
@@ -300,7 +306,11 @@ void Shard::Apply(std::span<const codec::BlockView> blocks, std::span<const code
       case TableRule::Maximum: store_.Maximum(block); break;
     }
   }
-  log_.Append(version_, blocks, whole_blocks);
+  if (shadow_.has_value()) {
+    log_.Append(version_, shadow_->Follow(blocks, whole_blocks, store_));
+  } else {
+    log_.Append(version_, blocks, whole_blocks);
+  }
 }
 
 wire::ValueCodec Shard::PullCodecOf(std::uint32_t block, bool fp32) const {
@@ -308,8 +318,24 @@ wire::ValueCodec Shard::PullCodecOf(std::uint32_t block, bool fp32) const {
                                                              : wire::ValueCodec::Bf16;
 }
 
+std::span<const float> Shard::PulledValues(std::uint32_t block, bool fp32,
+                                           std::vector<float>& values) const {
+  return FromShadow(block, fp32) ? shadow_->ValuesOf(block, values)
+                                 : store_.ValuesOf(block, values);
+}
+
+void Shard::PulledValuesAt(std::uint32_t block, bool fp32, std::span<const std::uint16_t> positions,
+                           std::vector<float>& values) const {
+  if (FromShadow(block, fp32)) {
+    shadow_->Gather(block, positions, values);
+  } else {
+    store_.Gather(block, positions, values);
+  }
+}
+
 std::size_t Shard::MaxPullBytes(bool fp32, std::span<const codec::RowsView> rows) const {
-  return MaxBlockBytes(fp32) + rows_.PullBytes(rows, fp32);
+  const std::size_t hash = shadow_.has_value() ? sizeof(std::uint64_t) : 0;
+  return MaxBlockBytes(fp32) + hash + rows_.PullBytes(rows, fp32);
 }
 
 std::size_t Shard::MaxBlockBytes(bool fp32) const {
@@ -325,13 +351,13 @@ void Shard::WriteSnapshot(bool fp32, PullScratch& scratch, ByteBuffer& out) cons
   out.resize(at + MaxBlockBytes(fp32));
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
     at += codec::EncodeBlock(block, layout_.block(block).elements, {},
-                             store_.ValuesOf(block, scratch.values), wire::IndexCodec::Dense,
+                             PulledValues(block, fp32, scratch.values), wire::IndexCodec::Dense,
                              PullCodecOf(block, fp32), out.data() + at, {});
   }
   out.resize(at);
 }
 
-bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
+bool Shard::WriteChanges(std::uint64_t since, bool fp32, std::size_t most, PullScratch& scratch,
                          ByteBuffer& out) const {
   const std::size_t blocks = last_block_ - first_block_;
   scratch.touched.assign(blocks, 0);
@@ -375,7 +401,7 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
   for (std::size_t index = 0; index < blocks; ++index) {
     if (scratch.touched[index] != 0) expected += plan_of(index).bytes;
   }
-  if (expected > 0 && expected >= MaxBlockBytes(fp32)) return false;
+  if (expected > 0 && expected >= most) return false;
 
   std::size_t at = out.size();
   out.resize(at + expected);
@@ -385,17 +411,76 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch,
     const std::uint32_t elements = layout_.block(block).elements;
     const Plan plan = plan_of(index);
     if (plan.index == wire::IndexCodec::Dense) {
-      at += codec::EncodeBlock(block, elements, {}, store_.ValuesOf(block, scratch.values),
+      at += codec::EncodeBlock(block, elements, {}, PulledValues(block, fp32, scratch.values),
                                plan.index, PullCodecOf(block, fp32), out.data() + at, {});
       continue;
     }
     CollectPositions(bitmap_of(index), scratch.positions);
-    store_.Gather(block, scratch.positions, scratch.values);
+    PulledValuesAt(block, fp32, scratch.positions, scratch.values);
     at += codec::EncodeBlock(block, elements, scratch.positions, scratch.values, plan.index,
                              PullCodecOf(block, fp32), out.data() + at, {});
   }
   out.resize(at);
   return true;
+}
+
+std::optional<wire::PullContent> Shard::WriteIncrements(std::uint64_t since, PullScratch& scratch,
+                                                        ByteBuffer& out) const {
+  const std::size_t snapshot = MaxBlockBytes(false);
+  const std::size_t blocks = last_block_ - first_block_;
+  // Blocks that changed as a whole are sent once, with all that came before and after that.
+  std::vector<std::uint8_t>& touched = scratch.touched;
+  touched.assign(blocks, 0);
+  log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
+    if (one.whole) touched[one.block - first_block_] = 1;
+  });
+  std::size_t bytes = 0;
+  for (std::size_t index = 0; index < blocks; ++index) {
+    const auto block = first_block_ + static_cast<std::uint32_t>(index);
+    if (touched[index] != 0) {
+      bytes += DenseBytes(layout_.block(block).elements, PullCodecOf(block, false));
+    }
+  }
+  log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
+    if (touched[one.block - first_block_] == 0) bytes += one.encoded.size();
+  });
+  if (bytes == 0) return wire::PullContent::Unchanged;
+
+  // Many pushes change the same entries again: then their values may be fewer. That is looked into
+  // only where it can be so.
+  const bool too_many = version_ - since > codec::kIncrementPushesMax;
+  if (too_many || bytes > snapshot / 8) {
+    const std::size_t most = too_many ? snapshot : std::min(bytes, snapshot);
+    if (WriteChanges(since, false, most, scratch, out)) return wire::PullContent::Sparse;
+    if (too_many || bytes >= snapshot) return std::nullopt;
+    touched.assign(blocks, 0);
+    log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
+      if (one.whole) touched[one.block - first_block_] = 1;
+    });
+  }
+
+  const bool hashed = since / kHashedPushes != version_ / kHashedPushes;
+  std::size_t at = out.size();
+  out.resize(at + bytes + (hashed ? sizeof(std::uint64_t) : 0));
+  if (hashed) {
+    const std::uint64_t hash = shadow_->Hash();
+    std::memcpy(out.data() + at, &hash, sizeof(hash));
+    at += sizeof(hash);
+  }
+  for (std::size_t index = 0; index < blocks; ++index) {
+    const auto block = first_block_ + static_cast<std::uint32_t>(index);
+    if (touched[index] == 0) continue;
+    at += codec::EncodeBlock(block, layout_.block(block).elements, {},
+                             PulledValues(block, false, scratch.values), wire::IndexCodec::Dense,
+                             PullCodecOf(block, false), out.data() + at, {});
+  }
+  log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
+    if (touched[one.block - first_block_] != 0) return;
+    std::memcpy(out.data() + at, one.encoded.data(), one.encoded.size());
+    at += one.encoded.size();
+  });
+  PS_CHECK(at == out.size(), id_, at, out.size());
+  return hashed ? wire::PullContent::IncrementsAndHash : wire::PullContent::Increments;
 }
 
 wire::PullContent Shard::Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out,
@@ -413,7 +498,10 @@ wire::PullContent Shard::PullBlocks(const PullQuery& query, PullScratch& scratch
   if (known) {
     if (query.version == version_) return wire::PullContent::Unchanged;
     const std::size_t before = out.size();
-    if (WriteChanges(query.version, query.fp32, scratch, out)) {
+    if (shadow_.has_value() && !query.fp32) {
+      const auto content = WriteIncrements(query.version, scratch, out);
+      if (content.has_value()) return *content;
+    } else if (WriteChanges(query.version, query.fp32, MaxBlockBytes(query.fp32), scratch, out)) {
       return out.size() == before ? wire::PullContent::Unchanged : wire::PullContent::Sparse;
     }
   }

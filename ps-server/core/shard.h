@@ -12,6 +12,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -28,12 +29,16 @@
 #include "ps-server/core/held_pushes.h"
 #include "ps-server/core/learning_rate.h"
 #include "ps-server/core/optimizer.h"
+#include "ps-server/core/shadow.h"
 #include "ps-server/core/shard_rows.h"
 
 namespace ps::server {
 
 // Verdicts of a worker that a shard remembers.
 inline constexpr std::uint64_t kVerdictsKept = 64;
+// An answer with increments that passes a multiple of so many pushes has the hash of what its
+// worker holds then.
+inline constexpr std::uint64_t kHashedPushes = 1024;
 
 // What a job's specification says about pushes.
 struct JobRules {
@@ -41,6 +46,8 @@ struct JobRules {
   double reference_batch = 1;
   Optimizer optimizer;
   bool sparse = false;  // pushes leave out entries of large tensors
+  // Pulls that are not fp32 bring what the pushes added to a shadow that all workers hold.
+  bool increments = false;
   // A push computed on values that are more than this many pushes old is TooOld.
   std::uint64_t version_gap_max = 8;
   // Staleness 0: the pushes of a clock are summed and applied at once; none is TooOld.
@@ -146,7 +153,7 @@ class Shard {
   };
   // Appends the answer to `out`: blocks, then the rows asked for. The shard must be ready. Values
   // of blocks with another rule than Sgd are always sent as fp32. What it returns is about the
-  // blocks.
+  // blocks. Where pulls bring increments, `version` must be one that a pull without fp32 brought.
   wire::PullContent Pull(const PullQuery& query, PullScratch& scratch, ByteBuffer& out,
                          std::span<const codec::RowsView> rows = {});
   // The most bytes that Pull() can append.
@@ -173,9 +180,22 @@ class Shard {
   void Apply(std::span<const codec::BlockView> blocks, std::span<const codec::RowsView> rows,
              std::uint32_t samples, std::uint32_t live_workers);
   wire::ValueCodec PullCodecOf(std::uint32_t block, bool fp32) const;
+  bool FromShadow(std::uint32_t block, bool fp32) const {
+    return shadow_.has_value() && !fp32 && shadow_->Has(block);
+  }
+  // The values of a block as a pull gets them, or those at some positions, which replace `values`.
+  std::span<const float> PulledValues(std::uint32_t block, bool fp32,
+                                      std::vector<float>& values) const;
+  void PulledValuesAt(std::uint32_t block, bool fp32, std::span<const std::uint16_t> positions,
+                      std::vector<float>& values) const;
   void WriteSnapshot(bool fp32, PullScratch& scratch, ByteBuffer& out) const;
-  // False if the answer would not be smaller than a snapshot; `out` is then as before.
-  bool WriteChanges(std::uint64_t since, bool fp32, PullScratch& scratch, ByteBuffer& out) const;
+  // False if the answer might not be smaller than `most` bytes; `out` is then as before.
+  bool WriteChanges(std::uint64_t since, bool fp32, std::size_t most, PullScratch& scratch,
+                    ByteBuffer& out) const;
+  // The smaller one of increments and changed values; nothing if both might be larger than a
+  // snapshot.
+  std::optional<wire::PullContent> WriteIncrements(std::uint64_t since, PullScratch& scratch,
+                                                   ByteBuffer& out) const;
   wire::PullContent PullBlocks(const PullQuery& query, PullScratch& scratch, ByteBuffer& out) const;
   std::size_t MaxBlockBytes(bool fp32) const;
 
@@ -195,6 +215,7 @@ class Shard {
   std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
   HeldPushes held_;              // bulk-synchronous only
   ChangeLog log_;
+  std::optional<Shadow> shadow_;  // if pulls bring increments
   Clock slowest_;
   bool slowest_known_ = false;
 };

@@ -187,6 +187,7 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
   families.Begin("pulled_shards_total", "Shards in answers to pulls.", kCounter);
   families.Add(static_cast<double>(sum.shards_unchanged), {{"content", "unchanged"}});
   families.Add(static_cast<double>(sum.shards_sparse), {{"content", "sparse"}});
+  families.Add(static_cast<double>(sum.shards_increments), {{"content", "increments"}});
   families.Add(static_cast<double>(sum.shards_snapshot), {{"content", "snapshot"}});
   families.Begin("refused_total", "Messages refused, by reason.", kCounter);
   for (std::size_t code = 1; code < kCodes; ++code) {

@@ -452,7 +452,9 @@ void Server::OnRoundCommitted(const control::RoundCommittedT& committed) {
   const Round round(committed.round);
   Job* job = FindJob(id);
   if (job != nullptr && job->round.has_value() && job->round->round <= round) job->round.reset();
-  const Status posted = checkpoint_thread_->Post([this, id, round, keep = committed.keep] {
+  std::vector<std::uint64_t> keep;
+  for (const auto& kept : committed.keep) keep.push_back(kept->round);
+  const Status posted = checkpoint_thread_->Post([this, id, round, keep = std::move(keep)] {
     const int deleted = store_.DeleteOldRounds(id, round, keep);
     if (deleted > 0) {
       spdlog::info("job {}: {} old checkpoints deleted after {}", id.value(), deleted,

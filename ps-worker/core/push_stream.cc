@@ -366,24 +366,27 @@ void PushStream::Pump(StreamActions& actions) {
   }
 }
 
+Clock PushStream::LeastSent(const Lane& lane, Clock limit) const {
+  for (const ShardId shard : lane.shards) {
+    const Shard& state = shards_[shard.value()];
+    if (state.phase == Phase::kReady) limit = std::min(limit, state.sent);
+  }
+  return limit;
+}
+
 void PushStream::PumpLane(std::uint32_t number, Lane& lane, StreamActions& actions) {
   const Clock limit = round_ ? round_->cut : head_;
-  if (!lane.in_flight.empty()) {
+  const std::uint32_t burst = options_.window / kBurstShare;
+  if (!lane.in_flight.empty() && burst > 1) {
     // With answers on their way, a few small pushes are worth less than a message of many.
-    Clock sent = limit;
-    for (const ShardId shard : lane.shards) {
-      if (At(shard).phase == Phase::kReady) sent = std::min(sent, At(shard).sent);
-    }
     const std::uint64_t room =
         options_.window - std::min<std::uint64_t>(options_.window, lane.in_flight.size());
-    if (std::min(room, limit.value() - sent.value()) < options_.window / kBurstShare) return;
+    const std::uint64_t unsent = limit.value() - LeastSent(lane, limit).value();
+    if (std::min(room, unsent) < burst) return;
   }
   while (lane.in_flight.size() < options_.window) {
     // The shards furthest behind go first and so catch up with the others, clock by clock.
-    Clock sent = limit;
-    for (const ShardId shard : lane.shards) {
-      if (At(shard).phase == Phase::kReady) sent = std::min(sent, At(shard).sent);
-    }
+    const Clock sent = LeastSent(lane, limit);
     if (sent >= limit) return;
     SendPush push;
     push.clock = Clock(sent.value() + 1);

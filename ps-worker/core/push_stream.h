@@ -231,6 +231,8 @@ class PushStream {
   void TakeWatermark(ShardId shard, Clock watermark, StreamActions& actions);
   void Settle(Shard& shard, Clock clock);
   void Pump(StreamActions& actions);
+  // The lowest `sent` of the lane's ready shards, or `limit` if that is lower.
+  Clock LeastSent(const Lane& lane, Clock limit) const;
   void PumpLane(std::uint32_t number, Lane& lane, StreamActions& actions);
   void PumpMarker(std::uint32_t number, Lane& lane, StreamActions& actions);
   void EndRound(bool frozen, StreamActions& actions);

@@ -85,6 +85,9 @@ Sparsifier::Sparsifier(const LayoutView& layout, std::uint32_t table,
                        std::uint64_t selected_elements, const SparsifierOptions& options)
     : layout_(layout), options_(options) {
   PS_CHECK(options.momentum >= 0 && options.momentum < 1, options.momentum);
+  PS_CHECK(options.beta1 >= 0 && options.beta1 < 1, options.beta1);
+  PS_CHECK(options.beta2 >= 0 && options.beta2 < 1, options.beta2);
+  PS_CHECK(options.epsilon > 0, options.epsilon);
   PS_CHECK(options.index_codec != wire::IndexCodec::Dense, "dense blocks follow from the ratio");
   std::uint64_t elements = 0;
   std::uint32_t largest = 0;
@@ -103,7 +106,11 @@ Sparsifier::Sparsifier(const LayoutView& layout, std::uint32_t table,
   PS_CHECK(selected_elements_ == selected_elements, selected_elements, selected_elements_,
            elements);
   residual_.assign(elements, 0.0f);
-  if (options_.nesterov) momentum_.assign(elements, 0.0f);
+  const bool adam = options_.rule == AccumulationRule::kAdam;
+  if (options_.rule == AccumulationRule::kNesterov || (adam && options_.beta1 > 0)) {
+    momentum_.assign(elements, 0.0f);
+  }
+  if (adam) squares_.assign(elements, 0.0f);
   selections_.resize(block_count_);
   scratch_indices_.resize(std::size_t{largest} + kLine);
   scratch_values_.resize(largest);
@@ -133,6 +140,7 @@ Result<float> Sparsifier::Scale(std::span<const float> gradient) const {
 
 void Sparsifier::Accumulate(std::span<const float> gradient, float scale, std::size_t begin,
                             std::size_t end) {
+  if (options_.rule == AccumulationRule::kAdam) return AccumulateAdam(gradient, scale, begin, end);
   const float* g = gradient.data();
   float* v = residual_.data();
   if (momentum_.empty()) {
@@ -149,6 +157,46 @@ void Sparsifier::Accumulate(std::span<const float> gradient, float scale, std::s
   }
 }
 
+void Sparsifier::AccumulateAdam(std::span<const float> gradient, float scale, std::size_t begin,
+                                std::size_t end) {
+  const float* g = gradient.data();
+  float* v = residual_.data();
+  float* s = squares_.data();
+  const auto b1 = static_cast<float>(options_.beta1);
+  const auto b2 = static_cast<float>(options_.beta2);
+  const auto epsilon = static_cast<float>(options_.epsilon);
+  if (momentum_.empty()) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const float clipped = scale * g[i];
+      s[i] = Bounded(b2 * s[i] + (1 - b2) * clipped * clipped);
+      v[i] = Bounded(v[i] + clipped / (std::sqrt(s[i] * correction2_) + epsilon));
+    }
+    return;
+  }
+  float* u = momentum_.data();
+  for (std::size_t i = begin; i < end; ++i) {
+    const float clipped = scale * g[i];
+    u[i] = b1 * u[i] + (1 - b1) * clipped;
+    s[i] = Bounded(b2 * s[i] + (1 - b2) * clipped * clipped);
+    v[i] = Bounded(v[i] + u[i] * correction1_ / (std::sqrt(s[i] * correction2_) + epsilon));
+  }
+}
+
+float Sparsifier::Addend(float gradient, float scale, std::size_t at) const {
+  const float clipped = scale * gradient;
+  if (options_.rule == AccumulationRule::kAdam) {
+    const auto b1 = static_cast<float>(options_.beta1);
+    const auto b2 = static_cast<float>(options_.beta2);
+    const float moved = momentum_.empty() ? clipped : b1 * momentum_[at] + (1 - b1) * clipped;
+    const float square = Bounded(b2 * squares_[at] + (1 - b2) * clipped * clipped);
+    return moved * correction1_ /
+           (std::sqrt(square * correction2_) + static_cast<float>(options_.epsilon));
+  }
+  if (momentum_.empty()) return clipped;
+  const float m = options_.momentum;
+  return m * Bounded(m * momentum_[at] + clipped) + clipped;
+}
+
 float Sparsifier::SampleThreshold(std::span<const float> gradient, float scale, double aim) {
   const std::size_t n = selected_elements_;
   const double wanted = std::max(
@@ -157,7 +205,6 @@ float Sparsifier::SampleThreshold(std::span<const float> gradient, float scale, 
   const std::size_t lines = (n + kLine - 1) / kLine;
   const auto sampled = static_cast<std::size_t>(
       std::clamp(wanted / kLine, 1.0, std::max(static_cast<double>(lines) / 4, 256.0)));
-  const float m = options_.momentum;
   const float* v = residual_.data();
   sample_.clear();
   const std::size_t strata = std::min(sampled, lines);
@@ -168,10 +215,7 @@ float Sparsifier::SampleThreshold(std::span<const float> gradient, float scale, 
     const std::size_t begin = (first + random % width) * kLine;
     const std::size_t end = std::min(begin + kLine, n);
     for (std::size_t i = begin; i < end; ++i) {
-      const float clipped = scale * gradient[i];
-      const float moved =
-          momentum_.empty() ? clipped : m * Bounded(m * momentum_[i] + clipped) + clipped;
-      sample_.push_back(std::abs(Bounded(v[i] + moved)));
+      sample_.push_back(std::abs(Bounded(v[i] + Addend(gradient[i], scale, i))));
     }
   }
   const double share = aim / static_cast<double>(n);
@@ -225,6 +269,7 @@ void Sparsifier::Scan(std::size_t block_begin, std::size_t begin, std::size_t en
 
 void Sparsifier::BeginSelection() {
   flushing_ = false;
+  sent_squares_ = 0;
   indices_.clear();
   selections_.assign(block_count_, Selection());
 }
@@ -316,6 +361,13 @@ Status Sparsifier::Step(std::span<const float> gradient, double ratio) {
   BeginSelection();
   const float scale = PS_TRY(Scale(gradient));
   ++steps_;
+  if (options_.rule == AccumulationRule::kAdam) {
+    const auto t = static_cast<double>(steps_);
+    // Without momentum u is g.
+    correction1_ =
+        momentum_.empty() ? 1 : static_cast<float>(1 / (1 - std::pow(options_.beta1, t)));
+    correction2_ = static_cast<float>(1 / (1 - std::pow(options_.beta2, t)));
+  }
   std::uint32_t dense_from = 0;
   if (ratio < 1 && selected_blocks_ > 0) {
     SelectSparse(gradient, scale, ratio);
@@ -418,11 +470,12 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
           index_codec == wire::IndexCodec::Dense ? std::span<const std::uint16_t>() : indices,
           values, index_codec, value_codec, out + used, sent);
       for (std::size_t i = 0; i < indices.size(); ++i) v[indices[i]] -= sent[i];
-      if (!momentum_.empty()) {
+      if (options_.rule == AccumulationRule::kNesterov) {
         float* u = momentum_.data() + BlockAt(at).table_offset;
         for (const std::uint16_t index : indices) u[index] = 0.0f;
       }
     }
+    sent_squares_ += SumOfSquares(sent);
     // What was sent must not be sent again by a second call.
     selection = Selection();
   }
@@ -457,6 +510,8 @@ Status Sparsifier::TakeBack(std::span<const std::byte> payload) {
   }
   return Ok();
 }
+
+double Sparsifier::SentNorm() const { return std::sqrt(sent_squares_); }
 
 double Sparsifier::ResidualNorm() const { return std::sqrt(SumOfSquares(residual_)); }
 

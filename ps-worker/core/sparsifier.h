@@ -1,13 +1,16 @@
 // Chooses which gradient entries of the table `parameters` a step sends, and keeps the rest.
 //
-// State per element: the residual v (all that was accumulated and not sent yet) and, for
-// worker_nesterov, the momentum u:
-//     u = m u + g        v += m u + g        (sgd: v += g)
+// State per element: the residual v (all that was accumulated and not sent yet) and what the rule
+// of accumulation keeps:
+//     plain          v += g
+//     nesterov       u = m u + g        v += m u + g
+//     adam           u = b1 u + (1 - b1) g      s = b2 s + (1 - b2) g g
+//                    v += (u / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + epsilon)
 // Blocks of the selected region (the large tensors) send the entries with |v| above a threshold;
-// what is sent leaves v, and u of a sent entry becomes 0 (momentum-factor masking). Blocks of the
-// small tensors, and with ratio 1 all blocks, are sent dense; their u is not masked, so that they
-// follow plain Nesterov momentum. In every block the error of the value codec stays in v: the sum
-// of all that was sent plus v is always the sum of all that was accumulated.
+// what is sent leaves v, and for nesterov u of a sent entry becomes 0 (momentum-factor masking).
+// Blocks of the small tensors, and with ratio 1 all blocks, are sent dense; their u is not masked,
+// so that they follow the rule as it is known. In every block the error of the value codec stays in
+// v: the sum of all that was sent plus v is always the sum of all that was accumulated.
 //
 // The threshold is a quantile of a seeded sample, corrected by the surplus of earlier steps; the
 // same gradients and seed select the same entries.
@@ -32,9 +35,14 @@
 
 namespace ps::worker {
 
+enum class AccumulationRule : std::uint8_t { kPlain, kNesterov, kAdam };
+
 struct SparsifierOptions {
-  bool nesterov = true;                         // false: optimizer sgd
-  float momentum = 0.9f;                        // 0 <= momentum < 1
+  AccumulationRule rule = AccumulationRule::kNesterov;
+  float momentum = 0.9f;  // nesterov; 0 <= momentum < 1
+  double beta1 = 0;       // adam, as the next two; 0 <= beta1, beta2 < 1
+  double beta2 = 0.999;
+  double epsilon = 1e-8;                        // more than 0
   double clip_norm = 0;                         // of the whole gradient; 0: off
   std::optional<wire::IndexCodec> index_codec;  // of sparse blocks; absent: the smallest per block
   // Of the large tensors. Small ones are sent as Bf16 where this has fewer bits: their values
@@ -85,6 +93,8 @@ class Sparsifier {
   Status TakeBack(std::span<const std::byte> payload);
 
   double ResidualNorm() const;
+  // Of what the shards were sent since the last Step() or Flush().
+  double SentNorm() const;
   std::span<const float> residual() const { return residual_; }
   std::span<const float> momentum() const { return momentum_; }
 
@@ -107,6 +117,10 @@ class Sparsifier {
   // Scale that brings the gradient's norm down to the bound, or an error if it is not finite.
   Result<float> Scale(std::span<const float> gradient) const;
   void Accumulate(std::span<const float> gradient, float scale, std::size_t begin, std::size_t end);
+  void AccumulateAdam(std::span<const float> gradient, float scale, std::size_t begin,
+                      std::size_t end);
+  // What Accumulate will add to v of an element.
+  float Addend(float gradient, float scale, std::size_t at) const;
   // The value above which about `aim` entries of the selected region will be after Accumulate.
   float SampleThreshold(std::span<const float> gradient, float scale, double aim);
   // The same from a histogram of all residuals: never too few entries, if there are as many.
@@ -127,8 +141,13 @@ class Sparsifier {
   std::size_t selected_elements_ = 0;
 
   std::vector<float> residual_;
-  std::vector<float> momentum_;  // empty for sgd
+  std::vector<float> momentum_;  // nesterov, adam with beta1
+  std::vector<float> squares_;   // adam
+  // Of this step, adam: 1 / (1 - b1^t), 1 / (1 - b2^t)
+  float correction1_ = 1;
+  float correction2_ = 1;
   std::uint64_t steps_ = 0;
+  double sent_squares_ = 0;
   double surplus_ = 0;  // entries selected beyond the ratio, over all steps
 
   bool flushing_ = false;

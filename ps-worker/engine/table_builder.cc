@@ -22,7 +22,10 @@ void AddBlocks(std::uint64_t elements, std::vector<std::uint32_t>& blocks) {
 void AddTensor(const TensorShape& tensor, std::uint64_t offset, control::TableInfoT& table) {
   auto info = std::make_unique<control::TensorInfoT>();
   info->name = tensor.name;
-  info->shape = tensor.shape;
+  for (const std::int64_t size : tensor.shape) {
+    info->shape.push_back(std::make_unique<control::ExtentT>());
+    info->shape.back()->size = size;
+  }
   info->offset = offset;
   info->elements = tensor.elements();
   table.tensors.push_back(std::move(info));
@@ -128,7 +131,9 @@ control::LayoutT BuildLayout(std::vector<control::TableInfoT> tables, std::uint6
     for (const auto& tensor : table.tensors) {
       fingerprint.Add(tensor->name);
       fingerprint.Add(std::uint64_t{tensor->shape.size()});
-      for (const auto extent : tensor->shape) fingerprint.Add(static_cast<std::uint64_t>(extent));
+      for (const auto& extent : tensor->shape) {
+        fingerprint.Add(static_cast<std::uint64_t>(extent->size));
+      }
       fingerprint.Add(tensor->offset);
     }
     layout.tables.push_back(std::make_unique<control::TableInfoT>(std::move(table)));

@@ -19,7 +19,12 @@ constexpr std::uint32_t kEvaluationBatchWithRows = 4096;
 
 SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
   SparsifierOptions options;
-  options.nesterov = spec.optimizer.type == "worker_nesterov";
+  options.rule = spec.optimizer.type == "worker_nesterov" ? AccumulationRule::kNesterov
+                 : spec.optimizer.type == "worker_adam"   ? AccumulationRule::kAdam
+                                                          : AccumulationRule::kPlain;
+  options.beta1 = spec.optimizer.beta1;
+  options.beta2 = spec.optimizer.beta2;
+  options.epsilon = spec.optimizer.epsilon;
   options.momentum = static_cast<float>(spec.optimizer.momentum);
   options.clip_norm = spec.optimizer.clip_norm;
   options.index_codec = IndexCodecNamed(spec.sparsification.index_codec);
@@ -31,7 +36,10 @@ SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
 }  // namespace
 
 TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model)
-    : spec_(spec), model_(std::move(model)) {
+    : spec_(spec),
+      model_(std::move(model)),
+      ratio_(spec.sparsification.ratio,
+             std::max(spec.sparsification.ratio, spec.sparsification.ratio_max)) {
   for (const auto& table : layout().tables) {
     const bool parameters = pulled_.empty();
     pulled_.emplace_back(parameters ? 0 : static_cast<std::size_t>(table->elements));
@@ -71,8 +79,7 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
   if (!result.nonfinite.empty()) {
     // Nothing is accumulated.
   } else if (std::isfinite(result.loss)) {
-    const double ratio =
-        WarmupRatio(spec_.sparsification.ratio, spec_.sparsification.warmup_epochs, epoch);
+    const double ratio = WarmupRatio(ratio_.ratio(), spec_.sparsification.warmup_epochs, epoch);
     if (auto status = sparsifier_->Step(model_->gradients(), ratio); !status.ok()) {
       result.nonfinite = status.error().message;
     }
@@ -109,6 +116,13 @@ std::string TensorWorkload::RowGradients(const Batch& batch, std::vector<TableRo
 
 void TensorWorkload::FindRows(const Batch& batch, BatchRows& rows) const {
   worker::FindRows(spec_.embedding_tables, batch.ids, rows);
+}
+
+void TensorWorkload::Observe(std::uint32_t pushes_without_verdict) {
+  if (!ratio_.Observe(pushes_without_verdict)) return;
+  // The norm of the residual costs a pass over it.
+  const bool adaptive = spec_.sparsification.ratio_max > spec_.sparsification.ratio;
+  ratio_.Adjust(sparsifier_->SentNorm(), adaptive ? sparsifier_->ResidualNorm() : 0);
 }
 
 void TensorWorkload::SelectAll() {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/job/job_spec.h"
+#include "ps-worker/core/adaptive_ratio.h"
 #include "ps-worker/core/row_push.h"
 #include "ps-worker/core/sparsifier.h"
 #include "ps-worker/engine/workload.h"
@@ -29,6 +30,7 @@ class TensorWorkload final : public Workload {
   void AdoptBuffers() override;
   void FindRows(const Batch& batch, BatchRows& rows) const override;
   Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
+  void Observe(std::uint32_t pushes_without_verdict) override;
   void SelectAll() override;
   void SelectBuffers() override;
   std::size_t max_push_bytes() const override;
@@ -49,6 +51,7 @@ class TensorWorkload final : public Workload {
   const std::unique_ptr<Model> model_;
   std::optional<LayoutView> view_;
   std::unique_ptr<Sparsifier> sparsifier_;
+  AdaptiveRatio ratio_;
   std::unique_ptr<RowPush> rows_;
   std::vector<std::vector<float>>
       pulled_;                           // by table; empty for table 0, whose values the model has

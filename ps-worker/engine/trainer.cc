@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/codec/block_codec.h"
+#include "common/codec/increment.h"
 #include "common/codec/row_codec.h"
 
 namespace ps::worker {
@@ -206,6 +207,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   const std::uint64_t position = lease.begin + done;
   const std::size_t count = step_.records.size();
   const double epoch = static_cast<double>(position) / static_cast<double>(train_.records());
+  workload_.Observe(session_.pushes_without_verdict());
   const auto computed = PS_TRY(workload_.Compute(step_.batch, epoch));
   const bool skipped = !computed.nonfinite.empty();
   ++steps_;
@@ -225,6 +227,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   report.loss = computed.loss;
   report.samples = static_cast<std::uint32_t>(count);
   report.skipped = skipped;
+  report.position = position;
   report.entries = skipped ? 0 : workload_.selected_entries();
   compute_us_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
                                                 std::chrono::steady_clock::now() - begin)
@@ -401,6 +404,8 @@ void Trainer::Request(TaskSession::PullRequest request, BatchRows* rows) {
     for (const TableRows& table : rows->tables) keys->push_back(table.keys);
     request.rows = std::move(keys);
   }
+  if (pull_increments() && !request.fp32 && !holds_shadow_) request.snapshot = true;
+  pull_is_fp32_ = request.fp32;
   session_.RequestPull(request);
   pull_rows_ = rows;
 }
@@ -409,8 +414,11 @@ Status Trainer::WaitPull() {
   const auto pull = PS_TRY(session_.WaitPull());
   pull_pending_ = false;
   BatchRows* const rows = std::exchange(pull_rows_, nullptr);
-  PS_TRY(Apply(pull));
+  holds_shadow_ = Apply(pull) && !pull_is_fp32_;
   if (rows != nullptr) ApplyRows(pull, *rows);
+  if (pull_increments() && !pull_is_fp32_ && !holds_shadow_) {
+    return Pull(/*fp32=*/false, /*snapshot=*/true, rows);
+  }
   return Ok();
 }
 
@@ -449,9 +457,11 @@ void Trainer::ApplyRows(const PullResult& pull, BatchRows& rows) const {
   }
 }
 
-Status Trainer::Apply(const PullResult& pull) {
+bool Trainer::Apply(const PullResult& pull) {
+  bool good = true;
   for (const auto& shard : pull.shards) {
     if (shard.content == wire::PullContent::Unchanged) continue;
+    const bool increments = shard.content == wire::PullContent::Increments;
     for (const auto& view : shard.blocks) {
       const std::uint32_t number = view.header.block();
       // The session has validated the segment against the layout of the job.
@@ -464,10 +474,36 @@ Status Trainer::Apply(const PullResult& pull) {
         continue;
       }
       codec::DecodeIndices(view, indices_);
-      for (std::size_t i = 0; i < indices_.size(); ++i) values[indices_[i]] = values_[i];
+      if (!increments) {
+        for (std::size_t i = 0; i < indices_.size(); ++i) values[indices_[i]] = values_[i];
+        continue;
+      }
+      for (std::size_t i = 0; i < indices_.size(); ++i) {
+        float& at = values[indices_[i]];
+        at = codec::Bf16ToFloat(codec::AddIncrement(codec::FloatToBf16(at), values_[i]));
+      }
+    }
+    if (shard.hash.has_value() && !HashHolds(shard)) {
+      spdlog::error("shard {} at version {}: this task does not hold what the server says it does",
+                    shard.shard.value(), shard.version);
+      good = false;
     }
   }
-  return Ok();
+  return good;
+}
+
+bool Trainer::HashHolds(const PulledShard& shard) {
+  codec::HeldHash hash;
+  for (auto number = view_->shard_first_block(shard.shard);
+       number < view_->shard_last_block(shard.shard); ++number) {
+    const Block& block = view_->block(number);
+    if (block.rule != TableRule::Sgd) continue;
+    const auto values = workload_.table(block.table).subspan(block.table_offset, block.elements);
+    halves_.resize(values.size());
+    std::transform(values.begin(), values.end(), halves_.begin(), codec::FloatToBf16);
+    hash.Add(halves_);
+  }
+  return hash.Digest() == *shard.hash;
 }
 
 Status Trainer::TakeReturned(bool* any) {

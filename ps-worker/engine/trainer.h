@@ -73,9 +73,12 @@ class Trainer {
   void Request(TaskSession::PullRequest request, BatchRows* rows);
   bool bulk_synchronous() const { return spec_.training.staleness == 0; }
   bool pull_fp32() const;
+  bool pull_increments() const { return spec_.training.pull_values == "increments"; }
   Status WaitPull();
   Status Pull(bool fp32, bool snapshot, BatchRows* rows = nullptr);
-  Status Apply(const PullResult& pull);
+  // False if the task does not hold of some shard what it should.
+  bool Apply(const PullResult& pull);
+  bool HashHolds(const PulledShard& shard);
   void ApplyRows(const PullResult& pull, BatchRows& rows) const;
   bool has_rows() const { return view_->row_table_count() > 0; }
   Status TakeReturned(bool* any = nullptr);
@@ -94,6 +97,9 @@ class Trainer {
   std::optional<LayoutView> view_;
   Clock clock_;  // of the last push
   bool pull_pending_ = false;
+  // With increments: whether they can be added to what the task holds. Not to fp32 values.
+  bool holds_shadow_ = false;
+  bool pull_is_fp32_ = false;       // the last request
   BatchRows* pull_rows_ = nullptr;  // of the last request
   bool held_ = false;
   std::optional<Clock> flushed_at_;  // of the last flush
@@ -109,6 +115,7 @@ class Trainer {
   StepBatch ahead_;  // with rows: the batch after step_, if it is known
   std::vector<std::uint16_t> indices_;
   std::vector<float> values_;
+  std::vector<std::uint16_t> halves_;
 };
 
 }  // namespace ps::worker

@@ -48,6 +48,10 @@ class Workload {
   // job's, with a fraction. An error means that model and data do not fit together, and is the same
   // on every task.
   virtual Result<ComputeResult> Compute(const Batch& batch, double epoch) = 0;
+  // How many pushes have no verdict yet: call it before each step.
+  virtual void Observe(std::uint32_t pushes_without_verdict) {
+    static_cast<void>(pushes_without_verdict);
+  }
   // Selects everything that was not pushed yet.
   virtual void SelectAll() = 0;
   // Adds the task's own buffers to what the next push holds.

@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/increment.h"
 #include "common/codec/row_codec.h"
 
 namespace ps::worker {
@@ -692,13 +693,22 @@ bool DataClient::ReadPulled(const wire::Segment& segment, std::span<const std::b
   const ShardId shard = pulled.shard;
   if (segment.code() > static_cast<std::uint8_t>(wire::PullContent::MAX)) return false;
   pulled.content = static_cast<wire::PullContent>(segment.code());
-  const auto payload = wire::SegmentPayload(segment, frame);
+  auto payload = wire::SegmentPayload(segment, frame);
   if (!payload.ok()) return false;
+  if (pulled.content == wire::PullContent::IncrementsAndHash) {
+    std::uint64_t hash = 0;
+    if (payload->size() < sizeof(hash)) return false;
+    std::memcpy(&hash, payload->data(), sizeof(hash));
+    pulled.hash = hash;
+    pulled.content = wire::PullContent::Increments;
+    payload = payload->subspan(sizeof(hash));
+  }
+  const bool increments = pulled.content == wire::PullContent::Increments;
   const auto parts = codec::SplitSegment(*payload);
   if (!parts.ok() ||
       !codec::ParseSegment(
            parts->blocks, [this, shard](std::uint32_t block) { return ElementsOf(shard, block); },
-           pulled.blocks)
+           pulled.blocks, increments ? 1 + codec::kIncrementPushesMax : 1)
            .ok() ||
       !codec::ParseRows(
            parts->rows, codec::RowContent::kValues,
@@ -707,6 +717,15 @@ bool DataClient::ReadPulled(const wire::Segment& segment, std::span<const std::b
     return false;
   }
   if (pulled.content == wire::PullContent::Unchanged && !pulled.blocks.empty()) return false;
+  // Only parameters have increments; they are to what the task has, which must be something.
+  if (increments &&
+      (pull_->what.bases[shard.value()].version == 0 || pull_->what.fp32 || pull_->what.snapshot ||
+       std::any_of(
+           pulled.blocks.begin(), pulled.blocks.end(), [this](const codec::BlockView& block) {
+             return !block.dense() && layout_->block(block.header.block()).rule != TableRule::Sgd;
+           }))) {
+    return false;
+  }
   if (pulled.content == wire::PullContent::Snapshot &&
       (pulled.blocks.size() !=
            layout_->shard_last_block(shard) - layout_->shard_first_block(shard) ||

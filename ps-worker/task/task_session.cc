@@ -98,7 +98,7 @@ class TaskSessionImpl final : public TaskSession {
     shared_.context.reset();
     lock.unlock();
     shards_ = context.shards;
-    clock_ = context.first_clock;
+    clock_ = first_clock_ = context.first_clock;
     bases_.assign(shards_, DataClient::Base());
     return context;
   }
@@ -234,6 +234,12 @@ class TaskSessionImpl final : public TaskSession {
 
   Clock clock() const override { return clock_; }
 
+  std::uint32_t pushes_without_verdict() const override {
+    const std::lock_guard lock(mutex_);
+    const ps::Clock acked = std::max(shared_.acked, first_clock_);
+    return static_cast<std::uint32_t>(clock_.value() - std::min(clock_, acked).value());
+  }
+
   std::vector<ReturnedSegment> TakeReturned() override {
     const std::lock_guard lock(mutex_);
     return std::exchange(shared_.returned, {});
@@ -267,7 +273,10 @@ class TaskSessionImpl final : public TaskSession {
       if (report.flush) return;
       ++progress_.steps;
       progress_.samples += report.samples;
-      if (report.skipped) ++progress_.skipped;
+      if (report.skipped) {
+        ++progress_.skipped;
+        progress_.skipped_position = report.position;
+      }
       loss_sum_ += report.loss;
       ++loss_count_;
       if (report.residual_norm >= 0) progress_.residual_norm = report.residual_norm;
@@ -696,8 +705,10 @@ class TaskSessionImpl final : public TaskSession {
   void Publish() {
     if (client_ == nullptr) return;
     const bool all_acked = client_->all_acked();
+    const ps::Clock acked = client_->stream().AckedByAll();
     {
       const std::lock_guard lock(mutex_);
+      shared_.acked = acked;
       shared_.ticket = ticket_on_loop_;
       shared_.all_acked = all_acked;
     }
@@ -843,6 +854,7 @@ class TaskSessionImpl final : public TaskSession {
 
   // Compute thread only.
   std::uint32_t shards_ = 0;
+  ps::Clock first_clock_;
   ps::Clock clock_;
   std::vector<DataClient::Base> bases_;  // of the values that WaitPull returned
   std::uint64_t pull_number_ = 0;
@@ -872,6 +884,7 @@ class TaskSessionImpl final : public TaskSession {
     std::vector<ReturnedSegment> returned;  // bounded by the ring
     std::uint64_t ticket = 0;
     bool all_acked = false;
+    ps::Clock acked;
   };
   mutable std::mutex mutex_;
   std::condition_variable changed_;

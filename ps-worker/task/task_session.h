@@ -76,10 +76,14 @@ using Work = std::variant<TrainLease, FlushWork, DrainWork, EvaluateWork, StopWo
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {
   ShardId shard;
-  wire::PullContent content;  // Unchanged: no blocks
+  // Unchanged: no blocks. Increments: blocks that are not dense are to be added, in their order
+  // (codec::AddIncrement), the others are values.
+  wire::PullContent content;  // never IncrementsAndHash: see `hash`
   std::uint64_t version;
   std::uint32_t lineage;
   std::vector<codec::BlockView> blocks;  // validated; block numbers are the job's
+  // Of what the task holds of the shard's parameters afterwards (codec::HeldHash).
+  std::optional<std::uint64_t> hash = std::nullopt;
   // Values of the rows that were asked of this shard, a part for each table that has some.
   std::vector<codec::RowsView> rows;
 };
@@ -132,10 +136,11 @@ struct ReturnedSegment {
 struct StepReport {
   double loss = 0;
   std::uint32_t samples = 0;
-  bool skipped = false;       // non-finite: an empty push was made
-  bool flush = false;         // not a step: only `entries` counts
-  double residual_norm = -1;  // < 0: not measured this time
-  std::uint64_t entries = 0;  // values pushed
+  bool skipped = false;        // non-finite: an empty push was made
+  std::uint64_t position = 0;  // of the step's first record in the job's sequence
+  bool flush = false;          // not a step: only `entries` counts
+  double residual_norm = -1;   // < 0: not measured this time
+  std::uint64_t entries = 0;   // values pushed
   std::uint64_t compute_ms = 0;
 };
 
@@ -178,6 +183,8 @@ class TaskSession {
   virtual Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
                                    std::uint64_t lease_done) = 0;
   virtual Clock clock() const = 0;  // of the last committed push
+  // Pushes on which some shard has not given its verdict, as far as is known.
+  virtual std::uint32_t pushes_without_verdict() const = 0;
   // TooOld segments since the last call.
   virtual std::vector<ReturnedSegment> TakeReturned() = 0;
   // Waits until every push has a verdict on every shard.

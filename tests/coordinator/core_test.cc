@@ -41,7 +41,8 @@ control::PreflightResultT GoodPreflight(std::uint64_t request) {
   table->block_elements.assign(4, 65536);
   auto tensor = std::make_unique<control::TensorInfoT>();
   tensor->name = "counts";
-  tensor->shape = {4 * 65536};
+  tensor->shape.push_back(std::make_unique<control::ExtentT>());
+  tensor->shape.back()->size = 4 * 65536;
   tensor->elements = 4 * 65536;
   table->tensors.push_back(std::move(tensor));
   result.layout->tables.push_back(std::move(table));
@@ -987,6 +988,14 @@ TEST_F(CoreTest, SkippedStepsAreEventsThatNameTheWorkerOncePerDoubling) {
   EXPECT_EQ(count, 4u);  // 1, 2, 4, 8
   EXPECT_NE(events.find("(incarnation 1) has skipped 8 steps"), std::string::npos) << events;
   EXPECT_NE(events.find("by clock 18, near data position 0; "), std::string::npos) << events;
+  // Where the worker says, whatever leases it has by now.
+  control::ProgressT later;
+  later.clock = 40;
+  later.skipped = 16;
+  later.skipped_position = 77;
+  Say(worker.agent, std::move(later), task);
+  const std::string more = Events();
+  EXPECT_NE(more.find("by clock 40, near data position 77; "), std::string::npos) << more;
 }
 
 TEST_F(CoreTest, SegmentsThatAShardFoundNotFiniteAreEventsOncePerDoubling) {

@@ -1,12 +1,18 @@
-// Writes the seed corpora of the fuzz targets: fuzz_seeds DIRECTORY.
+// Writes the seed corpora of the fuzz targets: fuzz_seeds DIRECTORY EXAMPLES, where the
+// latter has job files.
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "checkpoint/image.h"
+#include "checkpoint/manifest.h"
+#include "checkpoint/record.h"
 #include "common/codec/block_codec.h"
 #include "common/codec/row_codec.h"
 #include "common/messages/control.h"
@@ -22,6 +28,10 @@ class Corpus {
     std::filesystem::create_directories(directory_);
   }
 
+  void Add(std::string_view text) {
+    const auto bytes = std::as_bytes(std::span(text));
+    Add(Bytes(bytes.begin(), bytes.end()));
+  }
   void Add(const Bytes& bytes) {
     std::ofstream file(directory_ / ("seed" + std::to_string(count_++)), std::ios::binary);
     file.write(reinterpret_cast<const char*>(bytes.data()),
@@ -148,16 +158,114 @@ void WriteControl(Corpus corpus) {
   corpus.Add(Encode(Make(ProgressT())));
 }
 
+// A dense shard whose optimizer counts each element, and one with a table of rows.
+std::vector<ps::checkpoint::ShardImage> Images() {
+  using ps::checkpoint::ShardImage;
+  ShardImage dense;
+  dense.job = ps::JobId(1);
+  dense.block_elements = {5, 3};
+  dense.values = {1, 2, 3, 4, 5, 6, 7, 8};
+  dense.slots.optimizer = 6;
+  dense.slots.per_element = 1;
+  dense.slots.counts = ps::checkpoint::UpdateCounts::kPerElement;
+  dense.slots.floats.resize(8, 0.5F);
+  dense.slots.updates.resize(8, 3);
+  dense.marks.resize(1);
+  dense.marks[0].verdicts = {1, 1, 2};
+  ShardImage rows;
+  rows.job = ps::JobId(1);
+  rows.rows.resize(1);
+  rows.rows[0].width = 2;
+  rows.rows[0].tick = 9;
+  for (const std::uint64_t key : {3, 77}) {
+    Bytes record(rows.rows[0].record_bytes());
+    const std::uint32_t used[2] = {1, 9};
+    std::memcpy(record.data(), &key, sizeof(key));
+    std::memcpy(record.data() + sizeof(key), used, sizeof(used));
+    Append(rows.rows[0].records, record);
+  }
+  rows.rows[0].sketch = {0, 1, 2};
+  return {dense, rows};
+}
+
+// With what checkpoint_fuzz.cc wants before each.
+void WriteCheckpoint(Corpus corpus) {
+  namespace checkpoint = ps::checkpoint;
+  const auto tagged = [](char tag, const std::string& text) { return std::string(1, tag) + text; };
+  const auto of_meta = [](const std::string& meta, char kind, const std::string& content) {
+    std::string text = "\x02";
+    text += static_cast<char>(meta.size() & 0xff);
+    text += static_cast<char>(meta.size() >> 8);
+    return text + kind + meta + content;
+  };
+  using checkpoint::RecordKind;
+  corpus.Add(tagged(0, checkpoint::EncodeKey(RecordKind::kBlock, ps::ShardId(3), 9)));
+  corpus.Add(tagged(0, checkpoint::EncodeRowKey(RecordKind::kRows, ps::ShardId(3), 1, 77)));
+  const auto images = Images();
+  for (const checkpoint::ShardImage& image : images) {
+    corpus.Add(tagged(1, checkpoint::EncodeMeta(image)));
+  }
+  corpus.Add(
+      of_meta(checkpoint::EncodeMeta(images[0]), 0, checkpoint::EncodeBlock(images[0], 0, 0)));
+  const auto& table = images[1].rows[0];
+  const std::string meta = checkpoint::EncodeMeta(images[1]);
+  corpus.Add(of_meta(
+      meta, 1,
+      std::string(reinterpret_cast<const char*>(table.records.data()), table.records.size())));
+  corpus.Add(of_meta(meta, 2, std::string(table.sketch.begin(), table.sketch.end())));
+  checkpoint::Manifest manifest;
+  manifest.job = ps::JobId(1);
+  manifest.job_name = "seed";
+  manifest.tables.push_back({"parameters", ps::TableRule::Sgd, 8, {{"w", {2, 4}, 0, 8}}});
+  manifest.row_tables.push_back({"users", 2});
+  manifest.shards.resize(1);
+  manifest.shards[0].server = "node1";
+  manifest.shards[0].digest = checkpoint::Digest(images[0]);
+  manifest.shards[0].values_digest = checkpoint::ValuesDigest(images[0].values);
+  manifest.data.remaining = {{5, 9}};
+  manifest.data.total_positions = 10;
+  manifest.cuts.resize(1);
+  manifest.spec_json = "{}";
+  const auto text = checkpoint::ToJson(manifest);
+  if (text.ok()) corpus.Add(tagged(3, text.value()));
+}
+
+void WriteRecords(Corpus corpus) {
+  corpus.Add("\x03label,age,user\n1,2.5,anna\n0,-3e2,\"b,c\"\n");
+  corpus.Add("\x07label,user,x\n1,42,0.5\n3,-,1\n");
+  corpus.Add(
+      "\x01"
+      "1,2,3\n4,5,6\n");
+  std::string idx;
+  const auto append = [&idx](std::initializer_list<int> bytes) {
+    for (const int byte : bytes) idx += static_cast<char>(byte);
+  };
+  append({0, 24, 0, 0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4, 5, 6, 7, 8});
+  append({0, 0, 8, 1, 0, 0, 0, 2, 7, 9});
+  corpus.Add(idx);
+}
+
+void WriteJobs(Corpus corpus, const std::filesystem::path& examples) {
+  for (const auto& entry : std::filesystem::directory_iterator(examples)) {
+    if (entry.path().extension() != ".yaml") continue;
+    std::ifstream file(entry.path());
+    corpus.Add(std::string(std::istreambuf_iterator<char>(file), {}));
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: fuzz_seeds DIRECTORY\n");
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: fuzz_seeds DIRECTORY EXAMPLES\n");
     return 2;
   }
   const std::filesystem::path directory = argv[1];
   WriteWire(Corpus(directory / "wire"));
   WriteControl(Corpus(directory / "control"));
   WriteBlocks(Corpus(directory / "blocks"));
+  WriteCheckpoint(Corpus(directory / "checkpoint"));
+  WriteJobs(Corpus(directory / "job"), argv[2]);
+  WriteRecords(Corpus(directory / "records"));
   return 0;
 }

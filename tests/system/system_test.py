@@ -7,11 +7,13 @@ BIN_DIR is build/<preset>/bin. Each class starts a local cluster of its own.
 """
 import http.client
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -154,6 +156,14 @@ class Cluster:
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
         return done.returncode, done.stderr, json.loads(done.stdout or "{}")
 
+    def read_by_the_format(self, job):
+        """What checkpoint/FORMAT.md alone makes of the job's last checkpoint."""
+        reader = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "checkpoint",
+                              "read_checkpoint.py")
+        done = subprocess.run(["/usr/bin/python3", reader, self.checkpoint(job)], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        return done.returncode, done.stderr, json.loads(done.stdout or "{}")
+
     def log_tails(self):
         text = ""
         logs = os.path.join(self.directory, "logs")
@@ -185,6 +195,25 @@ class WithCluster(unittest.TestCase):
 
 
 class Training(WithCluster):
+    def exported(self, job):
+        """The tensors of model.safetensors by name, read as its format says."""
+        folder = os.path.join(self.cluster.folder, "model")
+        done = self.cluster.ds("ckpt", "export", job, "--to", folder, "-o", "json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual({file["name"] for file in json.loads(done.stdout)["files"]},
+                         {"model.safetensors", "manifest.json"})
+        with open(os.path.join(folder, "model.safetensors"), "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            data = file.read()
+        header.pop("__metadata__")
+        tensors = {}
+        for name, tensor in header.items():
+            self.assertEqual(tensor["dtype"], "F32")
+            begin, end = tensor["data_offsets"]
+            tensors[name] = struct.unpack("<%df" % ((end - begin) // 4), data[begin:end])
+            self.assertEqual(len(tensors[name]), math.prod(tensor["shape"]))
+        return tensors
+
     def test_fashion_mnist_learns_and_its_checkpoint_starts_another_job(self):
         if not os.path.isdir(FASHION):
             self.skipTest("Debian's package dataset-fashion-mnist is not installed")
@@ -197,6 +226,15 @@ class Training(WithCluster):
         self.assertGreaterEqual(job["checkpoints"], 2)
         verify = self.cluster.ds("ckpt", "verify", first)
         self.assertEqual(verify.returncode, 0, verify.stderr)
+        code, said, found = self.cluster.read_by_the_format(job)
+        self.assertEqual(code, 0, said)
+        tensors = self.exported(first)
+        self.assertEqual(sum(map(len, tensors.values())), found["tables"]["parameters"]["elements"])
+        self.assertAlmostEqual(sum(map(math.fsum, tensors.values())),
+                               found["tables"]["parameters"]["sum"], places=3)
+        again = self.cluster.ds("ckpt", "export", first, "--to", os.path.join(self.cluster.folder, "model"))
+        self.assertEqual(again.returncode, 2, again.stdout)
+        self.assertIn("is there already", again.stderr)
         second = self.cluster.submit(fashion("second", 0.25).replace(
             "every_steps: 100", "every_steps: 100, from: first"))
         job = self.finish(second)
@@ -206,6 +244,8 @@ class Training(WithCluster):
 
     def test_damaged_checkpoint_is_found(self):
         done = self.finish(self.cluster.submit(ledger("damage", records=20000, epochs=1)))
+        code, said, _ = self.cluster.read_by_the_format(done)
+        self.assertEqual(code, 0, said)
         victim = None
         for folder, _, names in os.walk(self.cluster.checkpoint(done)):
             for name in names:
@@ -219,6 +259,9 @@ class Training(WithCluster):
             damaged.write(bytes([byte[0] ^ 1]))
         verify = self.cluster.ds("ckpt", "verify", "damage")
         self.assertEqual(verify.returncode, 10, verify.stdout + verify.stderr)
+        code, said, _ = self.cluster.read_by_the_format(done)
+        self.assertEqual(code, 1)
+        self.assertIn(os.path.basename(victim), said)
 
 
 def digests(cluster, job):
@@ -373,6 +416,12 @@ class Rows(WithCluster):
         code, said, result = self.cluster.ledger(described)
         self.assertEqual(code, 0, said)
         self.assertEqual(result["rows"], 3000)
+        # And a stranger who has read the description of the format finds the same.
+        code, said, found = self.cluster.read_by_the_format(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(found["rows"]["records"]["rows"], 3000)
+        self.assertEqual(found["rows"]["records"]["sum"], 2 * 800000)
+        self.assertEqual(found["tables"]["parameters"]["sum"], 16 * 8000)
         # 8,000 steps in 16 blocks, 800,000 records in two columns.
         self.assertEqual(described["result"]["metric"], 16 * 8000 + 2 * 800000)
         self.cluster.up("--repair")
@@ -429,8 +478,7 @@ class NotFinite(WithCluster):
         self.assertEqual(job["progress"]["skipped"], 3)  # once per epoch
         events = self.cluster.events("skips")
         self.assertIn("not finite", events)
-        # And the data position near it, if the worker still has a lease when the event is told.
-        self.assertRegex(events, r"whose loss or gradient was not finite, by clock \d+")
+        self.assertIn("data position", events)
 
     def test_a_step_that_is_not_finite_ends_the_job_if_asked(self):
         job = self.cluster.submit(self.text("stops", "on_nonfinite: stop"))
@@ -440,17 +488,90 @@ class NotFinite(WithCluster):
         self.assertIn("not finite, in the batch of positions", described["reason"])
 
 
-class Slow(WithCluster):
-    def metrics(self, pid):
-        """The text of a server's /metrics; the ports of its lanes do not speak HTTP."""
-        for port in listening_ports(pid):
-            try:
-                with urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port, timeout=1) as page:
-                    return page.read().decode()
-            except (OSError, http.client.HTTPException):
-                pass
+def metrics_at(port):
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port, timeout=1) as page:
+            return page.read().decode()
+    except (OSError, http.client.HTTPException):
         return ""
 
+
+def metrics_port(pid):
+    """Where a server has its /metrics; the ports of its lanes do not speak HTTP."""
+    return next(port for port in listening_ports(pid) if metrics_at(port))
+
+
+class Parked(WithCluster):
+    """The dead keep the living waiting for no longer than their session lasts."""
+    arguments = ("--workers", "3")
+    session_s = 4  # of a local cluster
+
+    def longest_wait(self, job, during):
+        """Seconds that one pull was parked, at most, while during() runs."""
+        done = threading.Event()
+        port = metrics_port(self.cluster.processes()["server-1"])
+        found = {"longest": 0.0, "samples": 0}
+
+        def watch():
+            since = {}  # by lane: when the wait began, and how many had begun by then
+            while not done.is_set():
+                now = time.monotonic()
+                values = dict(line.rsplit(" ", 1) for line in metrics_at(port).splitlines()
+                              if line.startswith("ps_server_pulls_parked"))
+                for name, value in values.items():
+                    if not name.startswith("ps_server_pulls_parked{"):
+                        continue
+                    begun = values[name.replace("parked{", "parked_total{")]
+                    if int(float(value)) == 0:
+                        since.pop(name, None)
+                    elif since.get(name, (0, None))[1] != begun:
+                        since[name] = (now, begun)
+                    else:
+                        found["longest"] = max(found["longest"], now - since[name][0])
+                found["samples"] += 1
+                time.sleep(0.02)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            during()
+        finally:
+            done.set()
+            watcher.join()
+        self.assertGreater(found["samples"], 15)
+        return found["longest"]
+
+    def trained_more(self, job, records):
+        at = self.cluster.job(job)["progress"]["samples_trained"] + records
+        deadline = time.time() + 60
+        while self.cluster.job(job)["progress"]["samples_trained"] < at:
+            self.assertLess(time.time(), deadline, self.cluster.events(job))
+            time.sleep(0.1)
+
+    def test_a_killed_worker_parks_no_pull_longer_than_its_session(self):
+        job = self.cluster.submit(ledger("parked", records=4000000, workers=3, epochs=1, staleness=1))
+        self.trained_more(job, 20000)
+
+        def task_dies():
+            os.kill(self.cluster.tasks()[0], signal.SIGKILL)
+            self.trained_more(job, 200000)
+
+        def node_dies():
+            os.kill(self.cluster.processes()["worker-1"], signal.SIGKILL)
+            self.trained_more(job, 200000)
+
+        # An agent says at once that its task died; an agent that died is missed by its session.
+        waited = self.longest_wait(job, task_dies)
+        print("parked for %.2f s after a task died" % waited)
+        self.assertLess(waited, 1.5)
+        waited = self.longest_wait(job, node_dies)
+        print("parked for %.2f s after a node died" % waited)
+        self.assertGreater(waited, 0.5)
+        self.assertLess(waited, self.session_s + 1.5)
+        self.cluster.ds("job", "cancel", job)
+
+
+class Slow(WithCluster):
     def test_staleness_stays_below_its_bound_with_a_worker_slowed_ten_times(self):
         job = self.cluster.submit(ledger("slow", records=200000, epochs=1, staleness=2))
         deadline = time.time() + 60
@@ -458,7 +579,7 @@ class Slow(WithCluster):
             self.assertLess(time.time(), deadline)
             time.sleep(0.1)
         victim = self.cluster.tasks()[0]
-        servers = [pid for name, pid in self.cluster.processes().items()
+        servers = [metrics_port(pid) for name, pid in self.cluster.processes().items()
                    if name.startswith("server")]
         counted = 0
         while self.cluster.job(job)["phase"] == "running":
@@ -470,7 +591,7 @@ class Slow(WithCluster):
                     time.sleep(0.005)
             except ProcessLookupError:
                 break
-            for text in map(self.metrics, servers):
+            for text in map(metrics_at, servers):
                 values = dict(line.rsplit(" ", 1) for line in text.splitlines()
                               if line.startswith("ps_server_push_clocks_ahead"))
                 for name, value in values.items():

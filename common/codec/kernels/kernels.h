@@ -52,6 +52,10 @@ struct Table {
                   const float* values, float* out);
   void (*scale_int8)(const std::byte* codes, std::size_t count, float scale, float* out);
   void (*widen_bf16)(const std::byte* values, std::size_t count, float* out);
+
+  // The largest of `count` values without their signs, as bits; 0 if there is none.
+  std::uint32_t (*largest32)(const std::byte* values, std::size_t count);
+  std::uint16_t (*largest16)(const std::byte* values, std::size_t count);
 };
 
 // Those that this processor has, the plain one first; ends with null.

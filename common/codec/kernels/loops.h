@@ -344,8 +344,30 @@ void WidenBf16(const std::byte* values, Size count, float* out) {
   }
 }
 
+// No branch and no early end, which lets the compiler use vectors.
+template <typename Bits>
+Bits Largest(const std::byte* values, Size count) {
+  constexpr auto kMagnitude = static_cast<Bits>(static_cast<Bits>(-1) >> 1);
+  Bits largest = 0;
+  for (Size i = 0; i < count; ++i) {
+    Bits bits;
+    __builtin_memcpy(&bits, values + i * sizeof(bits), sizeof(bits));
+    bits = static_cast<Bits>(bits & kMagnitude);
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+
 constexpr Table MakeTable(const char* name) {
-  return Table{name, &NextOnes, &AddRemainders, &CountOnes, &LookUp, &ScaleInt8, &WidenBf16};
+  return Table{name,
+               &NextOnes,
+               &AddRemainders,
+               &CountOnes,
+               &LookUp,
+               &ScaleInt8,
+               &WidenBf16,
+               &Largest<std::uint32_t>,
+               &Largest<std::uint16_t>};
 }
 
 }  // namespace

@@ -100,9 +100,6 @@ class RowStore {
   // What the slabs take.
   std::size_t bytes() const;
 
-  // What writes to slabs that a view held have copied so far.
-  std::uint64_t bytes_copied() const { return slabs_.bytes_copied(); }
-
   // A record whose content is not defined; the caller sets all of it. Records of the first slab may
   // move.
   RowNumber Create();

@@ -135,8 +135,6 @@ class RowTable {
 
   // All that makes the table, as of now; see cow_pages.h.
   FrozenRowTable Freeze() const;
-  // What writes to frozen memory have copied so far.
-  std::uint64_t bytes_copied() const { return rows_.bytes_copied(); }
   // Into a table without rows. kInvalid if the image is of another shape or CheckRows() refuses it.
   // A sketch of another size starts afresh.
   Status Restore(const checkpoint::RowTableImage& image);

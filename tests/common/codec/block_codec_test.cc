@@ -405,6 +405,21 @@ TEST(BlockCodecTest, BlocksThatDoNotIncreaseAreRefused) {
   EXPECT_THAT(ParseError(segment), HasSubstr("block 3: listed after block 3"));
 }
 
+TEST(BlockCodecTest, BlocksMayBeginAgainAsOftenAsTheCallerSays) {
+  Bytes segment;
+  for (const std::uint32_t block : {2u, 3u, 3u, 1u, 2u}) {
+    const Bytes one = Encode(kElements, {9}, {1}, IndexCodec::Gap8, ValueCodec::Bf16, block);
+    segment.insert(segment.end(), one.begin(), one.end());
+  }
+  std::vector<BlockView> blocks;
+  const auto elements_of = [](std::uint32_t) { return kElements; };
+  EXPECT_TRUE(ParseSegment(segment, elements_of, blocks, 3).ok());
+  ASSERT_EQ(blocks.size(), 5u);
+  EXPECT_EQ(blocks[3].header.block(), 1u);
+  EXPECT_THAT(ParseSegment(segment, elements_of, blocks, 2).error().message,
+              HasSubstr("block 1: listed after block 3"));
+}
+
 TEST(BlockCodecTest, ForeignBlockIsRefused) {
   EXPECT_THAT(ParseError(Encode(kElements, {9}, {1}, IndexCodec::Gap8, ValueCodec::Bf16, 100)),
               HasSubstr("block 100: does not belong to this segment"));

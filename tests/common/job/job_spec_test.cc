@@ -243,6 +243,8 @@ TEST(JobSpecTest, ResolvedJsonAndYamlParseBackToTheSame) {
        {std::string(kMlp), std::string(kLedger), std::string(kCnn),
         std::string(kMlp) + "optimizer: {type: adamw, epsilon: 1e-6, weight_decay: 0}\n",
         std::string(kMlp) + "optimizer: {type: sparse_adam, beta2: 0.9999, weight_decay: 0.1}\n",
+        std::string(kMlp) + "optimizer: {type: worker_adam}\n",
+        std::string(kMlp) + "optimizer: {type: worker_adam, beta1: 0.9}\n",
         std::string(kMlp) + "optimizer: {type: ftrl, l1: 0.1}\n",
         std::string(kMlp) + "optimizer: {type: sgd, learning_rate: {schedule: step, step_epochs: "
                             "[0.1, 2]}}\ncheckpoint: {from: '12@3'}\n"}) {
@@ -256,6 +258,14 @@ TEST(JobSpecTest, ResolvedJsonAndYamlParseBackToTheSame) {
     EXPECT_EQ(ResolvedJson(*yaml), json);
     EXPECT_EQ(nlohmann::json::parse(ResolvedJson(spec, 2)), nlohmann::json::parse(json));
   }
+}
+
+TEST(JobSpecTest, AdamOnTheWorkersHasNoMomentumUnlessAsked) {
+  EXPECT_EQ(Parse(std::string(kMlp) + "optimizer: {type: worker_adam}\n").optimizer.beta1, 0);
+  EXPECT_EQ(
+      Parse(std::string(kMlp) + "optimizer: {type: worker_adam, beta1: 0.9}\n").optimizer.beta1,
+      0.9);
+  EXPECT_EQ(Parse(std::string(kMlp) + "optimizer: {type: adam}\n").optimizer.beta1, 0.9);
 }
 
 TEST(JobSpecTest, ResolvedJsonNamesEveryDefault) {
@@ -421,7 +431,13 @@ const BadCase kBadCases[] = {
     {kMlp, "", "training: {staleness: -2}\n", "at least 0, or unlimited (-1)"},
     {kMlp, "", "training: {staleness: few}\n", "at least 0, or unlimited (-1)"},
     {kMlp, "", "training: {max_version_gap: -1}\n", "training.max_version_gap: must be 0 to"},
-    {kMlp, "", "training: {pull_values: fp16}\n", "must be one of auto, bf16, fp32"},
+    {kMlp, "", "training: {pull_values: fp16}\n", "must be one of auto, bf16, fp32, increments"},
+    {kMlp, "", "training: {pull_values: increments}\nsparsification: {ratio: 1}\n",
+     "increments need a sparsification.ratio below 1"},
+    {kMlp, "", "training: {pull_values: increments, staleness: 0}\n",
+     "increments need a staleness above 0"},
+    {kMlp, "", "training: {pull_values: increments}\noptimizer: {weight_decay: 0.1}\n",
+     "increments need an optimizer.weight_decay of 0"},
     {kMlp, "", "training: {on_nonfinite: ignore}\n", "must be one of skip, stop"},
     {kMlp, "", "training: {evaluate_every_epochs: -1}\n", "must be at least 0"},
     {kMlp, "", "training: {threads_per_worker: 0}\n", "must be 1 to 256"},
@@ -429,11 +445,12 @@ const BadCase kBadCases[] = {
     {kMlp, "", "training:\n", "training: has no value"},
     {kMlp, "", "training: 3\n", "training: must be a map of keys, found the number 3"},
     {kMlp, "", "optimizer: {type: adamm}\n", "did you mean `adam`?"},
-    {kMlp, "", "optimizer: {type: rowwise_adagrad}\n", "must be one of worker_nesterov, sgd"},
+    {kMlp, "", "optimizer: {type: rowwise_adagrad}\n",
+     "must be one of worker_nesterov, worker_adam, sgd"},
     {kMlp, "", "optimizer: {beta1: 0.5}\n",
-     "optimizer.beta1: belongs to optimizer types adam and adamw only"},
+     "optimizer.beta1: belongs to optimizer types adam, adamw and worker_adam only"},
     {kMlp, "", "optimizer: {type: sparse_adam, beta1: 0.5}\n",
-     "optimizer.beta1: belongs to optimizer types adam and adamw only"},
+     "optimizer.beta1: belongs to optimizer types adam, adamw and worker_adam only"},
     {kMlp, "", "optimizer: {type: adam, beta2: 0.99999}\n",
      "optimizer.beta2: must be at least 0 and at most 0.9999"},
     {kMlp, "", "optimizer: {type: adam, weight_decay: 0.1}\n",
@@ -446,7 +463,7 @@ const BadCase kBadCases[] = {
     {kMlp, "", "optimizer: {learning_rate: 1e-300}\n", "optimizer.learning_rate: must be at least"},
     {kMlp, "", "optimizer: {momentum: 0.99999999}\n", "must be at least 0 and at most 0.9999"},
     {kMlp, "", "optimizer: {type: momentum, epsilon: 1e-6}\n",
-     "belongs to optimizer types adagrad, adam, adamw and sparse_adam only"},
+     "belongs to optimizer types adagrad, adam, adamw, worker_adam and sparse_adam only"},
     {kMlp, "", "optimizer: {type: sgd, initial_accumulator: 1}\n",
      "belongs to optimizer types adagrad and ftrl only"},
     {kMlp, "", "optimizer: {type: adam, l1: 1}\n", "belongs to optimizer type ftrl only"},
@@ -479,6 +496,12 @@ const BadCase kBadCases[] = {
     {kMlp, "", "sparsification: {warmup_epochs: 5}\n", "sparsification.warmup_epochs: is longer"},
     {kMlp, "", "sparsification: {index_codec: rle}\n",
      "must be one of auto, rice, gap8, raw16, bitmap"},
+    {kMlp, "", "optimizer: {type: worker_adam, clip_value: 1}\n",
+     "belongs to optimizers on the servers only"},
+    {kMlp, "", "sparsification: {ratio: 0.1, ratio_max: 0.05}\n",
+     "must not be below ratio, which is 0.1"},
+    {kMlp, "", "training: {staleness: 0}\nsparsification: {ratio_max: 0.05}\n",
+     "needs a staleness above 0"},
     {kMlp, "", "sparsification: {value_codec: fp16}\n",
      "must be one of fp32, bf16, int8, 4bit, 2bit, 1bit"},
     {kMlp, "", "sparsification: {small_tensor_elements: -1}\n", "must be 0 to"},

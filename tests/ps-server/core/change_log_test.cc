@@ -82,6 +82,25 @@ TEST_F(ChangeLogTest, WholeBlocksAreMarkedWhateverThePushListed) {
   EXPECT_EQ(After(log, 0), (std::set<std::uint32_t>{65536}));
 }
 
+TEST_F(ChangeLogTest, WhatIsEncodedIsKeptWholeAndInTheOrderOfThePushes) {
+  ChangeLog log(2000);
+  std::vector<Bytes> pushes;
+  for (std::uint16_t i = 0; i < 5; ++i) {
+    pushes.push_back(SparseBlock(0, kElements, {i, 300, 700}, {1, 2, 3}, wire::IndexCodec::Rice,
+                                 wire::ValueCodec::Bits2));
+    log.Append(i + 1u, pushes.back());
+  }
+  EXPECT_EQ(After(log, 3), (std::set<std::uint32_t>{3, 4, 300, 700}));
+  std::size_t at = 1;
+  log.ForEachAfter(1, [&](const ChangeLog::Touched& touched) {
+    ASSERT_LT(at, pushes.size());
+    EXPECT_TRUE(std::equal(touched.encoded.begin(), touched.encoded.end(), pushes[at].begin(),
+                           pushes[at].end()));
+    ++at;
+  });
+  EXPECT_EQ(at, pushes.size());
+}
+
 TEST_F(ChangeLogTest, APushThatTouchedNothingCostsNothing) {
   ChangeLog log(1000);
   Append(log, 1, {});

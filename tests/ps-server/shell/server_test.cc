@@ -240,7 +240,8 @@ class ServerTest : public ::testing::Test {
     control::RoundCommittedT committed;
     committed.job = 1;
     committed.round = round;
-    committed.keep = {round};
+    committed.keep.push_back(std::make_unique<control::KeptRoundT>());
+    committed.keep.back()->round = round;
     Tell(std::move(committed));
     return result;
   }

@@ -40,7 +40,7 @@ LayoutView Layout(std::vector<std::uint32_t> blocks = {65536, 65536, 65536, 1000
 
 SparsifierOptions Sgd(wire::ValueCodec codec = wire::ValueCodec::Fp32) {
   SparsifierOptions options;
-  options.nesterov = false;
+  options.rule = AccumulationRule::kPlain;
   options.value_codec = codec;
   return options;
 }
@@ -369,6 +369,73 @@ TEST(SparsifierTest, SmallTensorsAreDenseWithPlainNesterovAtEveryRatio) {
       momentum[i] = 0.5f * momentum[i] + gradient[i];
       ASSERT_EQ(receiver.last[i], 0.5f * momentum[i] + gradient[i]);
     }
+  }
+}
+
+// Adam as it is known, in double.
+class KnownAdam {
+ public:
+  KnownAdam(double beta1, std::size_t elements) : beta1_(beta1), m_(elements), s_(elements) {}
+
+  void Add(const Values& gradient, std::vector<double>& sum) {
+    ++t_;
+    for (std::size_t i = 0; i < gradient.size(); ++i) {
+      const double g = gradient[i];
+      m_[i] = beta1_ * m_[i] + (1 - beta1_) * g;
+      s_[i] = 0.999 * s_[i] + 0.001 * g * g;
+      sum[i] += m_[i] / (1 - std::pow(beta1_, t_)) /
+                (std::sqrt(s_[i] / (1 - std::pow(0.999, t_))) + 1e-8);
+    }
+  }
+
+ private:
+  const double beta1_;
+  int t_ = 0;
+  std::vector<double> m_;
+  std::vector<double> s_;
+};
+
+TEST(SparsifierTest, AdamsStepsAreWhatIsSentAndWhatWaits) {
+  const auto layout = Layout();
+  for (const double beta1 : {0.0, 0.9}) {
+    for (const double ratio : {0.01, 1.0}) {
+      SparsifierOptions options = Sgd();
+      options.rule = AccumulationRule::kAdam;
+      options.beta1 = beta1;
+      Sparsifier sparsifier(layout, 0, kSelected, options);
+      Receiver receiver(layout, kSelected + kSmall);
+      KnownAdam known(beta1, kSelected + kSmall);
+      std::vector<double> expected(kSelected + kSmall);
+      std::mt19937 random(31);
+      for (int step = 0; step < 20; ++step) {
+        const Values gradient = Gaussian(random, kSelected + kSmall);
+        known.Add(gradient, expected);
+        ASSERT_TRUE(sparsifier.Step(gradient, ratio).ok());
+        receiver.Take(sparsifier);
+        const std::size_t sent = receiver.TouchedIn(0, kSelected);
+        EXPECT_NEAR(static_cast<double>(sent), ratio * kSelected, 0.3 * ratio * kSelected) << step;
+      }
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        const double got = double{receiver.sum[i]} + double{sparsifier.residual()[i]};
+        ASSERT_NEAR(got, expected[i], 1e-4 * (1 + std::abs(expected[i]))) << i << " " << beta1;
+      }
+    }
+  }
+}
+
+TEST(SparsifierTest, AdamIsNotUpsetByGradientsThatAreHugeOrZero) {
+  const auto layout = Layout();
+  SparsifierOptions options = Sgd();
+  options.rule = AccumulationRule::kAdam;
+  Sparsifier sparsifier(layout, 0, kSelected, options);
+  Receiver receiver(layout, kSelected + kSmall);
+  const Values zeros(kSelected + kSmall, 0.0f);
+  Values huge(kSelected + kSmall, 0.0f);
+  for (std::size_t i = 0; i < huge.size(); i += 7) huge[i] = 1e38f;
+  for (const Values& gradient : {zeros, huge, zeros, huge}) {
+    ASSERT_TRUE(sparsifier.Step(gradient, 1.0).ok());
+    receiver.Take(sparsifier);
+    for (const float value : receiver.last) ASSERT_LE(std::abs(value), 100.0f);
   }
 }
 

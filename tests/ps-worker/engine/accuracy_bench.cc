@@ -59,15 +59,20 @@ double Train(const ps::JobSpec& spec) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const auto& outcome = cluster.outcome();
   if (!outcome.evaluated.has_value()) return -1;
+  const auto parameters = static_cast<double>(tasks[0].workload->layout().tables[0]->elements);
+  const auto pulls = static_cast<double>(std::max<std::uint64_t>(outcome.update_pulls, 1));
   double staleness = 0;
   for (const auto one : outcome.staleness) staleness += static_cast<double>(one);
   std::printf(
-      "seed %2lld  metric %.4f  loss %.4f  %.0f s  %.1f ms a step  %.0f bytes a push  "
-      "staleness %.2f  live",
+      "seed %2lld  metric %.4f  loss %.4f  %.0f s  %.1f ms a step  %.5f bytes a parameter and "
+      "push, "
+      "%.5f a pull of %.2f pushes  staleness %.2f  live",
       static_cast<long long>(spec.training.seed), outcome.evaluated->metric,
       outcome.evaluated->loss, seconds,
       1000 * seconds * static_cast<double>(tasks.size()) / static_cast<double>(outcome.pushes),
-      static_cast<double>(outcome.push_bytes) / static_cast<double>(outcome.pushes),
+      static_cast<double>(outcome.push_bytes) / (parameters * static_cast<double>(outcome.pushes)),
+      static_cast<double>(outcome.update_bytes) / (parameters * pulls),
+      static_cast<double>(outcome.update_versions) / (pulls * cluster.shards()),
       staleness / static_cast<double>(std::max<std::size_t>(outcome.staleness.size(), 1)));
   for (const auto& metric : outcome.metrics) std::printf(" %.4f", metric.second);
   std::printf("\n");
@@ -85,6 +90,8 @@ int main(int argc, char** argv) {
   double rate = 0;
   double clip = -1;
   double epochs = 0;
+  std::int64_t workers = 0;
+  std::string pull_values;
   CLI::App app("Trains a job file in one process", "accuracy_bench");
   app.add_option("--job", job, "Job file (YAML)")->required();
   app.add_option("--seeds", seeds, "Number of seeds")->capture_default_str();
@@ -93,6 +100,8 @@ int main(int argc, char** argv) {
   app.add_option("--rate", rate, "optimizer.learning_rate.base instead of the file's");
   app.add_option("--clip", clip, "optimizer.clip_norm instead of the file's");
   app.add_option("--epochs", epochs, "training.epochs instead of the file's");
+  app.add_option("--pull-values", pull_values, "training.pull_values instead of the file's");
+  app.add_option("--workers", workers, "training.workers instead of the file's");
   CLI11_PARSE(app, argc, argv);
 
   std::ifstream file(job);
@@ -104,6 +113,8 @@ int main(int argc, char** argv) {
   if (ratio > 0) spec.sparsification.ratio = ratio;
   if (rate > 0) spec.optimizer.learning_rate.base = rate;
   if (clip >= 0) spec.optimizer.clip_norm = clip;
+  if (!pull_values.empty()) spec.training.pull_values = pull_values;
+  if (workers > 0) spec.training.workers = workers;
   if (epochs > 0) spec.training.epochs = epochs;
 
   ps::worker::SetComputeThreads(spec.training.threads_per_worker);

@@ -8,6 +8,7 @@
 
 #include "checkpoint/digest.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/increment.h"
 #include "common/codec/row_codec.h"
 
 namespace ps::test {
@@ -123,6 +124,7 @@ class LocalSession final : public worker::TaskSession {
     request_ = request;
     answer_.reset();
     ++cluster_.outcome_.pulls;
+    if (request.snapshot) ++cluster_.outcome_.snapshot_pulls;
     // A server answers when the question comes in, not when the answer is looked at.
     if (Reached()) answer_ = Answer();
   }
@@ -204,6 +206,10 @@ class LocalSession final : public worker::TaskSession {
   }
 
   Clock clock() const override { return clock_; }
+
+  std::uint32_t pushes_without_verdict() const override {
+    return cluster_.options_.pushes_without_verdict;
+  }
 
   std::string stop_reason() const override {
     const std::lock_guard lock(cluster_.mutex_);
@@ -290,9 +296,9 @@ class LocalSession final : public worker::TaskSession {
   }
 
   void Parse(const server::Shard& shard, std::span<const std::byte> payload,
-             std::vector<codec::BlockView>& blocks) {
+             std::vector<codec::BlockView>& blocks, std::uint32_t runs = 1) {
     const auto status = codec::ParseSegment(
-        payload, [&](std::uint32_t block) { return shard.ElementsOf(block); }, blocks);
+        payload, [&](std::uint32_t block) { return shard.ElementsOf(block); }, blocks, runs);
     PS_CHECK(status.ok(), status.ok() ? "" : status.error().message);
   }
 
@@ -323,6 +329,7 @@ class LocalSession final : public worker::TaskSession {
 
   worker::PullResult Answer() {
     worker::PullResult result;
+    if (known_[0] != 0 && !request_->snapshot) ++cluster_.outcome_.update_pulls;
     for (const auto& shard : cluster_.shards_) {
       auto bytes = std::make_shared<server::ByteBuffer>();
       server::Shard::PullQuery query;
@@ -341,9 +348,29 @@ class LocalSession final : public worker::TaskSession {
       }
       pulled.content = shard->Pull(query, scratch_, *bytes, asked);
       pulled.version = shard->version();
+      if (query.version != 0 && !query.snapshot) {
+        cluster_.outcome_.update_bytes += bytes->size();
+        cluster_.outcome_.update_versions += shard->version() - query.version;
+      }
       pulled.lineage = shard->lineage();
-      const auto parts = codec::SplitSegment({bytes->data(), bytes->size()}).value();
-      Parse(*shard, parts.blocks, pulled.blocks);
+      std::span<const std::byte> payload(bytes->data(), bytes->size());
+      std::uint32_t runs = 1;
+      if (pulled.content == wire::PullContent::IncrementsAndHash) {
+        pulled.hash.emplace();
+        std::memcpy(&*pulled.hash, payload.data(), sizeof(*pulled.hash));
+        payload = payload.subspan(sizeof(*pulled.hash));
+        pulled.content = wire::PullContent::Increments;
+        ++cluster_.outcome_.hashes;
+        if (cluster_.options_.damage_hash && !std::exchange(cluster_.hash_damaged_, true)) {
+          *pulled.hash ^= 1;
+        }
+      }
+      if (pulled.content == wire::PullContent::Increments) {
+        runs = 1 + codec::kIncrementPushesMax;
+        ++cluster_.outcome_.increments;
+      }
+      const auto parts = codec::SplitSegment(payload).value();
+      Parse(*shard, parts.blocks, pulled.blocks, runs);
       const auto rows = codec::ParseRows(
           parts.rows, codec::RowContent::kValues,
           [&](std::uint32_t table) { return cluster_.view_.row_width(table); }, pulled.rows);

@@ -33,7 +33,9 @@ struct LocalClusterOptions {
   std::chrono::seconds deadline{60};
   // Pushes of these clocks are answered as too old by every shard, for every worker.
   std::set<std::uint64_t> too_old_clocks;
-  bool damage_digests = false;  // what the evaluation is compared with
+  bool damage_digests = false;               // what the evaluation is compared with
+  std::uint32_t pushes_without_verdict = 0;  // what tasks are told
+  bool damage_hash = false;                  // the first one that comes with increments
   Clock first_clock;
   std::uint64_t stop_after_pushes = 0;  // then the job ends every task; 0: it does not
 };
@@ -53,6 +55,13 @@ class LocalCluster {
     std::uint64_t entries = 0;
     std::uint64_t pulls = 0;
     std::uint64_t push_bytes = 0;
+    // Of pulls that did not begin with nothing, but for live evaluations and the end.
+    std::uint64_t update_pulls = 0;
+    std::uint64_t update_bytes = 0;  // of blocks and rows
+    std::uint64_t increments = 0;    // answers of shards
+    std::uint64_t hashes = 0;        // of them, with a hash
+    std::uint64_t snapshot_pulls = 0;
+    std::uint64_t update_versions = 0;  // pushes that they brought, over all shards
     std::uint64_t drained = 0;
     std::uint64_t samples = 0;             // of steps with a lease
     std::vector<std::uint64_t> staleness;  // of applied pushes at shard 0
@@ -108,6 +117,7 @@ class LocalCluster {
   bool evaluation_told_ = false;
   bool stopped_ = false;
   bool cancelled_ = false;  // in the middle of the training
+  bool hash_damaged_ = false;
   Outcome outcome_;
 };
 

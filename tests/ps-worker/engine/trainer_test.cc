@@ -269,6 +269,29 @@ TEST_F(TrainerTest, Fp32PullsAndDensePushesLearnAsWell) {
   EXPECT_GT(outcome().evaluated->metric, 0.9);
 }
 
+TEST_F(TrainerTest, WorkersLearnFromIncrementsAndHoldWhatTheServersSay) {
+  auto spec = CloudsJob();
+  spec.training.pull_values = "increments";
+  spec.training.epochs = 20;
+  TrainWell(spec);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  EXPECT_GT(outcome().increments, 1000u);
+  EXPECT_GT(outcome().hashes, 0u);
+  // A start for each worker and the final evaluation: every hash was right.
+  EXPECT_EQ(outcome().snapshot_pulls, 3u);
+}
+
+TEST_F(TrainerTest, AWorkerThatHoldsSomethingElseTakesASnapshot) {
+  auto spec = CloudsJob();
+  spec.training.pull_values = "increments";
+  spec.training.epochs = 20;
+  test::LocalClusterOptions options;
+  options.damage_hash = true;
+  TrainWell(spec, options);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  EXPECT_EQ(outcome().snapshot_pulls, 4u);
+}
+
 TEST_F(TrainerTest, TheDrainPushesTheWholeResidual) {
   auto spec = CloudsJob();
   spec.sparsification.ratio = 0.02;
@@ -382,6 +405,22 @@ TEST_F(TrainerTest, AnotherDigestThanTheManifestsIsReported) {
   ASSERT_TRUE(outcome().evaluated.has_value());
   EXPECT_THAT(outcome().evaluated->error, HasSubstr("the manifest says"));
   EXPECT_EQ(outcome().evaluated->records, 0u);
+}
+
+TEST_F(TrainerTest, TheRatioFollowsTheLinkBetweenItsBounds) {
+  auto spec = CloudsJob();
+  spec.training.epochs = 16;
+  spec.sparsification.ratio = 0.05;
+  const auto entries = [&](double ratio_max, std::uint32_t waiting) {
+    spec.sparsification.ratio_max = ratio_max;
+    test::LocalClusterOptions options;
+    options.pushes_without_verdict = waiting;
+    TrainWell(spec, options);
+    return static_cast<double>(outcome().entries) / static_cast<double>(outcome().pushes);
+  };
+  const double fixed = entries(0, 0);
+  EXPECT_GT(entries(0.2, 0), 1.2 * fixed);
+  EXPECT_NEAR(entries(0.2, 4), fixed, 0.05 * fixed);
 }
 
 TEST_F(TrainerTest, TheRatioWarmsUpFromAQuarter) {

@@ -131,8 +131,9 @@ class DataClientTest : public ::testing::Test {
     return MakeMap(version, servers, kShards);
   }
   void Configure(const control::MapT& map, const control::LiveSetT& live,
-                 std::uint64_t version_gap_max = 1000) {
+                 std::uint64_t version_gap_max = 1000, bool increments = false) {
     auto rules = server::testing::ConstantRules(1.0);
+    rules.increments = increments;
     rules.version_gap_max = version_gap_max;
     for (const auto& one : servers_) one->SetJob(kJob, layout_, rules, map, live);
   }
@@ -277,6 +278,75 @@ TEST_F(DataClientTest, APullBringsWhatChangedAndThenNothing) {
   ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
   ASSERT_EQ(worker.pulled->shards.size(), 1u);
   EXPECT_EQ(worker.pulled->shards[0].content, wire::PullContent::Unchanged);
+}
+
+TEST_F(DataClientTest, IncrementsArriveAndAreRefusedWhereTheyCannotBe) {
+  LaneServer& server = AddServer("a", 1);
+  const auto map = Map(1);
+  Configure(map, MakeLive(1, {1}), 10000, /*increments=*/true);
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map).ok());
+  PushMany(worker, 1020);
+  ASSERT_TRUE(AllAcked(worker));
+  DataClient::Pull pull;
+  const auto answer = [&] {
+    worker.pulled.reset();
+    worker.client->StartPull(pull);
+    EXPECT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+    pull.bases.resize(kShards);
+    std::size_t hashes = 0;
+    for (const PulledShard& shard : worker.pulled->shards) {
+      pull.bases[shard.shard.value()] = {shard.version, shard.lineage};
+      hashes += shard.hash.has_value() ? 1 : 0;
+    }
+    return hashes;
+  };
+  EXPECT_EQ(answer(), 0u);
+  for (const PulledShard& shard : worker.pulled->shards) {
+    EXPECT_EQ(shard.content, wire::PullContent::Snapshot);
+  }
+  // Past the 1,024th push the answer has a hash, and before it none.
+  PushMany(worker, 3);
+  ASSERT_TRUE(AllAcked(worker));
+  EXPECT_EQ(answer(), 0u);
+  PushMany(worker, 3);
+  ASSERT_TRUE(AllAcked(worker));
+  std::size_t increments = 0;
+  const std::size_t hashes = answer();
+  for (const PulledShard& shard : worker.pulled->shards) {
+    if (shard.content != wire::PullContent::Increments) continue;
+    ++increments;
+    EXPECT_TRUE(shard.hash.has_value());
+    EXPECT_EQ(shard.blocks.size(), 3 * BlocksOf(shard.shard.value()));
+  }
+  EXPECT_GT(increments, 0u);
+  EXPECT_EQ(hashes, increments);
+
+  // A server that sends them to who has nothing, or to who asked for fp32, is not believed.
+  const std::uint64_t bad = worker.client->counters().bad_messages;
+  bool change = true;
+  server.change_reply = [&](server::LaneReply& reply) {
+    wire::Head head;
+    if (!change || !wire::ParseFirst(reply.head, head).ok() ||
+        head.header.kind() != static_cast<std::uint8_t>(wire::Kind::PullReply)) {
+      return;
+    }
+    change = false;
+    for (wire::Segment& segment : head.segments) {
+      segment.mutate_code(static_cast<std::uint8_t>(wire::PullContent::Increments));
+    }
+    reply.head = wire::BuildHead(head.header, head.segments);
+  };
+  const auto bases = pull.bases;
+  for (const bool fp32 : {false, true}) {
+    change = true;
+    pull.fp32 = fp32;
+    pull.bases = fp32 ? bases : std::vector<DataClient::Base>(kShards);
+    pull.snapshot = fp32;
+    answer();
+    EXPECT_FALSE(change);
+  }
+  EXPECT_EQ(worker.client->counters().bad_messages, bad + 2 * kShards);
 }
 
 TEST_F(DataClientTest, LostMessagesDelayButChangeNothing) {

@@ -146,7 +146,8 @@ void Cluster::MakeJob() {
   table->block_elements.assign(shards, 2 * kCells);
   auto tensor = std::make_unique<control::TensorInfoT>();
   tensor->name = "counts";
-  tensor->shape = {static_cast<std::int64_t>(table->elements)};
+  tensor->shape.push_back(std::make_unique<control::ExtentT>());
+  tensor->shape.back()->size = static_cast<std::int64_t>(table->elements);
   tensor->elements = table->elements;
   table->tensors.push_back(std::move(tensor));
   world_.layout.blocks = static_cast<std::uint32_t>(shards);

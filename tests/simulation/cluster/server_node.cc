@@ -382,7 +382,9 @@ void ServerNode::OnRoundCommitted(const control::RoundCommittedT& committed) {
   Job* job = FindJob(JobId(committed.job));
   const Round round(committed.round);
   if (job != nullptr && job->round.has_value() && job->round->round <= round) job->round.reset();
-  Post({[this, base = "job-" + std::to_string(committed.job), round, keep = committed.keep] {
+  std::vector<std::uint64_t> keep;
+  for (const auto& kept : committed.keep) keep.push_back(kept->round);
+  Post({[this, base = "job-" + std::to_string(committed.job), round, keep = std::move(keep)] {
          for (const std::string& name : world_.disk.List(base)) {
            const std::uint64_t number = std::stoull(name.substr(name.find('-') + 1));
            if (number >= round.value() ||
