@@ -78,7 +78,7 @@ _ds_cli() {
 @commands@  esac
   case "$previous" in
     -o|--output) COMPREPLY=($(compgen -W 'table wide json yaml name' -- "$current")); return ;;
-    --dir|--checkpoint-dir) COMPREPLY=($(compgen -d -- "$current")); return ;;
+    --dir|--checkpoint-dir|--to) COMPREPLY=($(compgen -d -- "$current")); return ;;
     --set)
       COMPREPLY=($(compgen -W "$(_ds_cli_fields)" -S = -- "$current"))
       compopt -o nospace 2>/dev/null
