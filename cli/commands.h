@@ -34,10 +34,14 @@ CLI::App* AddCommand(CLI::App& group, const std::string& name, const std::string
                      const std::string& examples, Globals& globals);
 
 void AddJobCommands(CLI::App& app, Globals& globals);
+void AddExplainCommand(CLI::App& job_group, Globals& globals);
 void AddCkptCommands(CLI::App& app, Globals& globals);
 void AddNodeCommands(CLI::App& app, Globals& globals);
 void AddLocalCommands(CLI::App& app, Globals& globals);
 void AddCompletionCommand(CLI::App& app, Globals& globals);
+
+// Every field of the job file, as `job explain` takes it: "training.workers".
+std::vector<std::string> JobFields();
 
 // The script for a shell, from the commands and options of the App. kUsage for another shell.
 Result<std::string> CompletionScript(const CLI::App& app, const std::string& shell);

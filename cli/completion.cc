@@ -1,3 +1,5 @@
+#include <set>
+
 #include "cli/commands.h"
 
 namespace ps::cli {
@@ -7,14 +9,25 @@ struct CommandWords {
   std::string path;  // "job submit", "" for the program
   std::vector<std::string> commands;
   std::vector<std::string> options;
+  std::vector<std::string> valued;  // those options that take a value
+  std::string argument;             // name of the first argument that is no option; "" if none
 };
 
 void Collect(const CLI::App& app, const std::string& path, std::vector<CommandWords>& all) {
   CommandWords words;
   words.path = path;
   for (const CLI::Option* option : app.get_options()) {
-    for (const auto& name : option->get_lnames()) words.options.push_back("--" + name);
-    for (const auto& name : option->get_snames()) words.options.push_back("-" + name);
+    if (option->get_positional() && words.argument.empty()) words.argument = option->get_name(true);
+    for (std::string name : option->get_lnames()) {
+      name.insert(0, "--");
+      if (option->get_items_expected_max() > 0) words.valued.push_back(name);
+      words.options.push_back(std::move(name));
+    }
+    for (std::string name : option->get_snames()) {
+      name.insert(0, "-");
+      if (option->get_items_expected_max() > 0) words.valued.push_back(name);
+      words.options.push_back(std::move(name));
+    }
   }
   const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
   for (const CLI::App* command : commands) words.commands.push_back(command->get_name());
@@ -24,43 +37,93 @@ void Collect(const CLI::App& app, const std::string& path, std::vector<CommandWo
   }
 }
 
-std::string Joined(const std::vector<std::string>& words) {
+std::string Joined(const std::vector<std::string>& words, const char* between = " ") {
   std::string text;
-  for (const auto& word : words) text += (text.empty() ? "" : " ") + word;
+  for (const auto& word : words) text += (text.empty() ? "" : between) + word;
   return text;
 }
 
+// Markers between @ are replaced.
+constexpr const char* kBash = R"sh(# bash completion of ds-cli: source <(ds-cli completion bash)
+
+# Numbers and names of the jobs of the cluster, if it answers soon.
+_ds_cli_jobs() {
+  local cluster=() rest="${COMP_LINE#*--coordinator[ =]}"
+  [[ $rest != "$COMP_LINE" ]] && cluster=(--coordinator "${rest%% *}")
+  timeout 3 "${COMP_WORDS[0]}" job list "${cluster[@]}" 2>/dev/null |
+    awk 'NR > 1 {print $1; print $2}'
+}
+
+# Fields of the job file.
+_ds_cli_fields() {
+  echo '@fields@'
+}
+
+_ds_cli() {
+  local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}"
+  local path='' next word commands options argument
+  local i=1
+  while ((i < COMP_CWORD)); do
+    word="${COMP_WORDS[i]}"
+    next="${path:+$path }$word"
+    case "$word" in
+      @valued@) ((i++)) ;;
+    esac
+    case "$next" in
+      @paths@) path="$next" ;;
+    esac
+    ((i++))
+  done
+  case "$path" in
+@commands@  esac
+  case "$previous" in
+    -o|--output) COMPREPLY=($(compgen -W 'table wide json yaml name' -- "$current")); return ;;
+    --dir|--checkpoint-dir|--to) COMPREPLY=($(compgen -d -- "$current")); return ;;
+    --set)
+      COMPREPLY=($(compgen -W "$(_ds_cli_fields)" -S = -- "$current"))
+      compopt -o nospace 2>/dev/null
+      return ;;
+    @valued@) COMPREPLY=(); return ;;
+  esac
+  if [[ $current == -* ]]; then
+    COMPREPLY=($(compgen -W "$options" -- "$current"))
+  elif [[ -n $commands ]]; then
+    COMPREPLY=($(compgen -W "$commands" -- "$current"))
+  else
+    case "$argument" in
+      job|checkpoint) COMPREPLY=($(compgen -W "$(_ds_cli_jobs)" -- "$current")) ;;
+      shell) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$current")) ;;
+      field) COMPREPLY=($(compgen -W "$(_ds_cli_fields)" -- "$current")) ;;
+      file) COMPREPLY=($(compgen -f -- "$current")) ;;
+      *) COMPREPLY=() ;;
+    esac
+  fi
+}
+complete -o filenames -F _ds_cli ds-cli
+)sh";
+
+void ReplaceAll(std::string& text, const std::string& marker, const std::string& with) {
+  for (std::size_t at = text.find(marker); at != std::string::npos; at = text.find(marker, at)) {
+    text.replace(at, marker.size(), with);
+    at += with.size();
+  }
+}
+
 std::string BashScript(const std::vector<CommandWords>& all) {
-  std::string script =
-      "# bash completion of ds-cli: source <(ds-cli completion bash)\n"
-      "_ds_cli() {\n"
-      "  local current=\"${COMP_WORDS[COMP_CWORD]}\" path='' next word commands options\n"
-      "  local i=1\n"
-      "  while ((i < COMP_CWORD)); do\n"
-      "    word=\"${COMP_WORDS[i]}\"\n"
-      "    next=\"${path:+$path }$word\"\n"
-      "    case \"$next\" in\n";
-  std::string paths;
+  std::set<std::string> valued;
+  std::vector<std::string> paths;
+  std::string commands;
   for (const auto& words : all) {
-    if (!words.path.empty()) paths += (paths.empty() ? "" : "|") + ("'" + words.path + "'");
+    valued.insert(words.valued.begin(), words.valued.end());
+    if (!words.path.empty()) paths.push_back("'" + words.path + "'");
+    commands += "    '" + words.path + "') commands='" + Joined(words.commands) + "' options='" +
+                Joined(words.options) + "' argument='" + words.argument + "' ;;\n";
   }
-  script += "      " + paths + ") path=\"$next\" ;;\n    esac\n    ((i++))\n  done\n";
-  script += "  case \"$path\" in\n";
-  for (const auto& words : all) {
-    script += "    '" + words.path + "') commands='" + Joined(words.commands) + "' options='" +
-              Joined(words.options) + "' ;;\n";
-  }
-  script +=
-      "  esac\n"
-      "  if [[ $current == -* ]]; then\n"
-      "    COMPREPLY=($(compgen -W \"$options\" -- \"$current\"))\n"
-      "  elif [[ -n $commands ]]; then\n"
-      "    COMPREPLY=($(compgen -W \"$commands\" -- \"$current\"))\n"
-      "  else\n"
-      "    COMPREPLY=($(compgen -f -- \"$current\"))\n"
-      "  fi\n"
-      "}\n"
-      "complete -o filenames -F _ds_cli ds-cli\n";
+  std::string script = kBash;
+  ReplaceAll(script, "@fields@", Joined(JobFields()));
+  ReplaceAll(script, "@valued@", Joined({valued.begin(), valued.end()}, "|"));
+  ReplaceAll(script, "@paths@", Joined(paths, "|"));
+  ReplaceAll(script, "@commands@", commands);
   return script;
 }
 
@@ -81,6 +144,14 @@ std::string FishScript(const std::vector<CommandWords>& all) {
     if (!words.commands.empty()) {
       script +=
           "complete -c ds-cli -f -n '" + condition + "' -a '" + Joined(words.commands) + "'\n";
+    }
+    if (words.argument == "job" || words.argument == "checkpoint") {
+      script += "complete -c ds-cli -f -n '" + condition +
+                "' -a \"(ds-cli job list 2>/dev/null | awk 'NR > 1 {print \\$1; print \\$2}')\"\n";
+    } else if (words.argument == "field") {
+      script += "complete -c ds-cli -f -n '" + condition + "' -a '" + Joined(JobFields()) + "'\n";
+    } else if (words.argument == "shell") {
+      script += "complete -c ds-cli -f -n '" + condition + "' -a 'bash zsh fish'\n";
     }
     for (const auto& option : words.options) {
       const bool long_option = option.rfind("--", 0) == 0;

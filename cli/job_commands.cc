@@ -74,6 +74,7 @@ void WriteJobs(std::ostream& out, const Json& jobs, bool wide) {
 
 struct SubmitOptions {
   std::string file;
+  std::vector<std::string> sets;  // PATH=VALUE
   bool dry_run = false;
   bool offline = false;
   bool wait = false;
@@ -125,6 +126,19 @@ std::string PulledText(const Json& progress) {
     text += ", " + DecimalText(each) + " bytes a parameter";
   }
   return text;
+}
+
+Result<std::vector<JobOverride>> ParseSets(const std::vector<std::string>& sets) {
+  std::vector<JobOverride> overrides;
+  for (const std::string& set : sets) {
+    const std::size_t sign = set.find('=');
+    if (sign == std::string::npos || sign == 0) {
+      return Error{ErrorCode::kUsage,
+                   "--set " + set + ": must be PATH=VALUE, such as training.workers=4"};
+    }
+    overrides.push_back({set.substr(0, sign), set.substr(sign + 1)});
+  }
+  return overrides;
 }
 
 void WriteDryRun(std::ostream& out, OutputFormat format, const JobSpec& spec, const Json* answer) {
@@ -184,11 +198,13 @@ Result<ExitCode> Submit(Globals& globals, const SubmitOptions& options) {
   Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
   const WaitOptions wait = PS_TRY(ParseWaitOptions(options.timeout, options.quiet));
+  const std::vector<JobOverride> overrides = PS_TRY(ParseSets(options.sets));
   const std::string text = PS_TRY(ReadJobFile(options.file));
   std::error_code error;
   const fs::path path = options.file == "-" ? fs::path("stdin") : fs::path(options.file);
   const fs::path base = fs::absolute(path, error).parent_path();
-  auto spec = ParseJobYaml(text, options.file == "-" ? "stdin" : options.file, base.string());
+  auto spec =
+      ParseJobYaml(text, options.file == "-" ? "stdin" : options.file, base.string(), overrides);
   if (!spec.ok()) {
     // Each line stands for itself, as a compiler's does.
     environment.err << spec.error().message << "\n";
@@ -533,11 +549,18 @@ void AddSubmit(CLI::App& group, Globals& globals) {
   CLI::App* command = AddCommand(group, "submit", "Check a job file and start the job",
                                  "  ds-cli job submit job.yaml --wait\n"
                                  "  ds-cli job submit job.yaml --dry-run\n"
+                                 "  ds-cli job submit job.yaml --set training.workers=4 "
+                                 "--set 'model.layers=[784, 64, 10]'\n"
                                  "  ds-cli job submit - -o name < job.yaml\n",
                                  globals);
   const auto options = std::make_shared<SubmitOptions>();
   command->add_option("file", options->file, "The job file (docs/job-file.md); - is stdin")
       ->required();
+  command
+      ->add_option("--set", options->sets,
+                   "Instead of what the file says, or beside it; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("PATH=VALUE");
   auto* dry = command->add_flag("--dry-run", options->dry_run,
                                 "Check everything, start nothing, print the resolved spec");
   command->add_flag("--offline", options->offline, "With --dry-run: check the file alone")
@@ -630,6 +653,7 @@ void AddReaders(CLI::App& group, Globals& globals) {
 void AddJobCommands(CLI::App& app, Globals& globals) {
   CLI::App* group = AddGroup(app, "job", "Training jobs");
   AddSubmit(*group, globals);
+  AddExplainCommand(*group, globals);
   AddReaders(*group, globals);
   AddWaitAndCancel(*group, globals);
 }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <type_traits>
 
@@ -400,6 +401,7 @@ bool IsOrigin(const std::string& text) {
 // What one parse knows: the findings, and where each key stands.
 struct Report {
   std::string file;
+  std::vector<JobOverride> overrides;  // the line of the i-th one's values is -1 - i
   std::string base_directory;
   std::vector<std::pair<int, std::string>> findings;  // line, text
   std::map<std::string, int> lines;                   // of the paths that were given
@@ -422,6 +424,14 @@ struct Report {
   }
   void AddAt(const std::string& path, const std::string& what) { Add(Line(path), path, what); }
 
+  std::string Place(int line) const {
+    if (line < 0 && static_cast<std::size_t>(-1 - line) < overrides.size()) {
+      const JobOverride& override = overrides[static_cast<std::size_t>(-1 - line)];
+      return "--set " + override.path + "=" + override.value;
+    }
+    return line > 0 ? file + ":" + std::to_string(line) : file;
+  }
+
   Error ToError() {
     std::stable_sort(findings.begin(), findings.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -433,8 +443,7 @@ struct Report {
         text += file + ": more findings are not shown";
         break;
       }
-      text += line > 0 ? file + ":" + std::to_string(line) + ": " : file + ": ";
-      text += what;
+      text += Place(line) + ": " + what;
     }
     return Error{ErrorCode::kInvalid, text};
   }
@@ -1066,6 +1075,89 @@ void CheckSchedules(const JobSpec& spec, Report& report) {
   }
 }
 
+// ---- overrides
+
+void SetLines(Node& node, int line) {
+  node.line = line;
+  for (Node& item : node.items) SetLines(item, line);
+}
+
+struct PathStep {
+  std::string key;
+  std::optional<std::size_t> item;  // of the list under the key
+};
+
+// "embedding_tables[0].width" in two steps; nothing if it is no path.
+std::optional<std::vector<PathStep>> ParsePath(const std::string& path) {
+  std::vector<PathStep> steps;
+  std::size_t at = 0;
+  while (at <= path.size()) {
+    const std::size_t end = std::min(path.find('.', at), path.size());
+    std::string key = path.substr(at, end - at);
+    PathStep step;
+    if (!key.empty() && key.back() == ']') {
+      const std::size_t open = key.find('[');
+      const std::string number =
+          open == std::string::npos ? "" : key.substr(open + 1, key.size() - open - 2);
+      if (!IsNumeral(number)) return std::nullopt;
+      step.item = static_cast<std::size_t>(std::stoull(number));
+      key.resize(open);
+    }
+    if (key.empty() || key.find_first_of("[]") != std::string::npos) return std::nullopt;
+    step.key = std::move(key);
+    steps.push_back(std::move(step));
+    at = end + 1;
+  }
+  if (steps.size() > static_cast<std::size_t>(job::kDocumentDepthMax)) return std::nullopt;
+  return steps;
+}
+
+// Puts the value where the path says. Maps on the way are made if they are missing; a scalar or a
+// list is not replaced by a map.
+Status Override(Node& root, const JobOverride& override, int line) {
+  const std::string place = "--set " + override.path + "=" + override.value;
+  const auto steps = ParsePath(override.path);
+  if (!steps) {
+    return Error{ErrorCode::kInvalid,
+                 place + ": must be a path such as training.workers or embedding_tables[0].width"};
+  }
+  Node value = PS_TRY(job::ParseYamlDocument(override.value, place));
+  SetLines(value, line);
+  Node* node = &root;
+  std::string so_far;
+  for (const PathStep& step : *steps) {
+    if (node->kind == Node::Kind::kNull && node != &root) {
+      node->kind = Node::Kind::kMap;
+      node->line = line;
+    }
+    if (node->kind != Node::Kind::kMap) {
+      return Error{ErrorCode::kInvalid, place + ": " + (so_far.empty() ? "the file" : so_far) +
+                                            " is " + DescribeNode(*node) + ", not a map of keys"};
+    }
+    const auto found = std::find(node->keys.begin(), node->keys.end(), step.key);
+    const auto index = static_cast<std::size_t>(found - node->keys.begin());
+    if (found == node->keys.end()) {
+      node->keys.push_back(step.key);
+      node->items.emplace_back();
+    }
+    node = &node->items[index];
+    so_far += (so_far.empty() ? "" : ".") + step.key;
+    if (!step.item) continue;
+    if (node->kind != Node::Kind::kList || *step.item >= node->items.size()) {
+      const std::string what = node->kind == Node::Kind::kList
+                                   ? "a list of " + std::to_string(node->items.size())
+                               : node->kind == Node::Kind::kNull ? "not there"
+                                                                 : DescribeNode(*node);
+      return Error{ErrorCode::kInvalid, place + ": " + so_far + " is " + what +
+                                            ", it has no item " + std::to_string(*step.item)};
+    }
+    node = &node->items[*step.item];
+    so_far = ItemPath(so_far, *step.item);
+  }
+  *node = std::move(value);
+  return Ok();
+}
+
 // Fills in the defaults that depend on another field.
 void Resolve(JobSpec& spec) {
   if (spec.data.scale == 0) spec.data.scale = spec.data.train.format == "idx" ? 1.0 / 255.0 : 1.0;
@@ -1075,9 +1167,11 @@ void Resolve(JobSpec& spec) {
 }
 
 Result<JobSpec> ReadJob(const Node& root, const std::string& file,
-                        const std::string& base_directory) {
+                        const std::string& base_directory,
+                        const std::vector<JobOverride>& overrides = {}) {
   Report report;
   report.file = file;
+  report.overrides = overrides;
   report.base_directory = base_directory;
   JobSpec spec;
   if (root.kind != Node::Kind::kMap) {
@@ -1197,9 +1291,13 @@ OptimizerSpec RowOptimizerDefault() {
 }
 
 Result<JobSpec> ParseJobYaml(const std::string& text, const std::string& file_name,
-                             const std::string& base_directory) {
-  const Node root = PS_TRY(job::ParseYamlDocument(text, file_name));
-  return ReadJob(root, file_name, base_directory);
+                             const std::string& base_directory,
+                             const std::vector<JobOverride>& overrides) {
+  Node root = PS_TRY(job::ParseYamlDocument(text, file_name));
+  for (std::size_t i = 0; i < overrides.size(); ++i) {
+    PS_TRY(Override(root, overrides[i], -1 - static_cast<int>(i)));
+  }
+  return ReadJob(root, file_name, base_directory, overrides);
 }
 
 Result<JobSpec> ParseJobJson(const std::string& json) {

@@ -164,11 +164,19 @@ struct JobSpec {
   JobResources resources;
 };
 
+// A value that takes the place of the file's, or is added to it.
+struct JobOverride {
+  std::string path;   // "training.workers", "embedding_tables[0].width"
+  std::string value;  // YAML: 4, adam, [784, 10]
+};
+
 // Parses and validates all that can be known without the files it names. Relative paths are made
 // absolute against `base_directory`. kInvalid: "FILE:LINE: training.workrs: unknown key, did you
-// mean `workers`?"; all findings, one per line.
+// mean `workers`?", or "--set PATH=VALUE: ..." for what an override says; all findings, one per
+// line.
 Result<JobSpec> ParseJobYaml(const std::string& text, const std::string& file_name,
-                             const std::string& base_directory);
+                             const std::string& base_directory,
+                             const std::vector<JobOverride>& overrides = {});
 
 // JSON with every default filled in (pretty printed with indent >= 0).
 std::string ResolvedJson(const JobSpec& spec, int indent = -1);

@@ -12,11 +12,11 @@ namespace {
 using testing::HasSubstr;
 
 const std::vector<std::vector<std::string>> kCommands = {
-    {"job", "submit"}, {"job", "list"},      {"job", "get"},      {"job", "describe"},
-    {"job", "logs"},   {"job", "wait"},      {"job", "cancel"},   {"job", "events"},
-    {"ckpt", "list"},  {"ckpt", "describe"}, {"ckpt", "verify"},  {"node", "list"},
-    {"local", "up"},   {"local", "down"},    {"local", "status"}, {"completion"},
-    {"version"}};
+    {"job", "submit"},   {"job", "list"},  {"job", "get"},       {"job", "describe"},
+    {"job", "logs"},     {"job", "wait"},  {"job", "cancel"},    {"job", "events"},
+    {"job", "explain"},  {"ckpt", "list"}, {"ckpt", "describe"}, {"ckpt", "verify"},
+    {"ckpt", "export"},  {"node", "list"}, {"local", "up"},      {"local", "down"},
+    {"local", "status"}, {"completion"},   {"version"}};
 
 TEST(AppTest, WithoutArgumentsTheHelpIsShown) {
   TestEnvironment test;

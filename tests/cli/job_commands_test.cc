@@ -163,6 +163,69 @@ TEST_F(JobCommandsTest, SubmitSendsTheResolvedSpec) {
   EXPECT_EQ(json::parse(test_.output())["job"]["id"], 7);
 }
 
+TEST_F(JobCommandsTest, WhatIsSetTakesThePlaceOfWhatTheFileSays) {
+  JobCoordinator coordinator({"running"});
+  const std::string file = test_.Write("job.yaml", kJobFile);
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--set", "training.workers=3", "--set",
+                              "model.layers=[784, 20, 10]", "--set", "name=other"}),
+            0)
+      << test_.errors();
+  EXPECT_EQ(test_.output(), "submitted job 7 (other)\n");
+  const json spec = json::parse(coordinator.fake().last_body())["spec"];
+  EXPECT_EQ(spec["training"]["workers"], 3);
+  EXPECT_EQ(spec["model"]["layers"], json({784, 20, 10}));
+  EXPECT_EQ(Run(coordinator,
+                {"job", "submit", file, "--dry-run", "--offline", "--set", "training.workers=0"}),
+            7);
+  EXPECT_EQ(test_.errors(),
+            "--set training.workers=0: training.workers: must be 1 to 1024, found 0\n");
+  EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--set", "training.workers"}), 2);
+  EXPECT_THAT(test_.errors(), HasSubstr("must be PATH=VALUE"));
+}
+
+TEST_F(JobCommandsTest, ExplainNeedsNoCoordinator) {
+  EXPECT_EQ(test_.Run({"job", "explain", "training.workers"}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(),
+            "field    training.workers\ntype     whole number\nvalues   1 to 1024\ndefault  2\n"
+            "meaning  Worker tasks.\n");
+  EXPECT_EQ(test_.Run({"job", "explain", "training.workers", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output()), json({{"field", "training.workers"},
+                                               {"type", "whole number"},
+                                               {"required", false},
+                                               {"description", "Worker tasks."},
+                                               {"default", 2},
+                                               {"values", "1 to 1024"}}));
+}
+
+TEST_F(JobCommandsTest, ExplainOfASectionShowsItsKeys) {
+  EXPECT_EQ(test_.Run({"job", "explain"}), 0);
+  EXPECT_THAT(test_.output(),
+              testing::MatchesRegex("FIELD +TYPE +DEFAULT +VALUES +DESCRIPTION\n.*"));
+  EXPECT_THAT(test_.output(), HasSubstr("\nembedding_tables  list of: map"));
+  EXPECT_THAT(test_.output(), HasSubstr("What is trained.\n"));
+  EXPECT_EQ(test_.output().find("training.workers"), std::string::npos);
+  EXPECT_EQ(test_.Run({"job", "explain", "embedding_tables[3].optimizer.learning_rate"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("type     number or map\n"));
+  EXPECT_THAT(test_.output(), HasSubstr("\nschedule       word"));
+  EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "name"}), 0);
+  EXPECT_EQ(test_.output(), "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.from\n");
+  EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["fields"].size(), 3u);
+  EXPECT_EQ(test_.Run({"job", "explain", "optimizer", "-r", "-o", "name"}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("optimizer.learning_rate.schedule\n"));
+  EXPECT_EQ(test_.Run({"job", "explain", "name", "-o", "name"}), 0);
+  EXPECT_EQ(test_.output(), "name\n");
+}
+
+TEST_F(JobCommandsTest, ExplainOfAnUnknownFieldNamesTheNearest) {
+  EXPECT_EQ(test_.Run({"job", "explain", "training.wrokers"}), 3);
+  EXPECT_THAT(test_.errors(), HasSubstr("did you mean `training.workers`?"));
+  EXPECT_EQ(test_.Run({"job", "explain", "label"}), 3);
+  EXPECT_THAT(test_.errors(), HasSubstr("`data.train.label` or `data.test.label` or "
+                                        "`resources.label`?"));
+  EXPECT_EQ(test_.output(), "");
+}
+
 TEST_F(JobCommandsTest, AnInvalidJobFileIsRefusedBeforeAnyCall) {
   JobCoordinator coordinator({"running"});
   const std::string file =

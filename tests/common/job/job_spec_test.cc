@@ -731,6 +731,69 @@ TEST(JobSpecTest, EveryExampleParses) {
   }
 }
 
+// ---- --set
+
+Result<JobSpec> ParseWith(const std::string& text, const std::vector<JobOverride>& overrides) {
+  return ParseJobYaml(text, "job.yaml", "/base", overrides);
+}
+
+std::string OverrideFinding(const std::string& text, const JobOverride& override) {
+  const auto spec = ParseWith(text, {override});
+  return spec.ok() ? "" : spec.error().message;
+}
+
+TEST(JobOverrideTest, TakesThePlaceOfWhatTheFileSaysOrIsAddedToIt) {
+  const auto spec = ParseWith(kDeepFm, {{"training.workers", "4"},
+                                        {"training.workers", "5"},  // the last one counts
+                                        {"model.hidden", "[8, 4, 2]"},
+                                        {"embedding_tables[0].optimizer.learning_rate", "0.5"},
+                                        {"checkpoint", "{keep: 7}"},
+                                        {"data.train.file", "other.csv"}});
+  ASSERT_TRUE(spec.ok()) << spec.error().message;
+  EXPECT_EQ(spec->training.workers, 5);
+  EXPECT_EQ(spec->model.hidden_layers, (std::vector<std::int64_t>{8, 4, 2}));
+  EXPECT_EQ(spec->embedding_tables[0].optimizer.learning_rate.base, 0.5);
+  EXPECT_EQ(spec->embedding_tables[0].optimizer.type, "rowwise_adagrad");
+  EXPECT_EQ(spec->checkpoint.keep, 7);
+  EXPECT_EQ(spec->data.train.file, "/base/other.csv");
+}
+
+TEST(JobOverrideTest, IsNamedByWhatIsWrongWithIt) {
+  EXPECT_EQ(OverrideFinding(kMlp, {"training.workers", "0"}),
+            "--set training.workers=0: training.workers: must be 1 to 1024, found 0");
+  EXPECT_EQ(OverrideFinding(kMlp, {"trainin.workers", "1"}),
+            "--set trainin.workers=1: trainin: unknown key, did you mean `training`?");
+  EXPECT_EQ(OverrideFinding(std::string(kMlp) + "optimizer: {learning_rate: 0.1}\n",
+                            {"optimizer.learning_rate.schedule", "cosine"}),
+            "--set optimizer.learning_rate.schedule=cosine: optimizer.learning_rate is the number "
+            "0.1, not a map of keys");
+  EXPECT_EQ(OverrideFinding(kDeepFm, {"embedding_tables[9].width", "9"}).substr(0, 76),
+            "--set embedding_tables[9].width=9: embedding_tables is a list of 2, it has n");
+  EXPECT_EQ(OverrideFinding(kMlp, {"embedding_tables[0].width", "9"}),
+            "--set embedding_tables[0].width=9: embedding_tables is not there, it has no item 0");
+  EXPECT_EQ(OverrideFinding("- a\n- b\n", {"training.workers", "1"}),
+            "--set training.workers=1: the file is a list, not a map of keys");
+  for (const char* const path : {"", ".", "a.", ".a", "a..b", "a[", "a[]", "a[x]", "[0]", "a]"}) {
+    EXPECT_NE(OverrideFinding(kMlp, {path, "1"}).find("must be a path"), std::string::npos) << path;
+  }
+  for (const char* const value : {"", "[", "{a: 1, a: 2}", "*x", "\xff"}) {
+    EXPECT_FALSE(ParseWith(kMlp, {{"model.layers", value}}).ok()) << value;
+  }
+  std::string deep = "a";
+  for (int i = 0; i < 100; ++i) deep += ".a";
+  EXPECT_NE(OverrideFinding(kMlp, {deep, "1"}).find("must be a path"), std::string::npos);
+}
+
+TEST(JobOverrideTest, FindingsOfTheFileKeepTheirLines) {
+  const auto spec =
+      ParseWith(std::string(kMlp) + "training: {epochs: 0}\n", {{"training.seed", "-1"}});
+  ASSERT_FALSE(spec.ok());
+  EXPECT_NE(spec.error().message.find("--set training.seed=-1: training.seed: must be"),
+            std::string::npos);
+  EXPECT_NE(spec.error().message.find("job.yaml:10: training.epochs: must be"), std::string::npos)
+      << spec.error().message;
+}
+
 void ExpectInSchema(const nlohmann::json& schema, const nlohmann::json& value,
                     const std::string& path, std::set<std::string>& seen) {
   if (value.is_array() && !value.empty() && value.front().is_object()) {
@@ -804,6 +867,24 @@ TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
   Collect(schema, "", all);
   // Counter data cannot be test data.
   for (const auto& path : all) EXPECT_TRUE(seen.count(path) > 0) << path << " is never written";
+}
+
+void ExpectDescribed(const nlohmann::json& schema, const std::string& path) {
+  for (const auto& choice : schema.value("oneOf", nlohmann::json::array())) {
+    ExpectDescribed(choice, path);
+  }
+  if (schema.contains("items")) ExpectDescribed(schema["items"], path);
+  if (!schema.contains("properties")) return;
+  for (const auto& item : schema["properties"].items()) {
+    EXPECT_NE(item.value().value("description", ""), "") << path + "/" + item.key();
+    ExpectDescribed(item.value(), path + "/" + item.key());
+  }
+}
+
+TEST(JobSpecTest, TheSchemaDescribesEveryKey) {
+  ExpectDescribed(nlohmann::json::parse(ReadFile(std::filesystem::path(PS_SOURCE_DIRECTORY) /
+                                                 "docs/job.schema.json")),
+                  "");
 }
 
 TEST(JobSpecTest, TheReferenceNamesEveryKey) {
