@@ -55,7 +55,7 @@ Result<std::unique_ptr<LocalServers>> LocalServers::Start(const Options& options
   server::JobRules rules;
   LearningRateSpec rate;
   rate.base = 0.001;
-  rules.learning_rate = server::LearningRate(rate, 1, 1);
+  rules.learning_rate = LearningRate(rate, 1, 1);
   // What is measured is the work of a push: none is refused for its age.
   rules.version_gap_max = std::numeric_limits<std::uint64_t>::max();
   for (std::size_t i = 0; i < servers->lanes_.size(); ++i) {
