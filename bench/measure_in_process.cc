@@ -47,7 +47,7 @@ server::JobSetup SetupOf(const Plan& plan) {
   server::JobRules rules;
   LearningRateSpec rate;
   rate.base = kRate;
-  rules.learning_rate = server::LearningRate(rate, 1, 1);
+  rules.learning_rate = LearningRate(rate, 1, 1);
   rules.version_gap_max = std::numeric_limits<std::uint64_t>::max();
   return server::JobSetup{JobId(1), plan.layout, rules, map, live};
 }

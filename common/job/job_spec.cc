@@ -150,6 +150,7 @@ void Visit(Visitor& v, TrainingSpec& t) {
   v.Integer("workers", t.workers, Whole{1, 1024});
   v.Integer("threads_per_worker", t.threads_per_worker, Whole{1, 256});
   v.Integer("batch_size", t.batch_size, Whole{1, 1'048'576});
+  v.Integer("local_steps", t.local_steps, Whole{1, 1000});
   v.Number("epochs", t.epochs, Range{0, 1e6, true, false});
   v.Choice("loss", t.loss, {"cross_entropy", "binary_cross_entropy", "mse", "none"},
            Need::kOptional);
@@ -987,6 +988,23 @@ void CheckData(const JobSpec& spec, Report& report) {
 
 void CheckTraining(const JobSpec& spec, Report& report) {
   const TrainingSpec& training = spec.training;
+  if (training.local_steps > 1) {
+    const std::string& optimizer = spec.optimizer.type;
+    const bool adds =
+        optimizer == "worker_nesterov" || optimizer == "worker_adam" || optimizer == "sgd";
+    if (!adds) {
+      report.AddAt(
+          "training.local_steps",
+          "needs the optimizer worker_nesterov, worker_adam or sgd: a step on the worker's "
+          "own weights must be the one that the servers will make");
+    }
+    if (!spec.embedding_tables.empty()) {
+      report.AddAt("training.local_steps", "is not for jobs with embedding_tables");
+    }
+    if (spec.model.type == "ledger") {
+      report.AddAt("training.local_steps", "is not for the ledger model");
+    }
+  }
   if (training.pull_values == "increments") {
     // Each of these changes every entry with every push, or is to be exact.
     std::string_view bad;

@@ -127,6 +127,7 @@ struct TrainingSpec {
   std::int64_t workers = 2;
   std::int64_t threads_per_worker = 1;
   std::int64_t batch_size = 128;  // records a worker and step
+  std::int64_t local_steps = 1;  // batches a push; more than 1: each on weights of the worker's own
   double epochs = 1;
   // cross_entropy | binary_cross_entropy | mse | none (ledger)
   std::string loss = "cross_entropy";

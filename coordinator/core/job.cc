@@ -15,10 +15,16 @@ using control::Make;
 constexpr std::uint32_t kLeasesInHand = 2;
 constexpr std::uint64_t kMaxBackoffMs = 30'000;
 
+// Records of one push: leases are made of whole ones.
+std::uint64_t PushRecords(const JobDefinition& definition) {
+  return static_cast<std::uint64_t>(definition.spec.training.batch_size *
+                                    definition.spec.training.local_steps);
+}
+
 std::uint64_t LeaseRecords(const JobDefinition& definition) {
   // About an eighth of a worker's share of an epoch, at most 32 steps: small enough to balance
   // workers of unequal speed, large enough that asking is rare.
-  const auto batch = static_cast<std::uint64_t>(definition.spec.training.batch_size);
+  const std::uint64_t batch = PushRecords(definition);
   const auto workers = static_cast<std::uint64_t>(definition.spec.training.workers);
   const std::uint64_t batches = definition.data.records / (batch * workers * 8);
   return batch * std::clamp<std::uint64_t>(batches, 1, 32);
@@ -29,7 +35,7 @@ LeaseBook NewLeases(const JobDefinition& definition) {
   options.records = definition.data.records;
   options.total = static_cast<std::uint64_t>(
       std::llround(definition.spec.training.epochs * static_cast<double>(definition.data.records)));
-  options.batch = static_cast<std::uint64_t>(definition.spec.training.batch_size);
+  options.batch = PushRecords(definition);
   options.lease_records = LeaseRecords(definition);
   options.workers = static_cast<std::uint64_t>(definition.spec.training.workers);
   options.in_turn = definition.spec.training.staleness == 0;

@@ -18,10 +18,10 @@
 #include "common/codec/row_codec.h"
 #include "common/ids.h"
 #include "common/job/job_spec.h"
+#include "common/job/learning_rate.h"
 #include "common/layout/layout.h"
 #include "common/result.h"
 #include "ps-server/core/byte_buffer.h"
-#include "ps-server/core/learning_rate.h"
 #include "ps-server/core/optimizer.h"
 #include "ps-server/core/rows/row_table.h"
 

@@ -215,7 +215,8 @@ float Sparsifier::SampleThreshold(std::span<const float> gradient, float scale, 
     const std::size_t begin = (first + random % width) * kLine;
     const std::size_t end = std::min(begin + kLine, n);
     for (std::size_t i = begin; i < end; ++i) {
-      sample_.push_back(std::abs(Bounded(v[i] + Addend(gradient[i], scale, i))));
+      const float addend = accumulated_ ? 0 : Addend(gradient[i], scale, i);
+      sample_.push_back(std::abs(Bounded(v[i] + addend)));
     }
   }
   const double share = aim / static_cast<double>(n);
@@ -295,7 +296,7 @@ void Sparsifier::SelectSparse(std::span<const float> gradient, float scale, doub
     const std::size_t block_end = block_begin + BlockAt(at).elements;
     for (std::size_t begin = block_begin; begin < block_end; begin += kChunk) {
       const std::size_t end = std::min(begin + kChunk, block_end);
-      Accumulate(gradient, scale, begin, end);
+      if (!accumulated_) Accumulate(gradient, scale, begin, end);
       Scan(block_begin, begin, end, threshold);
     }
     EndSparseBlock(at);
@@ -355,19 +356,55 @@ void Sparsifier::Trim(std::size_t keep) {
   indices_.resize(to);
 }
 
+void Sparsifier::BeginStep() {
+  ++steps_;
+  if (options_.rule != AccumulationRule::kAdam) return;
+  const auto t = static_cast<double>(steps_);
+  // Without momentum u is g.
+  correction1_ = momentum_.empty() ? 1 : static_cast<float>(1 / (1 - std::pow(options_.beta1, t)));
+  correction2_ = static_cast<float>(1 / (1 - std::pow(options_.beta2, t)));
+}
+
 Status Sparsifier::Step(std::span<const float> gradient, double ratio) {
   PS_CHECK(gradient.size() == residual_.size(), gradient.size(), residual_.size());
-  PS_CHECK(ratio > 0, ratio);
   BeginSelection();
   const float scale = PS_TRY(Scale(gradient));
-  ++steps_;
-  if (options_.rule == AccumulationRule::kAdam) {
-    const auto t = static_cast<double>(steps_);
-    // Without momentum u is g.
-    correction1_ =
-        momentum_.empty() ? 1 : static_cast<float>(1 / (1 - std::pow(options_.beta1, t)));
-    correction2_ = static_cast<float>(1 / (1 - std::pow(options_.beta2, t)));
+  BeginStep();
+  accumulated_ = false;
+  SelectFrom(gradient, scale, ratio);
+  return Ok();
+}
+
+Status Sparsifier::AddLocalStep(std::span<const float> gradient, float weight, float rate,
+                                std::span<float> parameters) {
+  PS_CHECK(gradient.size() == residual_.size(), gradient.size(), residual_.size());
+  PS_CHECK(parameters.size() == residual_.size(), parameters.size(), residual_.size());
+  const float scale = PS_TRY(Scale(gradient));
+  BeginStep();
+  std::array<float, kChunk> before;
+  for (std::size_t begin = 0; begin < residual_.size(); begin += kChunk) {
+    const std::size_t end = std::min(begin + kChunk, residual_.size());
+    float* const v = residual_.data() + begin;
+    const std::size_t count = end - begin;
+    std::copy_n(v, count, before.data());
+    std::fill_n(v, count, 0.0f);
+    Accumulate(gradient, scale, begin, end);
+    for (std::size_t i = 0; i < count; ++i) {
+      parameters[begin + i] -= rate * v[i];
+      v[i] = Bounded(before[i] + weight * v[i]);
+    }
   }
+  return Ok();
+}
+
+void Sparsifier::Select(double ratio) {
+  BeginSelection();
+  accumulated_ = true;
+  SelectFrom({}, 1, ratio);
+}
+
+void Sparsifier::SelectFrom(std::span<const float> gradient, float scale, double ratio) {
+  PS_CHECK(ratio > 0, ratio);
   std::uint32_t dense_from = 0;
   if (ratio < 1 && selected_blocks_ > 0) {
     SelectSparse(gradient, scale, ratio);
@@ -375,11 +412,12 @@ Status Sparsifier::Step(std::span<const float> gradient, double ratio) {
   }
   for (std::uint32_t at = dense_from; at < block_count_; ++at) {
     const Block& block = BlockAt(at);
-    Accumulate(gradient, scale, block.table_offset, block.table_offset + block.elements);
+    if (!accumulated_) {
+      Accumulate(gradient, scale, block.table_offset, block.table_offset + block.elements);
+    }
     selections_[at].mode = Mode::kDense;
     selections_[at].count = block.elements;
   }
-  return Ok();
 }
 
 void Sparsifier::Flush() {

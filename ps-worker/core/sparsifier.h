@@ -74,6 +74,13 @@ class Sparsifier {
   // not finite (or beyond kLimit): then u and v are as before and nothing is selected.
   Status Step(std::span<const float> gradient, double ratio);
 
+  // A step in two: accumulates `weight` times what one step on this gradient adds, and takes `rate`
+  // times the step from `parameters` (elements() values), which thereby are where the step leads;
+  // then selects of all that was added so. Errors as Step().
+  Status AddLocalStep(std::span<const float> gradient, float weight, float rate,
+                      std::span<float> parameters);
+  void Select(double ratio);
+
   // Selects the whole residual instead, to be encoded dense in fp32, which empties it. Blocks that
   // are zero throughout are left out.
   void Flush();
@@ -128,6 +135,8 @@ class Sparsifier {
   // Appends the positions of |v| >= threshold in [begin, end) to scratch_indices_.
   void Scan(std::size_t block_begin, std::size_t begin, std::size_t end, float threshold);
   void BeginSelection();
+  void BeginStep();
+  void SelectFrom(std::span<const float> gradient, float scale, double ratio);
   void SelectSparse(std::span<const float> gradient, float scale, double ratio);
   void EndSparseBlock(std::uint32_t at);
   // Keeps the `keep` largest of the selected entries; the first ones of equals.
@@ -151,6 +160,7 @@ class Sparsifier {
   double surplus_ = 0;  // entries selected beyond the ratio, over all steps
 
   bool flushing_ = false;
+  bool accumulated_ = false;            // by AddLocalStep(): the gradient has nothing to add
   std::vector<Selection> selections_;   // per block of the table
   std::vector<std::uint16_t> indices_;  // of all sparse blocks, one after the other
   std::vector<float> sample_;

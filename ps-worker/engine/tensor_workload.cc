@@ -45,6 +45,10 @@ TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model
     pulled_.emplace_back(parameters ? 0 : static_cast<std::size_t>(table->elements));
     own_.emplace_back(pulled_.back());
   }
+  if (local_steps()) {
+    const auto parameters = model_->parameters();
+    pulled_[0].assign(parameters.begin(), parameters.end());
+  }
   model_->ReadBuffers(Pulled("buffers"), Pulled("counters"));
 }
 
@@ -58,7 +62,7 @@ void TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarnat
 }
 
 std::span<float> TensorWorkload::table(std::uint32_t index) {
-  return index == 0 ? model_->parameters() : std::span<float>(pulled_[index]);
+  return index == 0 && !local_steps() ? model_->parameters() : std::span<float>(pulled_[index]);
 }
 
 std::span<float> TensorWorkload::Pulled(const char* name) {
@@ -79,8 +83,7 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
   if (!result.nonfinite.empty()) {
     // Nothing is accumulated.
   } else if (std::isfinite(result.loss)) {
-    const double ratio = WarmupRatio(ratio_.ratio(), spec_.sparsification.warmup_epochs, epoch);
-    if (auto status = sparsifier_->Step(model_->gradients(), ratio); !status.ok()) {
+    if (auto status = sparsifier_->Step(model_->gradients(), RatioAt(epoch)); !status.ok()) {
       result.nonfinite = status.error().message;
     }
   } else {
@@ -94,6 +97,33 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
     AdoptBuffers();
   }
   return result;
+}
+
+double TensorWorkload::RatioAt(double epoch) const {
+  return WarmupRatio(ratio_.ratio(), spec_.sparsification.warmup_epochs, epoch);
+}
+
+Result<ComputeResult> TensorWorkload::ComputeLocal(const Batch& batch, const LocalStep& step) {
+  PS_CHECK(local_steps(), "the weights that were pulled are kept for local steps only");
+  ComputeResult result;
+  buffers_selected_ = false;
+  const std::span<float> parameters = model_->parameters();
+  if (step.first) std::copy(pulled_[0].begin(), pulled_[0].end(), parameters.begin());
+  result.loss = PS_TRY(model_->Step(batch));
+  if (!std::isfinite(result.loss)) {
+    result.nonfinite = "the loss is not finite";
+  } else if (auto status =
+                 sparsifier_->AddLocalStep(model_->gradients(), step.weight, step.rate, parameters);
+             !status.ok()) {
+    result.nonfinite = status.error().message;
+  }
+  if (!result.nonfinite.empty()) AdoptBuffers();
+  return result;
+}
+
+void TensorWorkload::SelectLocal(double epoch) {
+  sparsifier_->Select(RatioAt(epoch));
+  rows_->Select({});
 }
 
 // Copies the gradients of the batch's rows; says what is wrong if one is not finite.
@@ -199,6 +229,9 @@ Result<EvaluationSums> TensorWorkload::Evaluate(const Dataset* data, const PullR
   std::vector<float> own_counters(model_->counter_elements());
   model_->ReadBuffers(own_buffers, own_counters);
   AdoptBuffers();
+  if (local_steps()) {
+    std::copy(pulled_[0].begin(), pulled_[0].end(), model_->parameters().begin());
+  }
   EvaluationSums sums;
   const bool has_rows = !spec_.embedding_tables.empty();
   const std::uint32_t size = has_rows ? kEvaluationBatchWithRows : kEvaluationBatch;

@@ -30,6 +30,8 @@ class TensorWorkload final : public Workload {
   void AdoptBuffers() override;
   void FindRows(const Batch& batch, BatchRows& rows) const override;
   Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
+  Result<ComputeResult> ComputeLocal(const Batch& batch, const LocalStep& step) override;
+  void SelectLocal(double epoch) override;
   void Observe(std::uint32_t pushes_without_verdict) override;
   void SelectAll() override;
   void SelectBuffers() override;
@@ -45,6 +47,8 @@ class TensorWorkload final : public Workload {
   std::size_t WriteBuffers(ShardId shard, std::span<std::byte> out) const;
   // The values of one table of buffers, by name; empty if the model has none.
   std::span<float> Pulled(const char* name);
+  bool local_steps() const { return spec_.training.local_steps > 1; }
+  double RatioAt(double epoch) const;
   bool IsParameters(std::uint32_t block) const { return view_->block(block).table == 0; }
 
   const JobSpec spec_;
@@ -54,7 +58,7 @@ class TensorWorkload final : public Workload {
   AdaptiveRatio ratio_;
   std::unique_ptr<RowPush> rows_;
   std::vector<std::vector<float>>
-      pulled_;                           // by table; empty for table 0, whose values the model has
+      pulled_;  // by table; empty for table 0, whose values the model has, but for local steps
   std::vector<std::vector<float>> own_;  // by table: buffers to push
   bool buffers_selected_ = false;
 };

@@ -48,6 +48,7 @@ Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
       workload_(workload),
       train_(train),
       test_(test),
+      learning_rate_(spec.optimizer.learning_rate, spec.training.epochs, train.records()),
       order_(train.records(), static_cast<std::uint64_t>(spec.training.seed), spec.data.shuffle) {}
 
 Result<std::string> Trainer::Run() {
@@ -203,42 +204,20 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   }
 
   const auto begin = std::chrono::steady_clock::now();
-  if (!has_rows()) PS_TRY(ReadBatch(lease, done, step_));
-  const std::uint64_t position = lease.begin + done;
-  const std::size_t count = step_.records.size();
-  const double epoch = static_cast<double>(position) / static_cast<double>(train_.records());
   workload_.Observe(session_.pushes_without_verdict());
-  const auto computed = PS_TRY(workload_.Compute(step_.batch, epoch));
-  const bool skipped = !computed.nonfinite.empty();
-  ++steps_;
-  if (skipped) {
-    const std::string text = computed.nonfinite + ", in the batch of positions " +
-                             std::to_string(position) + " to " +
-                             std::to_string(position + count - 1) + " (epoch " +
-                             std::to_string(position / train_.records()) + ", first record " +
-                             std::to_string(step_.records.front()) + ")";
-    if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
-    spdlog::warn("step skipped: {}", text);
-  } else if (steps_ % kBufferSteps == 0) {
-    workload_.SelectBuffers();
-  }
-
   StepReport report;
-  report.loss = computed.loss;
-  report.samples = static_cast<std::uint32_t>(count);
-  report.skipped = skipped;
-  report.position = position;
-  report.entries = skipped ? 0 : workload_.selected_entries();
+  PS_TRY(Compute(lease, done, report));
+  ++steps_;
+  if (!report.skipped && steps_ % kBufferSteps == 0) workload_.SelectBuffers();
   compute_us_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
                                                 std::chrono::steady_clock::now() - begin)
                                                 .count());
   report.compute_ms = compute_us_ / 1000;
   compute_us_ %= 1000;
 
-  done += count;
   lease_id_ = lease.id;
   lease_done_ = done;
-  if (skipped) {
+  if (report.skipped) {
     auto empty = PS_TRY(session_.BeginPush(0));
     clock_ = PS_TRY(session_.CommitPush(std::move(empty), report.samples, lease_id_, lease_done_));
   } else {
@@ -246,6 +225,59 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   }
   if (steps_ % kResidualSteps == 0) report.residual_norm = workload_.ResidualNorm();
   session_.Report(report);
+  return Ok();
+}
+
+Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepReport& report) {
+  const auto batch = static_cast<std::uint64_t>(spec_.training.batch_size);
+  const std::uint64_t left = lease.end - lease.begin - done;
+  const bool local = spec_.training.local_steps > 1;
+  const std::uint64_t samples =
+      std::min(left, batch * static_cast<std::uint64_t>(spec_.training.local_steps));
+  const double epoch =
+      static_cast<double>(lease.begin + done) / static_cast<double>(train_.records());
+  double loss = 0;
+  std::uint64_t good = 0;
+  Workload::LocalStep step;
+  step.first = true;
+  while (report.samples < samples) {
+    const std::uint64_t position = lease.begin + done;
+    if (!has_rows()) PS_TRY(ReadBatch(lease, done, step_));
+    const auto count = static_cast<double>(step_.records.size());
+    // Every sample weighs the same, in the push and on the way there.
+    step.weight = static_cast<float>(count / static_cast<double>(samples));
+    step.rate = static_cast<float>(learning_rate_.At(position) * count /
+                                   static_cast<double>(spec_.optimizer.reference_batch));
+    const ComputeResult computed = local ? PS_TRY(workload_.ComputeLocal(step_.batch, step))
+                                         : PS_TRY(workload_.Compute(step_.batch, epoch));
+    step.first = false;
+    done += step_.records.size();
+    report.samples += static_cast<std::uint32_t>(step_.records.size());
+    if (computed.nonfinite.empty()) {
+      ++good;
+      loss += computed.loss;
+    } else {
+      PS_TRY(Judge(computed, position));
+      report.position = position;
+      if (good == 0) report.loss = computed.loss;
+    }
+  }
+  report.skipped = good == 0;
+  if (good == 0) return Ok();
+  if (local) workload_.SelectLocal(epoch);
+  report.loss = loss / static_cast<double>(good);
+  report.entries = workload_.selected_entries();
+  return Ok();
+}
+
+Status Trainer::Judge(const ComputeResult& computed, std::uint64_t position) const {
+  const std::string text = computed.nonfinite + ", in the batch of positions " +
+                           std::to_string(position) + " to " +
+                           std::to_string(position + step_.records.size() - 1) + " (epoch " +
+                           std::to_string(position / train_.records()) + ", first record " +
+                           std::to_string(step_.records.front()) + ")";
+  if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
+  spdlog::warn("step skipped: {}", text);
   return Ok();
 }
 
@@ -296,7 +328,7 @@ Status Trainer::FlushOnce() {
     report.flush = true;
     report.entries = workload_.selected_entries();
     session_.Report(report);
-    PS_TRY(Push(static_cast<std::uint32_t>(spec_.training.batch_size)));
+    PS_TRY(Push(samples_of_a_push()));
   }
   PS_TRY(session_.WaitVerdicts());
   flushed_at_ = clock_;
@@ -330,7 +362,7 @@ Status Trainer::Drain() {
       report.flush = true;
       report.entries = workload_.selected_entries();
       session_.Report(report);
-      PS_TRY(Push(static_cast<std::uint32_t>(spec_.training.batch_size)));
+      PS_TRY(Push(samples_of_a_push()));
     }
     PS_TRY(session_.WaitVerdicts());
     PS_TRY(TakeReturned(&returned));

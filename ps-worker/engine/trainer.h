@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "common/job/job_spec.h"
+#include "common/job/learning_rate.h"
 #include "common/layout/layout.h"
 #include "common/result.h"
 #include "ps-worker/engine/batches.h"
@@ -59,6 +60,14 @@ class Trainer {
   // With rows: reads the batch that follows `step`, if it is known, and asks for its rows.
   Status ReadAhead(const StepBatch& step);
   Status Step(const control::LeaseT& lease, std::uint64_t& done);
+  // Computes the batch of step_, or with local steps that and those after it in the lease; `done`
+  // and `report` count them.
+  Status Compute(const control::LeaseT& lease, std::uint64_t& done, StepReport& report);
+  // What the outcome of one batch, in step_, means for the job.
+  Status Judge(const ComputeResult& computed, std::uint64_t position) const;
+  std::uint32_t samples_of_a_push() const {
+    return static_cast<std::uint32_t>(spec_.training.batch_size * spec_.training.local_steps);
+  }
   Status EvaluateLive(std::uint64_t position);
   // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
   // last push was such a flush.
@@ -110,6 +119,7 @@ class Trainer {
   bool evaluations_known_ = false;
   std::uint64_t compute_us_ = 0;  // not reported yet
 
+  const LearningRate learning_rate_;  // of local steps
   Permutation order_;
   StepBatch step_;
   StepBatch ahead_;  // with rows: the batch after step_, if it is known

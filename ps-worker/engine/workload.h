@@ -48,6 +48,21 @@ class Workload {
   // job's, with a fraction. An error means that model and data do not fit together, and is the same
   // on every task.
   virtual Result<ComputeResult> Compute(const Batch& batch, double epoch) = 0;
+  // One of several steps that are pushed together, on weights of this task's own, which begin with
+  // the current ones and follow its steps; then SelectLocal() says that no other follows. `weight`
+  // is its part of the push, `rate` what the servers will multiply the step with.
+  struct LocalStep {
+    bool first = false;
+    float weight = 1;
+    float rate = 0;
+  };
+  virtual Result<ComputeResult> ComputeLocal(const Batch& batch, const LocalStep& step) {
+    static_cast<void>(batch);
+    static_cast<void>(step);
+    return Error{ErrorCode::kInvalid, "this model makes no local steps"};
+  }
+  virtual void SelectLocal(double epoch) { static_cast<void>(epoch); }
+
   // How many pushes have no verdict yet: call it before each step.
   virtual void Observe(std::uint32_t pushes_without_verdict) {
     static_cast<void>(pushes_without_verdict);

@@ -137,7 +137,7 @@ struct StepReport {
   double loss = 0;
   std::uint32_t samples = 0;
   bool skipped = false;        // non-finite: an empty push was made
-  std::uint64_t position = 0;  // of the step's first record in the job's sequence
+  std::uint64_t position = 0;  // of the newest batch in it that was not finite
   bool flush = false;          // not a step: only `entries` counts
   double residual_norm = -1;   // < 0: not measured this time
   std::uint64_t entries = 0;   // values pushed

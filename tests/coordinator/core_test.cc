@@ -24,8 +24,17 @@ optimizer: {type: sgd, learning_rate: 1.0, reference_batch: 32}
 checkpoint: {every_steps: 10}
 )";
 
-std::string SpecJson() {
-  auto spec = ParseJobYaml(kSpec, "spec.yaml", "/");
+const char kLocalSteps[] = R"(
+apiVersion: ds/v1
+kind: TrainJob
+name: count
+model: {type: mlp, layers: [2, 2]}
+data: {train: {format: csv, file: /t.csv, label: y}}
+training: {workers: 2, batch_size: 32, local_steps: 5, epochs: 1, metric: none}
+)";
+
+std::string SpecJson(const char* text = kSpec) {
+  auto spec = ParseJobYaml(text, "spec.yaml", "/");
   PS_CHECK(spec.ok(), spec.ok() ? "" : spec.error().message);
   return ResolvedJson(*spec);
 }
@@ -148,7 +157,7 @@ class CoreTest : public ::testing::Test {
   }
 
   void Submit() {
-    core_->Submit(1, SpecJson(), false, now_);
+    core_->Submit(1, SpecJson(spec_), false, now_);
     Flush();
     for (const auto& name : agents_) {
       for (const auto& message : Take("p-" + name, Body::Preflight)) {
@@ -337,6 +346,7 @@ class CoreTest : public ::testing::Test {
   std::unique_ptr<Core> core_;
   std::uint64_t now_ = 1'000'000;
   std::vector<std::uint32_t> row_widths_;  // tables of rows of the job submitted
+  const char* spec_ = kSpec;
   std::set<std::string> servers_, agents_;
   std::map<std::string, std::string> nodes_;
   std::map<std::string, std::vector<control::MessageT>> inbox_;
@@ -483,6 +493,22 @@ TEST_F(CoreTest, TaskWithAnotherModelFailsTheJob) {
   Say("p-a0", std::move(ready), starts.at(0).body.AsStartTask()->task);
   EXPECT_EQ(PhaseNow(), "failed");
   EXPECT_NE(Describe()["reason"].get<std::string>().find("another model"), std::string::npos);
+}
+
+TEST_F(CoreTest, LeasesAreOfWholePushes) {
+  spec_ = kLocalSteps;
+  StartRunning();
+  std::uint64_t leases = 0;
+  for (const auto& [task, worker] : tasks_) {
+    Say(worker.agent, control::LeaseRequestT{}, task);
+    for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
+      for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
+        ++leases;
+        EXPECT_EQ(lease->end - lease->begin, 320u) << "two pushes of five batches of 32";
+      }
+    }
+  }
+  EXPECT_EQ(leases, 4u);
 }
 
 TEST_F(CoreTest, LeasesAreWrittenBeforeTheyAreSent) {

@@ -423,6 +423,76 @@ TEST(SparsifierTest, AdamsStepsAreWhatIsSentAndWhatWaits) {
   }
 }
 
+SparsifierOptions OfRule(AccumulationRule rule) {
+  SparsifierOptions options = Nesterov();
+  options.rule = rule;
+  options.beta1 = 0.5;
+  return options;
+}
+
+TEST(SparsifierTest, OneLocalStepIsAStep) {
+  const auto layout = Layout();
+  for (const auto rule :
+       {AccumulationRule::kPlain, AccumulationRule::kNesterov, AccumulationRule::kAdam}) {
+    for (const double ratio : {0.01, 1.0}) {
+      Sparsifier one(layout, 0, kSelected, OfRule(rule));
+      Sparsifier other(layout, 0, kSelected, OfRule(rule));
+      Receiver of_one(layout, kSelected + kSmall);
+      Receiver of_other(layout, kSelected + kSmall);
+      Values parameters(kSelected + kSmall);
+      std::mt19937 random(7);
+      for (int step = 0; step < 5; ++step) {
+        const Values gradient = Gaussian(random, kSelected + kSmall);
+        ASSERT_TRUE(one.Step(gradient, ratio).ok());
+        ASSERT_TRUE(other.AddLocalStep(gradient, 1, 0.5f, parameters).ok());
+        other.Select(ratio);
+        EXPECT_EQ(of_one.Take(one), of_other.Take(other));
+      }
+      EXPECT_TRUE(
+          std::equal(one.residual().begin(), one.residual().end(), other.residual().begin()));
+    }
+  }
+}
+
+TEST(SparsifierTest, LocalStepsMoveTheParametersAndAreSentAsTheirMean) {
+  const auto layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Receiver receiver(layout, kSelected + kSmall);
+  Values expected(kSelected + kSmall);
+  Values parameters(kSelected + kSmall);
+  std::mt19937 random(7);
+  for (int push = 0; push < 3; ++push) {
+    std::fill(parameters.begin(), parameters.end(), 1.0f);
+    Values moved = parameters;
+    for (int step = 0; step < 4; ++step) {
+      const Values gradient = WholeNumbers(random, kSelected + kSmall);
+      ASSERT_TRUE(sparsifier.AddLocalStep(gradient, 0.25f, 0.5f, parameters).ok());
+      for (std::size_t i = 0; i < gradient.size(); ++i) {
+        expected[i] += 0.25f * gradient[i];
+        moved[i] -= 0.5f * gradient[i];
+      }
+    }
+    EXPECT_EQ(parameters, moved);
+    sparsifier.Select(0.01);
+    receiver.Take(sparsifier);
+    EXPECT_LT(receiver.TouchedIn(0, kSelected), kSelected / 70);
+  }
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_EQ(receiver.sum[i] + sparsifier.residual()[i], expected[i]) << i;
+  }
+}
+
+TEST(SparsifierTest, ALocalStepThatIsNotFiniteChangesNothing) {
+  const auto layout = Layout();
+  Sparsifier sparsifier(layout, 0, kSelected, Sgd());
+  Values parameters(kSelected + kSmall, 3.0f);
+  Values gradient(kSelected + kSmall, 1.0f);
+  gradient[kSelected] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(sparsifier.AddLocalStep(gradient, 1, 1, parameters).ok());
+  EXPECT_EQ(parameters, Values(kSelected + kSmall, 3.0f));
+  EXPECT_EQ(sparsifier.ResidualNorm(), 0);
+}
+
 TEST(SparsifierTest, AdamIsNotUpsetByGradientsThatAreHugeOrZero) {
   const auto layout = Layout();
   SparsifierOptions options = Sgd();

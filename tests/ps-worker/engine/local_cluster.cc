@@ -147,7 +147,9 @@ class LocalSession final : public worker::TaskSession {
       }
     }
     request_.reset();
-    for (const auto& shard : answer_->shards) known_[shard.shard.value()] = shard.version;
+    for (const auto& shard : answer_->shards) {
+      known_[shard.shard.value()] = {shard.version, shard.lineage};
+    }
     auto result = std::move(*answer_);
     answer_.reset();
     return result;
@@ -175,6 +177,7 @@ class LocalSession final : public worker::TaskSession {
     lease_done_ = lease_done;
     const bool refuse = cluster_.options_.too_old_clocks.count(clock_.value()) > 0;
     server::SegmentContent content;
+    LocalCluster::RetainedPush retained{worker_, clock_, samples, {}};
     const auto live = static_cast<std::uint32_t>(cluster_.members_.size());
     for (auto& shard : cluster_.shards_) {
       const auto part = std::find_if(push.parts().begin(), push.parts().end(),
@@ -184,7 +187,7 @@ class LocalSession final : public worker::TaskSession {
       outcome.push_bytes += payload.size();
       server::PushFacts facts;
       facts.clock = clock_;
-      facts.base_version = known_[shard->id().value()];
+      facts.base_version = known_[shard->id().value()].version;
       facts.samples = samples;
       if (shard->id() == ShardId(0)) {
         outcome.staleness.push_back(shard->version() - facts.base_version);
@@ -198,8 +201,11 @@ class LocalSession final : public worker::TaskSession {
       if ((refuse || verdict.code == wire::Code::TooOld) && !payload.empty()) {
         returned_.push_back({clock_, shard->id(), {payload.begin(), payload.end()}});
         ++outcome.returned;
+        payload = {};
       }
+      retained.segments.emplace_back(payload.begin(), payload.end());
     }
+    cluster_.Retain(std::move(retained));
     cluster_.ApplyHeld();
     cluster_.changed_.notify_all();
     return clock_;
@@ -329,12 +335,12 @@ class LocalSession final : public worker::TaskSession {
 
   worker::PullResult Answer() {
     worker::PullResult result;
-    if (known_[0] != 0 && !request_->snapshot) ++cluster_.outcome_.update_pulls;
+    if (known_[0].version != 0 && !request_->snapshot) ++cluster_.outcome_.update_pulls;
     for (const auto& shard : cluster_.shards_) {
       auto bytes = std::make_shared<server::ByteBuffer>();
       server::Shard::PullQuery query;
-      query.version = known_[shard->id().value()];
-      query.lineage = shard->lineage();
+      query.version = known_[shard->id().value()].version;
+      query.lineage = known_[shard->id().value()].lineage;
       query.fp32 = request_->fp32;
       query.snapshot = request_->snapshot;
       worker::PulledShard pulled;
@@ -350,7 +356,8 @@ class LocalSession final : public worker::TaskSession {
       pulled.version = shard->version();
       if (query.version != 0 && !query.snapshot) {
         cluster_.outcome_.update_bytes += bytes->size();
-        cluster_.outcome_.update_versions += shard->version() - query.version;
+        cluster_.outcome_.update_versions +=
+            shard->version() - std::min(query.version, shard->version());
       }
       pulled.lineage = shard->lineage();
       std::span<const std::byte> payload(bytes->data(), bytes->size());
@@ -385,7 +392,11 @@ class LocalSession final : public worker::TaskSession {
   const std::uint32_t worker_;
   Clock clock_;
   mutable std::optional<control::LeaseT> ahead_;
-  std::vector<std::uint64_t> known_;  // version of each shard that was returned last
+  struct Known {
+    std::uint64_t version = 0;
+    std::uint32_t lineage = 1;
+  };
+  std::vector<Known> known_;  // of each shard, what was returned last
   std::optional<PullRequest> request_;
   std::optional<worker::PullResult> answer_;
   server::PullScratch scratch_;
@@ -472,6 +483,44 @@ void LocalCluster::ApplyHeld() {
   if (!rules_.bulk_synchronous) return;
   const auto live = static_cast<std::uint32_t>(members_.size());
   for (auto& shard : shards_) shard->ApplyHeld(members_, live, merge_scratch_);
+}
+
+void LocalCluster::Retain(RetainedPush push) {
+  if (options_.checkpoint_after_pushes == 0) return;
+  if (outcome_.pushes > options_.checkpoint_after_pushes) retained_.push_back(std::move(push));
+  if (outcome_.pushes == options_.checkpoint_after_pushes) {
+    for (const auto& shard : shards_) {
+      images_.push_back(shard->Freeze(JobId(1), Round(1)).ToImage());
+    }
+  }
+  if (outcome_.pushes == options_.checkpoint_after_pushes + options_.lose_shards_after_pushes) {
+    LoseShards();
+  }
+}
+
+void LocalCluster::LoseShards() {
+  const auto live = static_cast<std::uint32_t>(members_.size());
+  for (auto& shard : shards_) {
+    const ShardId id = shard->id();
+    shard = std::make_unique<server::Shard>(view_, rules_, id, Epoch(2), 2, /*restoring=*/true);
+    const auto restored = shard->Restore(images_[id.value()], /*values_only=*/false);
+    PS_CHECK(restored.ok(), restored.ok() ? "" : restored.error().message);
+    server::SegmentContent content;
+    for (const RetainedPush& push : retained_) {
+      const auto parsed = server::ParsePush(view_, id, push.segments[id.value()], content);
+      PS_CHECK(parsed.ok(), parsed.ok() ? "" : parsed.error().message);
+      server::PushFacts facts;
+      facts.clock = push.clock;
+      facts.samples = push.samples;
+      facts.replay = true;
+      const auto verdict =
+          shard->Push(members_[push.worker], facts, content.blocks, live, content.rows);
+      PS_CHECK(verdict.code == wire::Code::Applied && !verdict.repeated,
+               static_cast<int>(verdict.code));
+    }
+  }
+  outcome_.replayed += retained_.size();
+  MembersChanged();
 }
 
 void LocalCluster::MembersChanged() {

@@ -37,6 +37,10 @@ struct LocalClusterOptions {
   std::uint32_t pushes_without_verdict = 0;  // what tasks are told
   bool damage_hash = false;                  // the first one that comes with increments
   Clock first_clock;
+  // A checkpoint after so many pushes of all workers; then, after so many more, all shards are
+  // lost, restored from it, and get the pushes since again. 0: never.
+  std::uint64_t checkpoint_after_pushes = 0;
+  std::uint64_t lose_shards_after_pushes = 0;
   std::uint64_t stop_after_pushes = 0;  // then the job ends every task; 0: it does not
 };
 
@@ -61,6 +65,7 @@ class LocalCluster {
     std::uint64_t increments = 0;    // answers of shards
     std::uint64_t hashes = 0;        // of them, with a hash
     std::uint64_t snapshot_pulls = 0;
+    std::uint64_t replayed = 0;         // pushes, after all shards were lost
     std::uint64_t update_versions = 0;  // pushes that they brought, over all shards
     std::uint64_t drained = 0;
     std::uint64_t samples = 0;             // of steps with a lease
@@ -97,6 +102,15 @@ class LocalCluster {
   bool AllTrained() const;
   void MembersChanged();
   void ApplyHeld();
+  // What a retention ring has of a push: void where it came back as too old.
+  struct RetainedPush {
+    std::uint32_t worker = 0;
+    Clock clock;
+    std::uint32_t samples = 0;
+    std::vector<std::vector<std::byte>> segments;  // by shard
+  };
+  void Retain(RetainedPush push);
+  void LoseShards();
   void Fail(const std::string& message);
 
   const JobSpec spec_;
@@ -118,6 +132,8 @@ class LocalCluster {
   bool stopped_ = false;
   bool cancelled_ = false;  // in the middle of the training
   bool hash_damaged_ = false;
+  std::vector<checkpoint::ShardImage> images_;  // of the checkpoint, by shard
+  std::vector<RetainedPush> retained_;          // since then
   Outcome outcome_;
 };
 

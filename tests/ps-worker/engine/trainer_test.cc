@@ -272,7 +272,7 @@ TEST_F(TrainerTest, Fp32PullsAndDensePushesLearnAsWell) {
 TEST_F(TrainerTest, WorkersLearnFromIncrementsAndHoldWhatTheServersSay) {
   auto spec = CloudsJob();
   spec.training.pull_values = "increments";
-  spec.training.epochs = 20;
+  spec.training.epochs = 60;
   TrainWell(spec);
   EXPECT_GT(outcome().evaluated->metric, 0.9);
   EXPECT_GT(outcome().increments, 1000u);
@@ -284,7 +284,7 @@ TEST_F(TrainerTest, WorkersLearnFromIncrementsAndHoldWhatTheServersSay) {
 TEST_F(TrainerTest, AWorkerThatHoldsSomethingElseTakesASnapshot) {
   auto spec = CloudsJob();
   spec.training.pull_values = "increments";
-  spec.training.epochs = 20;
+  spec.training.epochs = 60;
   test::LocalClusterOptions options;
   options.damage_hash = true;
   TrainWell(spec, options);
@@ -405,6 +405,34 @@ TEST_F(TrainerTest, AnotherDigestThanTheManifestsIsReported) {
   ASSERT_TRUE(outcome().evaluated.has_value());
   EXPECT_THAT(outcome().evaluated->error, HasSubstr("the manifest says"));
   EXPECT_EQ(outcome().evaluated->records, 0u);
+}
+
+TEST_F(TrainerTest, LocalStepsLearnWithFewerPushes) {
+  auto spec = CloudsJob();
+  spec.training.epochs = 8;
+  for (const char* optimizer : {"worker_nesterov", "worker_adam", "sgd"}) {
+    spec.optimizer.type = optimizer;
+    spec.optimizer.beta1 = 0;
+    spec.optimizer.learning_rate.base = optimizer == std::string("worker_adam") ? 0.01 : 0.2;
+    spec.training.local_steps = 4;
+    test::LocalClusterOptions options;
+    options.lease_records = 320;  // the last push of a lease has two batches
+    TrainWell(spec, options);
+    EXPECT_GT(outcome().evaluated->metric, 0.9) << optimizer;
+    EXPECT_EQ(outcome().samples, 16000u);
+    // An epoch has 63 batches, a lease three pushes for its ten; two flushes come on top.
+    EXPECT_LT(outcome().pushes, 8 * 63 / 2) << optimizer;
+  }
+}
+
+TEST_F(TrainerTest, ALocalStepThatIsNotFiniteIsLeftOutOfItsPush) {
+  train_ = Clouds(2000, 1, 700);
+  auto spec = CloudsJob();
+  spec.training.local_steps = 4;
+  TrainWell(spec);
+  EXPECT_EQ(outcome().samples, 8000u);
+  EXPECT_EQ(outcome().empty_pushes, 0u);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
 }
 
 TEST_F(TrainerTest, TheRatioFollowsTheLinkBetweenItsBounds) {

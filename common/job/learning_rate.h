@@ -9,7 +9,7 @@
 
 #include "common/job/job_spec.h"
 
-namespace ps::server {
+namespace ps {
 
 class LearningRate {
  public:
@@ -31,4 +31,4 @@ class LearningRate {
   std::vector<double> step_samples_;  // increasing
 };
 
-}  // namespace ps::server
+}  // namespace ps

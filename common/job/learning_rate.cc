@@ -1,10 +1,10 @@
-#include "ps-server/core/learning_rate.h"
+#include "common/job/learning_rate.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
 
-namespace ps::server {
+namespace ps {
 
 LearningRate::LearningRate(const LearningRateSpec& spec, double epochs, std::uint64_t records)
     : base_(spec.base), final_factor_(spec.final_factor), step_factor_(spec.step_factor) {
@@ -44,4 +44,4 @@ double LearningRate::At(std::uint64_t samples_trained) const {
   return base_;
 }
 
-}  // namespace ps::server
+}  // namespace ps

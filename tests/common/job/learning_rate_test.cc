@@ -1,8 +1,8 @@
-#include "ps-server/core/learning_rate.h"
+#include "common/job/learning_rate.h"
 
 #include <gtest/gtest.h>
 
-namespace ps::server {
+namespace ps {
 namespace {
 
 LearningRateSpec Spec(const std::string& schedule) {
@@ -85,4 +85,4 @@ TEST(LearningRateTest, AScheduleWithoutRecordsIsStillANumber) {
 }
 
 }  // namespace
-}  // namespace ps::server
+}  // namespace ps
