@@ -17,9 +17,9 @@
 //   I8     after all has healed the job succeeds within a bound
 //   I9     what ZooKeeper names as committed is durable, with the digests of its manifest
 //   I10    a ring lets go only of what the newest committed checkpoint holds on every shard
-//   R1     who goes on as the first of a chain has all that anybody was told of the shard
-//   R2     who was the first before acknowledges nothing that the new one lacks
-//   R3     copies of a shard are equal, bit for bit, after the same changes
+//   I11    who goes on as the first of a chain has all that anybody was told of the shard
+//   I12    who was the first before acknowledges nothing that the new one lacks
+//   I13    copies of a shard are equal, bit for bit, after the same changes
 //   at the end: every record is in the result, and only what a lost agent had not reported is in it
 //   more than once; a stream never breaks; a job never fails.
 #pragma once

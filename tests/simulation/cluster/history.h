@@ -85,7 +85,7 @@ class History {
   // A verdict that leaves a lane.
   void TooOld(ShardId shard, std::uint32_t lineage, Incarnation incarnation, Clock clock);
   void Restored(ShardId shard, std::uint32_t lineage, const checkpoint::ShardImage& image);
-  // The first of a chain tells a worker that the shard has a verdict on the clock: R1 and R2 below.
+  // The first of a chain tells a worker that the shard has a verdict on the clock: I11 and I12 below.
   void Acknowledged(ShardId shard, std::uint32_t lineage, Epoch epoch, Incarnation incarnation,
                     Clock clock);
   Run& run(Incarnation incarnation) { return runs_[incarnation]; }
@@ -93,10 +93,10 @@ class History {
 
   // ---- checks
   // I1, I2, I3: a live shard holds exactly what its watermarks say.
-  // Of one that is the first of its chain also R1: whatever anybody was told of the shard in this
-  // lineage is in it; and R3: copies of the shard are equal, bit for bit, after the same changes.
+  // Of one that is the first of its chain also I11: whatever anybody was told of the shard in this
+  // lineage is in it; and I13: copies of the shard are equal, bit for bit, after the same changes.
   void CheckShard(const server::Shard& shard, bool first);
-  // R1 of a shard that has just become the first of its chain, and from then on R2: who was the
+  // I11 of a shard that has just become the first of its chain, and from then on I12: who was the
   // first before acknowledges nothing that it lacks.
   void CheckFirst(const server::Shard& shard);
   // I5, I9: a checkpoint that ZooKeeper names as committed is durable, whole and of one cut, and
