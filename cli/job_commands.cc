@@ -348,6 +348,11 @@ Result<ExitCode> DescribeJob(Globals& globals, const std::string& name) {
                                     [](const auto& field) { return field.first == "dense"; });
     *dense = {"tables", tables};
   }
+  if (const std::int64_t replicas = IntegerOf(job, "replicas"); replicas > 0) {
+    fields.emplace_back("backups", CountText(static_cast<double>(replicas)) + " of a shard, of " +
+                                       CountText(NumberOf(job, "replicated_shards")) + " of " +
+                                       CountText(NumberOf(job, "shards")) + " shards in sync");
+  }
   if (MemberOf(job, "result").is_object()) fields.emplace_back("result", ResultOf(job));
   out << FieldsText(fields) << "\nWorkers\n";
   WriteWorkers(out, MemberOf(job, "workers"));

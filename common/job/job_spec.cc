@@ -294,6 +294,7 @@ template <typename Visitor>
 void Visit(Visitor& v, JobResources& r) {
   v.Integer("shards", r.shards, Whole{0, 4096});
   v.Integer("retention_mebibytes", r.retention_mebibytes, Whole{1, 1'048'576});
+  v.Integer("replicas", r.replicas, Whole{0, 2});
   v.Integer("max_restarts", r.max_restarts, Whole{0, 1'000'000});
   v.Text("label", r.label, TextRule::kLabel, Need::kOptional);
 }

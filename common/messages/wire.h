@@ -37,6 +37,10 @@ inline constexpr std::uint8_t kHoldOn = 4;
 inline constexpr std::uint8_t kPullFp32 = 8;
 // Pull: always answer with a snapshot of every listed shard.
 inline constexpr std::uint8_t kPullSnapshot = 16;
+// Replicate: no push; what is held of the clocks up to `clock` is applied.
+inline constexpr std::uint8_t kReplicateRelease = 32;
+// ReplicaImage: the last piece.
+inline constexpr std::uint8_t kLastPiece = 64;
 
 static_assert(sizeof(LaneHeader) == 64);
 static_assert(sizeof(Segment) == 32);

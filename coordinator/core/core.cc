@@ -81,6 +81,11 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
       if (shard->server >= update->map->servers.size()) {
         return Error{ErrorCode::kInvalid, what + ", map: a shard names no server"};
       }
+      for (const auto& backup : shard->backups) {
+        if (backup->server >= update->map->servers.size()) {
+          return Error{ErrorCode::kInvalid, what + ", map: a backup names no server"};
+        }
+      }
     }
     jobs_[record.id] = std::make_unique<Job>(*this, std::move(definition), std::move(state).value(),
                                              std::move(*update->map), options_.job);

@@ -105,6 +105,7 @@ class Core final : public Cluster {
   // Cluster:
   std::uint64_t now_ms() const override { return now_ms_; }
   const Members& servers() const override { return servers_; }
+  bool servers_known() const override { return servers_known_; }
   const Members& agents() const override { return agents_; }
   std::uint32_t FreeSlots(const std::string& agent) const override;
   void Send(const std::string& procid, control::MessageT message) override;

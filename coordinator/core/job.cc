@@ -124,6 +124,7 @@ void Job::Tick() {
     state_.started_ms = now;
     SetPhase(Phase::kPlacing, "starts its tasks");
   }
+  MendChains();
   if (map_.shards.empty() || Homeless()) {
     PlaceShards();
   } else {
@@ -173,7 +174,7 @@ void Job::StartRunning() {
   SetPhase(Phase::kRunning, "");
   MakeLive(ready);
   Event("running", "training starts with " + std::to_string(ready.size()) + " workers on " +
-                       std::to_string(JobServers().size()) + " servers, " +
+                       std::to_string(FirstServers().size()) + " servers, " +
                        std::to_string(definition_.shards) + " shards");
 }
 
@@ -522,7 +523,13 @@ void Job::OnServerReady(const std::string& procid) {
     cluster_.Send(procid, Make(std::move(drop)));
     return;
   }
-  if (JobServers().contains(procid)) SendJobStart(procid);
+  if (JobServers().contains(procid)) return SendJobStart(procid);
+  if (definition_.spec.resources.replicas == 0) return;
+  // It may believe that it still has what is another's since: it hears that it has not.
+  control::JobUpdateT update;
+  update.job = state_.id.value();
+  update.map = control::ClonePtr(map_);
+  cluster_.Send(procid, Make(std::move(update)));
 }
 
 void Job::OnServerGone(const std::string& procid) {
@@ -535,11 +542,16 @@ void Job::OnServerGone(const std::string& procid) {
     ++shards;
     name = server.name;
   }
+  if (shards == 0) {
+    // It has backups only: training goes on without it.
+    return MendChains();
+  }
   Event("server lost", "server " + name + " is gone with " + std::to_string(shards) + " shards");
   AbortRound("a server died", timeouts_.round_retry_ms);
   if (state_.phase == Phase::kRunning) {
     SetPhase(Phase::kRecovering, "server " + name + " is gone");
   }
+  MendChains();
 }
 
 void Job::OnAgentGone(const std::string& procid) {
@@ -681,6 +693,7 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
         if (map_.servers[entry.server]->procid != procid) continue;
         shard_states_[shard->shard] = *shard;
       }
+      OnChainReport(procid, report);
       break;
     }
     case control::Body::RestoreFailed: {

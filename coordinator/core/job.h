@@ -13,6 +13,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "common/job/job_spec.h"
@@ -38,6 +39,9 @@ struct JobTimeouts {
   std::uint64_t round_retry_ms = 2'000;   // after a round that was aborted
   std::uint64_t failed_round_retry_ms = 10'000;
   std::uint64_t rewind_grace_ms = 10'000;  // for lost agents to come back before a rewind
+  std::uint64_t feed_stalled_ms = 3'000;   // a backup that its chain cannot reach is dropped
+  std::uint64_t backup_avoid_ms = 20'000;  // and its server gets no new ones for so long
+  std::uint64_t synced_wait_ms = 1'000;    // for other backups to come in sync, to save maps
 };
 
 class Job {
@@ -134,7 +138,22 @@ class Job {
   void Rewind();
   bool Unaccounted() const;
   void SendJobStart(const std::string& server);
+  // Those that are the first of some shard's chain, and all that hold or get a copy of one.
+  std::set<std::string> FirstServers() const;
   std::set<std::string> JobServers() const;
+
+  // Chains: promotes backups of who is gone, drops and adds backups. A new map if it has to change.
+  void MendChains();
+  bool ChainsNeedMending() const;
+  void OnChainReport(const std::string& procid, const control::ServerReportT& report);
+  bool MayDrop(ShardId shard, const control::BackupEntryT& backup);
+  bool TakeSynced(control::MapT& map);
+  bool SyncedNow(const control::MapT& map, std::uint32_t shard, std::size_t place) const;
+  void AskSurvivors();
+  void TellWhole();
+  // That have all their backups in sync.
+  std::size_t ReplicatedShards() const;
+  std::vector<std::string> AvoidedServers() const;
 
   // Rounds.
   void MaybeBeginRound();
@@ -178,6 +197,24 @@ class Job {
   std::vector<Slot> slots_;
   std::map<std::uint32_t, control::ShardStateT> shard_states_;
   std::unique_ptr<Round_> round_;
+  // What is known of chains beyond the map; learnt again after a take-over.
+  struct Chains {
+    // Shard, server, and since when it is a member.
+    using Copy = std::tuple<std::uint32_t, std::string, std::uint64_t>;
+    std::map<Copy, std::string> synced;  // to be written into the map, and who says so
+    std::uint64_t synced_ms = 0;         // since when there are any
+    std::set<Copy> stalled;
+    std::set<std::uint32_t> lost;  // promoted copies that are not there
+    // A backup is dropped once the first of its chain has been heard of after it was gone.
+    std::map<std::string, std::uint64_t> gone;   // by server: the question that was asked then
+    std::map<std::string, std::uint64_t> heard;  // by server: the newest question it has answered
+    std::uint64_t first_asked = 0;
+    std::uint64_t last_asked = 0;
+    std::uint64_t ask_again_ms = 0;
+    std::map<std::string, std::uint64_t> avoid_until_ms;  // by server
+    std::optional<bool> whole;                            // as the events say
+  };
+  Chains chains_;
   std::uint64_t next_round_ms_ = 0;
   bool round_wanted_ = false;
   std::uint64_t rewind_at_ms_ = 0;

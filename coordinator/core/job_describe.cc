@@ -161,7 +161,9 @@ nlohmann::json Job::Describe() const {
       {"parameters", definition_.layout.parameters},
       {"embedding_tables", std::move(row_tables)},
       {"shards", definition_.shards},
-      {"servers", JobServers().size()},
+      {"replicas", definition_.spec.resources.replicas},
+      {"replicated_shards", ReplicatedShards()},
+      {"servers", FirstServers().size()},
       {"workers", std::move(workers)},
       {"progress", std::move(progress)},
       {"checkpoints", state_.checkpoints.size()}};

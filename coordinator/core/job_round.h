@@ -16,7 +16,7 @@ struct Job::Round_ {
   bool final_round = false;
   std::uint64_t started_ms = 0;
   std::string directory;
-  std::set<std::string> servers;          // that hold shards
+  std::set<std::string> servers;          // that are the first of shards
   std::set<Incarnation> workers;          // live at the begin
   std::vector<Incarnation> covered_dead;  // replayed before the begin: the cut covers them whole
   struct Cut {

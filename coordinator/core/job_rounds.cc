@@ -35,7 +35,7 @@ void Job::BeginRound(bool final_round) {
   round_->started_ms = cluster_.now_ms();
   round_->directory = "job-" + std::to_string(state_.id.value()) + "/ckpt-" +
                       std::to_string(round_->number.value());
-  round_->servers = JobServers();
+  round_->servers = FirstServers();
   for (const WorkerSlot& worker : state_.workers) {
     if (worker.live) round_->workers.insert(worker.incarnation);
   }

@@ -1,6 +1,8 @@
 // Placement of a job's shards, and what happens when servers are lost.
 #include <algorithm>
+#include <limits>
 
+#include "common/messages/wire.h"
 #include "coordinator/core/job.h"
 #include "coordinator/core/job_round.h"
 #include "coordinator/core/placement.h"
@@ -8,11 +10,14 @@
 namespace ps::coordinator {
 namespace {
 
+// wire::Code::Lost, as servers report it.
+constexpr std::uint8_t kLost = static_cast<std::uint8_t>(wire::Code::Lost);
+
 std::vector<PlacementServer> Alive(const Members& servers) {
   std::vector<PlacementServer> alive;
   for (const auto& [procid, server] : servers) {
     if (server.alive() && !server.lanes.empty()) {
-      alive.push_back(PlacementServer{server.name, procid, server.lanes});
+      alive.push_back(PlacementServer{server.name, procid, server.lanes, server.host});
     }
   }
   std::sort(alive.begin(), alive.end(), [](const PlacementServer& a, const PlacementServer& b) {
@@ -26,6 +31,18 @@ bool IsAlive(const Members& servers, const std::string& procid) {
   return at != servers.end() && at->second.alive();
 }
 
+std::vector<PlacementServer> WithoutAvoided(std::vector<PlacementServer> servers,
+                                            const std::vector<std::string>& avoided) {
+  std::erase_if(servers, [&](const PlacementServer& server) {
+    return std::find(avoided.begin(), avoided.end(), server.procid) != avoided.end();
+  });
+  return servers;
+}
+
+std::size_t Backups(const JobDefinition& definition) {
+  return static_cast<std::size_t>(definition.spec.resources.replicas);
+}
+
 // Present in ZooKeeper but not yet registered with a new leader: not gone.
 bool IsGone(const Members& servers, const std::string& procid) {
   const auto at = servers.find(procid);
@@ -34,20 +51,31 @@ bool IsGone(const Members& servers, const std::string& procid) {
 
 }  // namespace
 
-std::set<std::string> Job::JobServers() const {
+std::set<std::string> Job::FirstServers() const {
   std::set<std::string> servers;
   for (const auto& shard : map_.shards) servers.insert(map_.servers[shard->server]->procid);
   return servers;
 }
 
+std::set<std::string> Job::JobServers() const {
+  std::set<std::string> servers = FirstServers();
+  for (const auto& shard : map_.shards) {
+    for (const auto& backup : shard->backups) {
+      servers.insert(map_.servers[backup->server]->procid);
+    }
+  }
+  return servers;
+}
+
 bool Job::Homeless() const {
-  const auto servers = JobServers();
+  if (!chains_.lost.empty()) return true;
+  const auto servers = FirstServers();
   return std::any_of(servers.begin(), servers.end(),
                      [&](const std::string& procid) { return IsGone(cluster_.servers(), procid); });
 }
 
 bool Job::AllHomeless() const {
-  const auto servers = JobServers();
+  const auto servers = FirstServers();
   return std::all_of(servers.begin(), servers.end(),
                      [&](const std::string& procid) { return IsGone(cluster_.servers(), procid); });
 }
@@ -116,8 +144,14 @@ void Job::PlaceShards() {
   }
   AbortRound("shards move", timeouts_.round_retry_ms);
   const RestoreSource restore = Restore();
+  // A copy that is not there can only be made anew.
+  for (const std::uint32_t shard : chains_.lost) {
+    map_.shards[shard]->lane = std::numeric_limits<std::uint16_t>::max();
+  }
+  chains_.lost.clear();
   PlacementResult placed = Place(map_, alive, definition_.shards, restore.round);
   map_ = std::move(placed.map);
+  AddBackups(map_, WithoutAvoided(alive, AvoidedServers()), Backups(definition_), map_.version);
   for (const ShardId shard : placed.moved) shard_states_.erase(shard.value());
   for (DeadWorker& dead : state_.dead) dead.replayed = false;
   dirty_.map = true;
@@ -127,7 +161,8 @@ void Job::PlaceShards() {
           ? "initial values"
           : "checkpoint " + std::to_string(restore.round.value()) + " (" + restore.directory + ")";
   Event("placed", std::to_string(placed.moved.size()) + " shards on " +
-                      std::to_string(JobServers().size()) + " servers, from " + from);
+                      std::to_string(FirstServers().size()) + " servers, from " + from);
+  if (Backups(definition_) > 0) TellWhole();
   for (const std::string& server : JobServers()) SendJobStart(server);
   if (!first) BroadcastUpdate(true, true);
 }
@@ -174,6 +209,261 @@ void Job::Rewind() {
 
 void Job::SendJobStart(const std::string& server) {
   cluster_.Send(server, control::Make(JobStart()));
+}
+
+// ---- chains
+
+std::vector<std::string> Job::AvoidedServers() const {
+  std::vector<std::string> avoided;
+  for (const auto& [procid, until_ms] : chains_.avoid_until_ms) {
+    if (cluster_.now_ms() < until_ms) avoided.push_back(procid);
+  }
+  return avoided;
+}
+
+// Whether MendChains() may find something to do: it is asked often.
+bool Job::ChainsNeedMending() const {
+  if (!chains_.lost.empty() || !chains_.stalled.empty()) return true;
+  if (!round_ && !chains_.synced.empty()) return true;
+  std::vector<bool> gone;
+  for (const auto& server : map_.servers) {
+    gone.push_back(IsGone(cluster_.servers(), server->procid));
+  }
+  std::size_t alive = 0;
+  for (const auto& [procid, server] : cluster_.servers()) alive += server.alive() ? 1 : 0;
+  const std::size_t backups =
+      std::min(Backups(definition_), alive - std::min<std::size_t>(1, alive));
+  return std::any_of(map_.shards.begin(), map_.shards.end(), [&](const auto& entry) {
+    return gone[entry->server] || (!round_ && entry->backups.size() < backups) ||
+           std::any_of(entry->backups.begin(), entry->backups.end(),
+                       [&](const auto& backup) { return gone[backup->server]; });
+  });
+}
+
+void Job::MendChains() {
+  if (over() || Backups(definition_) == 0 || map_.shards.empty() || !cluster_.servers_known() ||
+      !ChainsNeedMending()) {
+    return;
+  }
+  control::MapT next = control::Clone(map_);
+  next.version = map_.version + 1;
+  const auto is_gone = [&](const std::string& procid) {
+    return IsGone(cluster_.servers(), procid);
+  };
+  const std::vector<ShardId> promoted = PromoteBackups(
+      next, is_gone, [&](ShardId shard) { return chains_.lost.contains(shard.value()); });
+  for (const ShardId shard : promoted) chains_.lost.erase(shard.value());
+  // Who is the first of a chain now has said so far nothing as such: it is asked.
+  std::swap(map_, next);
+  AskSurvivors();
+  const std::size_t dropped = DropBackups(
+      map_,
+      [&](ShardId shard, const control::BackupEntryT& backup) { return MayDrop(shard, backup); });
+  const bool urgent = !promoted.empty() || dropped > 0;
+  bool changed = urgent;
+  // What can wait does not abort a round.
+  if (urgent || !round_) {
+    changed = TakeSynced(map_) || changed;
+    if (!Homeless()) {
+      const auto able = WithoutAvoided(Alive(cluster_.servers()), AvoidedServers());
+      changed = AddBackups(map_, able, Backups(definition_), map_.version) > 0 || changed;
+    }
+  }
+  if (!changed) {
+    std::swap(map_, next);
+    return;
+  }
+  if (!promoted.empty()) {
+    std::set<std::string> from;
+    std::set<std::string> to;
+    for (const ShardId shard : promoted) {
+      from.insert(next.servers[next.shards[shard.value()]->server]->name);
+      to.insert(map_.servers[map_.shards[shard.value()]->server]->name);
+      shard_states_.erase(shard.value());
+    }
+    Event("promoted", std::to_string(promoted.size()) + " shards of " +
+                          std::to_string(from.size()) +
+                          (from.size() == 1 ? " server" : " servers") +
+                          " go on at their backups on " + std::to_string(to.size()) +
+                          (to.size() == 1 ? " server" : " servers") + "; none is restored");
+  }
+  if (dropped > 0) {
+    Event("backup lost", std::to_string(dropped) +
+                             (dropped == 1 ? " backup of a shard is gone" : " backups are gone"));
+  }
+  AbortRound("copies of shards change", timeouts_.round_retry_ms);
+  CompactServers(map_);
+  chains_.stalled.clear();
+  dirty_.map = true;
+  dirty_.state = true;
+  // Those that are not in the map any more hear of it, too: they may believe that they are.
+  std::set<std::string> before;
+  std::swap(map_, next);
+  before = JobServers();
+  std::swap(map_, next);
+  for (const std::string& server : JobServers()) {
+    if (!before.contains(server)) SendJobStart(server);
+  }
+  BroadcastUpdate(true, true);
+  for (const std::string& server : before) {
+    if (JobServers().contains(server) || !IsAlive(cluster_.servers(), server)) continue;
+    control::JobUpdateT update;
+    update.job = state_.id.value();
+    update.map = control::ClonePtr(map_);
+    cluster_.Send(server, control::Make(std::move(update)));
+  }
+  TellWhole();
+}
+
+// A chain gets shorter only once the first of it is known to be there still, after the backup was
+// gone: if both are gone, what the backup had may be all that there is.
+bool Job::MayDrop(ShardId shard, const control::BackupEntryT& backup) {
+  const std::string& procid = map_.servers[backup.server]->procid;
+  if (chains_.stalled.contains({shard.value(), procid, backup.since})) {
+    chains_.avoid_until_ms[procid] = cluster_.now_ms() + timeouts_.backup_avoid_ms;
+    return true;
+  }
+  if (!IsGone(cluster_.servers(), procid)) return false;
+  if (!backup.synced) return true;
+  const std::string& first = map_.servers[map_.shards[shard.value()]->server]->procid;
+  const auto asked = chains_.gone.find(procid);
+  const auto heard = chains_.heard.find(first);
+  return asked != chains_.gone.end() && heard != chains_.heard.end() &&
+         heard->second >= asked->second && heard->second <= chains_.last_asked;
+}
+
+void Job::AskSurvivors() {
+  std::set<std::string> gone;
+  std::set<std::string> firsts;
+  for (const auto& entry : map_.shards) {
+    for (const auto& backup : entry->backups) {
+      const std::string& procid = map_.servers[backup->server]->procid;
+      if (!backup->synced || !IsGone(cluster_.servers(), procid)) continue;
+      gone.insert(procid);
+      firsts.insert(map_.servers[entry->server]->procid);
+    }
+  }
+  bool news = false;
+  for (const std::string& procid : gone) news = news || !chains_.gone.contains(procid);
+  std::erase_if(chains_.gone, [&](const auto& entry) { return !gone.contains(entry.first); });
+  if (gone.empty() || (!news && cluster_.now_ms() < chains_.ask_again_ms)) return;
+  // Larger than what any leader before has asked, as far as clocks agree; and it is the answer to
+  // our own questions only that counts.
+  chains_.last_asked = std::max(chains_.last_asked + 1, cluster_.now_ms() << 8);
+  if (chains_.first_asked == 0) chains_.first_asked = chains_.last_asked;
+  chains_.ask_again_ms = cluster_.now_ms() + 500;
+  for (const std::string& procid : gone) {
+    chains_.gone.try_emplace(procid, chains_.last_asked);
+  }
+  for (const std::string& first : firsts) {
+    control::ReportWantedT wanted;
+    wanted.job = state_.id.value();
+    wanted.asked = chains_.last_asked;
+    cluster_.Send(first, control::Make(std::move(wanted)));
+  }
+}
+
+// Whether the one before it in the chain, which it is fed by, has said so: what a former one said
+// is of no use.
+bool Job::SyncedNow(const control::MapT& map, std::uint32_t shard, std::size_t place) const {
+  const control::ShardEntryT& entry = *map.shards[shard];
+  const control::BackupEntryT& backup = *entry.backups[place];
+  const std::uint16_t feeder = place == 0 ? entry.server : entry.backups[place - 1]->server;
+  const auto said = chains_.synced.find({shard, map.servers[backup.server]->procid, backup.since});
+  return said != chains_.synced.end() && said->second == map.servers[feeder]->procid;
+}
+
+// What has come in sync becomes part of its chain, in order: each after the one it is fed by.
+bool Job::TakeSynced(control::MapT& map) {
+  if (chains_.synced.empty()) return false;
+  const std::uint64_t now = cluster_.now_ms();
+  bool all = true;
+  for (std::uint32_t shard = 0; shard < map.shards.size(); ++shard) {
+    const auto& backups = map.shards[shard]->backups;
+    for (std::size_t place = 0; place < backups.size(); ++place) {
+      all = all && (backups[place]->synced || SyncedNow(map, shard, place));
+    }
+  }
+  if (chains_.synced_ms == 0) chains_.synced_ms = now;
+  if (!all && now < chains_.synced_ms + timeouts_.synced_wait_ms) return false;
+  bool changed = false;
+  for (std::uint32_t shard = 0; shard < map.shards.size(); ++shard) {
+    const auto& backups = map.shards[shard]->backups;
+    for (std::size_t place = 0; place < backups.size(); ++place) {
+      if (backups[place]->synced) continue;
+      if (!SyncedNow(map, shard, place)) break;
+      backups[place]->synced = true;
+      changed = true;
+    }
+  }
+  chains_.synced.clear();
+  chains_.synced_ms = 0;
+  return changed;
+}
+
+void Job::OnChainReport(const std::string& procid, const control::ServerReportT& report) {
+  if (Backups(definition_) == 0) return;
+  if (chains_.first_asked != 0 && report.asked >= chains_.first_asked) {
+    chains_.heard[procid] = report.asked;
+  }
+  for (const auto& feed : report.feeds) {
+    if (feed->shard >= map_.shards.size()) continue;
+    const auto& entry = *map_.shards[feed->shard];
+    if (entry.epoch != feed->epoch) continue;
+    for (std::size_t i = 0; i < entry.backups.size(); ++i) {
+      const auto& backup = *entry.backups[i];
+      if (backup.since != feed->since) continue;
+      // Only who feeds it knows.
+      const std::uint16_t feeder = i == 0 ? entry.server : entry.backups[i - 1]->server;
+      if (map_.servers[feeder]->procid != procid) continue;
+      const Chains::Copy copy(feed->shard, map_.servers[backup.server]->procid, feed->since);
+      if (feed->synced && !backup.synced) chains_.synced[copy] = procid;
+      if (feed->stalled_ms >= timeouts_.feed_stalled_ms) {
+        chains_.stalled.insert(copy);
+      } else {
+        chains_.stalled.erase(copy);
+      }
+    }
+  }
+  for (const auto& shard : report.shards) {
+    if (shard->shard >= map_.shards.size()) continue;
+    const auto& entry = *map_.shards[shard->shard];
+    if (shard->state == kLost && entry.since != 0 && entry.epoch == shard->epoch &&
+        map_.servers[entry.server]->procid == procid) {
+      chains_.lost.insert(shard->shard);
+    }
+  }
+  if (!chains_.stalled.empty() || !chains_.gone.empty()) MendChains();
+}
+
+std::size_t Job::ReplicatedShards() const {
+  return static_cast<std::size_t>(
+      std::count_if(map_.shards.begin(), map_.shards.end(), [&](const auto& entry) {
+        const auto synced = std::count_if(entry->backups.begin(), entry->backups.end(),
+                                          [](const auto& backup) { return backup->synced; });
+        return static_cast<std::size_t>(synced) >= Backups(definition_);
+      }));
+}
+
+void Job::TellWhole() {
+  const std::size_t with = ReplicatedShards();
+  const bool whole = with == map_.shards.size();
+  if (whole == chains_.whole) return;
+  const bool first = !chains_.whole.has_value();
+  chains_.whole = whole;
+  const std::string backups =
+      std::to_string(Backups(definition_)) + (Backups(definition_) == 1 ? " backup" : " backups");
+  if (whole) return Event("replicated", "every shard has " + backups);
+  std::size_t servers = 0;
+  for (const auto& [procid, server] : cluster_.servers()) servers += server.alive() ? 1 : 0;
+  // That the backups of a new job are made is no news.
+  if (first && servers > Backups(definition_)) return;
+  Event("not replicated",
+        std::to_string(map_.shards.size() - with) + " of " + std::to_string(map_.shards.size()) +
+            " shards have less than " + backups +
+            (servers <= Backups(definition_)
+                 ? ": there are not more than " + std::to_string(servers) + " servers"
+                 : "; new ones are made"));
 }
 
 }  // namespace ps::coordinator

@@ -38,6 +38,8 @@ class Cluster {
   virtual ~Cluster() = default;
   virtual std::uint64_t now_ms() const = 0;  // Unix time
   virtual const Members& servers() const = 0;
+  // False while a new leader has not seen yet which servers there are: none is gone then.
+  virtual bool servers_known() const = 0;
   virtual const Members& agents() const = 0;
   // Slots of the agent that no task of any job occupies.
   virtual std::uint32_t FreeSlots(const std::string& agent) const = 0;

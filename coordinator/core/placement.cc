@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <memory>
+#include <optional>
+#include <tuple>
+#include <utility>
 
 #include "common/check.h"
 
@@ -23,6 +27,15 @@ std::vector<std::size_t> FillUp(const std::vector<std::size_t>& load, std::size_
   std::vector<std::size_t> bins;
   for (std::size_t bin = 0; bin < load.size(); ++bin) bins.insert(bins.end(), more[bin], bin);
   return bins;
+}
+
+// The server's place in the map, which gets it if it does not list it yet.
+std::uint16_t IndexOf(control::MapT& map, const control::ServerEntryT& server) {
+  for (std::size_t i = 0; i < map.servers.size(); ++i) {
+    if (map.servers[i]->procid == server.procid) return static_cast<std::uint16_t>(i);
+  }
+  map.servers.push_back(control::ClonePtr(server));
+  return static_cast<std::uint16_t>(map.servers.size() - 1);
 }
 
 }  // namespace
@@ -55,12 +68,18 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
       entry->epoch = old.epoch;
       entry->lineage = old.lineage;
       entry->restore_round = old.restore_round;
+      entry->since = old.since;
       const std::string& procid = map.servers[old.server]->procid;
       for (std::size_t i = 0; i < alive.size(); ++i) {
         if (alive[i].procid == procid && old.lane < alive[i].lanes.size()) {
           entry->server = static_cast<std::uint16_t>(i);
           ++load[i];
           ++lane_load[i][old.lane];
+          for (const auto& backup : old.backups) {
+            auto kept = control::ClonePtr(*backup);
+            kept->server = IndexOf(next, *map.servers[backup->server]);
+            entry->backups.push_back(std::move(kept));
+          }
         }
       }
     }
@@ -82,12 +101,137 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
       entry.epoch += 1;
       entry.lineage += 1;
       entry.restore_round = restore_round.value();
+      entry.since = 0;
     }
   }
   for (const std::size_t shard : homeless) {
     result.moved.push_back(ShardId(static_cast<std::uint32_t>(shard)));
   }
   return result;
+}
+
+std::vector<ShardId> PromoteBackups(control::MapT& map, const ServerFn& is_gone,
+                                    const std::function<bool(ShardId)>& is_lost) {
+  std::vector<ShardId> promoted;
+  for (std::uint32_t shard = 0; shard < map.shards.size(); ++shard) {
+    control::ShardEntryT& entry = *map.shards[shard];
+    if (!is_gone(map.servers[entry.server]->procid) && !is_lost(ShardId(shard))) continue;
+    const auto heir =
+        std::find_if(entry.backups.begin(), entry.backups.end(), [&](const auto& backup) {
+          return backup->synced && !is_gone(map.servers[backup->server]->procid);
+        });
+    if (heir == entry.backups.end()) continue;
+    entry.server = (*heir)->server;
+    entry.lane = (*heir)->lane;
+    entry.since = (*heir)->since;
+    entry.epoch += 1;
+    entry.backups.erase(entry.backups.begin(), heir + 1);
+    promoted.push_back(ShardId(shard));
+  }
+  return promoted;
+}
+
+std::size_t DropBackups(control::MapT& map, const BackupFn& goes) {
+  std::size_t dropped = 0;
+  for (std::uint32_t shard = 0; shard < map.shards.size(); ++shard) {
+    dropped += std::erase_if(map.shards[shard]->backups,
+                             [&](const auto& backup) { return goes(ShardId(shard), *backup); });
+  }
+  return dropped;
+}
+
+std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
+                       std::size_t backups, std::uint64_t since) {
+  // Copies of any kind that each lane has, as a server's load is what it is for.
+  std::vector<std::vector<std::size_t>> load(able.size());
+  const auto find = [&](const std::string& procid) {
+    const auto at = std::find_if(able.begin(), able.end(), [&](const PlacementServer& server) {
+      return server.procid == procid;
+    });
+    return static_cast<std::size_t>(at - able.begin());
+  };
+  for (std::size_t i = 0; i < able.size(); ++i) load[i].assign(able[i].lanes.size(), 0);
+  const auto count = [&](std::uint16_t server, std::uint16_t lane) {
+    const std::size_t i = find(map.servers[server]->procid);
+    if (i < able.size() && lane < load[i].size()) ++load[i][lane];
+  };
+  for (const auto& entry : map.shards) {
+    count(entry->server, entry->lane);
+    for (const auto& backup : entry->backups) count(backup->server, backup->lane);
+  }
+  const auto total = [&](std::size_t server) {
+    std::size_t sum = 0;
+    for (const std::size_t lane : load[server]) sum += lane;
+    return sum;
+  };
+  std::size_t added = 0;
+  for (std::size_t place = 0; place < backups; ++place) {
+    // Where a lane's shards have been given theirs, by the chain that these had before.
+    struct Place {
+      std::size_t server;
+      std::size_t lane;
+    };
+    std::map<std::vector<std::pair<std::uint16_t, std::uint16_t>>, std::optional<Place>> chosen;
+    for (const auto& entry : map.shards) {
+      if (entry->backups.size() != place) continue;
+      std::vector<std::pair<std::uint16_t, std::uint16_t>> chain = {{entry->server, entry->lane}};
+      for (const auto& backup : entry->backups) chain.emplace_back(backup->server, backup->lane);
+      const auto host_of = [&](std::uint16_t server) {
+        const std::size_t i = find(map.servers[server]->procid);
+        return i < able.size() ? able[i].host : std::string();
+      };
+      auto known = chosen.find(chain);
+      if (known == chosen.end()) {
+        std::optional<std::tuple<bool, std::size_t, std::size_t, std::size_t>> best;
+        // Of equals the next one around: so the last servers find others than themselves, too.
+        const std::size_t from = find(map.servers[chain.back().first]->procid);
+        for (std::size_t i = 0; i < able.size(); ++i) {
+          bool holds = false;
+          bool same_host = false;
+          for (const auto& [server, lane] : chain) {
+            holds = holds || map.servers[server]->procid == able[i].procid;
+            same_host = same_host || host_of(server) == able[i].host;
+          }
+          if (holds) continue;
+          const std::size_t around = (i + 2 * able.size() - from) % able.size();
+          const auto worth = std::make_tuple(same_host, total(i), around, i);
+          if (!best.has_value() || worth < *best) best = worth;
+        }
+        known = chosen.emplace(chain, std::nullopt).first;
+        if (best.has_value()) {
+          const std::vector<std::size_t>& lanes = load[std::get<3>(*best)];
+          const auto least = std::min_element(lanes.begin(), lanes.end());
+          known->second =
+              Place{std::get<3>(*best), static_cast<std::size_t>(least - lanes.begin())};
+        }
+      }
+      if (!known->second.has_value()) continue;
+      const auto [server, lane] = *known->second;
+      control::ServerEntryT described;
+      described.name = able[server].name;
+      described.procid = able[server].procid;
+      described.lanes = able[server].lanes;
+      auto backup = std::make_unique<control::BackupEntryT>();
+      backup->server = IndexOf(map, described);
+      backup->lane = static_cast<std::uint16_t>(lane);
+      backup->since = since;
+      entry->backups.push_back(std::move(backup));
+      ++load[server][lane];
+      ++added;
+    }
+  }
+  return added;
+}
+
+void CompactServers(control::MapT& map) {
+  control::MapT used;
+  for (const auto& entry : map.shards) {
+    entry->server = IndexOf(used, *map.servers[entry->server]);
+    for (const auto& backup : entry->backups) {
+      backup->server = IndexOf(used, *map.servers[backup->server]);
+    }
+  }
+  map.servers = std::move(used.servers);
 }
 
 }  // namespace ps::coordinator

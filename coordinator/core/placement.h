@@ -3,9 +3,14 @@
 // Shards without a living server go to the servers that hold the fewest, in runs
 // of neighbours; those that have one stay where they are. Deterministic: the same
 // input gives the same map.
+//
+// A shard may have backups, in the order of its chain: those that are synced hold all
+// that anybody was told of it, each at least what the next one holds.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -19,6 +24,7 @@ struct PlacementServer {
   std::string name;
   std::string procid;
   std::vector<std::string> lanes;
+  std::string host{};
 };
 
 struct PlacementResult {
@@ -30,5 +36,29 @@ struct PlacementResult {
 // shards is filled with `shards` new ones of epoch 1. `alive` must not be empty.
 PlacementResult Place(const control::MapT& map, const std::vector<PlacementServer>& alive,
                       std::uint32_t shards, Round restore_round);
+
+// ---- backups; these change `map` but not its version
+
+using ServerFn = std::function<bool(const std::string& procid)>;
+using BackupFn = std::function<bool(ShardId shard, const control::BackupEntryT& backup)>;
+
+// Where the shard's first server `is_gone`, the first synced backup that is not takes its place,
+// with epoch + 1 and what comes after it in the chain. Returns these shards. A backup that is not
+// synced takes nobody's place.
+std::vector<ShardId> PromoteBackups(control::MapT& map, const ServerFn& is_gone,
+                                    const std::function<bool(ShardId)>& is_lost);
+
+// Returns how many went.
+std::size_t DropBackups(control::MapT& map, const BackupFn& goes);
+
+// Gives every shard that has fewer than `backups` new ones, not synced, members since map `since`,
+// on servers of `able` that have no other copy of it: of other hosts if there are any, then where
+// the fewest copies are. All shards of a lane that want one get it on the same lane, so that their
+// changes travel together. Returns how many were added.
+std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
+                       std::size_t backups, std::uint64_t since);
+
+// Forgets servers that nothing is on.
+void CompactServers(control::MapT& map);
 
 }  // namespace ps::coordinator

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <optional>
 #include <utility>
 
@@ -20,6 +21,8 @@ std::uint8_t AllowedFlags(wire::Kind kind) {
     case wire::Kind::Push: return wire::kCoversLane | wire::kReplay;
     case wire::Kind::Pull: return wire::kPullFp32 | wire::kPullSnapshot;
     case wire::Kind::Hold: return wire::kHoldOn;
+    case wire::Kind::Replicate: return wire::kReplicateRelease;
+    case wire::Kind::ReplicaImage: return wire::kLastPiece;
     default: return 0;
   }
 }
@@ -31,7 +34,10 @@ bool IsRequest(wire::Kind kind) {
     case wire::Kind::Push:
     case wire::Kind::Pull:
     case wire::Kind::Marker:
-    case wire::Kind::Hold: return true;
+    case wire::Kind::Hold:
+    case wire::Kind::Replicate:
+    case wire::Kind::ReplicaHello:
+    case wire::Kind::ReplicaImage: return true;
     default: return false;
   }
 }
@@ -59,6 +65,9 @@ LaneCounters& LaneCounters::operator+=(const LaneCounters& other) {
   shards_increments += other.shards_increments;
   shards_snapshot += other.shards_snapshot;
   freezes += other.freezes;
+  copies_changed += other.copies_changed;
+  copies_installed += other.copies_installed;
+  copies_broken += other.copies_broken;
   bytes_in += other.bytes_in;
   bytes_out += other.bytes_out;
   clocks_ahead += other.clocks_ahead;
@@ -92,8 +101,38 @@ struct LaneCore::Job {
     std::uint64_t map_version = 0;
   };
 
+  // Of a shard that is elsewhere.
+  struct Copy {
+    Epoch epoch;
+    std::uint32_t lineage = 0;
+    std::uint64_t since = 0;
+    std::optional<ChainNext> next;
+    std::unique_ptr<Shard> shard;  // null until it has values
+    // The image on its way here.
+    struct Incoming {
+      std::string from;
+      std::uint64_t image = 0;
+      std::uint64_t pieces = 0;  // that are here
+      std::uint64_t changes = 0;
+      ShardImageReader reader;
+    };
+    std::optional<Incoming> incoming;
+  };
+  struct HeldAnswer {
+    std::uint64_t after = 0;  // leaves when the feeds cover this
+    std::string to;
+    wire::LaneHeader header;
+    std::vector<wire::Segment> segments;
+    PooledBuffer payload;
+    std::optional<LaneFrozen> frozen;  // instead of a message
+  };
+
   Job(JobSetup setup, const LaneMemory& lane_memory)
-      : id(setup.job), layout(std::move(setup.layout)), rules(std::move(setup.rules)) {
+      : id(setup.job),
+        layout(std::move(setup.layout)),
+        rules(std::move(setup.rules)),
+        feeds(id, [this](ShardId shard) { return FindFed(shard); }) {
+    copies.resize(layout.shard_count());
     PS_CHECK(RowRulesFit(layout, rules.rows), id, rules.rows.size(), layout.row_table_count());
     shards.resize(layout.shard_count());
     seen.resize(layout.shard_count(), 0);
@@ -103,6 +142,14 @@ struct LaneCore::Job {
   }
 
   Shard* Find(std::uint32_t shard) { return shard < shards.size() ? shards[shard].get() : nullptr; }
+  Copy* FindCopy(std::uint32_t shard) {
+    return shard < copies.size() ? copies[shard].get() : nullptr;
+  }
+  const Shard* FindFed(ShardId shard) const {
+    const std::size_t number = shard.value();
+    if (shards[number] != nullptr) return shards[number].get();
+    return copies[number] != nullptr ? copies[number]->shard.get() : nullptr;
+  }
 
   Member* FindMember(Incarnation incarnation) {
     const auto at = std::lower_bound(
@@ -182,6 +229,18 @@ struct LaneCore::Job {
   Round frozen_round;  // the last that this lane completed, not aborted since
   LaneCounters counters;
 
+  std::vector<std::unique_ptr<Copy>> copies;  // by number; null: none here
+  std::vector<ShardStatus> lost;              // that we should have had a copy of
+  ChainFeeds feeds;
+  std::deque<HeldAnswer> held_answers;
+  struct HeldReplyUp {
+    std::string to;
+    wire::LaneHeader header;
+    std::vector<wire::Segment> segments;
+    std::vector<std::pair<ShardId, std::uint64_t>> needs;
+  };
+  std::vector<HeldReplyUp> held_up;
+
   // seen[shard] == seen_mark: the message at hand lists the shard.
   std::vector<std::uint64_t> seen;
   std::uint64_t seen_mark = 0;
@@ -200,17 +259,80 @@ const Shard* LaneCore::FindShard(JobId job, ShardId shard) const {
   return at != jobs_.end() ? at->second->Find(shard.value()) : nullptr;
 }
 
+const Shard* LaneCore::FindCopy(JobId job, ShardId shard) const {
+  const auto at = jobs_.find(job);
+  const Job::Copy* copy = at != jobs_.end() ? at->second->FindCopy(shard.value()) : nullptr;
+  return copy != nullptr ? copy->shard.get() : nullptr;
+}
+
 // ---- replies
 
 void LaneCore::Reply(const Peer& peer, wire::LaneHeader header,
                      std::span<const wire::Segment> segments, PooledBuffer payload) {
   header.mutate_payload_bytes(payload.size());
+  if (!payload.empty()) buffers_->CountOut(payload);
+  Job* job = has_chains_ ? FindJob(JobId(header.job())) : nullptr;
+  if (job == nullptr || MayLeave(*job)) {
+    return Answer(peer.identity, header, segments, std::move(payload));
+  }
+  if (job->held_answers.size() >= kHeldAnswersMax) return;
+  job->held_answers.push_back(Job::HeldAnswer{job->feeds.appended(),
+                                              peer.identity,
+                                              header,
+                                              {segments.begin(), segments.end()},
+                                              std::move(payload),
+                                              std::nullopt});
+}
+
+bool LaneCore::MayLeave(const Job& job) const {
+  return job.held_answers.empty() && job.feeds.Covers(job.feeds.appended());
+}
+
+void LaneCore::Emit(Job& job, LaneFrozen frozen) {
+  if (MayLeave(job)) return events_.emplace_back(std::move(frozen)), void();
+  Job::HeldAnswer held;
+  held.after = job.feeds.appended();
+  held.frozen = std::move(frozen);
+  job.held_answers.push_back(std::move(held));
+}
+
+void LaneCore::ReplyUp(Job& job, const Peer& peer, wire::LaneHeader header,
+                       std::span<const wire::Segment> segments) {
+  header.mutate_payload_bytes(0);
+  const bool everywhere = std::all_of(needs_.begin(), needs_.end(), [&](const auto& need) {
+    return job.feeds.Has(need.first, need.second);
+  });
+  if (everywhere) return Answer(peer.identity, header, segments, {});
+  if (job.held_up.size() >= kHeldAnswersMax) return;
+  job.held_up.push_back({peer.identity, header, {segments.begin(), segments.end()}, needs_});
+}
+
+void LaneCore::ReleaseAnswers(Job& job) {
+  std::erase_if(job.held_up, [&](const Job::HeldReplyUp& held) {
+    const bool everywhere =
+        std::all_of(held.needs.begin(), held.needs.end(),
+                    [&](const auto& need) { return job.feeds.Has(need.first, need.second); });
+    if (everywhere) Answer(held.to, held.header, held.segments, {});
+    return everywhere;
+  });
+  while (!job.held_answers.empty() && job.feeds.Covers(job.held_answers.front().after)) {
+    Job::HeldAnswer held = std::move(job.held_answers.front());
+    job.held_answers.pop_front();
+    if (held.frozen.has_value()) {
+      events_.emplace_back(std::move(*held.frozen));
+    } else {
+      Answer(held.to, held.header, held.segments, std::move(held.payload));
+    }
+  }
+}
+
+void LaneCore::Answer(const std::string& to, wire::LaneHeader header,
+                      std::span<const wire::Segment> segments, PooledBuffer payload) {
   const std::uint64_t bytes = sizeof(wire::LaneHeader) + segments.size_bytes() + payload.size();
   counters_.bytes_out += bytes;
   if (Job* job = FindJob(JobId(header.job()))) job->counters.bytes_out += bytes;
   const bool batches = header.kind() == static_cast<std::uint8_t>(wire::Kind::PushReply);
-  if (batches && batched_ > 0 && batched_ < wire::kMaxBatch &&
-      replies_.back().to == peer.identity) {
+  if (batches && batched_ > 0 && batched_ < wire::kMaxBatch && replies_.back().to == to) {
     wire::AppendHead(header, segments, replies_.back().head);
     ++batched_;
     return;
@@ -221,13 +343,10 @@ void LaneCore::Reply(const Peer& peer, wire::LaneHeader header,
     reply = std::move(spare_replies_.back());
     spare_replies_.pop_back();
   }
-  reply.to = peer.identity;
+  reply.to = to;
   reply.head.clear();
   wire::AppendHead(header, segments, reply.head);
-  if (!payload.empty()) {
-    buffers_->CountOut(payload);
-    reply.payload = std::move(payload);
-  }
+  if (!payload.empty()) reply.payload = std::move(payload);
   replies_.push_back(std::move(reply));
 }
 
@@ -285,6 +404,16 @@ std::vector<JobStatus> LaneCore::Report() const {
       one.shards.push_back(ShardStatus{shard, own.epoch(), own.state(), own.version()});
     }
     one.tables = job->TableStatus();
+    one.shards.insert(one.shards.end(), job->lost.begin(), job->lost.end());
+    one.feeds = job->feeds.Report();
+    one.feed_counters = job->feeds.counters();
+    one.unconfirmed_bytes = job->feeds.unconfirmed_bytes();
+    one.held_answers = job->held_answers.size();
+    for (const auto& copy : job->copies) {
+      if (copy == nullptr || copy->shard == nullptr) continue;
+      ++one.copies;
+      one.memory += copy->shard->memory_use();
+    }
     status.push_back(std::move(one));
   }
   return status;
@@ -348,6 +477,12 @@ void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload, bo
   job->counters.bytes_in += sizeof(wire::LaneHeader) +
                             head_.segments.size() * sizeof(wire::Segment) +
                             (payload_counts ? payload.size() : 0);
+  switch (kind) {
+    case wire::Kind::Replicate: return OnReplicate(*job, peer, payload);
+    case wire::Kind::ReplicaHello: return OnReplicaHello(*job, peer);
+    case wire::Kind::ReplicaImage: return OnReplicaImage(*job, peer, payload);
+    default: break;
+  }
   Member* member = job->FindMember(Incarnation(header.incarnation()));
   if (member == nullptr || member->worker != WorkerId(header.worker())) {
     return Nack(peer, wire::Code::NotLive);
@@ -433,7 +568,7 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
   answer_.clear();
   LaneCounters delta;
   const auto push = [&](Shard& shard, std::span<const codec::BlockView> blocks,
-                        std::span<const codec::RowsView> rows) {
+                        std::span<const codec::RowsView> rows, std::span<const std::byte> bytes) {
     const Clock slowest = shard.SlowestClock(job.live.members);
     const std::uint64_t version = shard.version();
     const PushVerdict verdict = shard.Push(member, facts, blocks, job.live_workers, rows);
@@ -444,7 +579,8 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
       delta.clocks_ahead.Count(finished - std::min(finished, slowest.value()));
       delta.version_gap.Count(version - std::min(version, facts.base_version));
     }
-    shard.ApplyHeld(job.live.members, job.live_workers, merge_scratch_);
+    if (verdict.decided) job.feeds.AddPush(shard.id(), verdict.code, bytes);
+    ApplyHeld(job, shard);
     if (verdict.repeated) {
       ++delta.pushes_repeated;
     } else {
@@ -468,14 +604,19 @@ void LaneCore::OnPush(Job& job, const Member& member, const Peer& peer,
       continue;
     }
     facts.base_version = segment.version();
-    push(*shard, parsed_[i].blocks, parsed_[i].rows);
+    push(*shard, parsed_[i].blocks, parsed_[i].rows,
+         payload.subspan(segment.offset(), segment.length()));
   }
   if (covers) {
     facts.base_version = 0;  // of an empty push: not looked at
     for (const ShardId id : job.own) {
-      if (job.seen[id.value()] != job.seen_mark) push(*job.shards[id.value()], {}, {});
+      if (job.seen[id.value()] != job.seen_mark) push(*job.shards[id.value()], {}, {}, {});
     }
   }
+  job.feeds.SendPushes(DecidedPush{member.worker, member.incarnation, member.first_clock,
+                                   facts.clock, facts.samples, wire::Code::Applied},
+                       job.live_workers);
+  job.feeds.SendReleases(job.live_workers);
   counters_ += delta;
   job.counters += delta;
   Reply(peer, AnswerTo(header, wire::Kind::PushReply, job.map_version, wire::Code::Applied),
@@ -666,12 +807,15 @@ void LaneCore::AbortRound(JobId job_id, Round round) {
   if (job == nullptr) return;
   if (job->open.has_value() && job->open->round <= round) job->open.reset();
   if (job->frozen_round <= round) job->frozen_round = Round();
+  std::erase_if(job->held_answers, [&](const Job::HeldAnswer& held) {
+    return held.frozen.has_value() && held.frozen->round <= round;
+  });
   job->last_round = std::max(job->last_round, round);
   RefuseMarkersUpTo(*job, round);
 }
 
 void LaneCore::TryFreeze(Job& job) {
-  if (!job.open.has_value()) return;
+  if (!job.open.has_value() || !job.lost.empty()) return;
   const Round round = job.open->round;
   const auto marker_of = [&](const Member& member) {
     return std::find_if(job.markers.begin(), job.markers.end(),
@@ -705,7 +849,7 @@ void LaneCore::TryFreeze(Job& job) {
   for (const ShardId id : job.own) {
     frozen.shards.push_back(job.shards[id.value()]->Freeze(job.id, round));
   }
-  events_.push_back(std::move(frozen));
+  Emit(job, std::move(frozen));
   job.open.reset();
   job.frozen_round = round;
   ++counters_.freezes;
@@ -726,8 +870,14 @@ void LaneCore::MembersChanged(Job& job) {
   for (const ShardId id : job.own) {
     Shard& shard = *job.shards[id.value()];
     shard.MembersChanged();
-    shard.ApplyHeld(job.live.members, job.live_workers, merge_scratch_);
+    ApplyHeld(job, shard);
   }
+  job.feeds.SendReleases(job.live_workers);
+}
+
+void LaneCore::ApplyHeld(Job& job, Shard& shard) {
+  const auto until = shard.ApplyHeld(job.live.members, job.live_workers, merge_scratch_);
+  if (until.has_value()) job.feeds.AddRelease(shard.id(), *until);
 }
 
 void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
@@ -745,6 +895,223 @@ void LaneCore::OnHold(Job& job, Member& member, const Peer& peer) {
   Reply(peer, AnswerTo(peer.header, wire::Kind::HoldReply, job.map_version, wire::Code::Applied),
         {}, {});
   WakePulls(job);
+}
+
+// ---- copies of shards
+
+void LaneCore::OnReplicate(Job& job, const Peer& peer, std::span<const std::byte> payload) {
+  const wire::LaneHeader& header = peer.header;
+  const bool release = (header.flags() & wire::kReplicateRelease) != 0;
+  if (!ParseSegments(job, payload)) return Nack(peer, wire::Code::Malformed);
+  for (const wire::Segment& segment : head_.segments) {
+    const auto verdict = static_cast<wire::Code>(segment.code());
+    const bool known = verdict == wire::Code::Applied ||
+                       (!release && segment.length() == 0 &&
+                        (verdict == wire::Code::TooOld || verdict == wire::Code::NonFinite));
+    if (!known || (release && segment.length() != 0)) return Nack(peer, wire::Code::Malformed);
+  }
+  DecidedPush push{WorkerId(header.worker()),
+                   Incarnation(header.incarnation()),
+                   Clock(header.map_version()),
+                   Clock(header.clock()),
+                   header.samples(),
+                   wire::Code::Applied};
+  answer_.clear();
+  needs_.clear();
+  std::uint32_t live_workers = 0;
+  for (std::size_t i = 0; i < head_.segments.size(); ++i) {
+    const wire::Segment& segment = head_.segments[i];
+    const ShardId id(segment.shard());
+    Job::Copy* copy = job.FindCopy(segment.shard());
+    const auto refuse = [&](wire::Code code) {
+      const std::uint64_t has =
+          copy != nullptr && copy->shard != nullptr ? copy->shard->changes() : 0;
+      answer_.push_back(wire::Segment(segment.shard(), copy != nullptr ? copy->epoch.value() : 0,
+                                      has, 0, static_cast<std::uint8_t>(code), 0, 0, 0, 0));
+    };
+    // Who was the first of the chain before must not change what is another's now.
+    if (copy == nullptr || copy->epoch != Epoch(segment.epoch()) ||
+        copy->lineage != segment.lineage()) {
+      refuse(wire::Code::WrongEpoch);
+      continue;
+    }
+    if (copy->shard == nullptr) {
+      refuse(wire::Code::Blank);
+      continue;
+    }
+    Shard& shard = *copy->shard;
+    if (segment.version() <= shard.changes()) {
+      needs_.emplace_back(id, segment.version());
+      continue;
+    }
+    if (segment.version() != shard.changes() + 1) {
+      refuse(wire::Code::Gap);
+      continue;
+    }
+    live_workers = segment.reserved();
+    if (release) {
+      shard.ApplyHeldUpTo(push.clock, live_workers, merge_scratch_);
+      job.feeds.AddRelease(id, push.clock);
+    } else {
+      push.verdict = static_cast<wire::Code>(segment.code());
+      const Status taken = shard.Take(push, parsed_[i].blocks, parsed_[i].rows, live_workers);
+      if (!taken.ok()) {
+        BreakCopy(job, segment.shard());
+        refuse(wire::Code::Blank);
+        continue;
+      }
+      job.feeds.AddPush(id, push.verdict, payload.subspan(segment.offset(), segment.length()));
+    }
+    needs_.emplace_back(id, segment.version());
+    ++counters_.copies_changed;
+    ++job.counters.copies_changed;
+  }
+  job.feeds.SendPushes(push, live_workers);
+  job.feeds.SendReleases(live_workers);
+  ReplyUp(job, peer,
+          AnswerTo(header, wire::Kind::ReplicateReply, job.map_version, wire::Code::Applied),
+          answer_);
+}
+
+// Its next change does not fit: it is not what it should be. A new image makes it so again.
+void LaneCore::BreakCopy(Job& job, std::uint32_t shard) {
+  ++counters_.copies_broken;
+  ++job.counters.copies_broken;
+  job.feeds.SetNext(ShardId(shard), std::nullopt);
+  job.FindCopy(shard)->shard.reset();
+}
+
+void LaneCore::OnReplicaHello(Job& job, const Peer& peer) {
+  if (peer.header.payload_bytes() != 0) return Nack(peer, wire::Code::Malformed);
+  answer_.clear();
+  needs_.clear();
+  for (const wire::Segment& segment : head_.segments) {
+    const Job::Copy* copy = job.FindCopy(segment.shard());
+    // `version` says which membership is meant: what we had as another one is not here any more.
+    const bool same = copy != nullptr && copy->epoch == Epoch(segment.epoch()) &&
+                      copy->lineage == segment.lineage() && copy->since == segment.version();
+    const Shard* shard = same ? copy->shard.get() : nullptr;
+    const wire::Code code = !same              ? wire::Code::WrongEpoch
+                            : shard == nullptr ? wire::Code::Blank
+                                               : wire::Code::Applied;
+    if (shard != nullptr) needs_.emplace_back(shard->id(), shard->changes());
+    answer_.push_back(wire::Segment(
+        segment.shard(), same ? copy->epoch.value() : 0, shard != nullptr ? shard->changes() : 0,
+        copy != nullptr ? copy->lineage : 0, static_cast<std::uint8_t>(code), 0, 0, 0, 0));
+  }
+  ReplyUp(
+      job, peer,
+      AnswerTo(peer.header, wire::Kind::ReplicaHelloReply, job.map_version, wire::Code::Applied),
+      answer_);
+}
+
+void LaneCore::OnReplicaImage(Job& job, const Peer& peer, std::span<const std::byte> payload) {
+  if (head_.segments.size() != 1 || head_.segments[0].offset() != 0 ||
+      head_.segments[0].length() != payload.size()) {
+    return Nack(peer, wire::Code::Malformed);
+  }
+  const wire::Segment& segment = head_.segments[0];
+  const std::uint64_t image = ImageOfPiece(peer.header.request());
+  Job::Copy* copy = job.FindCopy(segment.shard());
+  const auto answer = [&](wire::Code code, std::uint64_t pieces, std::uint64_t changes) {
+    wire::LaneHeader header =
+        AnswerTo(peer.header, wire::Kind::ReplicaImageReply, job.map_version, wire::Code::Applied);
+    header.mutate_request(image << kPieceBits | pieces);
+    const wire::Segment state(segment.shard(), copy != nullptr ? copy->epoch.value() : 0, changes,
+                              segment.lineage(), static_cast<std::uint8_t>(code), 0, 0, 0, 0);
+    needs_.clear();
+    if (code == wire::Code::Applied) needs_.emplace_back(ShardId(segment.shard()), changes);
+    ReplyUp(job, peer, header, {&state, 1});
+  };
+  if (copy == nullptr || copy->epoch != Epoch(segment.epoch()) ||
+      copy->lineage != segment.lineage()) {
+    return answer(wire::Code::WrongEpoch, 0, 0);
+  }
+  if (copy->shard != nullptr && copy->shard->changes() >= segment.version()) {
+    copy->incoming.reset();
+    return answer(wire::Code::Applied, 0, copy->shard->changes());
+  }
+  const std::uint64_t place = PlaceOfPiece(peer.header.request());
+  if (place == 0) {
+    copy->incoming.emplace(
+        Job::Copy::Incoming{peer.identity, image, 0, segment.version(),
+                            ShardImageReader(job.layout, ShardId(segment.shard()))});
+  }
+  auto& incoming = copy->incoming;
+  if (!incoming.has_value() || incoming->image != image || incoming->from != peer.identity ||
+      incoming->changes != segment.version()) {
+    return answer(wire::Code::Blank, 0, 0);
+  }
+  if (place != incoming->pieces) return answer(wire::Code::Blank, incoming->pieces, 0);
+  const auto refuse = [&] {
+    incoming.reset();
+    ++counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    ++job.counters.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    answer(wire::Code::Blank, 0, 0);
+  };
+  if (!incoming->reader.Add(payload).ok()) return refuse();
+  ++incoming->pieces;
+  if ((peer.header.flags() & wire::kLastPiece) == 0) {
+    return answer(wire::Code::Blank, incoming->pieces, 0);
+  }
+  auto whole = incoming->reader.Finish();
+  if (!whole.ok()) return refuse();
+  auto made = std::make_unique<Shard>(job.layout, job.rules, ShardId(segment.shard()), copy->epoch,
+                                      copy->lineage, true, job.memory);
+  if (!made->Restore(std::move(whole).value(), false).ok()) return refuse();
+  made->SetChanges(segment.version());
+  incoming.reset();
+  // Who is after us has some beginning of what we had, and may need an image as well.
+  job.feeds.Restart(made->id());
+  copy->shard = std::move(made);
+  job.feeds.SetNext(copy->shard->id(), copy->next);
+  ++counters_.copies_installed;
+  ++job.counters.copies_installed;
+  answer(wire::Code::Applied, 0, segment.version());
+}
+
+void LaneCore::OnChainMessage(std::string_view endpoint, std::span<const std::byte> head) {
+  counters_.bytes_in += head.size();
+  if (!wire::ParseInto(head, head_).ok()) {
+    ++counters_.refused[static_cast<std::size_t>(wire::Code::Malformed)];
+    return;
+  }
+  Job* job = FindJob(JobId(head_.header.job()));
+  if (job == nullptr) return;
+  job->feeds.OnMessage(endpoint, head_.header, head_.segments);
+  if (job->feeds.TakeNews()) events_.emplace_back(ChainSynced{job->id});
+  ReleaseAnswers(*job);
+}
+
+void LaneCore::Tick(std::int64_t now_ms) {
+  if (!has_chains_) return;
+  for (const auto& [id, job] : jobs_) {
+    job->feeds.Tick(now_ms);
+    ReleaseAnswers(*job);
+  }
+}
+
+void LaneCore::TakeChainMessages(std::vector<ChainMessage>& messages) {
+  messages.clear();
+  if (!has_chains_) return;
+  std::vector<ChainMessage> more;
+  for (const auto& [id, job] : jobs_) {
+    if (!job->feeds.has_messages()) continue;
+    if (messages.empty()) {
+      job->feeds.TakeMessages(messages);
+      continue;
+    }
+    job->feeds.TakeMessages(more);
+    std::move(more.begin(), more.end(), std::back_inserter(messages));
+  }
+}
+
+std::vector<std::string> LaneCore::ChainEndpoints() const {
+  std::vector<std::string> endpoints;
+  for (const auto& [id, job] : jobs_) job->feeds.AddEndpoints(endpoints);
+  std::sort(endpoints.begin(), endpoints.end());
+  endpoints.erase(std::unique(endpoints.begin(), endpoints.end()), endpoints.end());
+  return endpoints;
 }
 
 // ---- commands
@@ -767,20 +1134,38 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
   job->map_version = map.version;
   std::vector<std::unique_ptr<Shard>> before(job->layout.shard_count());
   before.swap(job->shards);
+  std::vector<std::unique_ptr<Job::Copy>> copies(job->layout.shard_count());
+  copies.swap(job->copies);
   job->own.clear();
+  job->lost.clear();
+  bool promoted = false;
+  bool fed_left = false;
   for (const OwnShard& entry : map.shards) {
-    PS_CHECK(entry.shard.value() < job->shards.size(), entry.shard);
-    job->own.push_back(entry.shard);
-    std::unique_ptr<Shard>& old = before[entry.shard.value()];
-    std::unique_ptr<Shard>& now = job->shards[entry.shard.value()];
+    const std::uint32_t number = entry.shard.value();
+    PS_CHECK(number < job->shards.size(), entry.shard);
+    std::unique_ptr<Shard>& old = before[number];
+    std::unique_ptr<Shard>& now = job->shards[number];
     if (old != nullptr && old->epoch() == entry.epoch && old->lineage() == entry.lineage) {
       now = std::move(old);
+      job->own.push_back(entry.shard);
       continue;
     }
-    if (old != nullptr) {
-      job->CountGone(*old);
-      old.reset();
+    if (entry.since != 0) {
+      // We are the first of the chain now: whatever anybody was told of the shard is in our copy.
+      // Without the very copy that the map means, another one must bring the shard back.
+      std::unique_ptr<Job::Copy>& copy = copies[number];
+      if (copy == nullptr || copy->shard == nullptr || copy->since != entry.since ||
+          copy->lineage != entry.lineage) {
+        job->lost.push_back(ShardStatus{entry.shard, entry.epoch, wire::Code::Lost, 0});
+        continue;
+      }
+      now = std::move(copy->shard);
+      now->Promote(entry.epoch);
+      job->own.push_back(entry.shard);
+      promoted = true;
+      continue;
     }
+    job->own.push_back(entry.shard);
     const bool restoring = entry.restore_round != Round();
     now = std::make_unique<Shard>(job->layout, job->rules, entry.shard, entry.epoch, entry.lineage,
                                   restoring, job->memory);
@@ -788,9 +1173,50 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
       events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round});
     }
   }
-  for (const std::unique_ptr<Shard>& old : before) {
-    if (old != nullptr) job->CountGone(*old);
+  for (const OwnShard& entry : map.copies) {
+    const std::uint32_t number = entry.shard.value();
+    PS_CHECK(number < job->copies.size() && job->shards[number] == nullptr, entry.shard);
+    std::unique_ptr<Job::Copy>& now = job->copies[number];
+    now = std::move(copies[number]);
+    if (now == nullptr || now->since != entry.since || now->lineage != entry.lineage) {
+      // What we had as another member of the chain, or as its first, is of no use.
+      fed_left = job->feeds.SetNext(entry.shard, std::nullopt) || fed_left;
+      now = std::make_unique<Job::Copy>();
+      now->lineage = entry.lineage;
+      now->since = entry.since;
+    }
+    // From here on nothing of an older epoch is taken.
+    now->epoch = entry.epoch;
+    now->next = entry.next;
+    if (now->shard != nullptr) now->shard->SetEpoch(entry.epoch);
   }
+  for (std::uint32_t number = 0; number < before.size(); ++number) {
+    const bool gone = before[number] != nullptr ||
+                      (copies[number] != nullptr && copies[number]->shard != nullptr);
+    if (!gone) continue;
+    if (before[number] != nullptr) {
+      job->CountGone(*before[number]);
+    } else {
+      job->copied_gone += copies[number]->shard->memory_use().copied;
+    }
+    fed_left = job->feeds.SetNext(ShardId(number), std::nullopt) || fed_left;
+  }
+  // Answers about a shard that is not ours any more must not leave: the others do not have it all.
+  if (fed_left) {
+    job->held_answers.clear();
+    job->held_up.clear();
+  }
+  for (const OwnShard& entry : map.shards) {
+    if (job->shards[entry.shard.value()] != nullptr) job->feeds.SetNext(entry.shard, entry.next);
+  }
+  for (const OwnShard& entry : map.copies) {
+    if (job->copies[entry.shard.value()]->shard != nullptr) {
+      job->feeds.SetNext(entry.shard, entry.next);
+    }
+  }
+  CountChains();
+  if (promoted) MembersChanged(*job);
+  ReleaseAnswers(*job);
   WakePulls(*job);
 }
 
@@ -829,6 +1255,15 @@ void LaneCore::DropJob(JobId job_id) {
     Nack(marker.peer, wire::Code::RoundAborted);
   }
   jobs_.erase(job_id);
+  CountChains();
+}
+
+void LaneCore::CountChains() {
+  has_chains_ = std::any_of(jobs_.begin(), jobs_.end(), [](const auto& job) {
+    return !job.second->feeds.empty() ||
+           std::any_of(job.second->copies.begin(), job.second->copies.end(),
+                       [](const auto& copy) { return copy != nullptr; });
+  });
 }
 
 Status LaneCore::InstallRestored(JobId job_id, Epoch epoch, checkpoint::ShardImage image,

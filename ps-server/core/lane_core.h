@@ -9,6 +9,12 @@
 //
 // What waits here is bounded by the live set: one parked pull, with the keys of
 // the rows it asks for, and one marker for each incarnation in it.
+//
+// Of a shard with a chain the lane is the first, or keeps a copy. Whatever tells anybody of such a
+// shard leaves once every member after us has it too (chain_feeds.h): answers to workers, and the
+// cuts of rounds, wait in the order in which they were made. What a copy answers to the member
+// before it waits for the member after it, of that shard alone: lanes that are each other's backups
+// would wait for each other for ever if it waited for more.
 #pragma once
 
 #include <array>
@@ -21,6 +27,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -31,6 +38,7 @@
 #include "common/messages/wire.h"
 #include "common/result.h"
 #include "ps-server/core/buffer_pool.h"
+#include "ps-server/core/chain_feeds.h"
 #include "ps-server/core/lane_map.h"
 #include "ps-server/core/segment_content.h"
 #include "ps-server/core/shard.h"
@@ -66,7 +74,11 @@ struct LaneRoundFailed {
   Round round;
   std::string reason;
 };
-using LaneEvent = std::variant<RestoreWanted, LaneFrozen, LaneRoundFailed>;
+// The next members of some shards' chains have come in sync: worth a report.
+struct ChainSynced {
+  JobId job;
+};
+using LaneEvent = std::variant<RestoreWanted, LaneFrozen, LaneRoundFailed, ChainSynced>;
 
 // ---- counters, growing for ever
 
@@ -87,7 +99,10 @@ struct LaneCounters {
   std::uint64_t shards_increments = 0;
   std::uint64_t shards_snapshot = 0;
   std::uint64_t freezes = 0;
-  std::uint64_t bytes_in = 0;  // both frames
+  std::uint64_t copies_changed = 0;    // changes that copies took
+  std::uint64_t copies_installed = 0;  // from images
+  std::uint64_t copies_broken = 0;     // given up: a change did not fit
+  std::uint64_t bytes_in = 0;          // both frames
   std::uint64_t bytes_out = 0;
   // Of the applied pushes with entries, but for replays and those of the dead and the held.
   StalenessHistogram clocks_ahead;  // of the slowest worker, when the step was made
@@ -106,13 +121,18 @@ struct ShardStatus {
 struct JobStatus {
   JobId job;
   std::uint64_t map_version = 0;
-  std::vector<ShardStatus> shards;
+  std::vector<ShardStatus> shards;  // of which we are the first; Lost: should be
   struct Table {
     std::string name;
     RowTableStatus status;  // its counters grow for ever, also when shards leave
   };
   std::vector<Table> tables;  // of rows, by number
-  MemoryUse memory;           // `copied` grows for ever, also when shards leave
+  MemoryUse memory;           // copies too; `copied` grows for ever, also when shards leave
+  std::vector<FeedStatus> feeds;
+  FeedCounters feed_counters;
+  std::size_t copies = 0;  // that have values
+  std::size_t unconfirmed_bytes = 0;
+  std::size_t held_answers = 0;
   std::size_t parked_pulls = 0;
   LaneCounters counters;
 };
@@ -138,6 +158,8 @@ class LaneCore {
  public:
   // Answers that are not sent yet: a pull beyond it is refused with Overloaded, unless it is alone.
   static constexpr std::size_t kAnswerBytesMax = std::size_t{1} << 30;
+  // Answers of a job that wait for its chains; more are dropped, and asked for again.
+  static constexpr std::size_t kHeldAnswersMax = std::size_t{1} << 14;
 
   explicit LaneCore(LaneMemory memory = {});
   ~LaneCore();
@@ -150,7 +172,14 @@ class LaneCore {
   void OnMessage(std::string_view from, std::span<const std::byte> head,
                  std::span<const std::byte> payload);
 
+  // What the lane at `endpoint` answered to a message of ours to it.
+  void OnChainMessage(std::string_view endpoint, std::span<const std::byte> head);
+
   // ---- from the control loop
+
+  // Time in milliseconds that only grow; nothing is due more often than every 50 of them, and
+  // without chains nothing ever.
+  void Tick(std::int64_t now_ms);
 
   // A job that is here already gets the map and the live set only, as by the two calls below.
   void SetJob(JobSetup setup);
@@ -172,12 +201,20 @@ class LaneCore {
   std::vector<LaneEvent> TakeEvents();
   bool has_events() const { return !events_.empty(); }
 
+  // Swaps in the messages to other lanes since the last call.
+  void TakeChainMessages(std::vector<ChainMessage>& messages);
+  // Of the lanes that messages go to now, each once, sorted.
+  std::vector<std::string> ChainEndpoints() const;
+  bool has_chains() const { return has_chains_; }
+
   std::vector<JobStatus> Report() const;
   // All jobs, those that are gone too.
   const LaneCounters& counters() const { return counters_; }
   std::size_t parked_pulls() const;
   // nullptr if it is not on this lane.
   const Shard* FindShard(JobId job, ShardId shard) const;
+  // nullptr if we keep no copy of it, or it has no values yet.
+  const Shard* FindCopy(JobId job, ShardId shard) const;
 
  private:
   struct Job;
@@ -192,6 +229,9 @@ class LaneCore {
   void OnPull(Job& job, const Peer& peer, std::span<const std::byte> payload);
   void OnMarker(Job& job, const Peer& peer);
   void OnHold(Job& job, Member& member, const Peer& peer);
+  void OnReplicate(Job& job, const Peer& peer, std::span<const std::byte> payload);
+  void OnReplicaHello(Job& job, const Peer& peer);
+  void OnReplicaImage(Job& job, const Peer& peer, std::span<const std::byte> payload);
 
   // Checks shards, blocks and rows of every segment into parsed_. False if the message is bad.
   bool ParseSegments(Job& job, std::span<const std::byte> payload);
@@ -209,8 +249,22 @@ class LaneCore {
   void FailRound(Job& job, const std::string& reason);
   void RefuseMarkersUpTo(Job& job, Round round);
 
+  // Applies what is held of a shard, if it can be now.
+  void ApplyHeld(Job& job, Shard& shard);
+  void CountChains();
+  void BreakCopy(Job& job, std::uint32_t shard);
+  // False if something that somebody has to hear of is not everywhere yet.
+  bool MayLeave(const Job& job) const;
+  void ReleaseAnswers(Job& job);
+  void Emit(Job& job, LaneFrozen frozen);
+
   void Reply(const Peer& peer, wire::LaneHeader header, std::span<const wire::Segment> segments,
              PooledBuffer payload);
+  // To the member before us: says that our copies have what needs_ names.
+  void ReplyUp(Job& job, const Peer& peer, wire::LaneHeader header,
+               std::span<const wire::Segment> segments);
+  void Answer(const std::string& to, wire::LaneHeader header,
+              std::span<const wire::Segment> segments, PooledBuffer payload);
   void RefuseUnreadable(Peer& peer, std::span<const std::byte> head);
   void Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments = {});
 
@@ -220,6 +274,7 @@ class LaneCore {
   std::vector<LaneReply> replies_;
   std::uint32_t batched_ = 0;  // heads of the last reply if it is a batch of PushReply, else 0
   std::vector<LaneEvent> events_;
+  bool has_chains_ = false;
 
   // Scratch, kept to avoid allocations. The pool is shared with the buffers on their way.
   const std::shared_ptr<BufferPool> buffers_ = BufferPool::Create();
@@ -228,6 +283,7 @@ class LaneCore {
   std::vector<SegmentContent> parsed_;               // by segment
   std::vector<std::vector<codec::RowsView>> asked_;  // by segment of a pull
   std::vector<wire::Segment> answer_;
+  std::vector<std::pair<ShardId, std::uint64_t>> needs_;  // shards and changes
   PullScratch pull_scratch_;
   MergeScratch merge_scratch_;
 };

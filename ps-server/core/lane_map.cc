@@ -14,17 +14,43 @@ Result<LaneMap> LaneMapOf(const control::MapT& map, std::string_view procid, std
   }
   LaneMap own;
   own.version = map.version;
+  const auto knows = [&map](std::uint16_t server, std::uint16_t on) {
+    return server < map.servers.size() && map.servers[server] != nullptr &&
+           on < map.servers[server]->lanes.size();
+  };
   for (std::uint32_t number = 0; number < shard_count; ++number) {
     const auto& entry = map.shards[number];
-    if (entry == nullptr || entry->server >= map.servers.size() ||
-        map.servers[entry->server] == nullptr) {
+    bool known = entry != nullptr && entry->server < map.servers.size() &&
+                 map.servers[entry->server] != nullptr;
+    for (std::size_t i = 0; known && i < entry->backups.size(); ++i) {
+      const auto& backup = entry->backups[i];
+      known = backup != nullptr && backup->since != 0 && knows(backup->server, backup->lane);
+    }
+    if (!known) {
       return Error{ErrorCode::kInvalid, "map " + std::to_string(map.version) + ": shard " +
                                             std::to_string(number) +
                                             " is on a server that the map does not list"};
     }
-    if (entry->lane != lane || map.servers[entry->server]->procid != procid) continue;
-    own.shards.push_back(OwnShard{ShardId(number), Epoch(entry->epoch), entry->lineage,
-                                  Round(entry->restore_round)});
+    const auto here = [&](std::uint16_t server, std::uint16_t on) {
+      return on == lane && map.servers[server]->procid == procid;
+    };
+    OwnShard shard{ShardId(number), Epoch(entry->epoch),
+                   entry->lineage,  Round(entry->restore_round),
+                   entry->since,    std::nullopt};
+    // Our place in the chain: 0 is the first.
+    std::size_t place = here(entry->server, entry->lane) ? 0 : entry->backups.size() + 1;
+    for (std::size_t i = 0; i < entry->backups.size() && place != 0; ++i) {
+      if (!here(entry->backups[i]->server, entry->backups[i]->lane)) continue;
+      place = i + 1;
+      shard.since = entry->backups[i]->since;
+      break;
+    }
+    if (place > entry->backups.size()) continue;
+    if (place < entry->backups.size()) {
+      const control::BackupEntryT& next = *entry->backups[place];
+      shard.next = ChainNext{map.servers[next.server]->lanes[next.lane], next.since, next.synced};
+    }
+    (place == 0 ? own.shards : own.copies).push_back(std::move(shard));
   }
   return own;
 }

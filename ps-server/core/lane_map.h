@@ -6,12 +6,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <vector>
 
 #include "common/ids.h"
 #include "common/messages/control.h"
 #include "common/result.h"
+#include "ps-server/core/chain_feeds.h"
 #include "ps-server/core/shard.h"
 
 namespace ps::server {
@@ -20,12 +22,15 @@ struct OwnShard {
   ShardId shard;
   Epoch epoch;
   std::uint32_t lineage = 0;
-  Round restore_round;  // 0: blank, waits for its initial values
+  Round restore_round;              // 0: blank, waits for its initial values
+  std::uint64_t since = 0;          // not 0: it is here as a copy since that map
+  std::optional<ChainNext> next{};  // who comes after us in the chain
 };
 
 struct LaneMap {
   std::uint64_t version = 0;
-  std::vector<OwnShard> shards;  // by number
+  std::vector<OwnShard> shards;    // of which we are the first; by number
+  std::vector<OwnShard> copies{};  // that we keep for others; by number
 };
 
 struct LiveMembers {

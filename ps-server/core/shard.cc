@@ -48,10 +48,10 @@ Shard::Shard(const LayoutView& layout, const JobRules& rules, ShardId id, Epoch 
     : layout_(layout),
       rules_(rules),
       id_(id),
-      epoch_(epoch),
       lineage_(lineage),
       first_block_(layout.shard_first_block(id)),
       last_block_(layout.shard_last_block(id)),
+      epoch_(epoch),
       state_(restoring ? wire::Code::Restoring : wire::Code::Blank),
       rows_(layout, rules.rows, std::move(memory)),
       store_(layout, first_block_, last_block_, rules.store_shape(), rows_.memory()),
@@ -70,6 +70,13 @@ MemoryUse& MemoryUse::operator+=(const MemoryUse& other) {
 MemoryUse Shard::memory_use() const {
   return {store_.bytes(), log_.bytes(), shadow_.has_value() ? shadow_->bytes() : 0,
           store_.bytes_copied() + rows_.bytes_copied()};
+}
+
+void Shard::Promote(Epoch epoch) {
+  epoch_ = epoch;
+  if (!shadow_.has_value()) return;
+  shadow_->TakeAll(store_);
+  log_.Reset(version_ + 1);
 }
 
 std::uint32_t Shard::ElementsOf(std::uint32_t block) const {
@@ -182,16 +189,16 @@ const Shard::Stream* Shard::FindStream(Incarnation incarnation) const {
   return at != streams_.end() && at->incarnation == incarnation ? &*at : nullptr;
 }
 
-Shard::Stream& Shard::StreamOf(const Member& member) {
+Shard::Stream& Shard::StreamOf(WorkerId worker, Incarnation incarnation, Clock first_clock) {
   const auto at = std::lower_bound(
-      streams_.begin(), streams_.end(), member.incarnation,
+      streams_.begin(), streams_.end(), incarnation,
       [](const Stream& stream, Incarnation wanted) { return stream.incarnation < wanted; });
-  if (at != streams_.end() && at->incarnation == member.incarnation) return *at;
+  if (at != streams_.end() && at->incarnation == incarnation) return *at;
   Stream stream;
-  stream.worker = member.worker;
-  stream.incarnation = member.incarnation;
-  stream.first_clock = member.first_clock;
-  stream.watermark = member.first_clock;
+  stream.worker = worker;
+  stream.incarnation = incarnation;
+  stream.first_clock = first_clock;
+  stream.watermark = first_clock;
   return *streams_.insert(at, stream);
 }
 
@@ -222,22 +229,23 @@ void Shard::Consume(Stream& stream, Clock clock, wire::Code verdict) {
 PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
                         std::span<const codec::BlockView> blocks, std::uint32_t live_workers,
                         std::span<const codec::RowsView> rows) {
-  if (!ready()) return PushVerdict{state_, false, version_};
-  Stream& stream = StreamOf(member);
-  if (facts.clock <= stream.watermark) {
-    const std::uint64_t age = stream.watermark.value() - facts.clock.value();
+  if (!ready()) return PushVerdict{state_, false, false, version_};
+  const Stream* const known = FindStream(member.incarnation);
+  const Clock watermark = known != nullptr ? known->watermark : member.first_clock;
+  if (facts.clock <= watermark) {
+    const std::uint64_t age = watermark.value() - facts.clock.value();
     // A verdict that is no longer kept was seen by its sender long ago: it has gone on since.
     const wire::Code verdict =
-        age < stream.verdict_count
-            ? static_cast<wire::Code>(stream.verdicts[facts.clock.value() % kVerdictsKept])
+        known != nullptr && age < known->verdict_count
+            ? static_cast<wire::Code>(known->verdicts[facts.clock.value() % kVerdictsKept])
             : wire::Code::Applied;
-    return PushVerdict{verdict, true, version_};
+    return PushVerdict{verdict, true, false, version_};
   }
-  if (facts.clock.value() != stream.watermark.value() + 1) {
-    return PushVerdict{wire::Code::Gap, false, stream.watermark.value()};
+  if (facts.clock.value() != watermark.value() + 1) {
+    return PushVerdict{wire::Code::Gap, false, false, watermark.value()};
   }
   if (rules_.bulk_synchronous && held_.CountOf(member.incarnation) >= kHeldPerWorkerMax) {
-    return PushVerdict{wire::Code::Overloaded, false, stream.watermark.value()};
+    return PushVerdict{wire::Code::Overloaded, false, false, watermark.value()};
   }
   wire::Code verdict = wire::Code::Applied;
   if (!blocks.empty() || !rows.empty()) {
@@ -252,26 +260,64 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
       verdict = wire::Code::TooOld;
     }
   }
-  Consume(stream, facts.clock, verdict);
-  if (rules_.bulk_synchronous) {
-    // It counts from here on; what is refused still counts its samples, in its place.
-    const bool counts = verdict == wire::Code::Applied;
-    held_.Add(member.worker, member.incarnation, facts.clock, facts.samples,
-              counts ? blocks : std::span<const codec::BlockView>(),
-              counts ? rows : std::span<const codec::RowsView>());
-    return PushVerdict{verdict, false, version_};
-  }
-  if (verdict == wire::Code::Applied) Apply(blocks, rows, facts.samples, live_workers);
-  // The samples were trained whatever became of their push: schedules go on, as they do when the
-  // emptied push is replayed after a restore.
-  samples_trained_ += facts.samples;
-  return PushVerdict{verdict, false, version_};
+  Settle(StreamOf(member.worker, member.incarnation, member.first_clock), facts.clock,
+         facts.samples, verdict, blocks, rows, live_workers);
+  return PushVerdict{verdict, false, true, version_};
 }
 
-void Shard::ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
-                      MergeScratch& scratch) {
-  if (!ready()) return;
-  while (!held_.empty() && held_.OldestClock() <= SlowestClock(members)) {
+void Shard::Settle(Stream& stream, Clock clock, std::uint32_t samples, wire::Code verdict,
+                   std::span<const codec::BlockView> blocks, std::span<const codec::RowsView> rows,
+                   std::uint32_t live_workers) {
+  ++changes_;
+  Consume(stream, clock, verdict);
+  const bool counts = verdict == wire::Code::Applied;
+  if (rules_.bulk_synchronous) {
+    // It counts from here on; what is refused still counts its samples, in its place.
+    held_.Add(stream.worker, stream.incarnation, clock, samples,
+              counts ? blocks : std::span<const codec::BlockView>(),
+              counts ? rows : std::span<const codec::RowsView>());
+    return;
+  }
+  if (counts) Apply(blocks, rows, samples, live_workers);
+  // The samples were trained whatever became of their push: schedules go on, as they do when the
+  // emptied push is replayed after a restore.
+  samples_trained_ += samples;
+}
+
+Status Shard::Take(const DecidedPush& push, std::span<const codec::BlockView> blocks,
+                   std::span<const codec::RowsView> rows, std::uint32_t live_workers) {
+  const Stream* const known = FindStream(push.incarnation);
+  const Clock watermark = known != nullptr ? known->watermark : push.first_clock;
+  const bool empty = blocks.empty() && rows.empty();
+  const bool fits =
+      ready() && push.clock.value() == watermark.value() + 1 &&
+      (known == nullptr || known->worker == push.worker) &&
+      (push.verdict == wire::Code::Applied ||
+       (empty && (push.verdict == wire::Code::TooOld || push.verdict == wire::Code::NonFinite))) &&
+      AllFinite(blocks, rows) && held_.CountOf(push.incarnation) < kHeldPerWorkerMax;
+  if (!fits) {
+    return Error{ErrorCode::kConflict, "shard " + std::to_string(id_.value()) + ": clock " +
+                                           std::to_string(push.clock.value()) + " of incarnation " +
+                                           std::to_string(push.incarnation.value()) +
+                                           " cannot be the next change of its copy"};
+  }
+  Settle(StreamOf(push.worker, push.incarnation, push.first_clock), push.clock, push.samples,
+         push.verdict, blocks, rows, live_workers);
+  return Ok();
+}
+
+std::optional<Clock> Shard::ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
+                                      MergeScratch& scratch) {
+  if (!ready() || held_.empty()) return std::nullopt;
+  const Clock slowest = SlowestClock(members);
+  if (held_.OldestClock() > slowest) return std::nullopt;
+  ApplyHeldUpTo(slowest, live_workers, scratch);
+  return slowest;
+}
+
+void Shard::ApplyHeldUpTo(Clock clock, std::uint32_t live_workers, MergeScratch& scratch) {
+  ++changes_;
+  while (!held_.empty() && held_.OldestClock() <= clock) {
     const std::vector<HeldPush> pushes = held_.TakeOldest();
     const MergedPush merged = Merge(layout_, id_, pushes, scratch);
     Apply(merged.blocks, merged.rows, merged.samples, live_workers);

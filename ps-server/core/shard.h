@@ -7,6 +7,10 @@
 // Blocks and rows handed in have passed ParsePush or ParsePull of
 // segment_content.h; who calls has checked epoch, live set and framing. A shard
 // of a job with tables of rows may have no blocks. One thread; no clock, no I/O.
+//
+// What changes a shard with values is a log: pushes with their verdicts, and the
+// ends of their being held. A copy that takes the same log with Take() and
+// ApplyHeldUpTo() is equal, bit for bit; changes() says how far each one is.
 #pragma once
 
 #include <array>
@@ -78,9 +82,20 @@ struct PushFacts {
   bool replay = false;
 };
 
+// A push as another copy of the shard has decided it.
+struct DecidedPush {
+  WorkerId worker;
+  Incarnation incarnation;
+  Clock first_clock;
+  Clock clock;
+  std::uint32_t samples = 0;
+  wire::Code verdict = wire::Code::Applied;
+};
+
 struct PushVerdict {
   wire::Code code = wire::Code::Applied;
   bool repeated = false;      // the verdict was given before
+  bool decided = false;       // it is a change of the shard
   std::uint64_t version = 0;  // of the shard; with Gap the watermark
 };
 
@@ -116,6 +131,8 @@ class Shard {
   wire::Code state() const { return state_; }
   bool ready() const { return state_ == wire::Code::Applied; }
   std::uint64_t version() const { return version_; }
+  // How many there were since the shard got its first values in this lineage.
+  std::uint64_t changes() const { return changes_; }
   std::uint64_t samples_trained() const { return samples_trained_; }
   // Of all elements, copied.
   std::vector<float> values() const { return store_.Values(); }
@@ -142,10 +159,26 @@ class Shard {
                    std::span<const codec::RowsView> rows = {});
 
   // Bulk-synchronous: applies what is held of the clocks that all members that count have reached,
-  // clock by clock. Call it after a push, and when the members or who counts changed.
-  void ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
-                 MergeScratch& scratch);
+  // clock by clock. Call it after a push, and when the members or who counts changed. The clock up
+  // to which something was applied, if anything was: that is one change.
+  std::optional<Clock> ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
+                                 MergeScratch& scratch);
   const HeldPushes& held() const { return held_; }
+
+  // ---- as a copy of a shard that is elsewhere
+
+  // The image that was restored is of a shard with so many changes.
+  void SetChanges(std::uint64_t changes) { changes_ = changes; }
+  // The next change; what was not applied comes without blocks and rows. kConflict if it cannot be
+  // the next one of this shard, which is then as before.
+  Status Take(const DecidedPush& push, std::span<const codec::BlockView> blocks,
+              std::span<const codec::RowsView> rows, std::uint32_t live_workers);
+  void ApplyHeldUpTo(Clock clock, std::uint32_t live_workers, MergeScratch& scratch);
+  // The chain has another first.
+  void SetEpoch(Epoch epoch) { epoch_ = epoch; }
+  // It is the first of its chain now. Workers that take increments hold the shadow of the one
+  // before it, which is not ours: they get snapshots once.
+  void Promote(Epoch epoch);
 
   // The last clock of the incarnation with a verdict.
   Clock Watermark(const Member& member) const;
@@ -184,7 +217,11 @@ class Shard {
   };
 
   const Stream* FindStream(Incarnation incarnation) const;
-  Stream& StreamOf(const Member& member);
+  Stream& StreamOf(WorkerId worker, Incarnation incarnation, Clock first_clock);
+  // The verdict is given: everything that follows from it.
+  void Settle(Stream& stream, Clock clock, std::uint32_t samples, wire::Code verdict,
+              std::span<const codec::BlockView> blocks, std::span<const codec::RowsView> rows,
+              std::uint32_t live_workers);
   void Consume(Stream& stream, Clock clock, wire::Code verdict);
   Status CheckHeld(const checkpoint::ShardImage& image) const;
   void Apply(std::span<const codec::BlockView> blocks, std::span<const codec::RowsView> rows,
@@ -212,13 +249,14 @@ class Shard {
   const LayoutView& layout_;
   const JobRules& rules_;
   const ShardId id_;
-  const Epoch epoch_;
   const std::uint32_t lineage_;
   const std::uint32_t first_block_;
   const std::uint32_t last_block_;
 
+  Epoch epoch_;
   wire::Code state_;
   std::uint64_t version_ = 0;
+  std::uint64_t changes_ = 0;
   std::uint64_t samples_trained_ = 0;
   ShardRows rows_;  // has the memory that the blocks lie in, too
   DenseStore store_;

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <utility>
@@ -22,6 +23,9 @@ constexpr std::size_t kFramesMax = 3;
 constexpr std::size_t kAnswerAfterBytes = std::size_t{64} << 10;
 // Below this a copy costs less than the hand-over of a buffer.
 constexpr std::size_t kCopyBelow = 512;
+constexpr std::int64_t kChainTickMs = 25;
+// Messages queued for the next member of a chain.
+constexpr int kChainHighWater = 4096;
 
 std::span<const std::byte> BytesOf(const zmq::message_t& frame) {
   return {static_cast<const std::byte*>(frame.data()), frame.size()};
@@ -46,15 +50,16 @@ int SendFrame(zmq::message_t& frame, void* socket, int flags) {
 
 }  // namespace
 
-Lane::Lane(Private, LaneOptions options, EventFn on_event)
-    : options_(std::move(options)),
+Lane::Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_event)
+    : context_(context),
+      options_(std::move(options)),
       on_event_(std::move(on_event)),
       core_(LaneMemory{options_.row_hash_seed, [] { return std::make_shared<HugePageMemory>(); }}) {
 }
 
 Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,
                                           EventFn on_event) {
-  auto lane = std::make_unique<Lane>(Private(), std::move(options), std::move(on_event));
+  auto lane = std::make_unique<Lane>(Private(), context, std::move(options), std::move(on_event));
   lane->wake_ = net::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   lane->socket_.reset(zmq_socket(context.handle(), ZMQ_ROUTER));
   if (!lane->wake_.valid() || lane->socket_ == nullptr) {
@@ -135,18 +140,31 @@ void Lane::Run() {
       PublishStatus();
       next_status_ms = now_ms + options_.status_interval_ms;
     }
-    Wait(more ? 0 : next_status_ms - now_ms);
+    std::int64_t wake_ms = next_status_ms;
+    if (core_.has_chains()) {
+      if (now_ms >= next_chain_tick_ms_) {
+        next_chain_tick_ms_ = now_ms + kChainTickMs;
+        core_.Tick(now_ms);
+        // What was sent may have taken the news that a descriptor had.
+        more = Flush() || more;
+      }
+      wake_ms = std::min(wake_ms, next_chain_tick_ms_);
+    }
+    Wait(more ? 0 : wake_ms - now_ms);
     more = ReceiveSome();
   }
+  chains_.clear();
   socket_.reset();
 }
 
 // libzmq's descriptor tells of news once, and any call on the socket may take them: the socket is
 // only waited for when the last thing it said was that there is no message.
 void Lane::Wait(std::int64_t timeout_ms) {
-  pollfd items[] = {{wake_.get(), POLLIN, 0}, {socket_fd_, POLLIN, 0}};
-  const nfds_t count = timeout_ms > 0 ? 2 : 1;
-  if (::poll(items, count, static_cast<int>(timeout_ms)) <= 0) return;
+  polled_.assign({{wake_.get(), POLLIN, 0}, {socket_fd_, POLLIN, 0}});
+  for (const auto& [endpoint, chain] : chains_) polled_.push_back({chain.fd, POLLIN, 0});
+  std::vector<pollfd>& items = polled_;
+  const nfds_t count = timeout_ms > 0 ? items.size() : 1;
+  if (::poll(items.data(), count, static_cast<int>(timeout_ms)) <= 0) return;
   if ((items[0].revents & POLLIN) == 0) return;
   eventfd_t ignored;
   ::eventfd_read(wake_.get(), &ignored);
@@ -163,7 +181,10 @@ void Lane::RunCommands() {
     command(core_);
     Flush();
   }
-  if (!commands.empty()) PublishStatus();
+  if (!commands.empty()) {
+    CloseIdleChains();
+    PublishStatus();
+  }
 }
 
 bool Lane::ReceiveSome() {
@@ -171,8 +192,10 @@ bool Lane::ReceiveSome() {
     if (ReceiveOne()) {
       ++turn;
       if (unanswered_bytes_ >= kAnswerAfterBytes) Flush();
-    } else if (!Flush()) {
-      return false;
+    } else {
+      const bool chained = ReceiveFromChains();
+      if (!Flush() && !chained) return false;
+      if (chained) ++turn;
     }
   }
   Flush();
@@ -214,12 +237,115 @@ bool Lane::ReceiveOne() {
 
 bool Lane::Flush() {
   unanswered_bytes_ = 0;
+  // The next members of chains first: answers wait for theirs.
+  const bool chained = core_.has_chains() && SendToChains();
   core_.TakeReplies(replies_);
   for (LaneReply& reply : replies_) SendReply(reply);
   if (core_.has_events()) {
-    for (LaneEvent& event : core_.TakeEvents()) on_event_(std::move(event));
+    std::vector<LaneEvent> events = core_.TakeEvents();
+    // Who hears of it asks for the status.
+    if (core_.has_chains()) PublishStatus();
+    for (LaneEvent& event : events) on_event_(std::move(event));
   }
-  return !replies_.empty();
+  return !replies_.empty() || chained;
+}
+
+// ---- chains
+
+void* Lane::ChainSocket(const std::string& endpoint) {
+  const auto known = chains_.find(endpoint);
+  if (known != chains_.end()) return known->second.socket.get();
+  Chain chain;
+  chain.socket.reset(zmq_socket(context_.handle(), ZMQ_DEALER));
+  void* const socket = chain.socket.get();
+  if (socket == nullptr) return nullptr;
+  const std::array<std::pair<int, int>, 7> ints = {{
+      {ZMQ_LINGER, 0},
+      {ZMQ_SNDHWM, kChainHighWater},
+      {ZMQ_RCVHWM, kChainHighWater},
+      {ZMQ_RECONNECT_IVL, 50},
+      {ZMQ_HEARTBEAT_IVL, 2000},
+      {ZMQ_HEARTBEAT_TIMEOUT, 15000},
+      {ZMQ_HANDSHAKE_IVL, 5000},
+  }};
+  bool set = net::RefuseOldProtocols(socket);
+  for (const auto& option : ints) {
+    set = set && zmq_setsockopt(socket, option.first, &option.second, sizeof(option.second)) == 0;
+  }
+  std::size_t size = sizeof(chain.fd);
+  set = set && zmq_getsockopt(socket, ZMQ_FD, &chain.fd, &size) == 0 &&
+        zmq_connect(socket, endpoint.c_str()) == 0;
+  if (!set) return nullptr;
+  return chains_.emplace(endpoint, std::move(chain)).first->second.socket.get();
+}
+
+void Lane::CloseIdleChains() {
+  if (chains_.empty()) return;
+  const std::vector<std::string> used = core_.ChainEndpoints();
+  std::erase_if(chains_, [&](const auto& chain) {
+    return !std::binary_search(used.begin(), used.end(), chain.first);
+  });
+}
+
+bool Lane::SendToChains() {
+  core_.TakeChainMessages(chain_messages_);
+  for (ChainMessage& message : chain_messages_) {
+    void* const socket = ChainSocket(message.endpoint);
+    if (socket != nullptr) {
+      SendToChain(socket, message);
+    } else {
+      ++unsent_chain_;
+    }
+  }
+  return !chain_messages_.empty();
+}
+
+void Lane::SendToChain(void* socket, ChainMessage& message) {
+  const bool with_payload = message.payload != nullptr && !message.payload->empty();
+  zmq::message_t head(message.head.data(), message.head.size());
+  if (SendFrame(head, socket, with_payload ? ZMQ_SNDMORE : 0) < 0) {
+    ++unsent_chain_;
+    return;
+  }
+  if (!with_payload) return;
+  // The core may send the same bytes again: they are shared, and never written to.
+  auto owner = std::make_unique<std::shared_ptr<const ByteBuffer>>(std::move(message.payload));
+  void* const data = const_cast<std::byte*>((*owner)->data());
+  const std::size_t size = (*owner)->size();
+  zmq::message_t payload(
+      data, size,
+      [](void*, void* hint) { delete static_cast<std::shared_ptr<const ByteBuffer>*>(hint); },
+      owner.release());
+  SendFrame(payload, socket, 0);
+}
+
+bool Lane::ReceiveFromChains() {
+  bool any = false;
+  for (auto& [endpoint, chain] : chains_) {
+    for (int turn = 0; turn < kMessagesPerTurn; ++turn) {
+      zmq::message_t head;
+      int received;
+      do {
+        received = zmq_msg_recv(head.handle(), chain.socket.get(), ZMQ_DONTWAIT);
+      } while (received < 0 && zmq_errno() == EINTR);
+      if (received < 0) break;
+      any = true;
+      // Answers have one frame.
+      bool more = head.more();
+      const bool whole = !more;
+      while (more) {
+        zmq::message_t frame;
+        if (zmq_msg_recv(frame.handle(), chain.socket.get(), ZMQ_DONTWAIT) < 0) break;
+        more = frame.more();
+      }
+      if (whole) {
+        core_.OnChainMessage(endpoint, BytesOf(head));
+      } else {
+        ++bad_framing_;
+      }
+    }
+  }
+  return any;
 }
 
 void Lane::SendReply(LaneReply& reply) {
@@ -250,6 +376,7 @@ void Lane::PublishStatus() {
   status.bad_framing = bad_framing_;
   status.unroutable = unroutable_;
   status.slow_peer = slow_peer_;
+  status.unsent_chain = unsent_chain_;
   status.messages = messages_;
   const std::lock_guard lock(mutex_);
   status_ = std::move(status);

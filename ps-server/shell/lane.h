@@ -6,14 +6,19 @@
 // are answered together; answers to pulls are sent from the core's own buffers.
 // Sends never block: an answer to a peer that is gone, or that does not read
 // while its queue is full, is dropped and counted; workers ask again.
-// Messages cost no allocation of ours once the lane has warmed up.
+// Messages cost no allocation of ours once the lane has warmed up, without chains.
+// Of a shard with a chain the lane speaks to the lane of the next member as a worker does, over a
+// DEALER of its own; what that one does not take is dropped here too, and sent again by the core.
 // Start, destruction, Post and the getters may be called from any thread; the
 // event callback runs on the lane's thread and must only pass the event on.
 #pragma once
 
+#include <poll.h>
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -43,10 +48,11 @@ struct LaneStatus {
   std::vector<JobStatus> jobs;
   LaneCounters counters;
   std::size_t parked_pulls = 0;
-  std::uint64_t bad_framing = 0;  // messages with other than one or two frames
-  std::uint64_t unroutable = 0;   // answers to peers that are gone
-  std::uint64_t slow_peer = 0;    // answers dropped because the peer does not read
-  std::uint64_t messages = 0;     // received
+  std::uint64_t bad_framing = 0;   // messages with other than one or two frames
+  std::uint64_t unroutable = 0;    // answers to peers that are gone
+  std::uint64_t slow_peer = 0;     // answers dropped because the peer does not read
+  std::uint64_t unsent_chain = 0;  // messages to next members of chains, dropped
+  std::uint64_t messages = 0;      // received
 };
 
 class Lane {
@@ -61,7 +67,7 @@ class Lane {
   // kConflict if the address cannot be bound. `context` outlives the lane.
   static Result<std::unique_ptr<Lane>> Start(zmq::context_t& context, LaneOptions options,
                                              EventFn on_event);
-  Lane(Private, LaneOptions options, EventFn on_event);
+  Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_event);
   // Stops the thread; commands that it has not run are dropped.
   ~Lane();
   Lane(const Lane&) = delete;
@@ -91,8 +97,17 @@ class Lane {
   // True if something was sent.
   bool Flush();
   void SendReply(LaneReply& reply);
+  // True if something was sent.
+  bool SendToChains();
+  void SendToChain(void* socket, ChainMessage& message);
+  // True if something was received.
+  bool ReceiveFromChains();
+  // nullptr if it cannot be opened.
+  void* ChainSocket(const std::string& endpoint);
+  void CloseIdleChains();
   void PublishStatus();
 
+  zmq::context_t& context_;
   const LaneOptions options_;
   const EventFn on_event_;
   std::string endpoint_;
@@ -101,7 +116,16 @@ class Lane {
 
   // The lane's thread only (its creator's before the thread starts).
   std::unique_ptr<void, SocketCloser> socket_;
+  struct Chain {
+    std::unique_ptr<void, SocketCloser> socket;
+    int fd = -1;
+  };
+  std::map<std::string, Chain> chains_;  // by endpoint
   LaneCore core_;
+  std::vector<ChainMessage> chain_messages_;
+  std::vector<pollfd> polled_;
+  std::int64_t next_chain_tick_ms_ = 0;
+  std::uint64_t unsent_chain_ = 0;
   std::vector<LaneReply> replies_;
   std::size_t unanswered_bytes_ = 0;  // received since the last Flush
   std::uint64_t bad_framing_ = 0;

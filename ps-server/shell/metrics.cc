@@ -73,6 +73,7 @@ const char* CodeName(wire::Code code) {
     case wire::Code::TooLarge: return "too-large";
     case wire::Code::RoundAborted: return "round-aborted";
     case wire::Code::Overloaded: return "overloaded";
+    case wire::Code::Lost: return "lost";
   }
   return "unknown";
 }
@@ -111,6 +112,14 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
        [](const LaneStatus& lane) { return lane.unroutable; }},
       {"slow_peer_total", "Answers dropped because the peer does not read.", kCounter,
        [](const LaneStatus& lane) { return lane.slow_peer; }},
+      {"unsent_chain_total", "Messages to backups dropped: no connection, or its queue was full.",
+       kCounter, [](const LaneStatus& lane) { return lane.unsent_chain; }},
+      {"copy_changes_total", "Changes taken by copies of shards that are first elsewhere.",
+       kCounter, [](const LaneStatus& lane) { return lane.counters.copies_changed; }},
+      {"copies_installed_total", "Copies of shards made from images.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.copies_installed; }},
+      {"copies_broken_total", "Copies of shards given up: a change did not fit.", kCounter,
+       [](const LaneStatus& lane) { return lane.counters.copies_broken; }},
       {"shards", "Shards held.", kGauge,
        [](const LaneStatus& lane) {
          std::uint64_t shards = 0;
@@ -209,6 +218,44 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
     for (const auto& [name, status] : tables) {
       families.Add(static_cast<double>(status.*metric.value),
                    {{"job", std::to_string(name.first.value())}, {"table", name.second}});
+    }
+  }
+  struct PerChain {
+    const char* name;
+    const char* help;
+    prometheus::MetricType type;
+    std::uint64_t (*value)(const JobStatus&);
+  };
+  const PerChain per_chain[] = {
+      {"copies", "Copies of shards that are first elsewhere.", kGauge,
+       [](const JobStatus& job) { return std::uint64_t{job.copies}; }},
+      {"chain_messages_total", "Messages of changes to backups.", kCounter,
+       [](const JobStatus& job) { return job.feed_counters.messages; }},
+      {"chain_resent_total", "Of these, sent again.", kCounter,
+       [](const JobStatus& job) { return job.feed_counters.resent; }},
+      {"chain_bytes_total", "Bytes sent to backups.", kCounter,
+       [](const JobStatus& job) { return job.feed_counters.bytes; }},
+      {"chain_images_total", "Images of shards that backups have taken.", kCounter,
+       [](const JobStatus& job) { return job.feed_counters.images; }},
+      {"chain_unconfirmed_bytes", "Bytes of changes that backups have not confirmed.", kGauge,
+       [](const JobStatus& job) { return std::uint64_t{job.unconfirmed_bytes}; }},
+      {"chain_held_answers", "Answers that wait for backups.", kGauge,
+       [](const JobStatus& job) { return std::uint64_t{job.held_answers}; }},
+      {"chain_behind", "Changes of shards that their next members are not known to have.", kGauge,
+       [](const JobStatus& job) {
+         std::uint64_t behind = 0;
+         for (const FeedStatus& feed : job.feeds) behind += feed.behind;
+         return behind;
+       }},
+  };
+  for (const PerChain& metric : per_chain) {
+    std::map<JobId, std::uint64_t> values;
+    for (const LaneStatus& lane : lanes) {
+      for (const JobStatus& job : lane.jobs) values[job.job] += metric.value(job);
+    }
+    families.Begin(metric.name, metric.help, metric.type);
+    for (const auto& [job, value] : values) {
+      families.Add(static_cast<double>(value), {{"job", std::to_string(job.value())}});
     }
   }
   families.Begin("pulled_shards_total", "Shards in answers to pulls.", kCounter);

@@ -52,6 +52,7 @@ struct Server::Job {
   JobRules rules;
   std::uint32_t shards = 0;
   std::uint64_t map_version = 0;
+  std::uint64_t asked = 0;       // of the newest ReportWanted
   std::map<ShardId, Epoch> own;  // under that map
   std::string restore;           // the round that restore_round of the map's entries means
   std::uint64_t restore_job = 0;
@@ -208,6 +209,14 @@ void Server::OnMessage(control::MessageT message) {
     case control::Body::JobStart: OnJobStart(*message.body.AsJobStart()); break;
     case control::Body::JobUpdate: OnJobUpdate(*message.body.AsJobUpdate()); break;
     case control::Body::JobDrop: OnJobDrop(JobId(message.body.AsJobDrop()->job)); break;
+    case control::Body::ReportWanted: {
+      const auto& wanted = *message.body.AsReportWanted();
+      if (Job* job = FindJob(JobId(wanted.job))) {
+        job->asked = std::max(job->asked, wanted.asked);
+        Report();
+      }
+      break;
+    }
     case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
     case control::Body::RoundAbort: OnRoundAbort(*message.body.AsRoundAbort()); break;
     case control::Body::WriteManifest: OnWriteManifest(*message.body.AsWriteManifest()); break;
@@ -290,8 +299,14 @@ void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::Live
       const auto at = job.own.find(failed.first);
       return at == job.own.end() || at->second != failed.second.first.epoch;
     });
-    spdlog::info("job {}: map {} places {} of {} shards here", job.id.value(), map->version,
-                 job.own.size(), job.shards);
+    std::size_t copies = 0;
+    std::size_t promoted = 0;
+    for (const LaneMap& lane : own) {
+      copies += lane.copies.size();
+      for (const OwnShard& shard : lane.shards) promoted += shard.since != 0 ? 1 : 0;
+    }
+    spdlog::info("job {}: map {} places {} of {} shards here, {} of them promoted, and {} copies",
+                 job.id.value(), map->version, job.own.size(), job.shards, promoted, copies);
   }
   for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
     // The lane ignores what is not newer than what it has.
@@ -478,6 +493,7 @@ void Server::OnLaneEvent(std::uint32_t lane, LaneEvent event) {
       OnRoundFailed(failed->job, failed->round, failed->reason);
     }
   }
+  if (std::get_if<ChainSynced>(&event) != nullptr) Report();
 }
 
 void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
@@ -542,7 +558,10 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const std::string& mes
 void Server::Report() {
   if (!registered()) return;
   std::map<JobId, control::ServerReportT> reports;
-  for (const auto& [id, job] : jobs_) reports[id].job = id.value();
+  for (const auto& [id, job] : jobs_) {
+    reports[id].job = id.value();
+    reports[id].asked = job->asked;
+  }
   for (const auto& lane : lanes_) {
     const LaneStatus status = lane->status();
     for (const JobStatus& job : status.jobs) {
@@ -556,6 +575,15 @@ void Server::Report() {
         state->state = static_cast<std::uint8_t>(shard.state);
         state->version = shard.version;
         report.shards.push_back(std::move(state));
+      }
+      for (const FeedStatus& feed : job.feeds) {
+        auto state = std::make_unique<control::FeedStateT>();
+        state->shard = feed.shard.value();
+        state->epoch = feed.epoch.value();
+        state->since = feed.since;
+        state->synced = feed.synced;
+        state->stalled_ms = feed.stalled_ms;
+        report.feeds.push_back(std::move(state));
       }
       report.pushes += job.counters.pushes;
       report.pulls += job.counters.pulls;

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "checkpoint/manifest.h"
+#include "common/messages/wire.h"
 
 namespace ps::coordinator {
 namespace {
@@ -33,7 +34,7 @@ data: {train: {format: csv, file: /t.csv, label: y}}
 training: {workers: 2, batch_size: 32, local_steps: 5, epochs: 1, metric: none}
 )";
 
-std::string SpecJson(const char* text = kSpec) {
+std::string SpecJson(const std::string& text = kSpec) {
   auto spec = ParseJobYaml(text, "spec.yaml", "/");
   PS_CHECK(spec.ok(), spec.ok() ? "" : spec.error().message);
   return ResolvedJson(*spec);
@@ -157,7 +158,7 @@ class CoreTest : public ::testing::Test {
   }
 
   void Submit() {
-    core_->Submit(1, SpecJson(spec_), false, now_);
+    core_->Submit(1, SpecJson(std::string(spec_) + spec_more_), false, now_);
     Flush();
     for (const auto& name : agents_) {
       for (const auto& message : Take("p-" + name, Body::Preflight)) {
@@ -338,6 +339,45 @@ class CoreTest : public ::testing::Test {
     return exited;
   }
 
+  // Servers say of all that comes after them in a chain that it is in sync, or stalled.
+  void ReportFeeds(bool synced, std::uint64_t stalled_ms = 0, std::uint64_t asked = 0) {
+    const auto map = Map();
+    for (const auto& name : servers_) {
+      control::ServerReportT report;
+      report.job = 1;
+      report.asked = asked;
+      for (std::uint32_t i = 0; i < map.shards.size(); ++i) {
+        const auto& entry = *map.shards[i];
+        if (map.servers[entry.server]->procid != "p-" + name || entry.backups.empty()) continue;
+        auto feed = std::make_unique<control::FeedStateT>();
+        feed->shard = i;
+        feed->epoch = entry.epoch;
+        feed->since = entry.backups[0]->since;
+        feed->synced = synced;
+        feed->stalled_ms = stalled_ms;
+        report.feeds.push_back(std::move(feed));
+      }
+      Say("p-" + name, std::move(report));
+    }
+  }
+  std::size_t Backups(bool synced) {
+    const auto map = Map();
+    std::size_t count = 0;
+    for (const auto& shard : map.shards) {
+      for (const auto& backup : shard->backups) count += backup->synced == synced ? 1 : 0;
+    }
+    return count;
+  }
+  void StartReplicated() {
+    spec_more_ = "resources: {replicas: 1}\n";
+    StartRunning();
+    EXPECT_EQ(Backups(false), 4u);
+    ReportFeeds(true);
+    Tick();
+    ASSERT_EQ(Backups(true), 4u) << Events();
+  }
+
+  std::string spec_more_;
   struct TaskOf {
     std::uint32_t worker = 0;
     std::uint32_t incarnation = 0;
@@ -675,6 +715,124 @@ TEST_F(CoreTest, LostServerHasItsShardsRestoredOnTheOther) {
       got_map |= message.body.AsJobUpdate()->map != nullptr;
     }
     EXPECT_TRUE(got_map);
+  }
+}
+
+TEST_F(CoreTest, ShardsOfALostServerGoOnAtTheirBackupsAtOnce) {
+  StartReplicated();
+  const auto before = Map();
+  inbox_.clear();
+  servers_.erase("s1");
+  Announce();  // no tick
+  const auto after = Map();
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const bool was_there = before.servers[before.shards[i]->server]->procid == "p-s1";
+    EXPECT_EQ(after.servers[after.shards[i]->server]->procid, "p-s0");
+    EXPECT_EQ(after.shards[i]->epoch, before.shards[i]->epoch + (was_there ? 1 : 0));
+    EXPECT_EQ(after.shards[i]->lineage, before.shards[i]->lineage);
+    EXPECT_EQ(after.shards[i]->since != 0, was_there);
+  }
+  EXPECT_EQ(Take("p-s0", Body::JobUpdate).size(), 1u);
+  EXPECT_NE(Events().find("promoted: 2 shards of 1 server"), std::string::npos) << Events();
+  // What s1 had of the others goes once s0 is heard of after that.
+  EXPECT_EQ(Backups(true), 2u);
+  const auto wanted = Take("p-s0", Body::ReportWanted);
+  ASSERT_EQ(wanted.size(), 1u);
+  Tick();
+  EXPECT_EQ(Backups(true), 2u);
+  ReportFeeds(true, 0, wanted[0].body.AsReportWanted()->asked);
+  EXPECT_EQ(Backups(true), 0u);
+  EXPECT_NE(Events().find("there are not more than 1 servers"), std::string::npos) << Events();
+  ReportShards();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "running");
+  EXPECT_EQ(Events().find("placed: 2"), std::string::npos) << Events();
+
+  // A server that joins gets them.
+  AddServer("s2");
+  Tick();
+  EXPECT_EQ(Backups(false), 4u);
+  EXPECT_EQ(Take("p-s2", Body::JobStart).size(), 1u);
+  ReportFeeds(true);
+  Tick();
+  EXPECT_EQ(Describe()["replicated_shards"], 4);
+}
+
+TEST_F(CoreTest, ABackupThatIsNotInSyncIsNotPromoted) {
+  spec_more_ = "resources: {replicas: 1}\n";
+  StartRunning();
+  const auto before = Map();
+  servers_.erase("s1");
+  Announce();
+  Tick();
+  const auto after = Map();
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const bool was_there = before.servers[before.shards[i]->server]->procid == "p-s1";
+    EXPECT_EQ(after.shards[i]->lineage, before.shards[i]->lineage + (was_there ? 1 : 0));
+    EXPECT_EQ(after.shards[i]->since, 0u);
+  }
+}
+
+TEST_F(CoreTest, WhatAFormerFeederSaidOfABackupDoesNotCount) {
+  spec_more_ = "resources: {replicas: 1}\n";
+  StartRunning();
+  ReportFeeds(true);
+  // Reports of who is not before it in the chain, or of another membership, or epoch.
+  control::ServerReportT report;
+  report.job = 1;
+  const auto map = Map();
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    auto feed = std::make_unique<control::FeedStateT>();
+    feed->shard = i;
+    feed->epoch = 99;
+    feed->since = map.shards[i]->backups[0]->since;
+    feed->stalled_ms = 1'000'000;
+    report.feeds.push_back(std::move(feed));
+  }
+  Say("p-s0", std::move(report));
+  Tick();
+  EXPECT_EQ(Backups(true), 4u) << Events();
+}
+
+TEST_F(CoreTest, ABackupThatItsChainCannotReachIsDroppedAndItsServerAvoided) {
+  StartReplicated();
+  AddServer("s2");
+  ReportFeeds(true, 3500);
+  Tick();
+  const auto map = Map();
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    for (const auto& backup : map.shards[i]->backups) {
+      EXPECT_EQ(map.servers[backup->server]->procid, "p-s2");
+      EXPECT_FALSE(backup->synced);
+    }
+  }
+  EXPECT_NE(Events().find("backup lost"), std::string::npos);
+  EXPECT_EQ(PhaseNow(), "running");
+}
+
+TEST_F(CoreTest, APromotedCopyThatIsNotThereIsRestored) {
+  StartReplicated();
+  servers_.erase("s1");
+  Announce();
+  const auto promoted = Map();
+  control::ServerReportT report;
+  report.job = 1;
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    auto state = std::make_unique<control::ShardStateT>();
+    state->shard = i;
+    state->epoch = promoted.shards[i]->epoch;
+    state->state = static_cast<std::uint8_t>(promoted.shards[i]->since != 0 ? wire::Code::Lost
+                                                                            : wire::Code::Applied);
+    report.shards.push_back(std::move(state));
+  }
+  Say("p-s0", std::move(report));
+  Tick();
+  const auto after = Map();
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const bool lost = promoted.shards[i]->since != 0;
+    EXPECT_EQ(after.shards[i]->epoch, promoted.shards[i]->epoch + (lost ? 1 : 0));
+    EXPECT_EQ(after.shards[i]->lineage, promoted.shards[i]->lineage + (lost ? 1 : 0));
+    EXPECT_EQ(after.shards[i]->since, 0u);
   }
 }
 

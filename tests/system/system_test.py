@@ -459,6 +459,45 @@ class Rows(WithCluster):
         self.assertGreater(done["result"]["metric"], 0.795)
 
 
+class Replicas(WithCluster):
+    """Servers are killed one after the other, and the backups of their shards go on."""
+    arguments = ("--servers", "3", "--lanes", "2")
+
+    def happened(self, job):
+        """Types of events, in order, with their times."""
+        done = self.cluster.ds("job", "events", job, "-o", "json")
+        return [(event["type"], event["time"]) for event in json.loads(done.stdout)["events"]]
+
+    def wait_for(self, job, kind, times):
+        deadline = time.time() + 60
+        while sum(one == kind for one, _ in self.happened(job)) < times:
+            self.assertLess(time.time(), deadline, "no %s: %s" % (kind, self.cluster.events(job)))
+            self.assertEqual(self.cluster.job(job)["phase"] in ("failed", "succeeded"), False)
+            time.sleep(0.05)
+
+    def test_killed_servers_cost_no_restore_and_no_push(self):
+        job = self.cluster.submit(ledger("replicas", records=400000, epochs=12, every=3000) +
+                                  "resources: {replicas: 1}\n")
+        self.wait_for(job, "replicated", 1)
+        for turn in (1, 2, 3):
+            os.kill(self.cluster.processes()["server-%d" % turn], signal.SIGKILL)
+            self.wait_for(job, "promoted", turn)
+            self.cluster.up("--repair")
+            deadline = time.time() + 60
+            while self.cluster.job(job)["replicated_shards"] < 16:
+                self.assertLess(time.time(), deadline, self.cluster.events(job))
+                time.sleep(0.1)
+        described = self.finish(job)
+        kinds = [kind for kind, _ in self.happened(job)]
+        self.assertEqual(kinds.count("placed"), 1, self.cluster.events(job))
+        self.assertEqual(kinds.count("promoted"), 3, self.cluster.events(job))
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        code, said, result = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(result["lost"], 0)
+        self.assertEqual(result["doubled"], 0)
+
+
 class NotFinite(WithCluster):
     """One record of 200 has a label whose squared error is infinite."""
 

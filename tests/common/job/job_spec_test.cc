@@ -187,7 +187,7 @@ sparsification:
   value_codec: fp32
   small_tensor_elements: 0
 checkpoint: {every_steps: 7, keep: 2, from: other@12}
-resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0, label: gpu.a_b-1}
+resources: {shards: 4096, replicas: 2, retention_mebibytes: 64, max_restarts: 0, label: gpu.a_b-1}
 )");
   EXPECT_EQ(spec.model.channels, (std::vector<std::int64_t>{8, 24}));
   EXPECT_EQ(spec.model.hidden, 64);
@@ -232,6 +232,7 @@ resources: {shards: 4096, retention_mebibytes: 64, max_restarts: 0, label: gpu.a
   EXPECT_EQ(spec.checkpoint.from, "other@12");
   EXPECT_EQ(spec.resources.shards, 4096);
   EXPECT_EQ(spec.resources.retention_mebibytes, 64);
+  EXPECT_EQ(spec.resources.replicas, 2);
   EXPECT_EQ(spec.resources.max_restarts, 0);
   EXPECT_EQ(spec.resources.label, "gpu.a_b-1");
 }
@@ -515,6 +516,7 @@ const BadCase kBadCases[] = {
     {kMlp, "", "resources: {shards: 4097}\n", "resources.shards: must be 0 to 4096"},
     {kMlp, "", "resources: {retention_mebibytes: 0}\n", "must be 1 to 1048576"},
     {kMlp, "", "resources: {label: a b}\n", "resources.label: must be 1 to 63 letters"},
+    {kMlp, "", "resources: {replicas: 3}\n", "resources.replicas: must be 0 to"},
     {kMlp, "", "resources: {max_restarts: -1}\n", "resources.max_restarts: must be 0 to"},
     {kMlp, "", "name: again\n", "`name` is given twice"},
 };

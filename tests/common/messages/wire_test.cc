@@ -98,7 +98,7 @@ TEST(WireTest, OtherProtocolVersionIsNamed) {
 
 TEST(WireTest, UnknownKindIsRefused) {
   EXPECT_THAT(ErrorOf(With<std::uint8_t>(6, 0)), HasSubstr("unknown kind 0"));
-  EXPECT_THAT(ErrorOf(With<std::uint8_t>(6, 14)), HasSubstr("unknown kind 14"));
+  EXPECT_THAT(ErrorOf(With<std::uint8_t>(6, 20)), HasSubstr("unknown kind 20"));
 }
 
 TEST(WireTest, TooManySegmentsAreRefusedBeforeTheyAreCounted) {

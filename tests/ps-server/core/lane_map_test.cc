@@ -57,6 +57,59 @@ TEST(LaneMapTest, AShardOnAServerThatTheMapDoesNotListIsRefused) {
   EXPECT_FALSE(LaneMapOf(map, "p-one", 0, 8).ok());
 }
 
+control::MapT MakeChains() {
+  control::MapT map = MakeMap();
+  for (const auto& server : map.servers)
+    server->lanes = {server->procid + "/0", server->procid + "/1"};
+  const auto add = [&](std::size_t shard, std::uint16_t server, std::uint16_t lane, bool synced) {
+    auto backup = std::make_unique<control::BackupEntryT>();
+    backup->server = server;
+    backup->lane = lane;
+    backup->since = 6;
+    backup->synced = synced;
+    map.shards[shard]->backups.push_back(std::move(backup));
+  };
+  add(0, 1, 1, true);   // first p-one/0, then p-two/1
+  add(0, 0, 1, false);  // and p-one/1
+  return map;
+}
+
+TEST(LaneMapTest, EachMemberOfAChainKnowsTheNextOne) {
+  const control::MapT map = MakeChains();
+  const auto first = LaneMapOf(map, "p-one", 0, 8);
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(first->shards[0].next, (ChainNext{"p-two/1", 6, true}));
+  EXPECT_EQ(first->shards[0].since, 0u);
+  EXPECT_EQ(first->shards[1].next, std::nullopt);
+  EXPECT_TRUE(first->copies.empty());
+  const auto second = LaneMapOf(map, "p-two", 1, 8);
+  ASSERT_TRUE(second.ok());
+  ASSERT_EQ(second->copies.size(), 1u);
+  EXPECT_EQ(second->copies[0].shard, ShardId(0));
+  EXPECT_EQ(second->copies[0].epoch, Epoch(10));
+  EXPECT_EQ(second->copies[0].since, 6u);
+  EXPECT_EQ(second->copies[0].next, (ChainNext{"p-one/1", 6, false}));
+  const auto last = LaneMapOf(map, "p-one", 1, 8);
+  ASSERT_TRUE(last.ok());
+  ASSERT_EQ(last->copies.size(), 1u);
+  EXPECT_EQ(last->copies[0].next, std::nullopt);
+}
+
+TEST(LaneMapTest, ABackupThatTheMapDoesNotDescribeIsRefused) {
+  control::MapT map = MakeChains();
+  map.shards[0]->backups[0]->server = 2;
+  EXPECT_FALSE(LaneMapOf(map, "p-one", 0, 8).ok());
+  map = MakeChains();
+  map.shards[0]->backups[0]->lane = 2;
+  EXPECT_FALSE(LaneMapOf(map, "p-one", 0, 8).ok());
+  map = MakeChains();
+  map.shards[0]->backups[1]->since = 0;
+  EXPECT_FALSE(LaneMapOf(map, "p-one", 0, 8).ok());
+  map = MakeChains();
+  map.shards[0]->backups[1].reset();
+  EXPECT_FALSE(LaneMapOf(map, "p-one", 0, 8).ok());
+}
+
 TEST(LaneMapTest, MembersComeInTheOrderOfTheirIncarnations) {
   control::LiveSetT live;
   live.version = 4;

@@ -258,5 +258,42 @@ TEST_F(ShadowTest, AfterARestoreAllBeginWithASnapshotOfTheValues) {
   EXPECT_EQ(holder.values(), Snapshot(layout, restored));
 }
 
+// A backup's shadow began with its image, not with the shadow of the first of the chain.
+TEST_F(ShadowTest, AfterAPromotionAllBeginWithASnapshotOfTheValues) {
+  const LayoutView layout = MakeLayout({{TableRule::Sgd, {kElements}}}, 1);
+  const JobRules rules = Rules(1);
+  Shard first(layout, rules, ShardId(0), Epoch(1), kLineage, false);
+  ASSERT_EQ(first.Init(Parse(layout, ConstantShard(layout, ShardId(0), 1))), wire::Code::Applied);
+  Push(first, layout, RandomBlock(0, kElements, 50));
+  Shard backup(layout, rules, ShardId(0), Epoch(1), kLineage, true);
+  ASSERT_TRUE(backup.Restore(first.Freeze(JobId(1), Round(1)).ToImage(), false).ok());
+  for (int i = 0; i < 20; ++i) {
+    const Bytes bytes = RandomBlock(0, kElements, 50);
+    Push(first, layout, bytes);
+    --clock_;
+    Push(backup, layout, bytes);
+  }
+  Holder behind(layout);
+  behind.Pull(first);
+  Push(first, layout, RandomBlock(0, kElements, 1));
+  --clock_;
+  Holder level(layout);
+  level.Pull(first);
+  Push(backup, layout, RandomBlock(0, kElements, 1));
+  ASSERT_EQ(first.version(), backup.version());
+  ASSERT_NE(Snapshot(layout, first), Snapshot(layout, backup)) << "else there is nothing to test";
+
+  backup.Promote(Epoch(2));
+  for (Holder* holder : {&behind, &level}) {
+    EXPECT_EQ(holder->Pull(backup), wire::PullContent::Snapshot);
+    EXPECT_EQ(holder->values(), Snapshot(layout, backup));
+  }
+  Push(backup, layout, RandomBlock(0, kElements, 50));
+  for (Holder* holder : {&behind, &level}) {
+    EXPECT_EQ(holder->Pull(backup), wire::PullContent::Increments);
+    EXPECT_EQ(holder->values(), Snapshot(layout, backup));
+  }
+}
+
 }  // namespace
 }  // namespace ps::server

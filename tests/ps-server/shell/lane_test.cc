@@ -6,8 +6,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <future>
+#include <thread>
 
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
@@ -230,6 +232,54 @@ TEST_F(LaneTest, AnAddressInUseIsAConflict) {
   EXPECT_EQ(second.error().code, ErrorCode::kConflict);
   options.bind = "tcp://256.1.1.1:*";
   EXPECT_EQ(Lane::Start(context_, options, [](LaneEvent) {}).error().code, ErrorCode::kUsage);
+}
+
+// Two lanes over real sockets: what one answers, the other has.
+TEST_F(LaneTest, APushIsAnsweredOnceTheLaneOfTheBackupHasIt) {
+  auto second = std::move(Lane::Start(context_, LaneOptions(), [](LaneEvent) {})).value();
+  LaneMap first_map;
+  LaneMap second_map;
+  first_map.version = second_map.version = 1;
+  for (std::uint32_t shard = 0; shard < kShards; ++shard) {
+    OwnShard own{ShardId(shard), Epoch(1), 1, Round()};
+    own.next = ChainNext{second->endpoint(), 1, false};
+    first_map.shards.push_back(own);
+    OwnShard copy{ShardId(shard), Epoch(1), 1, Round()};
+    copy.since = 1;
+    second_map.copies.push_back(copy);
+  }
+  const LiveMembers live{1, {MakeMember(0, 11)}};
+  const JobSetup first_setup{JobId(1), layout_, ConstantRules(1.0), first_map, live};
+  const JobSetup second_setup{JobId(1), layout_, ConstantRules(1.0), second_map, live};
+  ASSERT_TRUE(lane_->Post([&](LaneCore& core) { core.SetJob(first_setup); }).ok());
+  ASSERT_TRUE(second->Post([&](LaneCore& core) { core.SetJob(second_setup); }).ok());
+  LaneClient client(context_, lane_->endpoint());
+  Init(client);
+  const auto synced = [&] {
+    const LaneStatus status = lane_->status();
+    return !status.jobs.empty() && status.jobs[0].feeds.size() == kShards &&
+           std::all_of(status.jobs[0].feeds.begin(), status.jobs[0].feeds.end(),
+                       [](const FeedStatus& feed) { return feed.synced; });
+  };
+  for (int turn = 0; turn < 1000 && !synced(); ++turn) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  ASSERT_TRUE(synced());
+  for (std::uint64_t clock = 1; clock <= 50; ++clock) {
+    TestMessage push(wire::Kind::Push, 0, 11);
+    push.Clock(clock).Request(clock).Flags(wire::kCoversLane);
+    push.Segment(1, 1, DenseBlock(1, std::vector<float>(kElements, -1)), 1'000'000);
+    const auto reply = client.Ask(push);
+    ASSERT_TRUE(reply.has_value());
+    ASSERT_EQ(reply->kind(), wire::Kind::PushReply);
+    std::promise<std::uint64_t> changes;
+    ASSERT_TRUE(second
+                    ->Post([&](LaneCore& core) {
+                      changes.set_value(core.FindCopy(JobId(1), ShardId(1))->changes());
+                    })
+                    .ok());
+    EXPECT_EQ(changes.get_future().get(), clock);
+  }
 }
 
 }  // namespace

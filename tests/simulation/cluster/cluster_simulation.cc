@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <random>
 #include <set>
 #include <sstream>
 
@@ -43,6 +44,7 @@ class Cluster {
   };
 
   std::uint64_t Dice(std::uint64_t sides) { return world_.schedule.Dice(sides); }
+  int Replicas() const;
   void MakeJob();
   void MakeFaults();
   void Start(MachineId number);
@@ -52,6 +54,8 @@ class Cluster {
   // A machine of the role, by chance; -1 if none is up.
   MachineId Pick(Role role, std::uint32_t target) const;
   void Strike(const Fault& fault);
+  void PlanSuspicions();
+  void Suspect(std::uint64_t chance);
   void HealAll();
   void Operator();
   void CheckShards();
@@ -119,6 +123,13 @@ Cluster::Cluster(const ClusterOptions& options)
   MakeFaults();
 }
 
+// By a generator of its own, so that all else is as it would be without.
+int Cluster::Replicas() const {
+  if (options_.replicas.has_value()) return *options_.replicas;
+  constexpr int kReplicas[] = {0, 1, 1, 2};
+  return kReplicas[std::mt19937_64(options_.seed ^ 0x9e3779b97f4a7c15)() % 4];
+}
+
 void Cluster::MakeJob() {
   const std::uint64_t workers = 2 + Dice(4);
   const std::uint64_t shards = 2 + Dice(6);
@@ -135,7 +146,7 @@ void Cluster::MakeJob() {
        << ", max_version_gap: " << 2 * workers + Dice(20) << "}\n"
        << "optimizer: {type: sgd, learning_rate: 1.0, reference_batch: " << batch << "}\n"
        << "checkpoint: {every_steps: " << 8 + Dice(30) << ", keep: " << 1 + Dice(3) << "}\n"
-       << "resources: {max_restarts: 1000}\n";
+       << "resources: {max_restarts: 1000, replicas: " << Replicas() << "}\n";
   auto spec = ParseJobYaml(yaml.str(), "job.yaml", "/");
   PS_CHECK(spec.ok(), spec.ok() ? "" : spec.error().message);
   world_.spec_json = ResolvedJson(*spec);
@@ -338,6 +349,34 @@ void Cluster::Strike(const Fault& fault) {
   }
 }
 
+void Cluster::PlanSuspicions() {
+  // A generator of its own, as for the number of backups.
+  std::mt19937_64 chance(options_.seed ^ 0x517cc1b727220a95);
+  if (!options_.suspicions || world_.spec.resources.replicas == 0 || chance() % 3 != 0) return;
+  const auto span = static_cast<std::uint64_t>(faults_end_ms_ - kFaultsBeginMs);
+  const std::uint64_t count = 1 + chance() % 4;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const std::int64_t at_ms = kFaultsBeginMs + static_cast<std::int64_t>(chance() % span);
+    world_.schedule.At(at_ms, [this, one = chance()] { Suspect(one); });
+  }
+}
+
+void Cluster::Suspect(std::uint64_t chance) {
+  const MachineId number = Pick(Role::kServer, static_cast<std::uint32_t>(chance % 1000));
+  if (healed_ || number < 0 || world_.zookeeper.away()) return;
+  Machine& machine = machines_[static_cast<std::size_t>(number)];
+  ++report_.suspicions;
+  world_.history.Log("SUSPICION of " + machine.name);
+  world_.zookeeper.Delete("/servers/" + machine.server->procid());
+  // Its session looks again after its next reconnect.
+  world_.schedule.After(static_cast<std::int64_t>(200 + chance / 1000 % 3000),
+                        [this, number, starts = machine.starts] {
+                          Machine& same = machines_[static_cast<std::size_t>(number)];
+                          if (same.server && same.starts == starts)
+                            same.server->client().Disconnect();
+                        });
+}
+
 void Cluster::HealAll() {
   healed_ = true;
   world_.history.Log("all heals");
@@ -377,11 +416,12 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
   if (path.compare(0, 6, "/jobs/") == 0 && session != leader_session_) {
     return world_.history.Fail("a write of a former leader reaches " + path);
   }
-  if (path == std::string(kJobPath) + "/events" && options_.log) {
+  if (path == std::string(kJobPath) + "/events") {
     for (const auto& event : nlohmann::json::parse(data, nullptr, false)) {
       const auto number = event.value("seq", std::uint64_t{0});
       if (number <= events_told_) continue;
       events_told_ = number;
+      if (event.value("type", "") == "backup lost") ++report_.backups_lost;
       world_.history.Log("  " + event.value("type", "") + ": " + event.value("message", ""));
     }
   }
@@ -446,6 +486,7 @@ ClusterReport Cluster::Run() {
     if (i < options_.faults.size() && !options_.faults[i]) continue;
     world_.schedule.At(report_.faults[i].at_ms, [this, i] { Strike(report_.faults[i]); });
   }
+  PlanSuspicions();
   world_.schedule.At(faults_end_ms_, [this] { HealAll(); });
   const History& history = world_.history;
   while (history.violation().empty() && phase_ != "succeeded") {
@@ -462,6 +503,8 @@ ClusterReport Cluster::Run() {
   report_.pushes = history.pushes();
   report_.checks = history.checks();
   report_.restores = history.restores();
+  report_.promotions = history.promotions();
+  report_.copies_compared = history.copies_compared();
   report_.too_old = history.too_old();
   report_.incarnations = history.runs().size();
   report_.records_lost = history.records_lost();
@@ -496,6 +539,10 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   checks += other.checks;
   leaders += other.leaders;
   restores += other.restores;
+  promotions += other.promotions;
+  copies_compared += other.copies_compared;
+  backups_lost += other.backups_lost;
+  suspicions += other.suspicions;
   too_old += other.too_old;
   rewinds += other.rewinds;
   incarnations += other.incarnations;

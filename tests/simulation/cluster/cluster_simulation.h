@@ -17,6 +17,9 @@
 //   I8     after all has healed the job succeeds within a bound
 //   I9     what ZooKeeper names as committed is durable, with the digests of its manifest
 //   I10    a ring lets go only of what the newest committed checkpoint holds on every shard
+//   I11    who goes on as the first of a chain has all that anybody was told of the shard
+//   I12    who was the first before acknowledges nothing that the new one lacks
+//   I13    copies of a shard are equal, bit for bit, after the same changes
 //   at the end: every record is in the result, and only what a lost agent had not reported is in it
 //   more than once; a stream never breaks; a job never fails.
 #pragma once
@@ -66,6 +69,10 @@ struct ClusterOptions {
   Mutant mutant = Mutant::kNone;
   // Of the seed's faults those whose entry is false do not happen; empty: all do.
   std::vector<bool> faults;
+  std::optional<int> replicas;  // instead of the seed's
+  // Of seeds with backups a third also has servers whose nodes go while they live on, and that come
+  // back as the same process: false suspicions, which chains must bear.
+  bool suspicions = true;
   std::function<void(const std::string&)> log;
 };
 
@@ -81,6 +88,10 @@ struct ClusterReport {
   std::uint64_t checks = 0;
   std::uint64_t leaders = 0;
   std::uint64_t restores = 0;
+  std::uint64_t promotions = 0;
+  std::uint64_t copies_compared = 0;
+  std::uint64_t backups_lost = 0;  // times
+  std::uint64_t suspicions = 0;
   std::uint64_t too_old = 0;
   std::uint64_t rewinds = 0;
   std::uint64_t incarnations = 0;

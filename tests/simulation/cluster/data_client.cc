@@ -371,7 +371,7 @@ void SimulatedDataClient::OnPullReply(const wire::Head& head, const Bytes& paylo
     pull_->have[number] = true;
     history_.CheckOwnWrites(ring_.identity().incarnation,
                             pull_->map_version == stream_.map_version() ? pull_->acked : Clock(0),
-                            ShardId(number), Epoch(segment.epoch()), values_[number]);
+                            ShardId(number), segment.lineage(), values_[number]);
   }
   if (std::find(pull_->have.begin(), pull_->have.end(), false) != pull_->have.end()) return;
   pull_.reset();

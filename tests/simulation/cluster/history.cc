@@ -40,18 +40,34 @@ Units History::TakenBack(Incarnation incarnation, Clock clock, ShardId shard) {
   return std::exchange(found->second.shards[shard.value()], Units());
 }
 
-void History::TooOld(ShardId shard, Epoch epoch, Incarnation incarnation, Clock clock) {
-  if (too_old_[{shard, epoch}].emplace(incarnation, clock).second) ++too_old_count_;
+void History::TooOld(ShardId shard, std::uint32_t lineage, Incarnation incarnation, Clock clock) {
+  if (too_old_[{shard, lineage}].emplace(incarnation, clock).second) ++too_old_count_;
 }
 
-void History::Restored(ShardId shard, Epoch epoch, const checkpoint::ShardImage& image) {
+void History::Restored(ShardId shard, std::uint32_t lineage, const checkpoint::ShardImage& image) {
   ++restores_;
   // The shard has the verdicts of the image again, and none that was given after it.
   std::set<std::pair<Incarnation, Clock>> kept;
-  for (const auto& [incarnation, clock] : too_old_[{shard, image.epoch}]) {
+  for (const auto& [incarnation, clock] : too_old_[{shard, image.lineage}]) {
     if (clock <= WatermarkOf(image, incarnation, Clock(0))) kept.emplace(incarnation, clock);
   }
-  too_old_[{shard, epoch}] = std::move(kept);
+  too_old_[{shard, lineage}] = std::move(kept);
+}
+
+void History::Acknowledged(ShardId shard, std::uint32_t lineage, Epoch epoch,
+                           Incarnation incarnation, Clock clock) {
+  const auto first = firsts_.find({shard, lineage});
+  if (first != firsts_.end() && first->second.epoch > epoch) {
+    const auto had = first->second.watermarks.find(incarnation);
+    if (had == first->second.watermarks.end() || had->second < clock) {
+      return Fail("shard " + std::to_string(shard.value()) + " acknowledges " +
+                  Text(incarnation, clock) + " in epoch " + std::to_string(epoch.value()) +
+                  ", and its copy that goes on since epoch " +
+                  std::to_string(first->second.epoch.value()) + " does not have it");
+    }
+  }
+  Clock& most = acknowledged_[{shard, lineage}][incarnation];
+  most = std::max(most, clock);
 }
 
 Clock History::WatermarkOf(const checkpoint::ShardImage& image, Incarnation incarnation,
@@ -64,16 +80,18 @@ Clock History::WatermarkOf(const checkpoint::ShardImage& image, Incarnation inca
 
 // ---- checks
 
-void History::CheckValues(ShardId shard, Epoch epoch, std::span<const float> values,
-                          const WatermarkFn& watermark,
-                          const std::vector<checkpoint::HeldPush>& held, const std::string& where) {
+void History::CheckImage(const checkpoint::ShardImage& image, const std::string& where) {
   ++checks_;
-  std::vector<double> sum(values.size(), kInitialValue);
+  const std::size_t shard = image.shard.value();
+  std::vector<double> sum(image.values.size(), kInitialValue);
   std::set<std::pair<Incarnation, Clock>> waiting;
-  for (const checkpoint::HeldPush& push : held) waiting.emplace(push.incarnation, push.clock);
-  const auto& refused = too_old_[{shard, epoch}];
+  for (const checkpoint::HeldPush& push : image.held) waiting.emplace(push.incarnation, push.clock);
+  const auto& told = too_old_[{image.shard, image.lineage}];
   for (const auto& [incarnation, run] : runs_) {
-    const Clock until = watermark(incarnation);
+    const auto mark =
+        std::find_if(image.marks.begin(), image.marks.end(),
+                     [id = incarnation](const auto& one) { return one.incarnation == id; });
+    const Clock until = mark != image.marks.end() ? mark->watermark : run.first_clock;
     if (until > run.last_clock) {
       return Fail(where + " has a verdict on " + Text(incarnation, until) + ", only " +
                   std::to_string(run.last_clock.value()) + " were pushed");
@@ -82,34 +100,66 @@ void History::CheckValues(ShardId shard, Epoch epoch, std::span<const float> val
     for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
          push != pushes_.end() && push->first.first == incarnation && push->first.second <= until;
          ++push) {
-      const Units& units = push->second.shards[shard.value()];
-      if (units.empty() || refused.contains(push->first) || waiting.contains(push->first)) continue;
+      const Units& units = push->second.shards[shard];
+      // Of its last verdicts the shard knows itself; the others were told to the worker long ago.
+      const std::uint64_t age = until.value() - push->first.second.value();
+      const std::size_t known = mark != image.marks.end() ? mark->verdicts.size() : 0;
+      bool refused = told.contains(push->first);
+      if (age < known) {
+        const auto verdict = static_cast<wire::Code>(mark->verdicts[known - 1 - age]);
+        if (refused && verdict == wire::Code::Applied && !units.empty()) {
+          return Fail(where + " has another verdict on " + Text(incarnation, push->first.second) +
+                      " than the worker was told");
+        }
+        refused = verdict != wire::Code::Applied;
+      }
+      if (units.empty() || refused || waiting.contains(push->first)) continue;
       sum[cell] += units.count;
       sum[kCells + cell] += units.clocks;
     }
   }
   for (std::uint32_t i = 0; i < sum.size(); ++i) {
-    if (std::abs(values[i] - sum[i]) < 0.01) continue;
+    if (std::abs(image.values[i] - sum[i]) < 0.01) continue;
     std::ostringstream text;
     text << where << ": of the incarnations " << i % kCells << " + n * " << kCells << " the "
-         << (i < kCells ? "count of steps" : "sum of clocks") << " is " << values[i] << ", not "
-         << sum[i];
+         << (i < kCells ? "count of steps" : "sum of clocks") << " is " << image.values[i]
+         << ", not " << sum[i];
     return Fail(text.str());
   }
 }
 
-void History::CheckShard(const server::Shard& shard) {
+void History::CheckShard(const server::Shard& shard, bool first) {
   if (!shard.ready()) return;
-  const std::vector<float> values = shard.values();
-  CheckValues(
-      shard.id(), shard.epoch(), values,
-      [&](Incarnation incarnation) {
-        return shard.Watermark(
-            server::Member{WorkerId(), incarnation, runs_[incarnation].first_clock, false, false});
-      },
-      shard.held().Save(),
-      "shard " + std::to_string(shard.id().value()) + ", epoch " +
-          std::to_string(shard.epoch().value()));
+  const checkpoint::ShardImage image = shard.Freeze(JobId(), Round()).ToImage();
+  CheckImage(image, std::string(first ? "" : "the copy of ") + "shard " +
+                        std::to_string(shard.id().value()) + ", epoch " +
+                        std::to_string(shard.epoch().value()));
+  const auto [known, fresh] = digests_.try_emplace(
+      {shard.id(), shard.lineage(), shard.epoch(), shard.changes()}, checkpoint::Digest(image));
+  if (!fresh) ++copies_compared_;
+  if (!fresh && known->second != checkpoint::Digest(image)) {
+    Fail("two copies of shard " + std::to_string(shard.id().value()) + " differ after the same " +
+         std::to_string(shard.changes()) + " changes");
+  }
+}
+
+void History::CheckFirst(const server::Shard& shard) {
+  if (!shard.ready()) return;
+  const Life life(shard.id(), shard.lineage());
+  First& first = firsts_[life];
+  if (shard.epoch() <= first.epoch) return;
+  if (first.epoch != Epoch()) ++promotions_;
+  first.epoch = shard.epoch();
+  first.watermarks.clear();
+  for (const auto& mark : shard.Freeze(JobId(), Round()).ToImage().marks) {
+    first.watermarks[mark.incarnation] = mark.watermark;
+  }
+  for (const auto& [incarnation, clock] : acknowledged_[life]) {
+    if (first.watermarks[incarnation] >= clock) continue;
+    Fail("shard " + std::to_string(shard.id().value()) + " goes on in epoch " +
+         std::to_string(shard.epoch().value()) + " without " + Text(incarnation, clock) +
+         ", which was acknowledged");
+  }
 }
 
 bool History::Load(const std::string& directory, const std::string& hash, Loaded& loaded) {
@@ -180,12 +230,7 @@ void History::CheckCommitted(const std::string& directory, const std::string& ha
   }
   for (const auto& image : loaded.images) {
     const std::string where = directory + ", shard " + std::to_string(image->shard.value());
-    CheckValues(
-        image->shard, image->epoch, image->values,
-        [&](Incarnation incarnation) {
-          return WatermarkOf(*image, incarnation, runs_[incarnation].first_clock);
-        },
-        image->held, where);
+    CheckImage(*image, where);
     std::set<Incarnation> cut_workers;
     for (const checkpoint::ManifestCut& cut : manifest.cuts) {
       cut_workers.insert(cut.incarnation);
@@ -221,11 +266,11 @@ void History::CheckCommitted(const std::string& directory, const std::string& ha
   newest_ = std::move(loaded);
 }
 
-void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, Epoch epoch,
-                             std::span<const float> values) {
+void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard,
+                             std::uint32_t lineage, std::span<const float> values) {
   if (bulk_) return;
   double count = kInitialValue;
-  const auto& refused = too_old_[{shard, epoch}];
+  const auto& refused = too_old_[{shard, lineage}];
   for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
        push != pushes_.end() && push->first.first == incarnation && push->first.second <= acked;
        ++push) {

@@ -82,19 +82,28 @@ class History {
   void Pushed(Incarnation incarnation, Clock clock, Push push);
   // The worker emptied this segment in its ring.
   Units TakenBack(Incarnation incarnation, Clock clock, ShardId shard);
-  void TooOld(ShardId shard, Epoch epoch, Incarnation incarnation, Clock clock);
-  void Restored(ShardId shard, Epoch epoch, const checkpoint::ShardImage& image);
+  // A verdict that leaves a lane.
+  void TooOld(ShardId shard, std::uint32_t lineage, Incarnation incarnation, Clock clock);
+  void Restored(ShardId shard, std::uint32_t lineage, const checkpoint::ShardImage& image);
+  // The first of a chain tells a worker that the shard has a verdict on the clock: I11 and I12 below.
+  void Acknowledged(ShardId shard, std::uint32_t lineage, Epoch epoch, Incarnation incarnation,
+                    Clock clock);
   Run& run(Incarnation incarnation) { return runs_[incarnation]; }
   const std::map<Incarnation, Run>& runs() const { return runs_; }
 
   // ---- checks
   // I1, I2, I3: a live shard holds exactly what its watermarks say.
-  void CheckShard(const server::Shard& shard);
+  // Of one that is the first of its chain also I11: whatever anybody was told of the shard in this
+  // lineage is in it; and I13: copies of the shard are equal, bit for bit, after the same changes.
+  void CheckShard(const server::Shard& shard, bool first);
+  // I11 of a shard that has just become the first of its chain, and from then on I12: who was the
+  // first before acknowledges nothing that it lacks.
+  void CheckFirst(const server::Shard& shard);
   // I5, I9: a checkpoint that ZooKeeper names as committed is durable, whole and of one cut, and
   // its data position is that of the cut.
   void CheckCommitted(const std::string& directory, const std::string& hash);
   // I7: what the worker has pulled holds its own pushes up to `acked`.
-  void CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, Epoch epoch,
+  void CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, std::uint32_t lineage,
                       std::span<const float> values);
   // I10: the incarnation's pushes up to `clock` are let go.
   void CheckReleased(Incarnation incarnation, Clock clock);
@@ -110,19 +119,17 @@ class History {
   std::uint64_t pushes() const { return pushes_.size(); }
   std::uint64_t too_old() const { return too_old_count_; }
   std::uint64_t restores() const { return restores_; }
+  std::uint64_t promotions() const { return promotions_; }
+  std::uint64_t copies_compared() const { return copies_compared_; }
 
  private:
-  using WatermarkFn = std::function<Clock(Incarnation)>;
-
   struct Loaded {
     checkpoint::Manifest manifest;
     std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;  // by shard
   };
   // The durable copy; fails the history if there is none.
   bool Load(const std::string& directory, const std::string& hash, Loaded& loaded);
-  void CheckValues(ShardId shard, Epoch epoch, std::span<const float> values,
-                   const WatermarkFn& watermark, const std::vector<checkpoint::HeldPush>& held,
-                   const std::string& where);
+  void CheckImage(const checkpoint::ShardImage& image, const std::string& where);
   // How often each position is in the image.
   std::vector<std::uint32_t> CountPositions(const checkpoint::ShardImage& image,
                                             std::uint64_t total, bool all_but_orphans) const;
@@ -141,13 +148,24 @@ class History {
   std::string violation_;
   std::map<Incarnation, Run> runs_;
   std::map<std::pair<Incarnation, Clock>, Push> pushes_;
-  std::map<std::pair<ShardId, Epoch>, std::set<std::pair<Incarnation, Clock>>> too_old_;
+  using Life = std::pair<ShardId, std::uint32_t>;  // a shard in one lineage
+  std::map<Life, std::set<std::pair<Incarnation, Clock>>> too_old_;
+  // The newest first of a shard's chain, and what it had when it became it.
+  struct First {
+    Epoch epoch;
+    std::map<Incarnation, Clock> watermarks;
+  };
+  std::map<Life, First> firsts_;
+  std::map<Life, std::map<Incarnation, Clock>> acknowledged_;
+  std::map<std::tuple<ShardId, std::uint32_t, Epoch, std::uint64_t>, std::string> digests_;
   Loaded newest_;  // committed
   std::uint64_t records_repeated_ = 0;
   std::uint64_t records_lost_ = 0;
   std::uint64_t checks_ = 0;
   std::uint64_t too_old_count_ = 0;
   std::uint64_t restores_ = 0;
+  std::uint64_t promotions_ = 0;
+  std::uint64_t copies_compared_ = 0;
 };
 
 }  // namespace ps::simulation

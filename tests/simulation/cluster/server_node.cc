@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kReportMs = 500;
 constexpr std::int64_t kLaneMs = 4;  // a command waits for its lane, at most
+constexpr std::int64_t kTickMs = 50;
 constexpr std::int64_t kDiskMs = 60;
 constexpr int kRestoreAttempts = 3;
 constexpr std::int64_t kRestoreRetryMs = 500;
@@ -35,9 +36,7 @@ ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
     world_.network.Bind(endpoints_.back(), machine_,
                         [this, number, weak = std::weak_ptr<void>(life_)](const std::string& from,
                                                                           const Packet& packet) {
-                          if (weak.expired()) return;
-                          lanes_[number].core->OnMessage(from, packet.head, packet.payload);
-                          FlushLane(number);
+                          if (!weak.expired()) OnLanePacket(number, from, packet);
                         });
   }
   control_ = std::make_unique<SimulatedControlClient>(
@@ -49,11 +48,21 @@ ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
       world_.schedule, client_, machine_, "/coordinators",
       [this](const ZooKeeper::Children& children) { control_->SetCoordinators(children); });
   world_.schedule.Every(kReportMs, machine_, life_, [this] { Report(); });
+  world_.schedule.Every(kTickMs, machine_, life_, [this] {
+    for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
+      if (!lanes_[lane].core->has_chains()) continue;
+      lanes_[lane].core->Tick(world_.schedule.now_ms());
+      FlushLane(lane);
+    }
+  });
 }
 
 void ServerNode::End(bool crash) {
   life_.reset();
   for (const std::string& endpoint : endpoints_) world_.network.Unbind(endpoint, crash);
+  for (const Lane& lane : lanes_) {
+    for (const auto& [endpoint, link] : lane.links) world_.network.Close(link);
+  }
 }
 
 void ServerNode::CheckShards() {
@@ -61,14 +70,24 @@ void ServerNode::CheckShards() {
     for (const server::JobStatus& job : lane.core->Report()) {
       for (const server::ShardStatus& status : job.shards) {
         const server::Shard* shard = lane.core->FindShard(job.job, status.shard);
-        if (shard == nullptr) continue;
-        world_.history.CheckShard(*shard);
+        if (shard == nullptr) {
+          if (status.state == wire::Code::Lost) {
+            world_.history.Fail("shard " + std::to_string(status.shard.value()) +
+                                " is promoted where no copy of it is");
+          }
+          continue;
+        }
+        world_.history.CheckShard(*shard, true);
         std::uint64_t& version = lane.versions[{status.shard, status.epoch}];
         if (shard->ready() && status.version < version) {
           world_.history.Fail("the version of shard " + std::to_string(status.shard.value()) +
                               " falls within an epoch");
         }
         version = std::max(version, status.version);
+      }
+      for (std::uint32_t number = 0; number < jobs_[job.job].shards; ++number) {
+        const server::Shard* copy = lane.core->FindCopy(job.job, ShardId(number));
+        if (copy != nullptr) world_.history.CheckShard(*copy, false);
       }
     }
   }
@@ -86,8 +105,104 @@ void ServerNode::PostToLane(std::uint32_t number, std::function<void(server::Lan
   world_.schedule.After(lane.last_ms - world_.schedule.now_ms(), machine_, life_,
                         [this, number, command = std::move(command)] {
                           command(*lanes_[number].core);
+                          for (const server::JobStatus& job : lanes_[number].core->Report()) {
+                            for (const server::ShardStatus& status : job.shards) {
+                              const server::Shard* shard =
+                                  lanes_[number].core->FindShard(job.job, status.shard);
+                              if (shard != nullptr) world_.history.CheckFirst(*shard);
+                            }
+                          }
                           FlushLane(number);
                         });
+}
+
+void ServerNode::OnLanePacket(std::uint32_t number, const std::string& from, const Packet& packet) {
+  Lane& lane = lanes_[number];
+  wire::Head head;
+  if (wire::ParseInto(packet.head, head).ok() &&
+      head.header.kind() == static_cast<std::uint8_t>(wire::Kind::Push)) {
+    const JobId job(head.header.job());
+    const Job* known = FindJob(job);
+    std::vector<Lane::Asked> asked;
+    for (std::uint32_t i = 0; known != nullptr && i < known->shards; ++i) {
+      const server::Shard* shard = lane.core->FindShard(job, ShardId(i));
+      const bool listed =
+          std::any_of(head.segments.begin(), head.segments.end(),
+                      [i](const wire::Segment& segment) { return segment.shard() == i; });
+      if (shard == nullptr || (!listed && (head.header.flags() & wire::kCoversLane) == 0)) continue;
+      asked.push_back({ShardId(i), shard->lineage(), shard->epoch()});
+    }
+    lane.asked[{from, head.header.request()}] = std::move(asked);
+  }
+  lane.core->OnMessage(from, packet.head, packet.payload);
+  FlushLane(number);
+}
+
+void ServerNode::TellAcknowledged(Lane& lane, const std::string& to, const wire::Head& head) {
+  const auto asked = lane.asked.find({to, head.header.request()});
+  if (asked == lane.asked.end()) return;
+  for (const Lane::Asked& one : asked->second) {
+    const auto listed = std::find_if(
+        head.segments.begin(), head.segments.end(),
+        [&](const wire::Segment& segment) { return segment.shard() == one.shard.value(); });
+    wire::Code code = wire::Code::Applied;
+    if (listed != head.segments.end()) code = static_cast<wire::Code>(listed->code());
+    const Incarnation incarnation(head.header.incarnation());
+    const Clock clock(head.header.clock());
+    if (code == wire::Code::TooOld) {
+      world_.history.TooOld(one.shard, one.lineage, incarnation, clock);
+    }
+    if (code == wire::Code::Applied || code == wire::Code::TooOld ||
+        code == wire::Code::NonFinite) {
+      world_.history.Acknowledged(one.shard, one.lineage, one.epoch, incarnation, clock);
+    }
+  }
+  lane.asked.erase(asked);
+}
+
+// What the lanes of a daemon do with sockets of their own.
+void ServerNode::SendToChains(std::uint32_t number) {
+  Lane& lane = lanes_[number];
+  const std::vector<std::string> endpoints = lane.core->ChainEndpoints();
+  for (auto link = lane.links.begin(); link != lane.links.end();) {
+    if (std::binary_search(endpoints.begin(), endpoints.end(), link->first)) {
+      ++link;
+      continue;
+    }
+    world_.network.Close(link->second);
+    link = lane.links.erase(link);
+  }
+  std::vector<server::ChainMessage> messages;
+  lane.core->TakeChainMessages(messages);
+  for (const server::ChainMessage& message : messages) {
+    auto link = lane.links.find(message.endpoint);
+    if (link == lane.links.end()) {
+      if (!std::binary_search(endpoints.begin(), endpoints.end(), message.endpoint)) continue;
+      const Network::LinkId id = world_.network.Connect(
+          machine_, message.endpoint, Network::Plane::kData,
+          [this, number, endpoint = message.endpoint,
+           weak = std::weak_ptr<void>(life_)](const Packet& packet) {
+            if (weak.expired()) return;
+            lanes_[number].core->OnChainMessage(endpoint, packet.head);
+            FlushLane(number);
+          },
+          nullptr);
+      link = lane.links.emplace(message.endpoint, id).first;
+    }
+    Packet packet{message.head, {}};
+    if (message.payload != nullptr) {
+      packet.payload.assign(message.payload->begin(), message.payload->end());
+    }
+    world_.network.Send(link->second, std::move(packet));
+    wire::Head head;
+    if (!world_.Lacks(Mutant::kAnswerBeforeBackups) || !wire::ParseInto(message.head, head).ok() ||
+        head.header.kind() != static_cast<std::uint8_t>(wire::Kind::Replicate)) {
+      continue;
+    }
+    head.header.mutate_kind(static_cast<std::uint8_t>(wire::Kind::ReplicateReply));
+    head.header.mutate_payload_bytes(0);
+    lane.core->OnChainMessage(message.endpoint, wire::BuildHead(head.header, {}));
+  }
 }
 
 void ServerNode::PostToLanes(const std::function<void(server::LaneCore&)>& command) {
@@ -96,6 +211,7 @@ void ServerNode::PostToLanes(const std::function<void(server::LaneCore&)>& comma
 
 void ServerNode::FlushLane(std::uint32_t number) {
   server::LaneCore& core = *lanes_[number].core;
+  SendToChains(number);
   std::vector<server::LaneReply> replies;
   core.TakeReplies(replies);
   for (const server::LaneReply& reply : replies) {
@@ -105,11 +221,16 @@ void ServerNode::FlushLane(std::uint32_t number) {
       const Result<std::size_t> bytes = wire::ParseFirst(rest, head);
       if (!bytes.ok()) return world_.history.Fail("a lane's answer does not parse");
       if (head.header.kind() == static_cast<std::uint8_t>(wire::Kind::PushReply)) {
-        for (const wire::Segment& segment : head.segments) {
-          if (segment.code() != static_cast<std::uint8_t>(wire::Code::TooOld)) continue;
-          world_.history.TooOld(ShardId(segment.shard()), Epoch(segment.epoch()),
-                                Incarnation(head.header.incarnation()), Clock(head.header.clock()));
-        }
+        TellAcknowledged(lanes_[number], reply.to, head);
+      }
+      if (world_.Lacks(Mutant::kTakeOldEpoch) &&
+          head.header.kind() == static_cast<std::uint8_t>(wire::Kind::ReplicateReply)) {
+        std::erase_if(head.segments, [](const wire::Segment& segment) {
+          return segment.code() == static_cast<std::uint8_t>(wire::Code::WrongEpoch);
+        });
+        world_.network.Reply(reply.to, Packet{wire::BuildHead(head.header, head.segments), {}});
+        rest = rest.subspan(*bytes);
+        continue;
       }
       world_.network.Reply(
           reply.to,
@@ -131,6 +252,8 @@ void ServerNode::FlushLane(std::uint32_t number) {
             if (job != nullptr && job->round.has_value() && job->round->round == failed->round) {
               OnRoundFailed(failed->job, failed->round, failed->reason);
             }
+          } else if (std::get_if<server::ChainSynced>(shared.get()) != nullptr) {
+            Report();
           }
         });
   }
@@ -182,6 +305,14 @@ void ServerNode::OnMessage(control::MessageT message) {
       const JobId id(message.body.AsJobDrop()->job);
       if (jobs_.erase(id) == 0) return;
       PostToLanes([id](server::LaneCore& core) { core.DropJob(id); });
+      break;
+    }
+    case control::Body::ReportWanted: {
+      const auto& wanted = *message.body.AsReportWanted();
+      if (Job* job = FindJob(JobId(wanted.job))) {
+        job->asked = std::max(job->asked, wanted.asked);
+        Report();
+      }
       break;
     }
     case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
@@ -457,7 +588,10 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
       if (world_.Lacks(Mutant::kImagesWithoutWatermarks)) copy.marks.clear();
       const Status installed =
           core.InstallRestored(wanted.job, wanted.epoch, std::move(copy), false);
-      if (installed.ok()) return world_.history.Restored(wanted.shard, wanted.epoch, *image);
+      if (installed.ok()) {
+        const server::Shard* shard = core.FindShard(wanted.job, wanted.shard);
+        return world_.history.Restored(wanted.shard, shard->lineage(), *image);
+      }
       if (installed.error().code == ErrorCode::kConflict) return;
       OnRestoreFailed(wanted, installed.error().message);
     });
@@ -482,7 +616,10 @@ void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std:
 void ServerNode::Report() {
   if (!control_->registered()) return;
   std::map<JobId, control::ServerReportT> reports;
-  for (const auto& [id, job] : jobs_) reports[id].job = id.value();
+  for (const auto& [id, job] : jobs_) {
+    reports[id].job = id.value();
+    reports[id].asked = job.asked;
+  }
   for (const Lane& lane : lanes_) {
     for (const server::JobStatus& job : lane.core->Report()) {
       const auto at = reports.find(job.job);
@@ -494,6 +631,15 @@ void ServerNode::Report() {
         state->state = static_cast<std::uint8_t>(shard.state);
         state->version = shard.version;
         at->second.shards.push_back(std::move(state));
+      }
+      for (const server::FeedStatus& feed : job.feeds) {
+        auto state = std::make_unique<control::FeedStateT>();
+        state->shard = feed.shard.value();
+        state->epoch = feed.epoch.value();
+        state->since = feed.since;
+        state->synced = feed.synced || world_.Lacks(Mutant::kSyncedTooEarly);
+        state->stalled_ms = feed.stalled_ms;
+        at->second.feeds.push_back(std::move(state));
       }
     }
   }

@@ -35,6 +35,7 @@ class ServerNode {
     server::JobRules rules;
     std::uint32_t shards = 0;
     std::uint64_t map_version = 0;
+    std::uint64_t asked = 0;
     std::map<ShardId, Epoch> own;
     std::string restore;
     std::uint64_t restore_job = 0;
@@ -45,6 +46,14 @@ class ServerNode {
     std::unique_ptr<server::LaneCore> core;
     std::int64_t last_ms = 0;  // commands run in order
     std::map<std::pair<ShardId, Epoch>, std::uint64_t> versions;
+    std::map<std::string, Network::LinkId> links;  // to lanes of other servers
+    // The shards that a push is for, by who sent it and its request, until it is answered.
+    struct Asked {
+      ShardId shard;
+      std::uint32_t lineage = 0;
+      Epoch epoch;
+    };
+    std::map<std::pair<std::string, std::uint64_t>, std::vector<Asked>> asked;
   };
 
   Job* FindJob(JobId job);
@@ -52,6 +61,9 @@ class ServerNode {
   void PostToLane(std::uint32_t lane, std::function<void(server::LaneCore&)> command);
   void PostToLanes(const std::function<void(server::LaneCore&)>& command);
   void FlushLane(std::uint32_t lane);
+  void OnLanePacket(std::uint32_t lane, const std::string& from, const Packet& packet);
+  void SendToChains(std::uint32_t lane);
+  void TellAcknowledged(Lane& lane, const std::string& to, const wire::Head& head);
   control::MessageT Registration() const;
   void OnMessage(control::MessageT message);
   void OnJobStart(const control::JobStartT& start);

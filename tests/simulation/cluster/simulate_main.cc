@@ -28,7 +28,9 @@ int main(int argc, char** argv) {
   bool json = false;
   bool trace = false;
   bool shrink = false;
+  bool calm = false;
   std::string mutant_name = "none";
+  ClusterOptions options;
   CLI::App app("A whole cluster and its misfortunes in one thread, from seeds");
   app.add_option("--seeds", seeds, "how many schedules")->capture_default_str();
   app.add_option("--first", first, "the first seed")->capture_default_str();
@@ -37,8 +39,9 @@ int main(int argc, char** argv) {
   app.add_flag("--shrink", shrink, "leave out the faults that a failing seed can do without");
   app.add_option("--without", mutant_name, "switch a guard off, to see it missed")
       ->capture_default_str();
+  app.add_flag("--calm", calm, "without the seeds' faults");
+  app.add_option("--replicas", options.replicas, "backups of each shard, instead of the seed's");
   CLI11_PARSE(app, argc, argv);
-  ClusterOptions options;
   bool known = false;
   for (int i = 0; i < kMutants; ++i) {
     if (mutant_name != MutantName(static_cast<Mutant>(i))) continue;
@@ -58,7 +61,8 @@ int main(int argc, char** argv) {
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     running_seed = static_cast<std::sig_atomic_t>(seed);
     options.seed = seed;
-    options.faults.clear();
+    options.faults.assign(calm ? 100 : 0, false);
+    options.suspicions = !calm;
     options.log = nullptr;
     if (trace) options.log = log;
     const ClusterReport report = RunCluster(options);
@@ -108,6 +112,10 @@ int main(int argc, char** argv) {
       {"checkpoints", sum.checkpoints},
       {"leaders", sum.leaders},
       {"restores", sum.restores},
+      {"promotions", sum.promotions},
+      {"copies_compared", sum.copies_compared},
+      {"backups_lost", sum.backups_lost},
+      {"suspicions", sum.suspicions},
       {"rewinds", sum.rewinds},
       {"incarnations", sum.incarnations},
       {"too_old", sum.too_old}};

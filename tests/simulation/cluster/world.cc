@@ -26,6 +26,9 @@ const char* MutantName(Mutant mutant) {
     case Mutant::kForgetRings: return "forget-rings";
     case Mutant::kReplayNothing: return "replay-nothing";
     case Mutant::kCutTooEarly: return "cut-too-early";
+    case Mutant::kAnswerBeforeBackups: return "answer-before-backups";
+    case Mutant::kTakeOldEpoch: return "take-old-epoch";
+    case Mutant::kSyncedTooEarly: return "synced-too-early";
   }
   return "unknown";
 }

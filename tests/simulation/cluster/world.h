@@ -30,8 +30,11 @@ enum class Mutant {
   kForgetRings,              // an agent does not offer the rings it finds
   kReplayNothing,            // an agent says that a replay is done and does not begin it
   kCutTooEarly,              // a worker's cut names a position before its last push
+  kAnswerBeforeBackups,      // the first of a chain does not wait for the others
+  kTakeOldEpoch,             // a backup confirms what a former first of its chain says
+  kSyncedTooEarly,           // backups count as in sync before they are
 };
-inline constexpr int kMutants = 12;
+inline constexpr int kMutants = 15;
 const char* MutantName(Mutant mutant);
 
 struct World {
