@@ -134,6 +134,14 @@ void History::CheckShard(const server::Shard& shard, bool first) {
   CheckImage(image, std::string(first ? "" : "the copy of ") + "shard " +
                         std::to_string(shard.id().value()) + ", epoch " +
                         std::to_string(shard.epoch().value()));
+  const Life life(shard.id(), shard.lineage());
+  if (first && firsts_[life].epoch == shard.epoch()) {
+    for (const auto& [incarnation, clock] : acknowledged_[life]) {
+      if (WatermarkOf(image, incarnation, Clock(0)) >= clock) continue;
+      Fail("shard " + std::to_string(shard.id().value()) + " lacks " + Text(incarnation, clock) +
+           ", which was acknowledged");
+    }
+  }
   const auto [known, fresh] = digests_.try_emplace(
       {shard.id(), shard.lineage(), shard.epoch(), shard.changes()}, checkpoint::Digest(image));
   if (!fresh) ++copies_compared_;

@@ -85,7 +85,7 @@ class History {
   // A verdict that leaves a lane.
   void TooOld(ShardId shard, std::uint32_t lineage, Incarnation incarnation, Clock clock);
   void Restored(ShardId shard, std::uint32_t lineage, const checkpoint::ShardImage& image);
-  // The first of a chain tells a worker that the shard has a verdict on the clock: I11 and I12 below.
+  // The first of a chain tells a worker that the shard has a verdict on the clock.
   void Acknowledged(ShardId shard, std::uint32_t lineage, Epoch epoch, Incarnation incarnation,
                     Clock clock);
   Run& run(Incarnation incarnation) { return runs_[incarnation]; }
