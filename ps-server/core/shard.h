@@ -177,7 +177,7 @@ class Shard {
   // The chain has another first.
   void SetEpoch(Epoch epoch) { epoch_ = epoch; }
   // It is the first of its chain now. Workers that take increments hold the shadow of the one
-  // before it, which is not ours: they get snapshots once.
+  // before it, which is not ours: they get snapshots until they have a newer version than this one.
   void Promote(Epoch epoch);
 
   // The last clock of the incarnation with a verdict.
