@@ -5,6 +5,7 @@
 #include <zmq.hpp>
 
 #include "common/net/zmq_socket.h"
+#include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
 #include "common/zookeeper/session.h"
 #include "common/zookeeper/watcher.h"
@@ -21,14 +22,6 @@ std::string Announcement(const BenchAgent::Settings& settings) {
   const nlohmann::json data = {
       {"name", settings.name}, {"host", settings.host}, {"version", PS_VERSION}};
   return data.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-// Of the node of a coordinator; "" if it says none.
-std::string ControlEndpointOf(const std::string& node_data) {
-  const nlohmann::json data = nlohmann::json::parse(node_data, nullptr, false);
-  if (!data.is_object()) return "";
-  const auto control = data.find("control");
-  return control != data.end() && control->is_string() ? control->get<std::string>() : "";
 }
 
 }  // namespace
@@ -65,13 +58,10 @@ void BenchAgent::RunThread() {
   });
   const auto node =
       zk::EphemeralNode::Fixed(session, "/agents/" + settings_.procid, Announcement(settings_));
-  const zk::ChildrenWatcher coordinators(
-      session, "/coordinators", [&](const zk::ChildrenWatcher::Children& children) {
-        std::vector<std::string> names;
-        for (const auto& child : children) names.push_back(child.first);
-        const std::optional<std::string> leader = zk::LowestSequence(names);
-        client.SetEndpoint(leader ? ControlEndpointOf(children.at(*leader).data) : "");
-      });
+  const zk::ChildrenWatcher coordinators(session, "/coordinators",
+                                         [&](const zk::ChildrenWatcher::Children& children) {
+                                           client.SetEndpoint(zk::LeaderEndpoint(children));
+                                         });
   net::Timer ready(loop_);
   ready.Every(kReadyRepeat, [this] { SayReady(); });
   net::Timer asked(loop_);

@@ -489,10 +489,13 @@ std::optional<wire::PullContent> Shard::WriteIncrements(std::uint64_t since, Pul
   const std::size_t blocks = last_block_ - first_block_;
   // Blocks that changed as a whole are sent once, with all that came before and after that.
   std::vector<std::uint8_t>& touched = scratch.touched;
-  touched.assign(blocks, 0);
-  log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
-    if (one.whole) touched[one.block - first_block_] = 1;
-  });
+  const auto find_whole = [&] {
+    touched.assign(blocks, 0);
+    log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
+      if (one.whole) touched[one.block - first_block_] = 1;
+    });
+  };
+  find_whole();
   std::size_t bytes = 0;
   for (std::size_t index = 0; index < blocks; ++index) {
     const auto block = first_block_ + static_cast<std::uint32_t>(index);
@@ -512,10 +515,7 @@ std::optional<wire::PullContent> Shard::WriteIncrements(std::uint64_t since, Pul
     const std::size_t most = too_many ? snapshot : std::min(bytes, snapshot);
     if (WriteChanges(since, false, most, scratch, out)) return wire::PullContent::Sparse;
     if (too_many || bytes >= snapshot) return std::nullopt;
-    touched.assign(blocks, 0);
-    log_.ForEachAfter(since, [&](const ChangeLog::Touched& one) {
-      if (one.whole) touched[one.block - first_block_] = 1;
-    });
+    find_whole();  // WriteChanges() had the scratch
   }
 
   const bool hashed = since / kHashedPushes != version_ / kHashedPushes;

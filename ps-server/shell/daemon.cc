@@ -13,6 +13,7 @@
 
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
+#include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
 #include "common/zookeeper/session.h"
 #include "common/zookeeper/watcher.h"
@@ -39,20 +40,6 @@ std::string HostName() {
   std::array<char, 256> name{};
   if (::gethostname(name.data(), name.size() - 1) != 0) return "unknown";
   return name.data();
-}
-
-// The control endpoint of the leader: who has the lowest number. Empty if there is none.
-std::string LeaderOf(const zk::ChildrenWatcher::Children& coordinators) {
-  std::vector<std::string> names;
-  for (const auto& [name, value] : coordinators) names.push_back(name);
-  const auto leader = zk::LowestSequence(names);
-  if (!leader.has_value()) return "";
-  const auto data = nlohmann::json::parse(coordinators.at(*leader).data, nullptr, false);
-  if (!data.is_object() || !data.contains("control") || !data["control"].is_string()) {
-    spdlog::warn("the leader's node /coordinators/{} does not name its control endpoint", *leader);
-    return "";
-  }
-  return data["control"].get<std::string>();
 }
 
 // Says in the log that the coordinator, or ZooKeeper before it, cannot be reached.
@@ -118,7 +105,7 @@ Status Run(DaemonConfig config) {
       zk::EphemeralNode::Fixed(session, "/servers/" + config.server.procid, data.dump());
   const zk::ChildrenWatcher coordinators(session, "/coordinators",
                                          [&](const zk::ChildrenWatcher::Children& children) {
-                                           const std::string leader = LeaderOf(children);
+                                           const std::string leader = zk::LeaderEndpoint(children);
                                            if (leader.empty())
                                              spdlog::info("no coordinator leads at present");
                                            nagger.SetLeader(leader);

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "common/net/zmq_socket.h"
+#include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
 #include "common/zookeeper/session.h"
 #include "common/zookeeper/watcher.h"
@@ -43,14 +44,6 @@ std::string Announcement(const AgentOptions& options) {
 
 }  // namespace
 
-std::string ControlEndpointOf(const std::string& node_data) {
-  const nlohmann::json data = nlohmann::json::parse(node_data, nullptr, false);
-  if (!data.is_object()) return "";
-  const auto control = data.find("control");
-  if (control == data.end() || !control->is_string()) return "";
-  return control->get<std::string>();
-}
-
 Status Run(RunConfig config) {
   config.agent.procid = PS_TRY(MakeProcid());
   net::Loop loop;
@@ -67,11 +60,7 @@ Status Run(RunConfig config) {
       zk::EphemeralNode::Fixed(session, "/agents/" + options.procid, Announcement(options));
   const zk::ChildrenWatcher coordinators(
       session, "/coordinators", [&](const zk::ChildrenWatcher::Children& children) {
-        std::vector<std::string> names;
-        for (const auto& child : children) names.push_back(child.first);
-        const std::optional<std::string> leader = zk::LowestSequence(names);
-        const std::string endpoint =
-            leader.has_value() ? ControlEndpointOf(children.at(*leader).data) : "";
+        const std::string endpoint = zk::LeaderEndpoint(children);
         if (endpoint.empty()) {
           spdlog::warn("there is no coordinator; tasks go on, nothing new starts");
         } else {

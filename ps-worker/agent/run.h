@@ -19,7 +19,4 @@ struct RunConfig {
 // if it cannot start. Without ZooKeeper it says so and keeps trying.
 Status Run(RunConfig config);
 
-// The control endpoint from the data of a coordinator's node; empty if it has none.
-std::string ControlEndpointOf(const std::string& node_data);
-
 }  // namespace ps::worker

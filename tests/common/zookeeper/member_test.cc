@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "common/zookeeper/leader.h"
 #include "tests/common/zookeeper/fixture.h"
 
 namespace ps::zk {
@@ -147,6 +148,14 @@ TEST(SequenceTest, OnlyNamesThatEndInTenDigitsHaveANumber) {
   EXPECT_EQ(SequenceOf(""), std::nullopt);
   EXPECT_EQ(LowestSequence({"c-z-0000000003", "c-a-0000000005", "other"}), "c-z-0000000003");
   EXPECT_EQ(LowestSequence({"other"}), std::nullopt);
+}
+
+TEST(ControlEndpointTest, IsReadFromTheLeadersNode) {
+  EXPECT_EQ(ControlEndpointOf(R"({"id":"a","control":"tcp://h:1","http":"h:2"})"), "tcp://h:1");
+  EXPECT_EQ(ControlEndpointOf(R"({"id":"a"})"), "");
+  EXPECT_EQ(ControlEndpointOf(R"({"control":5})"), "");
+  EXPECT_EQ(ControlEndpointOf("[]"), "");
+  EXPECT_EQ(ControlEndpointOf("\xff"), "");
 }
 
 }  // namespace

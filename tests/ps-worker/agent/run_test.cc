@@ -41,14 +41,6 @@ class RunTest : public AgentTest {
   }
 };
 
-TEST(ControlEndpointTest, IsReadFromTheLeadersNode) {
-  EXPECT_EQ(ControlEndpointOf(R"({"id":"a","control":"tcp://h:1","http":"h:2"})"), "tcp://h:1");
-  EXPECT_EQ(ControlEndpointOf(R"({"id":"a"})"), "");
-  EXPECT_EQ(ControlEndpointOf(R"({"control":5})"), "");
-  EXPECT_EQ(ControlEndpointOf("[]"), "");
-  EXPECT_EQ(ControlEndpointOf("\xff"), "");
-}
-
 TEST_F(RunTest, FindsTheLeaderRunsTasksAndStopsOnSigterm) {
   auto server = test::ZooKeeperServer::Start();
   ASSERT_TRUE(server.ok()) << server.error().message;
