@@ -173,6 +173,14 @@ class Cluster:
         return text
 
 
+def trained_more_than(test, cluster, job, records, seconds=100):
+    """Waits until the job has trained more records than that."""
+    deadline = time.time() + seconds
+    while cluster.job(job)["progress"]["samples_trained"] <= records:
+        test.assertLess(time.time(), deadline, cluster.events(job))
+        time.sleep(0.05)
+
+
 class WithCluster(unittest.TestCase):
     arguments = ()
 
@@ -309,14 +317,9 @@ class Bulk(unittest.TestCase):
         try:
             job = cluster.submit(ledger("deaths", records=300030, workers=3, epochs=1, every=100,
                                         staleness=0))
-            def trained_more_than(records):
-                deadline = time.time() + 100
-                while cluster.job(job)["progress"]["samples_trained"] <= records:
-                    self.assertLess(time.time(), deadline, cluster.events(job))
-                    time.sleep(0.05)
-            trained_more_than(30000)
+            trained_more_than(self, cluster, job, 30000)
             os.kill(cluster.tasks()[0], signal.SIGKILL)
-            trained_more_than(100000)
+            trained_more_than(self, cluster, job, 100000)
             os.kill(cluster.processes()["server-1"], signal.SIGKILL)
             code = cluster.wait(job)
             described = cluster.job(job)
@@ -398,14 +401,9 @@ class Rows(WithCluster):
         text = ledger("rows", records=400000, epochs=2, every=300) + ROWS
         job = self.cluster.submit(text.replace("blocks: 16", "blocks: 16, rows: 3000"))
 
-        def trained_more_than(records):
-            deadline = time.time() + 100
-            while self.cluster.job(job)["progress"]["samples_trained"] <= records:
-                self.assertLess(time.time(), deadline, self.cluster.events(job))
-                time.sleep(0.05)
-        trained_more_than(100000)
+        trained_more_than(self, self.cluster, job, 100000)
         os.kill(self.cluster.tasks()[0], signal.SIGKILL)
-        trained_more_than(250000)
+        trained_more_than(self, self.cluster, job, 250000)
         os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
         described = self.finish(job)
         events = self.cluster.events(job)
@@ -581,11 +579,8 @@ class Parked(WithCluster):
         return found["longest"]
 
     def trained_more(self, job, records):
-        at = self.cluster.job(job)["progress"]["samples_trained"] + records
-        deadline = time.time() + 60
-        while self.cluster.job(job)["progress"]["samples_trained"] < at:
-            self.assertLess(time.time(), deadline, self.cluster.events(job))
-            time.sleep(0.1)
+        now = self.cluster.job(job)["progress"]["samples_trained"]
+        trained_more_than(self, self.cluster, job, now + records - 1, seconds=60)
 
     def test_a_killed_worker_parks_no_pull_longer_than_its_session(self):
         job = self.cluster.submit(ledger("parked", records=4000000, workers=3, epochs=1, staleness=1))
