@@ -104,8 +104,9 @@ Status LoadWorker::SetUp() {
   // A whole number of records, and no less than the ring takes.
   const std::size_t places = std::max<std::size_t>(
       settings_.window + kSparePlaces, worker::RetentionRing::kHeaderBytes / record + 1);
-  memory_.resize((worker::RetentionRing::kHeaderBytes + record * places) / sizeof(Line));
-  written_.assign(memory_.size(), false);
+  memory_ = std::make_shared<std::vector<Line>>(
+      (worker::RetentionRing::kHeaderBytes + record * places) / sizeof(Line));
+  written_.assign(memory_->size(), false);
   slots_.resize(places);
   bases_.resize(shards);
   // Workers do not ask for the same rows at the same time.
@@ -114,7 +115,8 @@ Status LoadWorker::SetUp() {
       settings_.job, WorkerId(settings_.number), settings_.incarnation, settings_.generation,
       shards,        settings_.first_clock};
   ring_ = std::make_unique<worker::RetentionRing>(PS_TRY(worker::RetentionRing::Create(
-      {reinterpret_cast<std::byte*>(memory_.data()), memory_.size() * sizeof(Line)}, identity)));
+      {reinterpret_cast<std::byte*>(memory_->data()), memory_->size() * sizeof(Line)}, identity,
+      memory_)));
   worker::DataClient::Callbacks callbacks;
   callbacks.initial_values = [](ShardId, std::span<float> values) {
     std::fill(values.begin(), values.end(), 1.0f);

@@ -103,8 +103,8 @@ class LoadWorker {
   struct alignas(64) Line {
     std::byte bytes[64];
   };
-  std::vector<Line> memory_;
-  std::vector<bool> written_;  // by place in the ring: it holds its push
+  std::shared_ptr<std::vector<Line>> memory_;  // of the ring; frames on their way hold it too
+  std::vector<bool> written_;                  // by place in the ring: it holds its push
   std::unique_ptr<worker::RetentionRing> ring_;
   std::unique_ptr<worker::DataClient> client_;
   std::vector<worker::DataClient::Base> bases_;

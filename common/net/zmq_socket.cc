@@ -6,6 +6,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <utility>
 
 namespace ps::net {
@@ -156,6 +157,10 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
         ++dropped;
         continue;
       }
+      if (on_peer_lost && frames.size() > 1) {
+        const int fd = zmq_msg_get(frames.back().handle(), ZMQ_SRCFD);
+        if (fd >= 0) peers[fd].assign(frames[0].data<char>(), frames[0].size());
+      }
       if (on_receive) on_receive(std::move(frames));
       if (closed) return;
     }
@@ -183,6 +188,29 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
     }
   }
 
+  Status Monitor(int events) {
+    PS_CHECK(!monitor, "a socket is monitored once");
+    const std::string address = NextMonitorAddress();
+    if (zmq_socket_monitor(main->handle(), address.c_str(), events) != 0) {
+      return Error{ErrorCode::kInternal, "monitoring a ZeroMQ socket: " + ErrnoText()};
+    }
+    void* const pair = zmq_socket(context.handle(), ZMQ_PAIR);
+    if (pair == nullptr) {
+      return Error{ErrorCode::kInternal, "opening a ZeroMQ monitor: " + ErrnoText()};
+    }
+    auto watched = std::make_unique<Watched>(loop.context(), pair);
+    const int no_linger = 0;
+    if (zmq_setsockopt(pair, ZMQ_LINGER, &no_linger, sizeof(no_linger)) != 0 ||
+        zmq_connect(pair, address.c_str()) != 0) {
+      return Error{ErrorCode::kInternal, "connecting a ZeroMQ monitor: " + ErrnoText()};
+    }
+    PS_TRY(watched->Watch());
+    monitor = std::move(watched);
+    // Connecting leaves libzmq's mailbox active: its descriptor stays silent until it is asked.
+    PostMonitorDrain();
+    return Ok();
+  }
+
   void WaitOnMonitor() {
     if (closed || !monitor) return;
     monitor->AsyncWait([self = shared_from_this()](const boost::system::error_code& error) {
@@ -206,6 +234,15 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
       if (received < 0 || frames.empty() || frames[0].size() < sizeof(std::uint16_t)) continue;
       std::uint16_t event = 0;
       std::memcpy(&event, frames[0].data(), sizeof(event));
+      if (on_peer_lost) {
+        std::uint32_t fd = 0;
+        if (frames[0].size() < sizeof(event) + sizeof(fd)) continue;
+        std::memcpy(&fd, frames[0].data<char>() + sizeof(event), sizeof(fd));
+        const auto peer = peers.extract(static_cast<int>(fd));
+        if (!peer.empty()) on_peer_lost(peer.mapped());
+        if (closed) return;
+        continue;
+      }
       const bool up = event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
       // A connection that broke before its handshake was never reported as up.
       if (!up && !connected) continue;
@@ -237,6 +274,8 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
   std::string endpoint = "no endpoint";
   std::function<void(Frames&&)> on_receive;
   std::function<void(bool)> on_connection;
+  std::function<void(const std::string&)> on_peer_lost;
+  std::map<int, std::string> peers;  // with on_peer_lost: identity by descriptor
   std::function<void()> on_writable;
   std::uint64_t dropped = 0;
   bool closed = false;
@@ -330,27 +369,16 @@ void ZmqSocket::OnReceive(std::function<void(Frames&&)> fn) {
 
 Status ZmqSocket::OnConnection(std::function<void(bool)> fn) {
   state_->loop.AssertInLoop();
-  PS_CHECK(!state_->monitor, "OnConnection is called once");
-  const std::string address = NextMonitorAddress();
-  if (zmq_socket_monitor(state_->main->handle(), address.c_str(),
-                         ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0) {
-    return Error{ErrorCode::kInternal, "monitoring a ZeroMQ socket: " + ErrnoText()};
-  }
-  void* const pair = zmq_socket(state_->context.handle(), ZMQ_PAIR);
-  if (pair == nullptr) {
-    return Error{ErrorCode::kInternal, "opening a ZeroMQ monitor: " + ErrnoText()};
-  }
-  auto monitor = std::make_unique<Watched>(state_->loop.context(), pair);
-  const int no_linger = 0;
-  if (zmq_setsockopt(pair, ZMQ_LINGER, &no_linger, sizeof(no_linger)) != 0 ||
-      zmq_connect(pair, address.c_str()) != 0) {
-    return Error{ErrorCode::kInternal, "connecting a ZeroMQ monitor: " + ErrnoText()};
-  }
-  PS_TRY(monitor->Watch());
-  state_->monitor = std::move(monitor);
+  PS_TRY(state_->Monitor(ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED));
   state_->on_connection = std::move(fn);
-  // Connecting leaves libzmq's mailbox active: its descriptor stays silent until it is asked.
-  state_->PostMonitorDrain();
+  return Ok();
+}
+
+Status ZmqSocket::OnPeerLost(std::function<void(const std::string&)> fn) {
+  state_->loop.AssertInLoop();
+  PS_CHECK(state_->kind == ZmqKind::kRouter, "only a ROUTER has peers with identities");
+  PS_TRY(state_->Monitor(ZMQ_EVENT_DISCONNECTED));
+  state_->on_peer_lost = std::move(fn);
   return Ok();
 }
 

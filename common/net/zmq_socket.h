@@ -92,6 +92,12 @@ class ZmqSocket {
   // moment, which are lost.
   Status OnConnection(std::function<void(bool connected)> fn);
 
+  // Set before Bind(). ROUTER: the connection of a peer that has sent something broke; its identity
+  // is not used again. A hint: libzmq knows connections by their descriptors, and one that is used
+  // anew before its end was read here may pass for the former one, so that the wrong peer is named
+  // or none.
+  Status OnPeerLost(std::function<void(const std::string& identity)> fn);
+
   // Called once, on a later turn, when the socket can send again after a Send() failed with
   // kUnreachable. On a ROUTER libzmq does not tell which peer: use a timer there.
   void OnWritable(std::function<void()> fn);

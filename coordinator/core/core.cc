@@ -108,13 +108,19 @@ void Core::SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms)
 }
 
 void Core::SetPresent(Members& members, const std::vector<Presence>& present, bool servers) {
+  const auto there = [&](const std::string& procid) {
+    return std::any_of(present.begin(), present.end(),
+                       [&](const Presence& one) { return one.procid == procid; });
+  };
+  if (servers) {
+    std::erase_if(dead_servers_, [&](const std::string& procid) { return !there(procid); });
+  }
   std::vector<std::string> gone;
-  for (auto& [procid, member] : members) {
-    const bool there = std::any_of(present.begin(), present.end(),
-                                   [&id = procid](const Presence& p) { return p.procid == id; });
-    if (!there && member.present) gone.push_back(procid);
+  for (const auto& [procid, member] : members) {
+    if (member.present && !there(procid)) gone.push_back(procid);
   }
   for (const Presence& presence : present) {
+    if (servers && dead_servers_.contains(presence.procid)) continue;
     Member& member = members[presence.procid];
     const bool was_alive = member.alive();
     member.procid = presence.procid;
@@ -129,6 +135,14 @@ void Core::SetPresent(Members& members, const std::vector<Presence>& present, bo
     }
   }
   for (const std::string& procid : gone) Gone(procid, servers);
+}
+
+void Core::MarkServerDead(const std::string& procid, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  const auto at = servers_.find(procid);
+  if (at == servers_.end()) return;
+  if (at->second.present) dead_servers_.insert(procid);
+  Gone(std::string(procid), true);
 }
 
 void Core::Gone(const std::string& procid, bool server) {
@@ -172,6 +186,8 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
   member.version = message.version;
   member.lanes = message.lanes;
   member.registered = true;
+  // Marked dead, and alive after all: its node has been there all along.
+  if (dead_servers_.erase(procid) > 0) member.present = true;
   ReplaceNamesake(servers_, servers_[procid], true);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;

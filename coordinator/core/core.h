@@ -12,6 +12,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -82,6 +83,10 @@ class Core final : public Cluster {
 
   void SetServers(const std::vector<Presence>& present, std::uint64_t now_ms);
   void SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms);
+  // There is good reason to think that the server's process has ended: it is gone now, although its
+  // ephemeral node stays until its session ends. If it was alive after all it introduces itself
+  // again and is a member as before; epochs bear that.
+  void MarkServerDead(const std::string& procid, std::uint64_t now_ms);
   // From the control socket; procid is the sender's identity. Unregistered senders are ignored
   // until they introduce themselves.
   void OnMessage(const std::string& procid, control::MessageT message, std::uint64_t now_ms);
@@ -148,6 +153,7 @@ class Core final : public Cluster {
 
   Members servers_;
   Members agents_;
+  std::set<std::string> dead_servers_;  // by procid: marked dead, and the node is still there
   std::map<std::uint64_t, std::unique_ptr<Job>> jobs_;
   std::map<std::uint64_t, Submission> submissions_;  // by request
   std::map<std::uint64_t, LogRequest> log_requests_;

@@ -31,7 +31,8 @@ Coordinator::Coordinator(net::Loop& loop, CoordinatorOptions options)
       options_(std::move(options)),
       context_(net::MakeContext()),
       tick_(loop),
-      retry_(loop) {}
+      retry_(loop),
+      deaths_(loop, [this](const std::string& procid) { OnDead(procid); }) {}
 
 Coordinator::~Coordinator() { StepDown("the coordinator stops"); }
 
@@ -40,6 +41,7 @@ Status Coordinator::Start() {
   socket_options.name = "control socket";
   control_ = PS_TRY(net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kRouter, socket_options));
   control_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnControl(std::move(frames)); });
+  PS_TRY(control_->OnPeerLost([this](const std::string& identity) { OnPeerLost(identity); }));
   std::string control_endpoint = PS_TRY(
       control_->Bind("tcp://" + options_.bind + ":" + std::to_string(options_.control_port)));
 
@@ -130,6 +132,7 @@ void Coordinator::StepDown(const std::string& why) {
   term_.reset();
   store_.reset();
   core_.reset();
+  deaths_.Clear();
   identity_of_.clear();
   procid_of_.clear();
   for (const auto& [ticket, responder] : tickets_) {
@@ -169,12 +172,31 @@ void Coordinator::OnControl(std::vector<zmq::message_t>&& frames) {
     procid_of_.erase(identity_of_[procid]);
     identity_of_[procid] = identity;
     procid_of_[identity] = procid;
+    deaths_.Forget(procid);
     spdlog::info("{} {} registered", control::BodyName(*message) + 8, procid);
   }
   const auto known = procid_of_.find(identity);
   if (known == procid_of_.end()) return;
   core_->OnMessage(known->second, std::move(*message),
                    static_cast<std::uint64_t>(net::WallClockMs()));
+  Flush(false);
+}
+
+void Coordinator::OnPeerLost(const std::string& identity) {
+  const auto known = procid_of_.find(identity);
+  if (!core_ || known == procid_of_.end()) return;
+  const auto server = core_->servers().find(known->second);
+  if (server == core_->servers().end() || server->second.lanes.empty()) return;
+  deaths_.OnLost(server->first, server->second.lanes.front());
+}
+
+void Coordinator::OnDead(const std::string& procid) {
+  if (!core_) return;
+  const auto server = core_->servers().find(procid);
+  if (server == core_->servers().end()) return;
+  spdlog::warn("server {} ({}) is dead: its connection broke and {} refuses connections",
+               server->second.name, procid, server->second.lanes.front());
+  core_->MarkServerDead(procid, static_cast<std::uint64_t>(net::WallClockMs()));
   Flush(false);
 }
 

@@ -14,6 +14,7 @@
 #include "common/zookeeper/session.h"
 #include "common/zookeeper/watcher.h"
 #include "coordinator/core/core.h"
+#include "coordinator/shell/death_watch.h"
 #include "coordinator/shell/store.h"
 
 namespace ps::coordinator {
@@ -41,6 +42,8 @@ class Coordinator {
   void TakeOver();
   void StepDown(const std::string& why);
   void OnControl(std::vector<zmq::message_t>&& frames);
+  void OnPeerLost(const std::string& identity);
+  void OnDead(const std::string& procid);
   void OnTick();
   void Flush(bool with_lazy);
   void Release(Output& output);
@@ -65,6 +68,7 @@ class Coordinator {
   std::unique_ptr<zk::Election> election_;
   net::Timer tick_;
   net::Timer retry_;
+  DeathWatch deaths_;
 
   std::optional<zk::Leadership> leadership_;
   std::shared_ptr<void> term_;  // what is under way for this leadership holds it weakly

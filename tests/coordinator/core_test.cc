@@ -887,6 +887,35 @@ TEST_F(CoreTest, RestartedServerReplacesItsFormerSelfAtOnce) {
   EXPECT_TRUE(uses_new);
 }
 
+TEST_F(CoreTest, AServerThatIsMarkedDeadIsGoneAlthoughItsNodeStays) {
+  StartRunning();
+  core_->MarkServerDead("p-s1", now_);
+  Announce();  // its session has not ended
+  Tick();
+  EXPECT_NE(Events().find("server s1 is gone"), std::string::npos);
+  const auto holds = [&](const std::string& procid) {
+    const auto map = Map();
+    return std::any_of(map.shards.begin(), map.shards.end(), [&](const auto& shard) {
+      return map.servers[shard->server]->procid == procid;
+    });
+  };
+  EXPECT_FALSE(holds("p-s1"));
+  inbox_["p-s1"].clear();
+  Say("p-s1", control::ServerReportT{});  // it has to introduce itself first
+  Tick(5000);
+  EXPECT_TRUE(inbox_["p-s1"].empty());
+  // It was alive after all: a member as before, and its end is seen as ever.
+  Register("s1");
+  EXPECT_TRUE(core_->servers().at("p-s1").alive());
+  Announce();
+  EXPECT_TRUE(core_->servers().at("p-s1").alive());
+  servers_.erase("s1");
+  Announce();
+  EXPECT_FALSE(core_->servers().contains("p-s1"));
+  core_->MarkServerDead("p-s1", now_);  // nobody any more
+  Tick();
+}
+
 TEST_F(CoreTest, LostAgentGivesItsRecordsBackAndIsReplacedElsewhere) {
   StartRunning();
   const auto [task, worker] = *tasks_.begin();

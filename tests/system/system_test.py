@@ -478,8 +478,12 @@ class Replicas(WithCluster):
                                   "resources: {replicas: 1}\n")
         self.wait_for(job, "replicated", 1)
         for turn in (1, 2, 3):
-            os.kill(self.cluster.processes()["server-%d" % turn], signal.SIGKILL)
+            pid = self.cluster.processes()["server-%d" % turn]
+            killed = time.time()
+            os.kill(pid, signal.SIGKILL)
             self.wait_for(job, "promoted", turn)
+            # Noticed by its closed port: its session lasts 4 s.
+            self.assertLess(time.time() - killed, 3)
             self.cluster.up("--repair")
             deadline = time.time() + 60
             while self.cluster.job(job)["replicated_shards"] < 16:

@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <map>
 #include <random>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "common/check.h"
 #include "common/net/unique_fd.h"
@@ -254,6 +256,40 @@ TEST_F(ZmqSocketTest, SendingToAPeerThatIsUnknownOrGoneIsNoticed) {
       },
       kSoon));
   EXPECT_EQ(status.error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(ZmqSocketTest, ARouterNamesThePeerWhoseConnectionBroke) {
+  auto router = Open(ZmqKind::kRouter);
+  std::map<std::string, std::string> said;  // by identity
+  std::vector<std::string> lost;
+  router->OnReceive(
+      [&](ZmqSocket::Frames&& frames) { said[frames[0].to_string()] = frames[1].to_string(); });
+  ASSERT_TRUE(
+      router->OnPeerLost([&](const std::string& identity) { lost.push_back(identity); }).ok());
+  const auto endpoint = router->Bind("tcp://127.0.0.1:0");
+  ASSERT_TRUE(endpoint.ok());
+  std::map<std::string, std::unique_ptr<ZmqSocket>> dealers;
+  for (const char* name : {"a", "b", "c", "silent"}) {
+    dealers[name] = Open(ZmqKind::kDealer);
+    ASSERT_TRUE(dealers[name]->Connect(*endpoint).ok());
+    if (std::string(name) != "silent") SendWhenPossible(*dealers[name], name);
+  }
+  ASSERT_TRUE(loop_.RunUntil([&] { return said.size() == 3; }, kSoon));
+  for (const char* name : {"b", "silent", "a"}) {
+    const std::size_t before = lost.size();
+    dealers.erase(name);
+    if (std::string(name) == "silent") continue;  // it has no identity that anybody has heard
+    ASSERT_TRUE(loop_.RunUntil([&] { return lost.size() == before + 1; }, kSoon));
+    EXPECT_EQ(said[lost.back()], name);
+  }
+  // A descriptor that is used anew belongs to the new peer.
+  dealers["d"] = Open(ZmqKind::kDealer);
+  ASSERT_TRUE(dealers["d"]->Connect(*endpoint).ok());
+  SendWhenPossible(*dealers["d"], "d");
+  ASSERT_TRUE(loop_.RunUntil([&] { return said.size() == 4; }, kSoon));
+  dealers.erase("d");
+  ASSERT_TRUE(loop_.RunUntil([&] { return lost.size() == 3; }, kSoon));
+  EXPECT_EQ(said[lost.back()], "d");
 }
 
 TEST_F(ZmqSocketTest, JunkOnThePortHarmsNobody) {

@@ -367,6 +367,13 @@ void Cluster::Suspect(std::uint64_t chance) {
   Machine& machine = machines_[static_cast<std::size_t>(number)];
   ++report_.suspicions;
   world_.history.Log("SUSPICION of " + machine.name);
+  if (chance % 2 == 0) {
+    // A leader takes it for dead although its node stays.
+    for (Machine& other : machines_) {
+      if (other.coordinator) other.coordinator->MarkServerDead(machine.server->procid());
+    }
+    return;
+  }
   world_.zookeeper.Delete("/servers/" + machine.server->procid());
   // Its session looks again after its next reconnect.
   world_.schedule.After(static_cast<std::int64_t>(200 + chance / 1000 % 3000),

@@ -9,6 +9,8 @@ namespace {
 constexpr std::uint64_t kEpochStartMs = 1'700'000'000'000;
 constexpr std::int64_t kTickMs = 100;
 constexpr std::int64_t kTakeOverAgainMs = 5000;
+constexpr std::int64_t kProbeMs = 20;  // coordinator/shell/death_watch.h
+constexpr std::int64_t kPatienceMs = 1000;
 
 void Join(coordinator::Output& into, coordinator::Output&& from) {
   for (coordinator::NodeWrite& write : from.writes) {
@@ -43,6 +45,9 @@ CoordinatorNode::CoordinatorNode(World& world, MachineId machine, const std::str
       name_, machine_,
       [this, weak = std::weak_ptr<void>(life_)](const std::string& from, const Packet& packet) {
         if (!weak.expired()) OnControl(from, packet);
+      },
+      [this, weak = std::weak_ptr<void>(life_)](const std::string& identity) {
+        if (!weak.expired()) OnLost(identity);
       });
   servers_watcher_ = std::make_unique<ZkWatcher>(world_.schedule, client_, machine_, "/servers",
                                                  [this](const ZooKeeper::Children& children) {
@@ -148,6 +153,38 @@ void CoordinatorNode::StepDown() {
   pending_ = {};
   identity_of_.clear();
   procid_of_.clear();
+  watched_.clear();
+}
+
+// As the shell's death watch does.
+void CoordinatorNode::OnLost(const std::string& identity) {
+  const auto known = procid_of_.find(identity);
+  if (core_ == nullptr || known == procid_of_.end()) return;
+  const auto server = core_->servers().find(known->second);
+  if (server == core_->servers().end() || server->second.lanes.empty()) return;
+  const std::uint64_t watch = watched_[server->first] = next_watch_++;
+  Watch(server->first, server->second.lanes.front(), watch, world_.schedule.now_ms() + kPatienceMs);
+}
+
+void CoordinatorNode::Watch(const std::string& procid, const std::string& endpoint,
+                            std::uint64_t watch, std::int64_t until_ms) {
+  const auto at = watched_.find(procid);
+  if (at == watched_.end() || at->second != watch) return;
+  const bool over = world_.schedule.now_ms() >= until_ms;
+  const bool dead = world_.network.Refuses(machine_, endpoint);
+  if (dead || over) watched_.erase(at);
+  if (dead) return MarkServerDead(std::string(procid));
+  if (over) return;
+  world_.schedule.After(kProbeMs, machine_, life_, [this, procid, endpoint, watch, until_ms] {
+    Watch(procid, endpoint, watch, until_ms);
+  });
+}
+
+void CoordinatorNode::MarkServerDead(const std::string& procid) {
+  if (core_ == nullptr) return;
+  world_.history.Log(name_ + " takes " + procid + " for dead");
+  core_->MarkServerDead(procid, Now());
+  Flush(false);
 }
 
 void CoordinatorNode::FeedMembers() {
@@ -168,6 +205,7 @@ void CoordinatorNode::OnControl(const std::string& identity, const Packet& packe
     procid_of_.erase(identity_of_[procid]);
     identity_of_[procid] = identity;
     procid_of_[identity] = procid;
+    watched_.erase(procid);
   }
   const auto known = procid_of_.find(identity);
   if (known == procid_of_.end()) return;

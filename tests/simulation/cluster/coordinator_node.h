@@ -20,6 +20,7 @@ class CoordinatorNode {
   void End(bool crash);
 
   bool leads() const { return core_ != nullptr; }
+  void MarkServerDead(const std::string& procid);
   void Submit();
   ZkClient& client() { return client_; }
 
@@ -31,6 +32,9 @@ class CoordinatorNode {
   void StepDown();
   void FeedMembers();
   void OnControl(const std::string& identity, const Packet& packet);
+  void OnLost(const std::string& identity);
+  void Watch(const std::string& procid, const std::string& endpoint, std::uint64_t watch,
+             std::int64_t until_ms);
   void OnTick();
   void Flush(bool with_lazy);
   void Write();
@@ -53,6 +57,8 @@ class CoordinatorNode {
   std::unique_ptr<coordinator::Core> core_;
   std::map<std::string, std::string> identity_of_;  // by procid
   std::map<std::string, std::string> procid_of_;
+  std::map<std::string, std::uint64_t> watched_;  // suspected of being dead, by procid
+  std::uint64_t next_watch_ = 1;
   std::int64_t last_lazy_ms_ = 0;
   coordinator::Ticket next_ticket_ = 1;
   // The store: one write at a time, those that come meanwhile are joined.

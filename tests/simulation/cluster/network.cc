@@ -27,13 +27,15 @@ std::int64_t Network::DelayBetween(MachineId a, MachineId b) {
   return delay;
 }
 
-void Network::Bind(const std::string& address, MachineId machine, ServerFn receive) {
-  bound_[address] = Bound{machine, std::move(receive), next_binding_++};
+void Network::Bind(const std::string& address, MachineId machine, ServerFn receive, LostFn lost) {
+  bound_[address] = Bound{machine, std::move(receive), std::move(lost), next_binding_++};
   homes_[address] = machine;
+  silent_.erase(address);
 }
 
 void Network::Unbind(const std::string& address, bool silently) {
   if (bound_.erase(address) == 0) return;
+  if (silently) silent_.insert(address);
   for (auto& [id, link] : links_) {
     if (link.address != address || !link.up) continue;
     // What was on its way reaches nobody.
@@ -64,6 +66,7 @@ void Network::Close(LinkId id) {
   const auto found = links_.find(id);
   if (found == links_.end()) return;
   Link& link = found->second;
+  if (link.up && !link.closed) TellLost(link, id);
   link.closed = true;
   link.up = false;
   link.receive = nullptr;
@@ -94,6 +97,7 @@ void Network::Break(LinkId id) {
   ++counters_.broken;
   schedule_.Trace("broken", id, link.generation);
   link.up = false;
+  TellLost(link, id);
   link.to_client.queue.clear();
   // Of what is under way to the server, some beginning arrives.
   std::deque<Waiting>& queue = link.to_server.queue;
@@ -113,6 +117,25 @@ void Network::Break(LinkId id) {
   schedule_.After(1 + schedule_.Below(kReconnectMs),
                   [this, id, generation] { Try(id, generation); });
   if (link.connection) link.connection(false);
+}
+
+void Network::TellLost(const Link& link, LinkId id) {
+  const auto server = bound_.find(link.address);
+  if (server == bound_.end() || !server->second.lost) return;
+  schedule_.After(1 + schedule_.Below(kNoticeMs),
+                  [this, address = link.address, number = server->second.number,
+                   identity = IdentityOf(id, link.generation)] {
+                    const auto same = bound_.find(address);
+                    if (same == bound_.end() || same->second.number != number) return;
+                    const LostFn lost = same->second.lost;
+                    lost(identity);
+                  });
+}
+
+bool Network::Refuses(MachineId from, const std::string& address) const {
+  const auto home = homes_.find(address);
+  return home != homes_.end() && !bound_.contains(address) && !silent_.contains(address) &&
+         !Blocked(from, home->second) && !Blocked(home->second, from);
 }
 
 void Network::BreakIfBlocked(LinkId id, std::uint32_t generation) {

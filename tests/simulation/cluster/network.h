@@ -42,11 +42,13 @@ class Network {
   using ServerFn = std::function<void(const std::string& from, const Packet& packet)>;
   using ClientFn = std::function<void(const Packet& packet)>;
   using ConnectionFn = std::function<void(bool connected)>;
+  using LostFn = std::function<void(const std::string& identity)>;
   enum class Plane { kControl, kData };
 
   explicit Network(Schedule& schedule) : schedule_(schedule) {}
 
-  void Bind(const std::string& address, MachineId machine, ServerFn receive);
+  // `lost`: a peer's connection broke or was closed.
+  void Bind(const std::string& address, MachineId machine, ServerFn receive, LostFn lost = nullptr);
   // `silently`: no one is told; peers find out after a while (the machine is gone, not the
   // process).
   void Unbind(const std::string& address, bool silently);
@@ -56,6 +58,8 @@ class Network {
   void Close(LinkId link);
   // False without a connection: nothing is kept for the next one.
   bool Send(LinkId link, Packet packet);
+  // A connection from there is refused: nobody listens, and the machine is there to say so.
+  bool Refuses(MachineId from, const std::string& address) const;
   // To whom a message came from; dropped if that connection is gone.
   void Reply(const std::string& identity, Packet packet);
 
@@ -100,6 +104,7 @@ class Network {
   struct Bound {
     MachineId machine = 0;
     ServerFn receive;
+    LostFn lost;
     std::uint64_t number = 0;  // of this binding
   };
 
@@ -107,6 +112,7 @@ class Network {
   std::int64_t DelayBetween(MachineId a, MachineId b);
   void Try(LinkId id, std::uint32_t generation);
   void Break(LinkId id);
+  void TellLost(const Link& link, LinkId id);
   void BreakIfBlocked(LinkId id, std::uint32_t generation);
   void PumpToServer(LinkId id);
   void PumpToClient(LinkId id);
@@ -116,6 +122,7 @@ class Network {
   LinkFaults faults_;
   std::map<std::string, Bound> bound_;
   std::map<std::string, MachineId> homes_;  // of every address ever bound
+  std::set<std::string> silent_;            // unbound silently, and not bound since
   std::map<LinkId, Link> links_;
   std::map<std::string, std::pair<LinkId, std::uint32_t>> identities_;
   std::map<std::pair<MachineId, MachineId>, int> cuts_;
