@@ -99,6 +99,12 @@ std::optional<BenchAgent::Started> BenchAgent::TakeStarted(std::uint32_t workers
   return started;
 }
 
+void BenchAgent::OnMap(std::function<void(const control::MapT&)> fn) {
+  const std::lock_guard lock(mutex_);
+  on_map_ = std::move(fn);
+  if (on_map_ && map_) on_map_(*map_);
+}
+
 std::string BenchAgent::trouble() const {
   const std::lock_guard lock(mutex_);
   return trouble_;
@@ -212,9 +218,17 @@ void BenchAgent::OnTaskStart(std::uint64_t number, const control::TaskStartT& st
 void BenchAgent::OnJobUpdate(std::uint64_t number, const control::JobUpdateT& update) {
   const std::lock_guard lock(mutex_);
   if (!tasks_.contains(number) || !map_ || update.map == nullptr) return;
-  if (update.map->version != map_->version) {
-    trouble_ = "a server was lost, its shards are elsewhere now";
+  if (update.map->version <= map_->version) return;
+  for (std::size_t i = 0; i < map_->shards.size(); ++i) {
+    if (i < update.map->shards.size() &&
+        update.map->shards[i]->lineage == map_->shards[i]->lineage) {
+      continue;
+    }
+    trouble_ = "a server was lost, and no backup had the values of its shards";
+    return;
   }
+  map_ = control::Clone(*update.map);
+  if (on_map_) on_map_(*map_);
 }
 
 void BenchAgent::OnStopTask(const control::StopTaskT& stop) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
@@ -61,6 +62,9 @@ class BenchAgent {
   void Offer(control::LayoutT model, const control::DataInfoT& data);
   // Once all `workers` tasks of the job are live.
   std::optional<Started> TakeStarted(std::uint32_t workers);
+  // From now on called with each newer map of the started job, on the agent's thread; null: not any
+  // more, and then it does not run any more either.
+  void OnMap(std::function<void(const control::MapT&)> fn);
   // Why the job that was started cannot be measured any more; empty: it can.
   std::string trouble() const;
   // Why ZooKeeper does not answer; empty: it does.
@@ -92,7 +96,8 @@ class BenchAgent {
   mutable std::mutex mutex_;             // guards what follows
   std::optional<Offered> offered_;       // what a check is answered with
   std::map<std::uint64_t, Task> tasks_;  // by the coordinator's number
-  std::optional<control::MapT> map_;     // of the start
+  std::optional<control::MapT> map_;     // the newest
+  std::function<void(const control::MapT&)> on_map_;
   std::string trouble_;
   std::string zookeeper_trouble_ = "not connected yet";
 

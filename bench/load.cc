@@ -38,11 +38,12 @@ double ResidentMib() {
 Result<std::uint64_t> RunLoad(const std::vector<std::unique_ptr<LoadWorker>>& workers,
                               const Options& options, Operation operation, const Plan& plan,
                               const Say& say, const std::function<std::string()>& give_up,
-                              Row& row) {
+                              const std::function<Status()>& connected, Row& row) {
   const bool overload = operation == Operation::kOverload;
   for (const auto& worker : workers) PS_TRY(worker->Connect());
   say(plan.row_width > 0 ? "connected, the table has its " + std::to_string(plan.keys) + " rows"
                          : "connected, every shard has its values");
+  if (connected) PS_TRY(connected());
   const double memory_before = ResidentMib();
   for (const auto& worker : workers) worker->Start();
   PS_TRY(Sleep(options.warm_up_seconds, give_up));

@@ -16,13 +16,14 @@ namespace ps::bench {
 
 using Say = std::function<void(const std::string&)>;
 
-// Connects the workers, one after the other, lets them work at once, and stops them. `row` gets
+// Connects the workers, one after the other, calls `connected` (if there is one), lets them work at
+// once, and stops them. `row` gets
 // what was measured; of an overload, whose last worker pulls, only what that one did. Returns the
 // pushes that were applied, of all workers. The errors are those of the workers.
 Result<std::uint64_t> RunLoad(const std::vector<std::unique_ptr<LoadWorker>>& workers,
                               const Options& options, Operation operation, const Plan& plan,
                               const Say& say, const std::function<std::string()>& give_up,
-                              Row& row);
+                              const std::function<Status()>& connected, Row& row);
 
 // Exactly once: `applied` by all shards together is what the workers were told, for each shard.
 // kInternal if not.

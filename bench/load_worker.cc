@@ -56,6 +56,13 @@ Status LoadWorker::Connect() {
   return Ok();
 }
 
+void LoadWorker::SetMap(const control::MapT& map) {
+  loop_.Post([this, copy = std::make_shared<control::MapT>(control::Clone(map))] {
+    if (broken_ || !client_) return;
+    if (const Status set = client_->SetMap(*copy); !set.ok()) Fail(set.error());
+  });
+}
+
 void LoadWorker::Start() {
   loop_.Post([this] {
     running_ = true;

@@ -4,7 +4,8 @@
 // Pushes lie in a retention ring, from which they are sent without a copy; the ring is so sized
 // that each place in it always holds the same push, which is written there once, as a sparsifier
 // would write it there itself. What every shard has answered leaves the ring: unlike a task's, the
-// pushes cannot be replayed to a server that lost them, and then the measurement fails. Built, told
+// pushes cannot be replayed to a server that lost them, and then the measurement fails (unless the
+// shards have backups). Built, told
 // and destroyed by one thread; each wait has a deadline and says what it waited for.
 #pragma once
 
@@ -61,6 +62,8 @@ class LoadWorker {
   // Connects, and waits until a first push has its verdicts: then every shard has its values, and
   // with `fills` its rows.
   Status Connect();
+  // After Connect(), from any thread until Close(): where the shards are now.
+  void SetMap(const control::MapT& map);
   // Works until Stop(); what ends between the two calls of Measure counts.
   void Start();
   void Measure(bool on) { measuring_ = on; }

@@ -210,6 +210,12 @@ int main(int argc, char** argv) {
   app.add_option("--shards", options.shards, "of the model (default: one per 65,536 values)")
       ->check(CLI::Range(1, 4096))
       ->option_text("N");
+  app.add_option("--replicas", options.replicas,
+                 "with --cluster: backups of each shard; a server may then be lost meanwhile")
+
+      ->check(CLI::Range(0, 2))
+      ->needs(cluster_flag)
+      ->option_text("N (0)");
   app.add_option("--seconds", options.seconds, "of each measurement")
 
       ->check(CLI::Range(0.05, 3600.0))

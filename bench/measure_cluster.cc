@@ -156,6 +156,28 @@ Result<BenchAgent::Started> ClusterBench::AwaitStarted(const Options& options) {
   }
 }
 
+Status ClusterBench::AwaitReplicated(const Options& options, const Plan& plan) {
+  if (options.replicas == 0) return Ok();
+  const auto end =
+      environment_.now_ms() + static_cast<std::int64_t>(options.deadline_seconds * 1000);
+  const std::uint64_t shards = plan.layout.shard_count();
+  while (true) {
+    const cli::Json job = PS_TRY(JobNow());
+    const cli::Json& replicated = MemberOf(job, "replicated_shards");
+    const std::uint64_t count =
+        replicated.is_number_unsigned() ? replicated.get<std::uint64_t>() : 0;
+    if (count >= shards) return Ok();
+    if (const std::string why = GiveUp(); !why.empty()) return Error{ErrorCode::kClosed, why};
+    if (environment_.now_ms() >= end) {
+      return Error{ErrorCode::kTimeout, std::to_string(count) + " of " + std::to_string(shards) +
+                                            " shards have " + Counted(options.replicas, "backup") +
+                                            " after " + cli::DecimalText(options.deadline_seconds) +
+                                            " s; are there enough servers?"};
+    }
+    environment_.sleep(kPoll);
+  }
+}
+
 std::string ClusterBench::GiveUp() {
   if (environment_.interrupted()) return kInterrupted;
   if (std::string trouble = agent_->trouble(); !trouble.empty()) return trouble;
@@ -165,7 +187,8 @@ std::string ClusterBench::GiveUp() {
   const Result<cli::Json> job = JobNow();
   if (!job.ok()) return environment_.interrupted() ? kInterrupted : "";
   const std::string phase = TextOf(*job, "phase");
-  if (phase == "running") return "";
+  // With backups a server may go: they take over.
+  if (phase == "running" || (phase == "recovering" && replicas_ > 0)) return "";
   return "the benchmark's job is " + cli::Printable(phase + ": " + TextOf(*job, "reason"));
 }
 
@@ -186,9 +209,11 @@ Result<Row> ClusterBench::Measure(const Options& options, Operation operation, s
 Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation, const Plan& plan,
                                      const Say& say) {
   const std::string& name = agent_->settings().name;
+  replicas_ = options.replicas;
   JobSpec spec = SpecOf(options, plan, options.workers);
   spec.name = name;
   spec.resources.label = name;
+  spec.resources.replicas = static_cast<int>(options.replicas);
   control::DataInfoT data;
   data.records = static_cast<std::uint64_t>(spec.data.train.records);
   data.fingerprint = data.records;
@@ -224,14 +249,23 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
     load.push_back(std::make_unique<LoadWorker>(context, plan, started.map, settings));
   }
   Row row;
-  const auto pushes = RunLoad(load, options, operation, plan, say, give_up, row);
+  // Not before all are connected: until then a lost server ends the measurement.
+  const auto connected = [&]() -> Status {
+    agent_->OnMap([&load](const control::MapT& map) {
+      for (const auto& worker : load) worker->SetMap(map);
+    });
+    return AwaitReplicated(options, plan);
+  };
+  const auto pushes = RunLoad(load, options, operation, plan, say, give_up, connected, row);
   const auto applied = pushes.ok() ? load.front()->CountApplied() : Result<std::uint64_t>(0);
+  agent_->OnMap(nullptr);
   load.clear();
   api_.set_deadline_ms(cli::Api::kDeadlineMs);
   if (!pushes.ok()) return pushes.error();
   if (!applied.ok()) return applied.error();
   PS_TRY(CheckPushes(*applied, *pushes, plan));
   row.carrier = Carrier::kCluster;
+  row.replicas = options.replicas;
   row.servers = static_cast<std::uint32_t>(started.map.servers.size());
   row.lanes = static_cast<std::uint32_t>(lanes);
   return row;

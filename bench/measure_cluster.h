@@ -45,6 +45,8 @@ class ClusterBench {
   Result<Row> MeasureJob(const Options& options, Operation operation, const Plan& plan,
                          const Say& say);
   Result<BenchAgent::Started> AwaitStarted(const Options& options);
+  // Until every shard has its backups.
+  Status AwaitReplicated(const Options& options, const Plan& plan);
   // Cancels our newest job, if it is not over.
   Status EndJob(const std::string& reason);
   // Why a measurement has to end now; empty: it goes on. Asks the coordinator once a second.
@@ -57,6 +59,7 @@ class ClusterBench {
   cli::Api end_api_;
   std::unique_ptr<BenchAgent> agent_;
   std::int64_t next_look_ms_ = 0;
+  std::uint32_t replicas_ = 0;  // of the job that is measured
 };
 
 }  // namespace ps::bench

@@ -48,7 +48,8 @@ Result<Row> MeasureLocal(const Options& options, Operation operation, std::uint6
     load.push_back(std::make_unique<LoadWorker>(context, plan, servers->map(), settings));
   }
   Row row;
-  const std::uint64_t pushes = PS_TRY(RunLoad(load, options, operation, plan, say, nullptr, row));
+  const std::uint64_t pushes =
+      PS_TRY(RunLoad(load, options, operation, plan, say, nullptr, nullptr, row));
   PS_TRY(CheckApplied(*servers, plan, pushes, options.deadline_seconds));
   row.lanes = options.servers * options.lanes;
   row.servers = options.servers;

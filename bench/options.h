@@ -68,8 +68,9 @@ struct Options {
   std::uint32_t window = 4;
   std::uint32_t workers = 1;
   std::uint32_t servers = 1;
-  std::uint32_t lanes = 1;   // of a server
-  std::uint32_t shards = 0;  // 0: one per block, at most 256
+  std::uint32_t lanes = 1;     // of a server
+  std::uint32_t shards = 0;    // 0: one per block, at most 256
+  std::uint32_t replicas = 0;  // kCluster: backups of each shard
   double seconds = 1;
   double warm_up_seconds = 0.2;
   double deadline_seconds = 60;        // for connecting, and for what is still open at the end

@@ -112,6 +112,7 @@ std::string Json(const std::vector<Row>& rows) {
     one["window"] = row.window;
     one["workers"] = row.workers;
     one["servers"] = row.servers;
+    one["replicas"] = row.replicas;
     one["lanes"] = row.lanes;
     one["seconds"] = row.seconds;
     one["operations"] = row.operations;

@@ -20,6 +20,7 @@ struct Row {
   std::uint32_t window = 1;
   std::uint32_t workers = 1;
   std::uint32_t servers = 1;
+  std::uint32_t replicas = 0;
   std::uint32_t lanes = 1;  // of all servers
   double seconds = 0;
   std::uint64_t operations = 0;

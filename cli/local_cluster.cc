@@ -24,7 +24,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kSessionTimeoutMs = 4000;
+constexpr int kSessionMsMin = 1000;  // two ticks of the ZooKeeper that we start
+constexpr int kSessionMsMax = 10'000;
 constexpr std::chrono::milliseconds kStopPatience{10'000};
 constexpr std::chrono::milliseconds kCheckPause{100};
 constexpr std::int64_t kDyingMs = 1000;
@@ -122,6 +123,7 @@ LocalConfig ApplySizes(LocalConfig config, const LocalSizes& sizes) {
   if (sizes.coordinators) config.coordinators = *sizes.coordinators;
   if (sizes.servers) config.servers = *sizes.servers;
   if (sizes.lanes) config.lanes = *sizes.lanes;
+  if (sizes.session_ms) config.session_ms = *sizes.session_ms;
   if (sizes.workers || sizes.agents) {
     const int workers = sizes.workers.value_or(*sizes.agents);
     config.agents = std::min(sizes.agents.value_or(workers), workers);
@@ -167,6 +169,8 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
   bool good = read("coordinators", 1, 9, config.coordinators) &&
               read("servers", 1, 64, config.servers) && read("agents", 1, 64, config.agents) &&
               read("slots", 1, 64, config.slots) && read("lanes", 1, 64, config.lanes) &&
+              (!json.contains("session_ms") ||
+               read("session_ms", kSessionMsMin, kSessionMsMax, config.session_ms)) &&
               read("zookeeper_port", 0, 65535, config.zookeeper_port);
   const Json& ports = MemberOf(json, "http_ports");
   good = good && ports.is_array() && ports.size() == static_cast<std::size_t>(config.coordinators);
@@ -185,6 +189,7 @@ Status LocalCluster::WriteConfig(const LocalConfig& config) const {
                                  {"agents", config.agents},
                                  {"slots", config.slots},
                                  {"lanes", config.lanes},
+                                 {"session_ms", config.session_ms},
                                  {"zookeeper_port", config.zookeeper_port},
                                  {"http_ports", config.http_ports}}));
 }
@@ -333,7 +338,7 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
   }));
 
   const std::string zookeeper = "127.0.0.1:" + std::to_string(config.zookeeper_port) + "/ds";
-  const std::string session = std::to_string(kSessionTimeoutMs);
+  const std::string session = std::to_string(config.session_ms);
   for (int i = 0; i < config.coordinators; ++i) {
     const std::string name = Numbered("coordinator", i + 1);
     PS_TRY(StartOne(name,

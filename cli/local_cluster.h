@@ -27,6 +27,7 @@ struct LocalSizes {
   std::optional<int> workers;       // 2 slots in all
   std::optional<int> agents;        // one for each slot
   std::optional<int> lanes;         // 1 for each server
+  std::optional<int> session_ms;    // 4000
 };
 
 // cluster.json
@@ -36,6 +37,7 @@ struct LocalConfig {
   int agents = 2;
   int slots = 1;  // of each agent
   int lanes = 1;
+  int session_ms = 4000;  // of ZooKeeper: after so long a silence a process counts as dead
   int zookeeper_port = 0;
   std::vector<int> http_ports;
 

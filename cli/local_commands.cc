@@ -12,6 +12,7 @@ struct UpOptions {
   std::string directory;
   LocalSizes sizes;
   std::string timeout = "15s";
+  std::string session;
   bool repair = false;
 };
 
@@ -47,11 +48,18 @@ Result<ExitCode> Up(Globals& globals, const UpOptions& options) {
   Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
   const std::int64_t patience_ms = PS_TRY(ParseDuration(options.timeout));
+  LocalSizes sizes = options.sizes;
+  if (!options.session.empty()) {
+    const std::int64_t session_ms = PS_TRY(ParseDuration(options.session));
+    if (session_ms < 1000 || session_ms > 10'000) {
+      return Error{ErrorCode::kUsage, "--session-timeout " + options.session + ": 1s to 10s"};
+    }
+    sizes.session_ms = static_cast<int>(session_ms);
+  }
   const fs::path directory = PS_TRY(ChosenDirectory(environment, options.directory));
   PS_TRY(CheckNoOtherCluster(environment, directory));
   LocalCluster cluster(environment, directory);
-  PS_TRY(options.repair ? cluster.Repair(options.sizes, patience_ms)
-                        : cluster.Up(options.sizes, patience_ms));
+  PS_TRY(options.repair ? cluster.Repair(sizes, patience_ms) : cluster.Up(sizes, patience_ms));
   const LocalConfig config = PS_TRY(cluster.ReadConfig());
   Context context;
   context.coordinators = LocalCluster::CoordinatorUrls(config);
@@ -170,6 +178,9 @@ void AddLocalCommands(CLI::App& app, Globals& globals) {
       ->check(CLI::Range(1, 9));
   up->add_option("--lanes", options->sizes.lanes, "Threads that serve shards, per server (1)")
       ->check(CLI::Range(1, 64));
+  up->add_option("--session-timeout", options->session,
+                 "After so long a silence ZooKeeper takes a process for dead, 1s to 10s (4s)")
+      ->type_name("TIME");
   up->add_flag("--repair", options->repair, "Of a cluster that runs, start what died");
   up->add_option("--timeout", options->timeout, "For each step of the start (15s)")
       ->type_name("TIME");

@@ -114,6 +114,17 @@ TEST(LocalClusterTest, ASecondClusterInTheSameDirectoryIsRefused) {
   EXPECT_FALSE(fs::exists(directory));
 }
 
+TEST(LocalClusterTest, SessionsOfLessThanTwoTicksAreAUsageError) {
+  for (const char* time : {"900ms", "11s", "fast"}) {
+    TestEnvironment test;
+    EXPECT_EQ(test.Run({"local", "up", "--session-timeout", time, "--dir",
+                        (test.directory() / "c").string()}),
+              2)
+        << time;
+    EXPECT_FALSE(fs::exists(test.directory() / "c"));
+  }
+}
+
 TEST(LocalClusterTest, DownAndStatusWithoutAClusterSayNotFound) {
   TestEnvironment test;
   EXPECT_EQ(test.Run({"local", "down"}), 3);
@@ -138,7 +149,9 @@ TEST(LocalClusterTest, ADamagedConfigurationIsInvalid) {
         R"({"coordinators": 1, "servers": 1000000, "agents": 1, "slots": 1, "lanes": 1,
         "zookeeper_port": 1, "http_ports": [1]})",
         R"({"coordinators": 1, "servers": 1, "agents": 1, "slots": 1, "lanes": 1,
-        "zookeeper_port": 1, "http_ports": ["x"]})"}) {
+        "zookeeper_port": 1, "http_ports": ["x"]})",
+        R"({"coordinators": 1, "servers": 1, "agents": 1, "slots": 1, "lanes": 1, "session_ms": 1,
+        "zookeeper_port": 1, "http_ports": [1]})"}) {
     TestEnvironment test;
     test.Write("c/cluster.json", text);
     const LocalCluster cluster(test.environment(), test.directory() / "c");

@@ -966,6 +966,20 @@ class Bench(WithCluster):
         self.assertIn(self.cluster.job(job)["phase"], ("cancelled", "failed"))
         self.cluster.up("--repair")
 
+    def test_with_backups_a_lost_server_is_a_long_latency(self):
+        bench = self.start("-t", "push", "--size", "1M", "--seconds", "6", "--replicas", "1",
+                           "--json")
+        self.until(lambda: self.running() != "" and
+                   self.cluster.job(self.running())["replicated_shards"] > 0)
+        time.sleep(2)
+        os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+        out, said = bench.communicate(timeout=60)
+        self.assertEqual(bench.returncode, 0, said)
+        row = json.loads(out)[0]
+        self.assertEqual(row["replicas"], 1)
+        self.assertGreater(row["operations"], 0)
+        self.cluster.up("--repair")
+
     def test_what_cannot_be_measured_says_why(self):
         done = self.run_bench("--coordinator", "http://127.0.0.1:1")
         self.assertEqual(done.returncode, 69, done.stderr)
