@@ -138,7 +138,8 @@ void Job::Tick() {
   }
   if (state_.phase == Phase::kPlacing) StartRunning();
   if (state_.phase == Phase::kRecovering && !Homeless() && ShardsReady() && LiveCount() > 0) {
-    Event("recovered", "all shards are ready again");
+    Event("recovered", "all shards are ready again" +
+                           After(PhaseName(Phase::kRecovering), "", "the loss was noticed"));
     SetPhase(Phase::kRunning, "");
   }
   if (round_ && now >= round_->started_ms + timeouts_.round_ms) {
@@ -476,7 +477,9 @@ void Job::OnReplayDone(const control::ReplayDoneT& done) {
     dead.replayed = true;
     dirty_.state = true;
     Event("replayed", WorkerText(dead.worker.value(), dead.incarnation) + " up to clock " +
-                          std::to_string(done.last_clock));
+                          std::to_string(done.last_clock) +
+                          After("worker lost", WorkerText(dead.worker.value(), dead.incarnation),
+                                "the loss was noticed"));
   }
 }
 
@@ -884,6 +887,18 @@ void Job::SetPhase(Phase phase, const std::string& reason) {
   state_.phase = phase;
   state_.reason = reason;
   dirty_.state = true;
+}
+
+std::string Job::After(const std::string& type, const std::string& begins,
+                       const std::string& text) const {
+  for (auto event = state_.events.rbegin(); event != state_.events.rend(); ++event) {
+    if (event->type != type || event->message.rfind(begins, 0) != 0) continue;
+    // Clocks of leaders may differ.
+    const std::uint64_t ms = cluster_.now_ms() - std::min(cluster_.now_ms(), event->time_ms);
+    const std::string tenths = std::to_string(ms % 1000 / 100);
+    return ", " + std::to_string(ms / 1000) + "." + tenths + " s after " + text;
+  }
+  return "";
 }
 
 void Job::Event(const std::string& type, const std::string& message) {

@@ -172,6 +172,10 @@ class Job {
   void OnEvaluated(std::size_t slot, const control::EvaluatedT& evaluated);
   void Finish(Phase phase, const std::string& reason);
   void SetPhase(Phase phase, const std::string& reason);
+  // ", 0.3 s after TEXT", by the newest event of the type whose message begins so; empty if none is
+  // known any more.
+  std::string After(const std::string& type, const std::string& begins,
+                    const std::string& text) const;
   void Event(const std::string& type, const std::string& message);
 
   // Messages.

@@ -453,7 +453,10 @@ void Job::TellWhole() {
   chains_.whole = whole;
   const std::string backups =
       std::to_string(Backups(definition_)) + (Backups(definition_) == 1 ? " backup" : " backups");
-  if (whole) return Event("replicated", "every shard has " + backups);
+  if (whole) {
+    return Event("replicated",
+                 "every shard has " + backups + After("not replicated", "", "some had less"));
+  }
   std::size_t servers = 0;
   for (const auto& [procid, server] : cluster_.servers()) servers += server.alive() ? 1 : 0;
   // That the backups of a new job are made is no news.

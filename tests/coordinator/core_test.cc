@@ -1070,8 +1070,8 @@ TEST_F(CoreTest, TaskThatWasGivenUpAndNeverPushedIsForgotten) {
   EXPECT_EQ(Take(worker.agent, Body::DropRing).size(), 1u);
 }
 
-// Found by killing every role in turn: the checkpoint holds what the shards had applied of the dead worker,
-// but its last pushes had reached nobody yet.
+// Found by killing every role in turn: the checkpoint holds what the shards had applied of the dead
+// worker, but its last pushes had reached nobody yet.
 TEST_F(CoreTest, RingThatComesBackAfterACheckpointIsReplayedAllTheSame) {
   StartRunning();
   const auto [task, worker] = *tasks_.begin();

@@ -493,6 +493,8 @@ class Replicas(WithCluster):
         kinds = [kind for kind, _ in self.happened(job)]
         self.assertEqual(kinds.count("placed"), 1, self.cluster.events(job))
         self.assertEqual(kinds.count("promoted"), 3, self.cluster.events(job))
+        self.assertRegex(self.cluster.events(job), r"ready again, \d+\.\d s after the loss")
+        self.assertRegex(self.cluster.events(job), r"1 backup, \d+\.\d s after some had less")
         self.assertEqual(described["progress"]["repeated_samples"], 0)
         code, said, result = self.cluster.ledger(described)
         self.assertEqual(code, 0, said)
