@@ -20,7 +20,8 @@ constexpr std::size_t kLine = 16;  // floats that are sampled together
 constexpr double kWarmupStart = 0.25;
 // Sampled values above the threshold, if there are so many: at least, and of large models.
 constexpr double kSampledEntries = 500;
-constexpr double kSampledEntriesMax = 2000;
+constexpr double kSampledEntriesMax = 1000;
+constexpr std::size_t kLinesAhead = 24;  // of the sample, that are fetched
 constexpr double kAcceptLow = 0.8;
 constexpr double kAcceptHigh = 1.3;
 constexpr double kSurplusGain = 0.25;  // part of the surplus that the next step makes good
@@ -109,6 +110,7 @@ Sparsifier::Sparsifier(const LayoutView& layout, std::uint32_t table,
                        const kernels::Table& kernels)
     : layout_(layout), options_(options), kernels_(kernels) {
   PS_CHECK(options.momentum >= 0 && options.momentum < 1, options.momentum);
+  PS_CHECK(options.outer_momentum >= 0 && options.outer_momentum < 1, options.outer_momentum);
   PS_CHECK(options.beta1 >= 0 && options.beta1 < 1, options.beta1);
   PS_CHECK(options.beta2 >= 0 && options.beta2 < 1, options.beta2);
   PS_CHECK(options.epsilon > 0, options.epsilon);
@@ -136,6 +138,10 @@ Sparsifier::Sparsifier(const LayoutView& layout, std::uint32_t table,
     momentum_.assign(elements, 0.0f);
   }
   if (adam) squares_.assign(elements, 0.0f);
+  if (options_.outer_momentum > 0) {
+    outer_.assign(elements, 0.0f);
+    pseudo_.assign(elements, 0.0f);
+  }
   selections_.resize(block_count_);
   scratch_sent_.resize(largest);
 }
@@ -171,15 +177,15 @@ Result<float> Sparsifier::Scale(std::span<const float> gradient) const {
 
 void Sparsifier::Accumulate(std::span<const float> gradient, float scale, std::size_t begin,
                             std::size_t end) {
-  if (options_.rule == AccumulationRule::kAdam) return AccumulateAdam(gradient, scale, begin, end);
+  if (AdamNow()) return AccumulateAdam(gradient, scale, begin, end);
   const float* g = gradient.data();
   float* v = residual_.data();
-  if (momentum_.empty()) {
+  if (Velocity().empty()) {
     for (std::size_t i = begin; i < end; ++i) v[i] = Bounded(v[i] + scale * g[i]);
     return;
   }
-  const float m = options_.momentum;
-  float* u = momentum_.data();
+  const float m = VelocityFactor();
+  float* u = Velocity().data();
   for (std::size_t i = begin; i < end; ++i) {
     const float clipped = scale * g[i];
     const float moved = Bounded(m * u[i] + clipped);
@@ -213,19 +219,20 @@ void Sparsifier::AccumulateAdam(std::span<const float> gradient, float scale, st
   }
 }
 
-void Sparsifier::AddAndPick(std::span<const float> gradient, float scale, std::size_t begin,
-                            std::size_t end, std::size_t block_begin, kernels::Picker& picker) {
+std::size_t Sparsifier::AddAndPick(const kernels::Gradient& gradient, std::size_t begin,
+                                   std::size_t end, std::size_t block_begin,
+                                   kernels::Picker& picker) {
   const kernels::Piece piece{end - begin, static_cast<std::uint32_t>(begin - block_begin)};
   float* const v = residual_.data() + begin;
-  if (accumulated_ || options_.rule == AccumulationRule::kAdam) {
-    if (!accumulated_) AccumulateAdam(gradient, scale, begin, end);
+  if (accumulated_) {
     kernels_.pick(piece, v, picker);
-  } else if (momentum_.empty()) {
-    kernels_.add(piece, gradient.data() + begin, scale, kLimit, v, picker);
-  } else {
-    kernels_.add_nesterov(piece, gradient.data() + begin, scale, options_.momentum, kLimit,
-                          momentum_.data() + begin, v, picker);
+    return piece.count;
   }
+  kernels::Gradient part = gradient;
+  part.g += begin;
+  if (Velocity().empty()) return kernels_.add(piece, part, kLimit, v, picker);
+  return kernels_.add_nesterov(piece, part, VelocityFactor(), kLimit, Velocity().data() + begin, v,
+                               picker);
 }
 
 void Sparsifier::Subtract(std::span<const float> gradient, std::size_t end) {
@@ -252,7 +259,7 @@ std::uint32_t Sparsifier::Preview(std::span<const float> gradient, float scale, 
     return 0;
   }
   const float* const g = gradient.data() + begin;
-  if (options_.rule == AccumulationRule::kAdam) {
+  if (AdamNow()) {
     const float* const u = momentum_.empty() ? nullptr : momentum_.data() + begin;
     const float* const s = squares_.data() + begin;
     const auto b1 = static_cast<float>(options_.beta1);
@@ -265,11 +272,11 @@ std::uint32_t Sparsifier::Preview(std::span<const float> gradient, float scale, 
                          (std::sqrt(square * correction2_) + static_cast<float>(options_.epsilon));
       out[i] = MagnitudeBits(Bounded(v[i] + step));
     }
-  } else if (momentum_.empty()) {
+  } else if (Velocity().empty()) {
     for (std::size_t i = 0; i < count; ++i) out[i] = MagnitudeBits(Bounded(v[i] + scale * g[i]));
   } else {
-    const float* const u = momentum_.data() + begin;
-    const float m = options_.momentum;
+    const float* const u = Velocity().data() + begin;
+    const float m = VelocityFactor();
     for (std::size_t i = 0; i < count; ++i) {
       const float clipped = scale * g[i];
       const float moved = Bounded(m * u[i] + clipped);
@@ -279,6 +286,14 @@ std::uint32_t Sparsifier::Preview(std::span<const float> gradient, float scale, 
   std::uint32_t largest = 0;
   for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, MagnitudeBits(g[i]));
   return largest;
+}
+
+void Sparsifier::Fetch(std::span<const float> gradient, std::size_t at) const {
+  __builtin_prefetch(residual_.data() + at);
+  if (accumulated_) return;
+  __builtin_prefetch(gradient.data() + at);
+  if (!Velocity().empty()) __builtin_prefetch(Velocity().data() + at);
+  if (AdamNow()) __builtin_prefetch(squares_.data() + at);
 }
 
 Sparsifier::Sampled Sparsifier::SampleThreshold(std::span<const float> gradient, float scale,
@@ -295,11 +310,15 @@ Sparsifier::Sampled Sparsifier::SampleThreshold(std::span<const float> gradient,
   sample_.clear();
   std::uint32_t largest = 0;
   const std::size_t strata = std::min(sampled, lines);
-  for (std::size_t stratum = 0; stratum < strata; ++stratum) {
+  const std::uint64_t seed = SplitMix(options_.seed + steps_);
+  const auto begin_of = [&](std::size_t stratum) {
     const std::size_t first = lines * stratum / strata;
     const std::size_t width = lines * (stratum + 1) / strata - first;
-    const std::uint64_t random = SplitMix(SplitMix(options_.seed + steps_) ^ stratum);
-    const std::size_t begin = (first + random % width) * kLine;
+    return (first + SplitMix(seed ^ stratum) % width) * kLine;
+  };
+  for (std::size_t stratum = 0; stratum < strata; ++stratum) {
+    if (stratum + kLinesAhead < strata) Fetch(gradient, begin_of(stratum + kLinesAhead));
+    const std::size_t begin = begin_of(stratum);
     const std::size_t end = std::min(begin + kLine, n);
     largest = std::max(largest, Preview(gradient, scale, begin, end, sample_));
   }
@@ -334,7 +353,8 @@ void Sparsifier::BeginSelection() {
 Status Sparsifier::SelectAbove(std::uint32_t threshold, std::span<const float> gradient,
                                float scale, bool checked) {
   const float suspicious = std::min(std::bit_cast<float>(threshold) * kSuspicious, kLimit);
-  const std::uint32_t bound = MagnitudeBits(suspicious);
+  kernels::Gradient source{gradient.data(), scale,
+                           checked ? kernels::kNoBound : MagnitudeBits(suspicious)};
   // Zero is never worth an entry.
   kernels::Picker picker{std::max(threshold, 1u), nullptr, nullptr, 0};
   picked_ = 0;
@@ -351,15 +371,22 @@ Status Sparsifier::SelectAbove(std::uint32_t threshold, std::span<const float> g
     picker.count = 0;
     for (std::size_t begin = block_begin; begin < block_end; begin += kChunk) {
       const std::size_t end = std::min(begin + kChunk, block_end);
-      if (!checked && kernels_.largest(gradient.data() + begin, end - begin) > bound) {
-        // Such values might be all that is left of v. So what comes is looked at first.
-        if (auto status = CheckFinite(gradient, begin, selected_elements_); !status.ok()) {
-          Subtract(gradient, begin);
-          return status;
-        }
-        checked = true;
+      if (AdamNow() && !accumulated_) {
+        AccumulateAdam(gradient, scale, begin, end);
+        kernels_.pick({end - begin, static_cast<std::uint32_t>(begin - block_begin)},
+                      residual_.data() + begin, picker);
+        continue;
       }
-      AddAndPick(gradient, scale, begin, end, block_begin, picker);
+      std::size_t done = begin + AddAndPick(source, begin, end, block_begin, picker);
+      if (done == end) continue;
+      // Of v nothing might be left beside such a value. So what comes is looked at first.
+      if (auto status = CheckFinite(gradient, done, selected_elements_); !status.ok()) {
+        Subtract(gradient, done);
+        return status;
+      }
+      source.bound = kernels::kNoBound;
+      done += AddAndPick(source, done, end, block_begin, picker);
+      PS_CHECK(done == end, done, end);
     }
     selections_[at].mode = picker.count > 0 ? Mode::kSparse : Mode::kNothing;
     selections_[at].first = picked_;
@@ -468,7 +495,9 @@ Status Sparsifier::AddLocalStep(std::span<const float> gradient, float weight, f
     Accumulate(gradient, scale, begin, end);
     for (std::size_t i = 0; i < count; ++i) {
       parameters[begin + i] -= rate * v[i];
-      v[i] = Bounded(before[i] + weight * v[i]);
+      float& sum = pseudo_.empty() ? before[i] : pseudo_[begin + i];
+      sum = Bounded(sum + weight * v[i]);
+      v[i] = before[i];
     }
   }
   return Ok();
@@ -476,9 +505,12 @@ Status Sparsifier::AddLocalStep(std::span<const float> gradient, float weight, f
 
 void Sparsifier::Select(double ratio) {
   BeginSelection();
-  accumulated_ = true;
-  const auto status = SelectFrom({}, 1, ratio, /*checked=*/true);
+  outer_now_ = !pseudo_.empty();
+  accumulated_ = !outer_now_;
+  const auto status = SelectFrom(pseudo_, 1, ratio, /*checked=*/true);
   PS_CHECK(status.ok(), status.error().message);
+  outer_now_ = false;
+  std::fill(pseudo_.begin(), pseudo_.end(), 0.0f);
 }
 
 Status Sparsifier::SelectFrom(std::span<const float> gradient, float scale, double ratio,
@@ -504,6 +536,9 @@ Status Sparsifier::SelectFrom(std::span<const float> gradient, float scale, doub
 void Sparsifier::Flush() {
   BeginSelection();
   flushing_ = true;
+  for (std::size_t i = 0; i < pseudo_.size(); ++i) {
+    residual_[i] = Bounded(residual_[i] + std::exchange(pseudo_[i], 0.0f));
+  }
   for (std::uint32_t at = 0; at < block_count_; ++at) {
     const Block& block = BlockAt(at);
     const auto begin = residual_.begin() + static_cast<std::ptrdiff_t>(block.table_offset);
@@ -580,6 +615,8 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
       const std::span<const std::uint16_t> indices(indices_.data() + selection.first,
                                                    selection.count);
       const std::span<const float> values(values_.data() + selection.first, selection.count);
+      // They come from memory while the block is encoded.
+      for (const std::uint16_t index : indices) __builtin_prefetch(v + index, 1);
       const wire::IndexCodec index_codec = options_.index_codec.has_value()
                                                ? *options_.index_codec
                                                : codec::SmallestIndexCodec(elements, indices);
@@ -592,6 +629,10 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
         float* u = momentum_.data() + BlockAt(at).table_offset;
         for (const std::uint16_t index : indices) u[index] = 0.0f;
       }
+      if (!outer_.empty()) {
+        float* o = outer_.data() + BlockAt(at).table_offset;
+        for (const std::uint16_t index : indices) o[index] = 0.0f;
+      }
     }
     sent_squares_ += SumOfSquares(sent);
     // What was sent must not be sent again by a second call.
@@ -600,7 +641,7 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
   return used;
 }
 
-Status Sparsifier::TakeBack(std::span<const std::byte> payload) {
+Status Sparsifier::TakeBack(std::span<const std::byte> payload, float weight) {
   std::vector<codec::BlockView> blocks;
   PS_TRY(codec::ParseSegment(
       payload,
@@ -623,10 +664,15 @@ Status Sparsifier::TakeBack(std::span<const std::byte> payload) {
     codec::DecodeValues(block, values);
     float* v = residual_.data() + layout_.block(number).table_offset;
     for (std::size_t i = 0; i < indices.size(); ++i) {
-      v[indices[i]] = Bounded(v[indices[i]] + Bounded(values[i]));
+      v[indices[i]] = Bounded(v[indices[i]] + Bounded(weight * values[i]));
     }
   }
   return Ok();
+}
+
+void Sparsifier::ScaleResidual(float factor) {
+  for (float& value : residual_) value = Bounded(factor * value);
+  for (float& value : pseudo_) value = Bounded(factor * value);
 }
 
 double Sparsifier::SentNorm() const { return std::sqrt(sent_squares_); }

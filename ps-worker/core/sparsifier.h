@@ -6,11 +6,15 @@
 //     nesterov       u = m u + g        v += m u + g
 //     adam           u = b1 u + (1 - b1) g      s = b2 s + (1 - b2) g g
 //                    v += (u / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + epsilon)
-// Blocks of the selected region (the large tensors) send the entries with |v| above a threshold;
-// what is sent leaves v, and for nesterov u of a sent entry becomes 0 (momentum-factor masking).
-// Blocks of the small tensors, and with ratio 1 all blocks, are sent dense; their u is not masked,
-// so that they follow the rule as it is known. In every block the error of the value codec stays in
-// v: the sum of all that was sent plus v is always the sum of all that was accumulated.
+// With local steps several of them are added up before they are sent, and with an outer momentum
+// what they come to, p, is in turn a gradient of Nesterov's rule: o = m o + p, v += m o + p. As
+// each worker has its own, asynchronous workers apply momentum once in as many pushes as there are
+// workers. Blocks of the selected region (the large tensors) send the entries with |v| above a
+// threshold; what is sent leaves v, and u (of nesterov) and o of a sent entry become 0
+// (momentum-factor masking). Blocks of the small tensors, and with ratio 1 all blocks, are sent
+// dense; theirs are not masked, so that they follow the rule as it is known. In every block the
+// error of the value codec stays in v: the sum of all that was sent plus v is always the sum of all
+// that was accumulated.
 //
 // The threshold is a quantile of a seeded sample, corrected by the surplus of earlier steps; the
 // same gradients and seed select the same entries, on every processor. So one pass over gradient,
@@ -43,8 +47,9 @@ enum class AccumulationRule : std::uint8_t { kPlain, kNesterov, kAdam };
 
 struct SparsifierOptions {
   AccumulationRule rule = AccumulationRule::kNesterov;
-  float momentum = 0.9f;  // nesterov; 0 <= momentum < 1
-  double beta1 = 0;       // adam, as the next two; 0 <= beta1, beta2 < 1
+  float momentum = 0.9f;     // nesterov; 0 <= momentum < 1
+  float outer_momentum = 0;  // of local steps; 0 <= outer_momentum < 1; 0: none
+  double beta1 = 0;          // adam, as the next two; 0 <= beta1, beta2 < 1
   double beta2 = 0.999;
   double epsilon = 1e-8;                        // more than 0
   double clip_norm = 0;                         // of the whole gradient; 0: off
@@ -82,7 +87,8 @@ class Sparsifier {
 
   // A step in two: accumulates `weight` times what one step on this gradient adds, and takes `rate`
   // times the step from `parameters` (elements() values), which thereby are where the step leads;
-  // then selects of all that was added so. Errors as Step().
+  // then selects of all that was added so, after the outer momentum. Errors as Step(), and then
+  // nothing has changed.
   Status AddLocalStep(std::span<const float> gradient, float weight, float rate,
                       std::span<float> parameters);
   void Select(double ratio);
@@ -101,9 +107,12 @@ class Sparsifier {
   // Returns the bytes written, at most MaxShardBytes() <= capacity. Once per shard and step.
   std::size_t EncodeShard(ShardId shard, std::byte* out, std::size_t capacity);
 
-  // Puts a segment that a shard refused back into the residual. Blocks of other tables are passed
-  // over. kInvalid, and nothing changed, if it is not a segment of this layout.
-  Status TakeBack(std::span<const std::byte> payload);
+  // Puts a segment that a shard refused back into the residual, `weight` times. Blocks of other
+  // tables are passed over. kInvalid, and nothing changed, if it is not a segment of this layout.
+  Status TakeBack(std::span<const std::byte> payload, float weight = 1);
+
+  // The residual is counted in other units: pushes of another number of samples weigh otherwise.
+  void ScaleResidual(float factor);
 
   double ResidualNorm() const;
   // Of what the shards were sent since the last Step() or Flush().
@@ -134,14 +143,17 @@ class Sparsifier {
   void Accumulate(std::span<const float> gradient, float scale, std::size_t begin, std::size_t end);
   void AccumulateAdam(std::span<const float> gradient, float scale, std::size_t begin,
                       std::size_t end);
-  // Accumulates what was not yet, and picks, within a block. Adam in two loops, the others in one.
-  void AddAndPick(std::span<const float> gradient, float scale, std::size_t begin, std::size_t end,
-                  std::size_t block_begin, kernels::Picker& picker);
+  // Accumulates what was not yet, and picks, within a block; not for Adam. Returns how many
+  // elements it did: all but where the gradient is beyond its bound.
+  std::size_t AddAndPick(const kernels::Gradient& gradient, std::size_t begin, std::size_t end,
+                         std::size_t block_begin, kernels::Picker& picker);
   // Takes what the pass has added to [0, end) out again. The scale was 1.
   void Subtract(std::span<const float> gradient, std::size_t end);
   // Magnitudes after Accumulate, as bits; returns the largest one of the gradient.
   std::uint32_t Preview(std::span<const float> gradient, float scale, std::size_t begin,
                         std::size_t end, std::vector<std::uint32_t>& magnitudes) const;
+  // Brings what Preview() will read there into the cache.
+  void Fetch(std::span<const float> gradient, std::size_t at) const;
   struct Sampled {
     std::uint32_t threshold;         // bits: about `aim` entries will not be less
     std::uint32_t largest_gradient;  // bits, of what was looked at
@@ -152,6 +164,11 @@ class Sparsifier {
   // One pass over the selected region. With `checked` nobody looks at the gradient any more.
   Status SelectAbove(std::uint32_t threshold, std::span<const float> gradient, float scale,
                      bool checked);
+  // Of the rule of the pass, which is not Adam's; empty: none.
+  std::vector<float>& Velocity() { return outer_now_ ? outer_ : momentum_; }
+  const std::vector<float>& Velocity() const { return outer_now_ ? outer_ : momentum_; }
+  float VelocityFactor() const { return outer_now_ ? options_.outer_momentum : options_.momentum; }
+  bool AdamNow() const { return options_.rule == AccumulationRule::kAdam && !outer_now_; }
   void BeginSelection();
   void BeginStep();
   // True if the ratio leaves anything out.
@@ -172,6 +189,9 @@ class Sparsifier {
   std::vector<float> residual_;
   std::vector<float> momentum_;  // nesterov with momentum, adam with beta1
   std::vector<float> squares_;   // adam
+  // With an outer momentum: o, and what local steps have come to since the last Select().
+  std::vector<float> outer_;
+  std::vector<float> pseudo_;
   // Of this step, adam: 1 / (1 - b1^t), 1 / (1 - b2^t)
   float correction1_ = 1;
   float correction2_ = 1;
@@ -180,6 +200,7 @@ class Sparsifier {
   double surplus_ = 0;  // entries selected beyond the ratio, over all steps
 
   bool flushing_ = false;
+  bool outer_now_ = false;             // the pass is that of the outer rule, over pseudo_
   bool accumulated_ = false;           // by AddLocalStep(): the gradient has nothing to add
   std::vector<Selection> selections_;  // per block of the table
   // Of all sparse blocks, one after the other: the first picked_ places.

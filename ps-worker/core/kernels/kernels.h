@@ -33,15 +33,27 @@ struct Piece {
   std::uint32_t at;
 };
 
-// One variant. Sums stay within +-limit; what is no number stays that.
+// A gradient, which is multiplied by `scale`. A value beyond `bound` (of its magnitude, as bits;
+// NaN is beyond all that are finite) stops the loop.
+struct Gradient {
+  const float* g;
+  float scale;
+  std::uint32_t bound;
+};
+
+inline constexpr std::uint32_t kNoBound = 0x7fffffffu;
+
+// One variant. Sums stay within +-limit; what is no number stays that. What adds returns how many
+// elements it did: all, or those before the first group of 64 (of the piece; at its end fewer) in
+// which a value is beyond the bound.
 struct Table {
   const char* name;  // "plain", "avx2", "avx512"
 
   // v += scale g, and picks from v.
-  void (*add)(Piece, const float* g, float scale, float limit, float* v, Picker&);
+  std::size_t (*add)(Piece, const Gradient&, float limit, float* v, Picker&);
   // u = momentum u + scale g; v += momentum u + scale g; and picks from v.
-  void (*add_nesterov)(Piece, const float* g, float scale, float momentum, float limit, float* u,
-                       float* v, Picker&);
+  std::size_t (*add_nesterov)(Piece, const Gradient&, float momentum, float limit, float* u,
+                              float* v, Picker&);
   void (*pick)(Piece, const float* v, Picker&);
   // The largest of the values without their signs, as bits: those of NaN are above all others. 0 if
   // there is none.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -20,10 +21,11 @@ struct Outcome {
   std::vector<float> v;
   std::vector<std::uint16_t> positions;
   std::vector<float> values;
+  std::size_t done;
 
   bool operator==(const Outcome& other) const {
     return Same(u, other.u) && Same(v, other.v) && positions == other.positions &&
-           Same(values, other.values);
+           Same(values, other.values) && done == other.done;
   }
   static bool Same(const std::vector<float>& one, const std::vector<float>& other) {
     return one.size() == other.size() &&
@@ -39,6 +41,7 @@ struct Input {
   float momentum = 0.9f;
   std::uint32_t least = 1;
   std::uint32_t at = 0;
+  std::uint32_t bound = kNoBound;
 
   std::size_t count() const { return g.size(); }
 };
@@ -46,22 +49,25 @@ struct Input {
 enum class What { kAdd, kNesterov, kPick };
 
 Outcome OutcomeOf(const Table& kernels, What what, const Input& input) {
-  Outcome outcome{input.u, input.v, {}, {}};
+  Outcome outcome{input.u, input.v, {}, {}, 0};
   // Something was picked before, and must stay.
   constexpr std::size_t kBefore = 3;
   outcome.positions.assign(kBefore + input.count() + kSlack, 7);
   outcome.values.assign(kBefore + input.count() + kSlack, 7.0f);
   Picker picker{input.least, outcome.positions.data(), outcome.values.data(), kBefore};
   const Piece piece{input.count(), input.at};
+  const Gradient gradient{input.g.data(), input.scale, input.bound};
   float* const u = outcome.u.data();
   float* const v = outcome.v.data();
   switch (what) {
-    case What::kAdd: kernels.add(piece, input.g.data(), input.scale, kLimit, v, picker); break;
+    case What::kAdd: outcome.done = kernels.add(piece, gradient, kLimit, v, picker); break;
     case What::kNesterov:
-      kernels.add_nesterov(piece, input.g.data(), input.scale, input.momentum, kLimit, u, v,
-                           picker);
+      outcome.done = kernels.add_nesterov(piece, gradient, input.momentum, kLimit, u, v, picker);
       break;
-    case What::kPick: kernels.pick(piece, v, picker); break;
+    case What::kPick:
+      kernels.pick(piece, v, picker);
+      outcome.done = input.count();
+      break;
   }
   EXPECT_LE(picker.count, kBefore + input.count());
   outcome.positions.resize(picker.count);
@@ -76,8 +82,16 @@ float Bounded(float value) {
 
 // Element by element, as kernels.h says it. Products are rounded before they are added.
 Outcome Expected(What what, const Input& input) {
-  Outcome outcome{input.u, input.v, {7, 7, 7}, {7, 7, 7}};
+  Outcome outcome{input.u, input.v, {7, 7, 7}, {7, 7, 7}, 0};
+  const auto beyond = [&](std::size_t group) {
+    for (std::size_t i = group; i < std::min(group + 64, input.count()); ++i) {
+      if ((std::bit_cast<std::uint32_t>(input.g[i]) & 0x7fffffffu) > input.bound) return true;
+    }
+    return false;
+  };
   for (std::size_t i = 0; i < input.count(); ++i) {
+    if (what != What::kPick && i % 64 == 0 && beyond(i)) break;
+    outcome.done = i + 1;
     volatile float clipped = input.scale * input.g[i];
     if (what == What::kAdd) outcome.v[i] = Bounded(input.v[i] + clipped);
     if (what == What::kNesterov) {
@@ -139,6 +153,22 @@ TEST(SparsifierKernelsTest, VariantsAgreeOnHugeTinyAndMissingNumbers) {
     // Values at the threshold itself are picked, those next to it are not.
     input.least = std::bit_cast<std::uint32_t>(1.0f) + random() % 3 - 1;
     ExpectAllVariants(input);
+  }
+}
+
+TEST(SparsifierKernelsTest, AGroupWithAGradientBeyondTheBoundAndWhatFollowsIsLeftAsItIs) {
+  std::mt19937 random(5);
+  for (std::size_t count = 1; count < 300; ++count) {
+    Input input = MakeInput(random, count);
+    const float large[] = {-101.0f, std::numeric_limits<float>::infinity(),
+                           std::numeric_limits<float>::quiet_NaN()};
+    input.bound = std::bit_cast<std::uint32_t>(100.0f);
+    ExpectAllVariants(input);
+    input.g[random() % count] = 100.0f;
+    ExpectAllVariants(input);
+    input.g[random() % count] = large[count % 3];
+    ExpectAllVariants(input);
+    EXPECT_LT(OutcomeOf(Fastest(), What::kAdd, input).done, count);
   }
 }
 
