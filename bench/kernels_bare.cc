@@ -49,6 +49,25 @@ void BareAdam(std::span<float> w, std::span<float> m, std::span<float> v, std::s
   }
 }
 
+void BareAccumulate(std::span<float> v, std::span<const float> g) {
+  float* __restrict to = v.data();
+  const float* __restrict from = g.data();
+  const std::size_t count = g.size();
+  for (std::size_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+void BareNesterov(std::span<float> v, std::span<float> u, std::span<const float> g,
+                  float momentum) {
+  float* __restrict to = v.data();
+  float* __restrict slot = u.data();
+  const float* __restrict from = g.data();
+  const std::size_t count = g.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    slot[i] = momentum * slot[i] + from[i];
+    to[i] += momentum * slot[i] + from[i];
+  }
+}
+
 void BareScatterSgd(std::span<float> w, std::span<const std::uint32_t> indices,
                     std::span<const float> g, float rate) {
   float* __restrict to = w.data();

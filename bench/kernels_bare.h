@@ -23,6 +23,8 @@ void BareMomentum(std::span<float> w, std::span<float> m, std::span<const float>
                   float momentum);
 void BareAdam(std::span<float> w, std::span<float> m, std::span<float> v, std::span<const float> g,
               float rate);
+void BareAccumulate(std::span<float> v, std::span<const float> g);
+void BareNesterov(std::span<float> v, std::span<float> u, std::span<const float> g, float momentum);
 void BareScatterSgd(std::span<float> w, std::span<const std::uint32_t> indices,
                     std::span<const float> g, float rate);
 void BareScatterAdam(std::span<BareRecord> records, std::span<const std::uint32_t> indices,

@@ -132,10 +132,11 @@ Status LoadWorker::SetUp() {
   callbacks.advanced = [this] { OnAdvanced(); };
   callbacks.pulled = [this](const worker::PullResult& result) { OnPulled(result); };
   callbacks.broken = [this](const Error& error) { Fail(error); };
-  callbacks.returned = [this](Clock clock, ShardId shard, std::span<const std::byte>) {
+  callbacks.returned = [this](const worker::RingEntryInfo& push, ShardId shard,
+                              std::span<const std::byte>) {
     Fail(Error{ErrorCode::kInternal, "shard " + std::to_string(shard.value()) +
                                          " refused the push of clock " +
-                                         std::to_string(clock.value()) + " as too old"});
+                                         std::to_string(push.clock.value()) + " as too old"});
   };
   callbacks.non_finite = [this](const worker::RingEntryInfo& push, ShardId shard) {
     Fail(Error{ErrorCode::kInternal, "shard " + std::to_string(shard.value()) +

@@ -277,21 +277,38 @@ Result<ExitCode> ShowJob(Globals& globals, const std::string& name) {
 }
 
 void WriteWorkers(std::ostream& out, const Json& workers) {
-  Table table({"WORKER", "INCARNATION", "NODE", "STATE", "CLOCK", "SAMPLES/S", "LOSS", "P50", "P99",
-               "WAIT DATA", "WAIT PULL", "WAIT PUSH", "COMPUTE"});
+  // Of jobs whose batches follow the speed.
+  const bool shares = std::any_of(workers.begin(), workers.end(), [](const Json& worker) {
+    return worker.contains("push_records");
+  });
+  std::vector<std::string> header = {"WORKER",    "INCARNATION", "NODE",   "STATE", "CLOCK",
+                                     "SAMPLES/S", "LOSS",        "P50",    "P99",   "WAIT DATA",
+                                     "WAIT PULL", "WAIT PUSH",   "COMPUTE"};
+  if (shares) header.insert(header.end(), {"RECORDS/PUSH", "RECORDS/COMPUTE S"});
+  Table table(header);
   const auto seconds = [](const Json& worker, const char* key) {
     const auto ms = NumberOf(worker, key);
     return ms ? DecimalText(*ms / 1000.0) + "s" : std::string();
   };
   for (const Json& worker : workers) {
-    table.Add({TextOf(worker, "worker"), TextOf(worker, "incarnation"), TextOf(worker, "node"),
-               TextOf(worker, "state"), CountText(NumberOf(worker, "clock")),
-               CountText(NumberOf(worker, "samples_per_second")),
-               DecimalText(NumberOf(worker, "loss")),
-               DecimalText(NumberOf(worker, "staleness_p50")),
-               DecimalText(NumberOf(worker, "staleness_p99")), seconds(worker, "wait_data_ms"),
-               seconds(worker, "wait_pull_ms"), seconds(worker, "wait_push_ms"),
-               seconds(worker, "compute_ms")});
+    std::vector<std::string> row = {TextOf(worker, "worker"),
+                                    TextOf(worker, "incarnation"),
+                                    TextOf(worker, "node"),
+                                    TextOf(worker, "state"),
+                                    CountText(NumberOf(worker, "clock")),
+                                    CountText(NumberOf(worker, "samples_per_second")),
+                                    DecimalText(NumberOf(worker, "loss")),
+                                    DecimalText(NumberOf(worker, "staleness_p50")),
+                                    DecimalText(NumberOf(worker, "staleness_p99")),
+                                    seconds(worker, "wait_data_ms"),
+                                    seconds(worker, "wait_pull_ms"),
+                                    seconds(worker, "wait_push_ms"),
+                                    seconds(worker, "compute_ms")};
+    if (shares) {
+      row.push_back(CountText(NumberOf(worker, "push_records")));
+      row.push_back(CountText(NumberOf(worker, "compute_samples_per_second")));
+    }
+    table.Add(row);
   }
   out << table.ToString();
 }

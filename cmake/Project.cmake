@@ -74,8 +74,8 @@ function(ps_hot_sources)
   set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-O3>")
 endfunction()
 
-# ps_codec_kernels(DIRECTORY): what the variants of common/codec/kernels are compiled for.
-function(ps_codec_kernels directory)
+# ps_kernel_variants(DIRECTORY): what plain.cc, avx2.cc and avx512.cc in it are compiled for.
+function(ps_kernel_variants directory)
   set(options "$<$<CONFIG:Release>:-O3>" -ffp-contract=off)
   set_source_files_properties(${directory}/plain.cc PROPERTIES COMPILE_OPTIONS "${options}")
   set_source_files_properties(${directory}/avx2.cc PROPERTIES COMPILE_OPTIONS "${options};-mavx2")

@@ -150,7 +150,9 @@ void Visit(Visitor& v, TrainingSpec& t) {
   v.Integer("workers", t.workers, Whole{1, 1024});
   v.Integer("threads_per_worker", t.threads_per_worker, Whole{1, 256});
   v.Integer("batch_size", t.batch_size, Whole{1, 1'048'576});
+  v.Flag("batch_by_speed", t.batch_by_speed);
   v.Integer("local_steps", t.local_steps, Whole{1, 1000});
+  v.Number("outer_momentum", t.outer_momentum, Range{0, 0.9999, false, false});
   v.Number("epochs", t.epochs, Range{0, 1e6, true, false});
   v.Choice("loss", t.loss, {"cross_entropy", "binary_cross_entropy", "mse", "none"},
            Need::kOptional);
@@ -1005,6 +1007,15 @@ void CheckTraining(const JobSpec& spec, Report& report) {
     if (spec.model.type == "ledger") {
       report.AddAt("training.local_steps", "is not for the ledger model");
     }
+  }
+  if (training.outer_momentum > 0 && training.local_steps == 1) {
+    report.AddAt("training.outer_momentum",
+                 "needs local_steps above 1; the momentum of single steps is optimizer.momentum");
+  }
+  if (training.batch_by_speed && training.staleness == 0) {
+    report.AddAt("training.batch_by_speed",
+                 "needs a staleness above 0: with 0 the parameters must not depend on how fast a "
+                 "worker is");
   }
   if (training.pull_values == "increments") {
     // Each of these changes every entry with every push, or is to be exact.

@@ -127,7 +127,9 @@ struct TrainingSpec {
   std::int64_t workers = 2;
   std::int64_t threads_per_worker = 1;
   std::int64_t batch_size = 128;  // records a worker and step
+  bool batch_by_speed = false;    // batches in proportion to the workers' speeds, once they differ
   std::int64_t local_steps = 1;  // batches a push; more than 1: each on weights of the worker's own
+  double outer_momentum = 0;     // Nesterov's, of pushes of several local steps; 0: none
   double epochs = 1;
   // cross_entropy | binary_cross_entropy | mse | none (ledger)
   std::string loss = "cross_entropy";

@@ -27,7 +27,20 @@ std::uint64_t LeaseRecords(const JobDefinition& definition) {
   const std::uint64_t batch = PushRecords(definition);
   const auto workers = static_cast<std::uint64_t>(definition.spec.training.workers);
   const std::uint64_t batches = definition.data.records / (batch * workers * 8);
-  return batch * std::clamp<std::uint64_t>(batches, 1, 32);
+  // What is granted keeps its batches, so those that follow the speed must not be granted far
+  // ahead.
+  return batch *
+         std::clamp<std::uint64_t>(batches, 1, definition.spec.training.batch_by_speed ? 8 : 32);
+}
+
+std::optional<BatchShares> NewShares(const JobDefinition& definition) {
+  const TrainingSpec& training = definition.spec.training;
+  if (!training.batch_by_speed) return std::nullopt;
+  // With local steps the number of batches follows, else the batch, in sixteenths.
+  const auto unit = training.local_steps > 1 ? training.batch_size
+                                             : std::max<std::int64_t>(training.batch_size / 16, 1);
+  return BatchShares(static_cast<std::uint32_t>(PushRecords(definition)),
+                     static_cast<std::uint32_t>(unit), static_cast<std::size_t>(training.workers));
 }
 
 LeaseBook NewLeases(const JobDefinition& definition) {
@@ -58,7 +71,10 @@ std::string WorkerText(std::size_t slot, Incarnation incarnation) {
 }  // namespace
 
 Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts)
-    : cluster_(cluster), definition_(std::move(definition)), timeouts_(timeouts) {
+    : cluster_(cluster),
+      definition_(std::move(definition)),
+      timeouts_(timeouts),
+      shares_(NewShares(definition_)) {
   state_.id = id;
   state_.name = definition_.spec.name;
   state_.created_ms = cluster_.now_ms();
@@ -76,7 +92,8 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobState state, control::Ma
       definition_(std::move(definition)),
       timeouts_(timeouts),
       state_(std::move(state)),
-      map_(std::move(map)) {
+      map_(std::move(map)),
+      shares_(NewShares(definition_)) {
   slots_.resize(state_.workers.size());
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     slots_[slot].ready = state_.workers[slot].live;
@@ -417,6 +434,7 @@ void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::
   memory.ready = false;
   memory.drained = false;
   memory.progress.reset();
+  if (shares_) shares_->Forget(slot);
   ++state_.restarts;
   dirty_.state = true;
   const std::uint64_t backoff =
@@ -449,7 +467,8 @@ void Job::OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request
     grant.leases.push_back(std::make_unique<control::LeaseT>(std::move(lease)));
   }
   while (request.have + grant.leases.size() < kLeasesInHand) {
-    auto lease = state_.leases.Grant(WorkerId(static_cast<std::uint32_t>(slot)), incarnation);
+    auto lease = state_.leases.Grant(WorkerId(static_cast<std::uint32_t>(slot)), incarnation,
+                                     shares_ ? shares_->push_records(slot) : 0);
     if (!lease) {
       grant.no_more = true;
       break;
@@ -459,6 +478,28 @@ void Job::OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request
     if (state_.phase == Phase::kDraining) SetPhase(Phase::kRunning, "records came back");
   }
   SendToTask(slot, Make(std::move(grant)));
+}
+
+void Job::OnProgress(std::size_t slot, const control::ProgressT& progress) {
+  TellNotFinite(slot, progress);
+  slots_[slot].progress = progress;
+  slots_[slot].progress_ms = cluster_.now_ms();
+  if (!shares_ || !shares_->Observe(slot, state_.workers[slot].incarnation, progress.samples,
+                                    progress.compute_ms)) {
+    return;
+  }
+  if (!shares_->unequal()) {
+    Event("batches", "the workers are alike: all pushes have the same number of records again");
+    return;
+  }
+  std::string text;
+  for (std::size_t worker = 0; worker < slots_.size(); ++worker) {
+    if (shares_->speed(worker) == 0) continue;
+    text += (text.empty() ? "" : ", ") + std::to_string(shares_->push_records(worker)) +
+            " of worker " + std::to_string(worker) + " (" +
+            std::to_string(std::llround(shares_->speed(worker))) + " a second)";
+  }
+  Event("batches", "records of a push in proportion to speed: " + text);
 }
 
 void Job::SendReplay(const DeadWorker& dead) {
@@ -764,11 +805,7 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
       dirty_.lazy = true;
       break;
     case control::Body::WorkerCut: OnWorkerCut(*slot, *message.body.AsWorkerCut()); break;
-    case control::Body::Progress:
-      TellNotFinite(*slot, *message.body.AsProgress());
-      slots_[*slot].progress = *message.body.AsProgress();
-      slots_[*slot].progress_ms = cluster_.now_ms();
-      break;
+    case control::Body::Progress: OnProgress(*slot, *message.body.AsProgress()); break;
     case control::Body::Drained:
       slots_[*slot].drained = true;
       slots_[*slot].drained_clock = message.body.AsDrained()->clock;

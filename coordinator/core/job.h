@@ -18,6 +18,7 @@
 
 #include "common/job/job_spec.h"
 #include "common/layout/layout.h"
+#include "coordinator/core/batch_shares.h"
 #include "coordinator/core/job_state.h"
 #include "coordinator/core/members.h"
 
@@ -125,6 +126,7 @@ class Job {
   void OnRingOffered(const std::string& procid, const std::string& name,
                      const control::RingInfoT& ring);
   void OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request);
+  void OnProgress(std::size_t slot, const control::ProgressT& progress);
   void OnReplayDone(const control::ReplayDoneT& done);
   void SendReplay(const DeadWorker& dead);
   void AddUp(const control::ProgressT& progress);
@@ -199,6 +201,8 @@ class Job {
   control::MapT map_;
 
   std::vector<Slot> slots_;
+  std::optional<BatchShares>
+      shares_;  // with training.batch_by_speed; measured again after a take-over
   std::map<std::uint32_t, control::ShardStateT> shard_states_;
   std::unique_ptr<Round_> round_;
   // What is known of chains beyond the map; learnt again after a take-over.

@@ -97,6 +97,11 @@ nlohmann::json Job::Describe() const {
                     {"wait_pull_ms", progress.wait_pull_ms},
                     {"wait_push_ms", progress.wait_push_ms},
                     {"compute_ms", progress.compute_ms}});
+      if (shares_) {
+        entry["push_records"] = shares_->push_records(slot);
+        entry["compute_samples_per_second"] =
+            shares_->speed(slot) > 0 ? Number(shares_->speed(slot)) : nlohmann::json();
+      }
     }
     workers.push_back(std::move(entry));
   }

@@ -37,24 +37,26 @@ LeaseBook::LeaseBook(const Options& options) : options_(options) {
            options.workers > 0);
 }
 
-std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation incarnation) {
-  const auto range = options_.in_turn ? TakeInTurn(worker) : Take();
+std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation incarnation,
+                                                std::uint32_t push_records) {
+  const auto range = options_.in_turn ? TakeInTurn(worker) : Take(push_records);
   if (!range) return std::nullopt;
   const auto [begin, end] = *range;
   const std::uint64_t id = next_lease_++;
-  holdings_[id] = Holding{incarnation, worker, *range, 0};
+  holdings_[id] = Holding{incarnation, worker, *range, 0, push_records};
   if (cut_open_ && cut_workers_.contains(incarnation)) AddRange(cut_remaining_, {begin, end});
 
   control::LeaseT lease;
   lease.id = id;
   lease.begin = begin;
   lease.end = end;
+  lease.push_records = push_records;
   return lease;
 }
 
 std::optional<Range> LeaseBook::TakeInTurn(WorkerId worker) {
   absent_.erase(worker.value());
-  if (!pool_.empty()) return Take();
+  if (!pool_.empty()) return Take(0);
   std::vector<Range>& own = set_aside_[worker.value()];
   while (own.empty() && cursor_ < options_.total) {
     const std::uint64_t epoch_end = (cursor_ / options_.records + 1) * options_.records;
@@ -70,7 +72,7 @@ std::optional<Range> LeaseBook::TakeInTurn(WorkerId worker) {
   return range;
 }
 
-std::optional<Range> LeaseBook::Take() {
+std::optional<Range> LeaseBook::Take(std::uint32_t push_records) {
   const bool from_pool = !pool_.empty();
   if (!from_pool && cursor_ >= options_.total) return std::nullopt;
   const std::uint64_t begin = from_pool ? pool_.front().begin : cursor_;
@@ -79,10 +81,11 @@ std::optional<Range> LeaseBook::Take() {
   std::uint64_t left = options_.total - cursor_;
   for (const Range& range : pool_) left += range.end - range.begin;
   const std::uint64_t share = left / (2 * options_.workers);
-  const std::uint64_t batches =
-      std::max<std::uint64_t>(1, std::min(options_.lease_records, share) / options_.batch);
+  const std::uint64_t push = push_records != 0 ? push_records : options_.batch;
+  const std::uint64_t pushes =
+      std::max<std::uint64_t>(1, std::min(options_.lease_records / options_.batch, share / push));
   const std::uint64_t epoch_end = (begin / options_.records + 1) * options_.records;
-  const std::uint64_t end = std::min({begin + batches * options_.batch, limit, epoch_end});
+  const std::uint64_t end = std::min({begin + pushes * push, limit, epoch_end});
 
   if (from_pool) {
     pool_.front().begin = end;
@@ -103,6 +106,7 @@ std::vector<control::LeaseT> LeaseBook::GrantedAbove(Incarnation incarnation,
     lease.begin = at->second.range.begin;
     lease.end = at->second.range.end;
     lease.done = at->second.done;
+    lease.push_records = at->second.push_records;
     leases.push_back(lease);
   }
   return leases;
@@ -247,7 +251,8 @@ nlohmann::json LeaseBook::ToJson() const {
   nlohmann::json holdings = nlohmann::json::array();
   for (const auto& [id, holding] : holdings_) {
     holdings.push_back({id, holding.incarnation.value(), holding.worker.value(),
-                        holding.range.begin, holding.range.end, holding.done});
+                        holding.range.begin, holding.range.end, holding.done,
+                        holding.push_records});
   }
   nlohmann::json returned = nlohmann::json::array();
   for (const Returned& entry : returned_) {
@@ -306,6 +311,8 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
       holding.worker = WorkerId(entry.at(2).get<std::uint32_t>());
       holding.range = {entry.at(3).get<std::uint64_t>(), entry.at(4).get<std::uint64_t>()};
       holding.done = entry.at(5).get<std::uint64_t>();
+      // A leader of an earlier version wrote none.
+      if (entry.size() > 6) holding.push_records = entry.at(6).get<std::uint32_t>();
       if (holding.range.begin > holding.range.end ||
           holding.done > holding.range.end - holding.range.begin) {
         return Error{ErrorCode::kInvalid, "lease book: a lease is out of order"};

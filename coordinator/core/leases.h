@@ -42,8 +42,10 @@ class LeaseBook {
   LeaseBook() = default;
   explicit LeaseBook(const Options& options);
 
-  // The next lease for a worker; nothing if none is left now (others may still return some).
-  std::optional<control::LeaseT> Grant(WorkerId worker, Incarnation incarnation);
+  // The next lease for a worker; nothing if none is left now (others may still return some). With
+  // `push_records` its pushes have so many records instead of a batch, which the lease says.
+  std::optional<control::LeaseT> Grant(WorkerId worker, Incarnation incarnation,
+                                       std::uint32_t push_records = 0);
   // Leases of the worker above `highest`: granted, but the worker may never have heard of them.
   std::vector<control::LeaseT> GrantedAbove(Incarnation incarnation, std::uint64_t highest) const;
 
@@ -81,6 +83,7 @@ class LeaseBook {
     WorkerId worker;
     Range range;
     std::uint64_t done = 0;
+    std::uint32_t push_records = 0;
   };
   // What a worker without a ring gave back, so that Reclaim can take it out of the pool again.
   struct Returned {
@@ -91,7 +94,7 @@ class LeaseBook {
   };
 
   // The next range for the worker, taken out of where it was; nothing if none is left for it.
-  std::optional<Range> Take();
+  std::optional<Range> Take(std::uint32_t push_records);
   std::optional<Range> TakeInTurn(WorkerId worker);
   void GiveBack(Range range);
   // Removes the part of `range` that still lies in the pool; returns how many positions that was.

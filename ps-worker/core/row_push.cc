@@ -141,7 +141,7 @@ std::size_t RowPush::EncodeShard(ShardId shard, std::span<std::byte> out) const 
   return used;
 }
 
-Status RowPush::TakeBack(std::span<const std::byte> rows) {
+Status RowPush::TakeBack(std::span<const std::byte> rows, float weight) {
   std::vector<codec::RowsView> parts;
   PS_TRY(codec::ParseRows(
       rows, codec::RowContent::kKeysAndValues,
@@ -153,11 +153,20 @@ Status RowPush::TakeBack(std::span<const std::byte> rows) {
     values.resize(table.width);
     for (std::size_t row = 0; row < part.count; ++row) {
       codec::DecodeRow(part, row, values);
+      for (float& value : values) value = std::clamp(weight * value, -kRowLimit, kRowLimit);
       const auto [found, fresh] = table.residual.try_emplace(part.key(row), values);
       if (!fresh) AddTo(found->second, values);
     }
   }
   return Ok();
+}
+
+void RowPush::ScaleResidual(float factor) {
+  for (Table& table : tables_) {
+    for (auto& [key, values] : table.residual) {
+      for (float& value : values) value = std::clamp(factor * value, -kRowLimit, kRowLimit);
+    }
+  }
 }
 
 double RowPush::ResidualSumOfSquares() const {

@@ -47,8 +47,11 @@ class RowPush {
   std::size_t EncodeShard(ShardId shard, std::span<std::byte> out) const;
 
   // Adds the rows of a segment that a shard refused to the residual. `rows` are its parts of rows
-  // (codec::SplitSegment). kInvalid, and nothing changed, if they are not of this layout.
-  Status TakeBack(std::span<const std::byte> rows);
+  // (codec::SplitSegment), each `weight` times. kInvalid, and nothing changed, if they are not of
+  // this layout.
+  Status TakeBack(std::span<const std::byte> rows, float weight = 1);
+  // The residual is counted in other units.
+  void ScaleResidual(float factor);
 
   double ResidualSumOfSquares() const;
 

@@ -14,9 +14,14 @@ namespace ps::worker {
 namespace {
 
 constexpr std::size_t kChunk = 2048;  // floats: three arrays of a chunk lie in the L1 cache
-constexpr std::size_t kLine = 16;     // floats that are sampled together
+// A gradient that is so much larger than the threshold may be part of one that is not finite.
+constexpr float kSuspicious = 1024;
+constexpr std::size_t kLine = 16;  // floats that are sampled together
 constexpr double kWarmupStart = 0.25;
-constexpr double kSampledEntries = 500;  // sampled values above the threshold, if there are enough
+// Sampled values above the threshold, if there are so many: at least, and of large models.
+constexpr double kSampledEntries = 500;
+constexpr double kSampledEntriesMax = 1000;
+constexpr std::size_t kLinesAhead = 24;  // of the sample, that are fetched
 constexpr double kAcceptLow = 0.8;
 constexpr double kAcceptHigh = 1.3;
 constexpr double kSurplusGain = 0.25;  // part of the surplus that the next step makes good
@@ -35,8 +40,27 @@ float Bounded(float value) {
   return low > kLimit ? kLimit : low;
 }
 
-std::int32_t MagnitudeBits(float value) {
-  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(value) & kMagnitude);
+// Magnitudes compare like their bits.
+std::uint32_t MagnitudeBits(float value) {
+  return std::bit_cast<std::uint32_t>(value) & kMagnitude;
+}
+
+// The greatest value that `rank` of them, at least 1, are not less than.
+std::uint32_t LargestButRank(std::span<const std::uint32_t> values, std::size_t rank,
+                             std::vector<std::uint32_t>& scratch) {
+  constexpr int kShift = 20;  // eight classes per power of two
+  std::array<std::uint32_t, (kMagnitude >> kShift) + 1> classes{};
+  for (const std::uint32_t value : values) ++classes[value >> kShift];
+  std::size_t above = 0;
+  std::size_t at = classes.size() - 1;
+  for (; at > 0 && above + classes[at] < rank; --at) above += classes[at];
+  scratch.clear();
+  for (const std::uint32_t value : values) {
+    if (value >> kShift == at) scratch.push_back(value);
+  }
+  const auto nth = scratch.begin() + static_cast<std::ptrdiff_t>(rank - above - 1);
+  std::nth_element(scratch.begin(), nth, scratch.end(), std::greater<>());
+  return *nth;
 }
 
 double SumOfSquares(std::span<const float> values) {
@@ -82,9 +106,11 @@ double WarmupRatio(double ratio, double warmup_epochs, double epoch) {
 }
 
 Sparsifier::Sparsifier(const LayoutView& layout, std::uint32_t table,
-                       std::uint64_t selected_elements, const SparsifierOptions& options)
-    : layout_(layout), options_(options) {
+                       std::uint64_t selected_elements, const SparsifierOptions& options,
+                       const kernels::Table& kernels)
+    : layout_(layout), options_(options), kernels_(kernels) {
   PS_CHECK(options.momentum >= 0 && options.momentum < 1, options.momentum);
+  PS_CHECK(options.outer_momentum >= 0 && options.outer_momentum < 1, options.outer_momentum);
   PS_CHECK(options.beta1 >= 0 && options.beta1 < 1, options.beta1);
   PS_CHECK(options.beta2 >= 0 && options.beta2 < 1, options.beta2);
   PS_CHECK(options.epsilon > 0, options.epsilon);
@@ -107,48 +133,59 @@ Sparsifier::Sparsifier(const LayoutView& layout, std::uint32_t table,
            elements);
   residual_.assign(elements, 0.0f);
   const bool adam = options_.rule == AccumulationRule::kAdam;
-  if (options_.rule == AccumulationRule::kNesterov || (adam && options_.beta1 > 0)) {
+  const bool nesterov = options_.rule == AccumulationRule::kNesterov && options_.momentum > 0;
+  if (nesterov || (adam && options_.beta1 > 0)) {
     momentum_.assign(elements, 0.0f);
   }
   if (adam) squares_.assign(elements, 0.0f);
+  if (options_.outer_momentum > 0) {
+    outer_.assign(elements, 0.0f);
+    pseudo_.assign(elements, 0.0f);
+  }
   selections_.resize(block_count_);
-  scratch_indices_.resize(std::size_t{largest} + kLine);
-  scratch_values_.resize(largest);
   scratch_sent_.resize(largest);
 }
 
-Result<float> Sparsifier::Scale(std::span<const float> gradient) const {
-  const std::int32_t limit = MagnitudeBits(kLimit);
-  bool bad = false;
-  for (std::size_t begin = 0; begin < gradient.size() && !bad; begin += kChunk) {
-    const std::size_t end = std::min(begin + kChunk, gradient.size());
-    std::int32_t beyond = 0;
-    for (std::size_t i = begin; i < end; ++i) beyond |= MagnitudeBits(gradient[i]) > limit ? 1 : 0;
-    bad = beyond != 0;
-  }
-  if (bad) {
-    const auto at = std::find_if(gradient.begin(), gradient.end(),
-                                 [limit](float value) { return MagnitudeBits(value) > limit; });
+Status Sparsifier::CheckFinite(std::span<const float> gradient, std::size_t begin,
+                               std::size_t end) const {
+  const std::uint32_t limit = MagnitudeBits(kLimit);
+  for (; begin < end; begin += kChunk) {
+    const std::size_t count = std::min(kChunk, end - begin);
+    if (kernels_.largest(gradient.data() + begin, count) <= limit) continue;
+    while (MagnitudeBits(gradient[begin]) <= limit) ++begin;
     return Error{ErrorCode::kInvalid,
-                 "the gradient is not finite: element " + std::to_string(at - gradient.begin()) +
-                     " of " + std::to_string(gradient.size()) + " is " + std::to_string(*at)};
+                 "the gradient is not finite: element " + std::to_string(begin) + " of " +
+                     std::to_string(gradient.size()) + " is " + std::to_string(gradient[begin])};
   }
-  if (options_.clip_norm <= 0) return 1.0f;
-  const double norm = std::sqrt(SumOfSquares(gradient));
+  return Ok();
+}
+
+Result<float> Sparsifier::Scale(std::span<const float> gradient) const {
+  if (options_.clip_norm <= 0) {
+    PS_TRY(CheckFinite(gradient, 0, gradient.size()));
+    return 1.0f;
+  }
+  double squares = 0;
+  for (std::size_t begin = 0; begin < gradient.size(); begin += kChunk) {
+    const std::size_t end = std::min(begin + kChunk, gradient.size());
+    PS_TRY(CheckFinite(gradient, begin, end));
+    squares += SumOfSquares(gradient.subspan(begin, end - begin));
+  }
+  const double norm = std::sqrt(squares);
   return norm > options_.clip_norm ? static_cast<float>(options_.clip_norm / norm) : 1.0f;
 }
 
 void Sparsifier::Accumulate(std::span<const float> gradient, float scale, std::size_t begin,
                             std::size_t end) {
-  if (options_.rule == AccumulationRule::kAdam) return AccumulateAdam(gradient, scale, begin, end);
+  if (AdamNow()) return AccumulateAdam(gradient, scale, begin, end);
   const float* g = gradient.data();
   float* v = residual_.data();
-  if (momentum_.empty()) {
+  if (Velocity().empty()) {
     for (std::size_t i = begin; i < end; ++i) v[i] = Bounded(v[i] + scale * g[i]);
     return;
   }
-  const float m = options_.momentum;
-  float* u = momentum_.data();
+  const float m = VelocityFactor();
+  float* u = Velocity().data();
   for (std::size_t i = begin; i < end; ++i) {
     const float clipped = scale * g[i];
     const float moved = Bounded(m * u[i] + clipped);
@@ -182,178 +219,232 @@ void Sparsifier::AccumulateAdam(std::span<const float> gradient, float scale, st
   }
 }
 
-float Sparsifier::Addend(float gradient, float scale, std::size_t at) const {
-  const float clipped = scale * gradient;
-  if (options_.rule == AccumulationRule::kAdam) {
-    const auto b1 = static_cast<float>(options_.beta1);
-    const auto b2 = static_cast<float>(options_.beta2);
-    const float moved = momentum_.empty() ? clipped : b1 * momentum_[at] + (1 - b1) * clipped;
-    const float square = Bounded(b2 * squares_[at] + (1 - b2) * clipped * clipped);
-    return moved * correction1_ /
-           (std::sqrt(square * correction2_) + static_cast<float>(options_.epsilon));
+std::size_t Sparsifier::AddAndPick(const kernels::Gradient& gradient, std::size_t begin,
+                                   std::size_t end, std::size_t block_begin,
+                                   kernels::Picker& picker) {
+  const kernels::Piece piece{end - begin, static_cast<std::uint32_t>(begin - block_begin)};
+  float* const v = residual_.data() + begin;
+  if (accumulated_) {
+    kernels_.pick(piece, v, picker);
+    return piece.count;
   }
-  if (momentum_.empty()) return clipped;
-  const float m = options_.momentum;
-  return m * Bounded(m * momentum_[at] + clipped) + clipped;
+  kernels::Gradient part = gradient;
+  part.g += begin;
+  if (Velocity().empty()) return kernels_.add(piece, part, kLimit, v, picker);
+  return kernels_.add_nesterov(piece, part, VelocityFactor(), kLimit, Velocity().data() + begin, v,
+                               picker);
 }
 
-float Sparsifier::SampleThreshold(std::span<const float> gradient, float scale, double aim) {
+void Sparsifier::Subtract(std::span<const float> gradient, std::size_t end) {
+  const float m = options_.momentum;
+  for (std::size_t i = 0; i < end; ++i) {
+    float added = gradient[i];
+    if (!momentum_.empty()) {
+      added += m * momentum_[i];
+      momentum_[i] = Bounded((momentum_[i] - gradient[i]) / m);
+    }
+    residual_[i] = Bounded(residual_[i] - added);
+  }
+}
+
+std::uint32_t Sparsifier::Preview(std::span<const float> gradient, float scale, std::size_t begin,
+                                  std::size_t end, std::vector<std::uint32_t>& magnitudes) const {
+  const std::size_t first = magnitudes.size();
+  magnitudes.resize(first + end - begin);
+  std::uint32_t* const out = magnitudes.data() + first;
+  const float* const v = residual_.data() + begin;
+  const std::size_t count = end - begin;
+  if (accumulated_) {
+    for (std::size_t i = 0; i < count; ++i) out[i] = MagnitudeBits(Bounded(v[i]));
+    return 0;
+  }
+  const float* const g = gradient.data() + begin;
+  if (AdamNow()) {
+    const float* const u = momentum_.empty() ? nullptr : momentum_.data() + begin;
+    const float* const s = squares_.data() + begin;
+    const auto b1 = static_cast<float>(options_.beta1);
+    const auto b2 = static_cast<float>(options_.beta2);
+    for (std::size_t i = 0; i < count; ++i) {
+      const float clipped = scale * g[i];
+      const float moved = u == nullptr ? clipped : b1 * u[i] + (1 - b1) * clipped;
+      const float square = Bounded(b2 * s[i] + (1 - b2) * clipped * clipped);
+      const float step = moved * correction1_ /
+                         (std::sqrt(square * correction2_) + static_cast<float>(options_.epsilon));
+      out[i] = MagnitudeBits(Bounded(v[i] + step));
+    }
+  } else if (Velocity().empty()) {
+    for (std::size_t i = 0; i < count; ++i) out[i] = MagnitudeBits(Bounded(v[i] + scale * g[i]));
+  } else {
+    const float* const u = Velocity().data() + begin;
+    const float m = VelocityFactor();
+    for (std::size_t i = 0; i < count; ++i) {
+      const float clipped = scale * g[i];
+      const float moved = Bounded(m * u[i] + clipped);
+      out[i] = MagnitudeBits(Bounded(v[i] + (m * moved + clipped)));
+    }
+  }
+  std::uint32_t largest = 0;
+  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, MagnitudeBits(g[i]));
+  return largest;
+}
+
+void Sparsifier::Fetch(std::span<const float> gradient, std::size_t at) const {
+  __builtin_prefetch(residual_.data() + at);
+  if (accumulated_) return;
+  __builtin_prefetch(gradient.data() + at);
+  if (!Velocity().empty()) __builtin_prefetch(Velocity().data() + at);
+  if (AdamNow()) __builtin_prefetch(squares_.data() + at);
+}
+
+Sparsifier::Sampled Sparsifier::SampleThreshold(std::span<const float> gradient, float scale,
+                                                double aim) {
   const std::size_t n = selected_elements_;
-  const double wanted = std::max(
-      {static_cast<double>(n) / 100, kSampledEntries * static_cast<double>(n) / aim, 4096.0});
+  const double per_entry = static_cast<double>(n) / aim;
+  const double wanted =
+      std::max({std::min(static_cast<double>(n) / 100, kSampledEntriesMax * per_entry),
+                kSampledEntries * per_entry, 4096.0});
   // A sample of more than a quarter would cost more than the pass it spares.
   const std::size_t lines = (n + kLine - 1) / kLine;
   const auto sampled = static_cast<std::size_t>(
       std::clamp(wanted / kLine, 1.0, std::max(static_cast<double>(lines) / 4, 256.0)));
-  const float* v = residual_.data();
   sample_.clear();
+  std::uint32_t largest = 0;
   const std::size_t strata = std::min(sampled, lines);
-  for (std::size_t stratum = 0; stratum < strata; ++stratum) {
+  const std::uint64_t seed = SplitMix(options_.seed + steps_);
+  const auto begin_of = [&](std::size_t stratum) {
     const std::size_t first = lines * stratum / strata;
     const std::size_t width = lines * (stratum + 1) / strata - first;
-    const std::uint64_t random = SplitMix(SplitMix(options_.seed + steps_) ^ stratum);
-    const std::size_t begin = (first + random % width) * kLine;
+    return (first + SplitMix(seed ^ stratum) % width) * kLine;
+  };
+  for (std::size_t stratum = 0; stratum < strata; ++stratum) {
+    if (stratum + kLinesAhead < strata) Fetch(gradient, begin_of(stratum + kLinesAhead));
+    const std::size_t begin = begin_of(stratum);
     const std::size_t end = std::min(begin + kLine, n);
-    for (std::size_t i = begin; i < end; ++i) {
-      const float addend = accumulated_ ? 0 : Addend(gradient[i], scale, i);
-      sample_.push_back(std::abs(Bounded(v[i] + addend)));
-    }
+    largest = std::max(largest, Preview(gradient, scale, begin, end, sample_));
   }
   const double share = aim / static_cast<double>(n);
   const auto rank = static_cast<std::size_t>(
       std::clamp(std::round(share * static_cast<double>(sample_.size() + 1)), 1.0,
                  static_cast<double>(sample_.size())));
-  const auto at = sample_.begin() + static_cast<std::ptrdiff_t>(rank - 1);
-  std::nth_element(sample_.begin(), at, sample_.end(), std::greater<>());
-  return *at;
+  return {LargestButRank(sample_, rank, scratch_sample_), largest};
 }
 
-float Sparsifier::ScanThreshold(double aim) const {
+std::uint32_t Sparsifier::ScanThreshold(double aim) const {
   constexpr int kShift = 20;  // eight classes per power of two
   std::array<std::uint32_t, (kMagnitude >> kShift) + 1> classes{};
   for (std::size_t i = 0; i < selected_elements_; ++i) {
-    ++classes[static_cast<std::uint32_t>(MagnitudeBits(residual_[i])) >> kShift];
+    ++classes[MagnitudeBits(residual_[i]) >> kShift];
   }
   double above = 0;
   for (std::size_t at = classes.size() - 1; at > 0; --at) {
     above += classes[at];
-    if (above >= aim) return std::bit_cast<float>(static_cast<std::uint32_t>(at) << kShift);
+    if (above >= aim) return static_cast<std::uint32_t>(at) << kShift;
   }
   return 0;
-}
-
-void Sparsifier::Scan(std::size_t block_begin, std::size_t begin, std::size_t end,
-                      float threshold) {
-  // Magnitudes compare like their bits. Zero is never worth an entry.
-  const std::int32_t least = std::max(MagnitudeBits(threshold), 1);
-  const float* v = residual_.data();
-  std::uint16_t* out = scratch_indices_.data();
-  std::size_t count = scratch_count_;
-  std::size_t at = begin;
-  for (; at + kLine <= end; at += kLine) {
-    std::int32_t any = 0;
-    for (std::size_t lane = 0; lane < kLine; ++lane) {
-      any |= MagnitudeBits(v[at + lane]) >= least ? 1 : 0;
-    }
-    if (any == 0) continue;
-    for (std::size_t lane = 0; lane < kLine; ++lane) {
-      out[count] = static_cast<std::uint16_t>(at + lane - block_begin);
-      count += MagnitudeBits(v[at + lane]) >= least ? 1 : 0;
-    }
-  }
-  for (; at < end; ++at) {
-    out[count] = static_cast<std::uint16_t>(at - block_begin);
-    count += MagnitudeBits(v[at]) >= least ? 1 : 0;
-  }
-  scratch_count_ = count;
 }
 
 void Sparsifier::BeginSelection() {
   flushing_ = false;
   sent_squares_ = 0;
-  indices_.clear();
+  picked_ = 0;
   selections_.assign(block_count_, Selection());
 }
 
-void Sparsifier::EndSparseBlock(std::uint32_t at) {
-  Selection& selection = selections_[at];
-  selection.mode = scratch_count_ > 0 ? Mode::kSparse : Mode::kNothing;
-  selection.first = indices_.size();
-  selection.count = static_cast<std::uint32_t>(scratch_count_);
-  indices_.insert(indices_.end(), scratch_indices_.begin(),
-                  scratch_indices_.begin() + static_cast<std::ptrdiff_t>(scratch_count_));
-  scratch_count_ = 0;
-}
-
-void Sparsifier::SelectSparse(std::span<const float> gradient, float scale, double ratio) {
-  const double target = std::max(ratio * static_cast<double>(selected_elements_), 1.0);
-  const double aim =
-      std::clamp(target - kSurplusGain * surplus_, std::max(0.9 * target, 1.0), 1.1 * target);
-  const float threshold = SampleThreshold(gradient, scale, aim);
-  // Each chunk is accumulated and scanned while it is in the cache.
+Status Sparsifier::SelectAbove(std::uint32_t threshold, std::span<const float> gradient,
+                               float scale, bool checked) {
+  const float suspicious = std::min(std::bit_cast<float>(threshold) * kSuspicious, kLimit);
+  kernels::Gradient source{gradient.data(), scale,
+                           checked ? kernels::kNoBound : MagnitudeBits(suspicious)};
+  // Zero is never worth an entry.
+  kernels::Picker picker{std::max(threshold, 1u), nullptr, nullptr, 0};
+  picked_ = 0;
   for (std::uint32_t at = 0; at < selected_blocks_; ++at) {
     const std::size_t block_begin = BlockAt(at).table_offset;
     const std::size_t block_end = block_begin + BlockAt(at).elements;
+    const std::size_t room = picked_ + BlockAt(at).elements + kernels::kSlack;
+    if (indices_.size() < room) {
+      indices_.resize(room + room / 2);
+      values_.resize(room + room / 2);
+    }
+    picker.positions = indices_.data() + picked_;
+    picker.values = values_.data() + picked_;
+    picker.count = 0;
     for (std::size_t begin = block_begin; begin < block_end; begin += kChunk) {
       const std::size_t end = std::min(begin + kChunk, block_end);
-      if (!accumulated_) Accumulate(gradient, scale, begin, end);
-      Scan(block_begin, begin, end, threshold);
+      if (AdamNow() && !accumulated_) {
+        AccumulateAdam(gradient, scale, begin, end);
+        kernels_.pick({end - begin, static_cast<std::uint32_t>(begin - block_begin)},
+                      residual_.data() + begin, picker);
+        continue;
+      }
+      std::size_t done = begin + AddAndPick(source, begin, end, block_begin, picker);
+      if (done == end) continue;
+      // Of v nothing might be left beside such a value. So what comes is looked at first.
+      if (auto status = CheckFinite(gradient, done, selected_elements_); !status.ok()) {
+        Subtract(gradient, done);
+        return status;
+      }
+      source.bound = kernels::kNoBound;
+      done += AddAndPick(source, done, end, block_begin, picker);
+      PS_CHECK(done == end, done, end);
     }
-    EndSparseBlock(at);
+    selections_[at].mode = picker.count > 0 ? Mode::kSparse : Mode::kNothing;
+    selections_[at].first = picked_;
+    selections_[at].count = static_cast<std::uint32_t>(picker.count);
+    picked_ += picker.count;
   }
-  if (static_cast<double>(indices_.size()) < kAcceptLow * aim) {
-    const float lower = ScanThreshold(aim);
-    indices_.clear();
-    for (std::uint32_t at = 0; at < selected_blocks_; ++at) {
-      const std::size_t begin = BlockAt(at).table_offset;
-      Scan(begin, begin, begin + BlockAt(at).elements, lower);
-      EndSparseBlock(at);
-    }
+  return Ok();
+}
+
+Status Sparsifier::SelectSparse(std::span<const float> gradient, float scale, double ratio,
+                                bool checked) {
+  const double target = std::max(ratio * static_cast<double>(selected_elements_), 1.0);
+  const double aim =
+      std::clamp(target - kSurplusGain * surplus_, std::max(0.9 * target, 1.0), 1.1 * target);
+  const Sampled sampled = SampleThreshold(gradient, scale, aim);
+  if (!checked && sampled.largest_gradient > MagnitudeBits(kLimit)) {
+    return CheckFinite(gradient, 0, gradient.size());
+  }
+  PS_TRY(SelectAbove(sampled.threshold, gradient, scale, checked || accumulated_));
+  if (static_cast<double>(picked_) < kAcceptLow * target) {
+    const bool accumulated = std::exchange(accumulated_, true);
+    PS_TRY(SelectAbove(ScanThreshold(aim), gradient, scale, /*checked=*/true));
     // A class of the histogram may hold many more values than were asked for.
-    if (static_cast<double>(indices_.size()) > aim) Trim(static_cast<std::size_t>(aim));
+    if (static_cast<double>(picked_) > aim) Trim(static_cast<std::size_t>(aim));
+    accumulated_ = accumulated;
   }
-  if (static_cast<double>(indices_.size()) > kAcceptHigh * aim) {
-    Trim(static_cast<std::size_t>(aim));
-  }
+  if (static_cast<double>(picked_) > kAcceptHigh * target) Trim(static_cast<std::size_t>(aim));
   // Where there is little but zeros, too few entries are no debt to make good later.
-  surplus_ = std::clamp(surplus_ + static_cast<double>(indices_.size()) - target, -target, target);
+  surplus_ = std::clamp(surplus_ + static_cast<double>(picked_) - target, -target, target);
+  return Ok();
 }
 
 void Sparsifier::Trim(std::size_t keep) {
   keep = std::max<std::size_t>(keep, 1);
-  if (indices_.size() <= keep) return;
+  if (picked_ <= keep) return;
   sample_.clear();
-  for (std::uint32_t at = 0; at < selected_blocks_; ++at) {
-    const float* v = residual_.data() + BlockAt(at).table_offset;
-    const Selection& selection = selections_[at];
-    for (std::uint32_t i = 0; i < selection.count; ++i) {
-      sample_.push_back(std::abs(v[indices_[selection.first + i]]));
-    }
-  }
-  const auto last = sample_.begin() + static_cast<std::ptrdiff_t>(keep - 1);
-  std::nth_element(sample_.begin(), last, sample_.end(), std::greater<>());
-  const float threshold = *last;
-  auto equal_left = static_cast<std::size_t>(std::count(sample_.begin(), last + 1, threshold));
+  for (std::size_t i = 0; i < picked_; ++i) sample_.push_back(MagnitudeBits(values_[i]));
+  const std::uint32_t threshold = LargestButRank(sample_, keep, scratch_sample_);
+  std::size_t equal_left = keep;
+  for (const std::uint32_t value : sample_) equal_left -= value > threshold ? 1 : 0;
   std::size_t to = 0;
   for (std::uint32_t at = 0; at < selected_blocks_; ++at) {
-    const float* v = residual_.data() + BlockAt(at).table_offset;
     Selection& selection = selections_[at];
     const std::size_t first = to;
-    for (std::uint32_t i = 0; i < selection.count; ++i) {
-      const std::uint16_t index = indices_[selection.first + i];
-      const float magnitude = std::abs(v[index]);
-      if (magnitude < threshold) continue;
-      if (magnitude == threshold) {
+    for (std::size_t from = selection.first; from < selection.first + selection.count; ++from) {
+      if (sample_[from] < threshold) continue;
+      if (sample_[from] == threshold) {
         if (equal_left == 0) continue;
         --equal_left;
       }
-      indices_[to++] = index;
+      indices_[to] = indices_[from];
+      values_[to++] = values_[from];
     }
     selection.first = first;
     selection.count = static_cast<std::uint32_t>(to - first);
     if (selection.count == 0) selection.mode = Mode::kNothing;
   }
-  indices_.resize(to);
+  picked_ = to;
 }
 
 void Sparsifier::BeginStep() {
@@ -368,11 +459,24 @@ void Sparsifier::BeginStep() {
 Status Sparsifier::Step(std::span<const float> gradient, double ratio) {
   PS_CHECK(gradient.size() == residual_.size(), gradient.size(), residual_.size());
   BeginSelection();
-  const float scale = PS_TRY(Scale(gradient));
+  // To clip, the whole gradient must be known; of Adam's squares nothing can be subtracted. All
+  // others check what they select from while they accumulate.
+  const bool checked =
+      !Sparse(ratio) || options_.clip_norm > 0 || options_.rule == AccumulationRule::kAdam;
+  float scale = 1;
+  if (checked) {
+    scale = PS_TRY(Scale(gradient));
+  } else {
+    PS_TRY(CheckFinite(gradient, selected_elements_, gradient.size()));
+  }
   BeginStep();
   accumulated_ = false;
-  SelectFrom(gradient, scale, ratio);
-  return Ok();
+  auto status = SelectFrom(gradient, scale, ratio, checked);
+  if (!status.ok()) {
+    --steps_;
+    BeginSelection();
+  }
+  return status;
 }
 
 Status Sparsifier::AddLocalStep(std::span<const float> gradient, float weight, float rate,
@@ -391,7 +495,9 @@ Status Sparsifier::AddLocalStep(std::span<const float> gradient, float weight, f
     Accumulate(gradient, scale, begin, end);
     for (std::size_t i = 0; i < count; ++i) {
       parameters[begin + i] -= rate * v[i];
-      v[i] = Bounded(before[i] + weight * v[i]);
+      float& sum = pseudo_.empty() ? before[i] : pseudo_[begin + i];
+      sum = Bounded(sum + weight * v[i]);
+      v[i] = before[i];
     }
   }
   return Ok();
@@ -399,30 +505,40 @@ Status Sparsifier::AddLocalStep(std::span<const float> gradient, float weight, f
 
 void Sparsifier::Select(double ratio) {
   BeginSelection();
-  accumulated_ = true;
-  SelectFrom({}, 1, ratio);
+  outer_now_ = !pseudo_.empty();
+  accumulated_ = !outer_now_;
+  const auto status = SelectFrom(pseudo_, 1, ratio, /*checked=*/true);
+  PS_CHECK(status.ok(), status.error().message);
+  outer_now_ = false;
+  std::fill(pseudo_.begin(), pseudo_.end(), 0.0f);
 }
 
-void Sparsifier::SelectFrom(std::span<const float> gradient, float scale, double ratio) {
+Status Sparsifier::SelectFrom(std::span<const float> gradient, float scale, double ratio,
+                              bool checked) {
   PS_CHECK(ratio > 0, ratio);
+  const bool accumulate = !accumulated_;
   std::uint32_t dense_from = 0;
-  if (ratio < 1 && selected_blocks_ > 0) {
-    SelectSparse(gradient, scale, ratio);
+  if (Sparse(ratio)) {
+    PS_TRY(SelectSparse(gradient, scale, ratio, checked));
     dense_from = selected_blocks_;
   }
   for (std::uint32_t at = dense_from; at < block_count_; ++at) {
     const Block& block = BlockAt(at);
-    if (!accumulated_) {
+    if (accumulate) {
       Accumulate(gradient, scale, block.table_offset, block.table_offset + block.elements);
     }
     selections_[at].mode = Mode::kDense;
     selections_[at].count = block.elements;
   }
+  return Ok();
 }
 
 void Sparsifier::Flush() {
   BeginSelection();
   flushing_ = true;
+  for (std::size_t i = 0; i < pseudo_.size(); ++i) {
+    residual_[i] = Bounded(residual_[i] + std::exchange(pseudo_[i], 0.0f));
+  }
   for (std::uint32_t at = 0; at < block_count_; ++at) {
     const Block& block = BlockAt(at);
     const auto begin = residual_.begin() + static_cast<std::ptrdiff_t>(block.table_offset);
@@ -498,8 +614,9 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
     } else {
       const std::span<const std::uint16_t> indices(indices_.data() + selection.first,
                                                    selection.count);
-      const std::span<float> values = std::span(scratch_values_).first(selection.count);
-      for (std::size_t i = 0; i < indices.size(); ++i) values[i] = v[indices[i]];
+      const std::span<const float> values(values_.data() + selection.first, selection.count);
+      // They come from memory while the block is encoded.
+      for (const std::uint16_t index : indices) __builtin_prefetch(v + index, 1);
       const wire::IndexCodec index_codec = options_.index_codec.has_value()
                                                ? *options_.index_codec
                                                : codec::SmallestIndexCodec(elements, indices);
@@ -508,9 +625,13 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
           index_codec == wire::IndexCodec::Dense ? std::span<const std::uint16_t>() : indices,
           values, index_codec, value_codec, out + used, sent);
       for (std::size_t i = 0; i < indices.size(); ++i) v[indices[i]] -= sent[i];
-      if (options_.rule == AccumulationRule::kNesterov) {
+      if (options_.rule == AccumulationRule::kNesterov && !momentum_.empty()) {
         float* u = momentum_.data() + BlockAt(at).table_offset;
         for (const std::uint16_t index : indices) u[index] = 0.0f;
+      }
+      if (!outer_.empty()) {
+        float* o = outer_.data() + BlockAt(at).table_offset;
+        for (const std::uint16_t index : indices) o[index] = 0.0f;
       }
     }
     sent_squares_ += SumOfSquares(sent);
@@ -520,7 +641,7 @@ std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t c
   return used;
 }
 
-Status Sparsifier::TakeBack(std::span<const std::byte> payload) {
+Status Sparsifier::TakeBack(std::span<const std::byte> payload, float weight) {
   std::vector<codec::BlockView> blocks;
   PS_TRY(codec::ParseSegment(
       payload,
@@ -543,10 +664,15 @@ Status Sparsifier::TakeBack(std::span<const std::byte> payload) {
     codec::DecodeValues(block, values);
     float* v = residual_.data() + layout_.block(number).table_offset;
     for (std::size_t i = 0; i < indices.size(); ++i) {
-      v[indices[i]] = Bounded(v[indices[i]] + Bounded(values[i]));
+      v[indices[i]] = Bounded(v[indices[i]] + Bounded(weight * values[i]));
     }
   }
   return Ok();
+}
+
+void Sparsifier::ScaleResidual(float factor) {
+  for (float& value : residual_) value = Bounded(factor * value);
+  for (float& value : pseudo_) value = Bounded(factor * value);
 }
 
 double Sparsifier::SentNorm() const { return std::sqrt(sent_squares_); }

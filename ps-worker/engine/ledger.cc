@@ -105,7 +105,7 @@ std::size_t Ledger::WriteShard(ShardId shard, std::span<std::byte> out) {
   return used + rows_->EncodeShard(shard, out.subspan(used));
 }
 
-Status Ledger::TakeBack(std::span<const std::byte> payload) {
+Status Ledger::TakeBack(std::span<const std::byte> payload, float weight) {
   const auto parts = PS_TRY(codec::SplitSegment(payload));
   std::vector<codec::BlockView> blocks;
   PS_TRY(codec::ParseSegment(
@@ -114,13 +114,18 @@ Status Ledger::TakeBack(std::span<const std::byte> payload) {
         return block < view_->block_count() ? view_->block(block).elements : 0u;
       },
       blocks));
-  PS_TRY(rows_->TakeBack(parts.rows));
+  PS_TRY(rows_->TakeBack(parts.rows, weight));
   std::vector<float> values;
   for (const auto& block : blocks) {
     codec::DecodeValues(block, values);
-    owed_[block.header.block()] -= std::accumulate(values.begin(), values.end(), 0.0f);
+    owed_[block.header.block()] -= weight * std::accumulate(values.begin(), values.end(), 0.0f);
   }
   return Ok();
+}
+
+void Ledger::ScaleResidual(float factor) {
+  for (float& steps : owed_) steps *= factor;
+  rows_->ScaleResidual(factor);
 }
 
 double Ledger::ResidualNorm() const {

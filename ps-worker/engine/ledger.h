@@ -35,7 +35,8 @@ class Ledger final : public Workload {
   std::size_t max_push_bytes() const override;
   std::uint64_t selected_entries() const override;
   std::size_t WriteShard(ShardId shard, std::span<std::byte> out) override;
-  Status TakeBack(std::span<const std::byte> payload) override;
+  Status TakeBack(std::span<const std::byte> payload, float weight) override;
+  void ScaleResidual(float factor) override;
   double ResidualNorm() const override;
   Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) override;
 

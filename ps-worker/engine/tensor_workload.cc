@@ -26,6 +26,7 @@ SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
   options.beta2 = spec.optimizer.beta2;
   options.epsilon = spec.optimizer.epsilon;
   options.momentum = static_cast<float>(spec.optimizer.momentum);
+  options.outer_momentum = static_cast<float>(spec.training.outer_momentum);
   options.clip_norm = spec.optimizer.clip_norm;
   options.index_codec = IndexCodecNamed(spec.sparsification.index_codec);
   options.value_codec = ValueCodecNamed(spec.sparsification.value_codec);
@@ -212,10 +213,15 @@ std::size_t TensorWorkload::WriteBuffers(ShardId shard, std::span<std::byte> out
 }
 
 // Buffers are not taken back: the next ones say the same, and newer.
-Status TensorWorkload::TakeBack(std::span<const std::byte> payload) {
+Status TensorWorkload::TakeBack(std::span<const std::byte> payload, float weight) {
   const auto parts = PS_TRY(codec::SplitSegment(payload));
-  PS_TRY(sparsifier_->TakeBack(parts.blocks));
-  return rows_->TakeBack(parts.rows);
+  PS_TRY(sparsifier_->TakeBack(parts.blocks, weight));
+  return rows_->TakeBack(parts.rows, weight);
+}
+
+void TensorWorkload::ScaleResidual(float factor) {
+  sparsifier_->ScaleResidual(factor);
+  rows_->ScaleResidual(factor);
 }
 
 double TensorWorkload::ResidualNorm() const {

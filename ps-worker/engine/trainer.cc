@@ -20,6 +20,8 @@ constexpr std::uint64_t kBufferSteps = 10;
 constexpr std::uint64_t kResidualSteps = 50;
 // A wait for work after which weights that were asked for before it are asked for again.
 constexpr auto kLongWait = std::chrono::milliseconds(100);
+// Records of a push are at most so many times those that the job file says.
+constexpr std::uint64_t kSharesMost = 16;
 // Flushes at the end that may come back as too old before the task gives up.
 constexpr int kFlushesMax = 50;
 
@@ -48,6 +50,8 @@ Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
       workload_(workload),
       train_(train),
       test_(test),
+      push_records_(
+          static_cast<std::uint32_t>(spec.training.batch_size * spec.training.local_steps)),
       learning_rate_(spec.optimizer.learning_rate, spec.training.epochs, train.records()),
       order_(train.records(), static_cast<std::uint64_t>(spec.training.seed), spec.data.shuffle) {}
 
@@ -129,12 +133,37 @@ Status Trainer::CheckLease(const control::LeaseT& lease) const {
                      ", " + std::to_string(lease.end) + ") is not within an epoch of " +
                      std::to_string(records) + " records"};
   }
+  const auto usual =
+      static_cast<std::uint64_t>(spec_.training.batch_size * spec_.training.local_steps);
+  if (lease.push_records > usual * kSharesMost) {
+    return Error{ErrorCode::kInternal, "lease " + std::to_string(lease.id) + " has pushes of " +
+                                           std::to_string(lease.push_records) + " records for " +
+                                           std::to_string(usual)};
+  }
   return Ok();
+}
+
+std::uint32_t Trainer::PushRecords(const control::LeaseT& lease) const {
+  return lease.push_records != 0
+             ? lease.push_records
+             : static_cast<std::uint32_t>(spec_.training.batch_size * spec_.training.local_steps);
+}
+
+std::uint64_t Trainer::BatchRecords(const control::LeaseT& lease) const {
+  const bool local = spec_.training.local_steps > 1;
+  return local ? static_cast<std::uint64_t>(spec_.training.batch_size) : PushRecords(lease);
+}
+
+void Trainer::SetPushRecords(std::uint32_t records) {
+  if (records == push_records_) return;
+  workload_.ScaleResidual(static_cast<float>(push_records_) / static_cast<float>(records));
+  push_records_ = records;
 }
 
 Status Trainer::Train(const control::LeaseT& lease) {
   PS_TRY(CheckLease(lease));
   PS_TRY(SetHold(false));
+  SetPushRecords(PushRecords(lease));
   for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
     PS_TRY(EvaluateLive(lease.begin + done));
     PS_TRY(Step(lease, done));
@@ -144,8 +173,7 @@ Status Trainer::Train(const control::LeaseT& lease) {
 
 Status Trainer::ReadBatch(const control::LeaseT& lease, std::uint64_t done, StepBatch& step) {
   const std::uint64_t position = lease.begin + done;
-  const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(
-      static_cast<std::uint64_t>(spec_.training.batch_size), lease.end - position));
+  const auto count = static_cast<std::size_t>(std::min(BatchRecords(lease), lease.end - position));
   step.lease = lease;
   step.done = done;
   step.read = false;
@@ -229,11 +257,9 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
 }
 
 Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepReport& report) {
-  const auto batch = static_cast<std::uint64_t>(spec_.training.batch_size);
   const std::uint64_t left = lease.end - lease.begin - done;
   const bool local = spec_.training.local_steps > 1;
-  const std::uint64_t samples =
-      std::min(left, batch * static_cast<std::uint64_t>(spec_.training.local_steps));
+  const std::uint64_t samples = std::min<std::uint64_t>(left, push_records_);
   const double epoch =
       static_cast<double>(lease.begin + done) / static_cast<double>(train_.records());
   double loss = 0;
@@ -328,7 +354,7 @@ Status Trainer::FlushOnce() {
     report.flush = true;
     report.entries = workload_.selected_entries();
     session_.Report(report);
-    PS_TRY(Push(samples_of_a_push()));
+    PS_TRY(Push(push_records_));
   }
   PS_TRY(session_.WaitVerdicts());
   flushed_at_ = clock_;
@@ -362,7 +388,7 @@ Status Trainer::Drain() {
       report.flush = true;
       report.entries = workload_.selected_entries();
       session_.Report(report);
-      PS_TRY(Push(samples_of_a_push()));
+      PS_TRY(Push(push_records_));
     }
     PS_TRY(session_.WaitVerdicts());
     PS_TRY(TakeReturned(&returned));
@@ -541,7 +567,13 @@ bool Trainer::HashHolds(const PulledShard& shard) {
 Status Trainer::TakeReturned(bool* any) {
   const auto returned = session_.TakeReturned();
   for (const auto& segment : returned) {
-    if (auto status = workload_.TakeBack(segment.payload); !status.ok()) {
+    // Its entries weighed as much as the samples of their push. Where all pushes have as many, that
+    // is so of the short one at the end of an epoch alone, and whole numbers stay whole.
+    const float weight =
+        spec_.training.batch_by_speed && segment.samples > 0
+            ? static_cast<float>(segment.samples) / static_cast<float>(push_records_)
+            : 1.0f;
+    if (auto status = workload_.TakeBack(segment.payload, weight); !status.ok()) {
       return Error{ErrorCode::kInternal,
                    "shard " + std::to_string(segment.shard.value()) +
                        " returned what was not pushed: " + status.error().message};

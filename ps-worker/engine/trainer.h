@@ -65,9 +65,11 @@ class Trainer {
   Status Compute(const control::LeaseT& lease, std::uint64_t& done, StepReport& report);
   // What the outcome of one batch, in step_, means for the job.
   Status Judge(const ComputeResult& computed, std::uint64_t position) const;
-  std::uint32_t samples_of_a_push() const {
-    return static_cast<std::uint32_t>(spec_.training.batch_size * spec_.training.local_steps);
-  }
+  // Records of a push, and of a batch, in this lease.
+  std::uint32_t PushRecords(const control::LeaseT& lease) const;
+  std::uint64_t BatchRecords(const control::LeaseT& lease) const;
+  // Pushes have so many records from now on.
+  void SetPushRecords(std::uint32_t records);
   Status EvaluateLive(std::uint64_t position);
   // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
   // last push was such a flush.
@@ -112,7 +114,9 @@ class Trainer {
   BatchRows* pull_rows_ = nullptr;  // of the last request
   bool held_ = false;
   std::optional<Clock> flushed_at_;  // of the last flush
-  std::uint64_t lease_id_ = 0;       // of the last push
+  // A push has as many, but at the end of an epoch. What waits to be pushed weighs as much as that.
+  std::uint32_t push_records_;
+  std::uint64_t lease_id_ = 0;  // of the last push
   std::uint64_t lease_done_ = 0;
   std::uint64_t steps_ = 0;
   std::uint64_t evaluations_ = 0;  // boundaries of evaluate_every_epochs that were passed

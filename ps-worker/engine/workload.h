@@ -78,8 +78,11 @@ class Workload {
   virtual std::uint64_t selected_entries() const = 0;
   virtual std::size_t WriteShard(ShardId shard, std::span<std::byte> out) = 0;
 
-  // A segment that came back as too old goes into a later push.
-  virtual Status TakeBack(std::span<const std::byte> payload) = 0;
+  // A segment that came back as too old goes into a later push, `weight` times.
+  virtual Status TakeBack(std::span<const std::byte> payload, float weight) = 0;
+  // What waits to be pushed is multiplied: from now on pushes have another number of samples, by
+  // which the servers weigh them.
+  virtual void ScaleResidual(float factor) = 0;
   virtual double ResidualNorm() const = 0;
 
   // Sets the values of the rows whose keys it is given to those of now. It may change what table()

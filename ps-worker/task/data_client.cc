@@ -500,7 +500,7 @@ void DataClient::Do(const Refused& refused) {
   // A verdict that comes again finds the segment void and returns nothing twice.
   if (part == nullptr || part->bytes == 0 || part->is_void != 0) return;
   if (refused.code == wire::Code::TooOld && callbacks_.returned) {
-    callbacks_.returned(refused.clock, refused.shard,
+    callbacks_.returned(entry.info, refused.shard,
                         entry.payload.subspan(part->offset, part->bytes));
   }
   if (refused.code == wire::Code::NonFinite) {

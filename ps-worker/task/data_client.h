@@ -53,7 +53,7 @@ class DataClient {
     // Initial values of a blank shard; false if they are not known yet.
     std::function<bool(ShardId, std::span<float>)> initial_values;
     // A TooOld segment, as it was pushed, before the ring's copy becomes void.
-    std::function<void(Clock, ShardId, std::span<const std::byte>)> returned;
+    std::function<void(const RingEntryInfo&, ShardId, std::span<const std::byte>)> returned;
     // A shard found a segment not finite that the task had found finite; before the ring's copy
     // becomes void.
     std::function<void(const RingEntryInfo&, ShardId)> non_finite;

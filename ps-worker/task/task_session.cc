@@ -488,10 +488,10 @@ class TaskSessionImpl final : public TaskSession {
       fill_(shard, values);
       return true;
     };
-    callbacks.returned = [this](ps::Clock clock, ShardId shard,
+    callbacks.returned = [this](const RingEntryInfo& push, ShardId shard,
                                 std::span<const std::byte> payload) {
       ++progress_.too_old;
-      ReturnedSegment segment{clock, shard, {payload.begin(), payload.end()}};
+      ReturnedSegment segment{push.clock, shard, {payload.begin(), payload.end()}, push.samples};
       const std::lock_guard lock(mutex_);
       shared_.returned.push_back(std::move(segment));
     };

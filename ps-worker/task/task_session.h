@@ -131,6 +131,7 @@ struct ReturnedSegment {
   Clock clock;
   ShardId shard;
   std::vector<std::byte> payload;  // as it was pushed
+  std::uint32_t samples = 0;       // of that push
 };
 
 struct StepReport {

@@ -551,6 +551,53 @@ TEST_F(CoreTest, LeasesAreOfWholePushes) {
   EXPECT_EQ(leases, 4u);
 }
 
+// One worker is three times as fast as the other: their pushes become so, and what is granted
+// before and after is trained once.
+TEST_F(CoreTest, BatchesFollowTheSpeedsOfTheWorkersAndEveryRecordIsTrainedOnce) {
+  static const std::string spec = [] {
+    std::string text = kSpec;
+    const std::string batch = "batch_size: 32";
+    return text.replace(text.find(batch), batch.size(), batch + ", batch_by_speed: true");
+  }();
+  spec_ = spec.c_str();
+  StartRunning();
+  std::vector<int> trained(6400);
+  std::map<std::uint64_t, control::ProgressT> progress;      // by task
+  std::map<std::uint32_t, std::set<std::uint32_t>> records;  // of pushes, by worker
+  std::uint64_t left = 6400;
+  for (int turn = 0; turn < 1000 && left > 0; ++turn) {
+    for (const auto& [task, worker] : tasks_) {
+      Say(worker.agent, control::LeaseRequestT{}, task);
+      for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
+        control::LeaseProgressT done;
+        for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
+          records[worker.worker].insert(lease->push_records);
+          done.leases.push_back(control::ClonePtr(*lease));
+          done.leases.back()->done = lease->end - lease->begin;
+          for (std::uint64_t at = lease->begin; at < lease->end; ++at) ++trained[at];
+          left -= lease->end - lease->begin;
+          progress[task].samples += lease->end - lease->begin;
+          progress[task].compute_ms += (lease->end - lease->begin) * (worker.worker == 0 ? 30 : 10);
+        }
+        Say(worker.agent, std::move(done), task);
+      }
+      Say(worker.agent, control::ProgressT(progress[task]), task);
+    }
+    Tick();
+  }
+  EXPECT_EQ(trained, std::vector<int>(6400, 1));
+  EXPECT_EQ(records[0], (std::set<std::uint32_t>{32, 16}));
+  EXPECT_EQ(records[1], (std::set<std::uint32_t>{32, 48}));
+  EXPECT_NE(Events().find("batches: records of a push in proportion to speed: 16 of worker 0 (33 a "
+                          "second), 48 of worker 1 (100 a second)"),
+            std::string::npos)
+      << Events();
+  const auto workers = Describe()["workers"];
+  EXPECT_EQ(workers[0]["push_records"], 16);
+  EXPECT_EQ(workers[1]["push_records"], 48);
+  EXPECT_NEAR(workers[1]["compute_samples_per_second"].get<double>(), 100, 1);
+}
+
 TEST_F(CoreTest, LeasesAreWrittenBeforeTheyAreSent) {
   StartRunning();
   const auto task = tasks_.begin()->first;

@@ -36,6 +36,42 @@ TEST(LeaseBookTest, GrantsEveryPositionOnceAndNeverAcrossAnEpoch) {
   EXPECT_EQ(book.trained(), 3000u);
 }
 
+TEST(LeaseBookTest, PushesOfAnySizeTrainEveryPositionOnce) {
+  for (std::uint32_t seed = 0; seed < 20; ++seed) {
+    std::mt19937 random(seed);
+    LeaseBook book(Small());
+    std::vector<int> trained(3000);
+    std::map<std::uint64_t, std::uint32_t> records_of;
+    while (true) {
+      const Incarnation worker(1 + static_cast<std::uint32_t>(random() % 3));
+      const auto records = static_cast<std::uint32_t>(1 + random() % 100);
+      const auto lease = book.Grant(WorkerId(worker.value()), worker, records);
+      if (!lease) break;
+      EXPECT_EQ(lease->push_records, records);
+      // Whole pushes, but for the end of an epoch and what the dead have left.
+      const std::uint64_t size = lease->end - lease->begin;
+      EXPECT_TRUE(size % records == 0 || lease->end % 1000 == 0 || seed % 2 == 1) << seed;
+      std::uint64_t done = size;
+      if (seed % 2 == 1 && random() % 4 == 0) done = random() % size;
+      book.Progress(worker, lease->id, done);
+      for (std::uint64_t at = 0; at < done; ++at) ++trained[lease->begin + at];
+      if (done < size) book.Return(WorkerId(worker.value()), worker, std::nullopt, 0);
+    }
+    EXPECT_TRUE(book.AllTrained());
+    EXPECT_EQ(trained, std::vector<int>(3000, 1)) << seed;
+  }
+}
+
+TEST(LeaseBookTest, AGrantThatIsRepeatedHasTheSamePushes) {
+  LeaseBook book(Small());
+  book.Grant(WorkerId(0), Incarnation(1), 48);
+  book = *LeaseBook::FromJson(book.ToJson());
+  const auto again = book.GrantedAbove(Incarnation(1), 0);
+  ASSERT_EQ(again.size(), 1u);
+  EXPECT_EQ(again[0].push_records, 48u);
+  EXPECT_EQ((again[0].end - again[0].begin) % 48, 0u);
+}
+
 TEST(LeaseBookTest, ShortBatchesOccurOnlyAtTheEndOfAnEpoch) {
   LeaseBook book(Small());
   while (auto lease = book.Grant(WorkerId(0), Incarnation(1))) {

@@ -91,8 +91,9 @@ void WriteWire(Corpus corpus) {
   corpus.Add(Message(ps::wire::Kind::Hello, {}, 0));
   corpus.Add(Message(ps::wire::Kind::Pull, {}, 3));
   const Bytes gap = Block(0, 65536, {0, 3, 300, 65535}, IndexCodec::Gap8, ValueCodec::Bf16);
-  const Bytes raw = Block(1, 16, {0, 7, 15}, IndexCodec::Raw16, ValueCodec::Fp32);
-  const Bytes dense = Block(2, 32, {}, IndexCodec::Dense, ValueCodec::Bf16);
+  // As many elements as blocks.h gives them.
+  const Bytes raw = Block(1, 15, {0, 7, 14}, IndexCodec::Raw16, ValueCodec::Fp32);
+  const Bytes dense = Block(2, 30, {}, IndexCodec::Dense, ValueCodec::Bf16);
   corpus.Add(Message(ps::wire::Kind::Push, gap, 1));
   corpus.Add(Message(ps::wire::Kind::Push, raw, 1));
   Bytes all = gap;
@@ -106,6 +107,15 @@ void WriteWire(Corpus corpus) {
   corpus.Add(Message(ps::wire::Kind::Push, with_rows, 1));
   corpus.Add(Message(ps::wire::Kind::Pull, Rows(4, RowContent::kKeys, ValueCodec::Absent), 1));
   corpus.Add(Message(ps::wire::Kind::PullReply, Rows(4, RowContent::kValues, ValueCodec::Bf16), 1));
+  // Increments of two pushes and a block of values, without a hash and with one.
+  Bytes increments = Block(0, 65536, {0, 3, 300, 65535}, IndexCodec::Rice, ValueCodec::Bits2);
+  Append(increments, Block(1, 15, {0, 7, 14}, IndexCodec::Bitmap, ValueCodec::Bits2));
+  Append(increments, Block(0, 65536, {3, 4, 5000}, IndexCodec::Rice, ValueCodec::Bits2));
+  Append(increments, dense);
+  corpus.Add(Message(ps::wire::Kind::PullReply, increments, 1));
+  Bytes hashed(8, std::byte{0x5a});
+  Append(hashed, increments);
+  corpus.Add(Message(ps::wire::Kind::PullReply, hashed, 1));
   Bytes segment_alone = {std::byte{0xff}, std::byte{0xff}};
   Append(segment_alone, all);
   corpus.Add(segment_alone);

@@ -2,13 +2,15 @@
 //
 // Input: u16 length of frame 1 (little endian), frame 1, frame 2. What parses must decode to valid
 // positions and, if its values are finite, encode to the same bytes again. Blocks are those of
-// blocks.h.
+// blocks.h. Increments, with a hash before them or without, must be runs of such blocks, and what
+// is held stays normal or zero, in the same bits for whoever adds them.
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "common/check.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/increment.h"
 #include "common/codec/row_codec.h"
 #include "common/messages/wire.h"
 #include "tests/fuzz/blocks.h"
@@ -57,7 +59,61 @@ void CheckRows(std::span<const std::byte> rows, ps::codec::RowContent content) {
            rows.size());
 }
 
+// What a task that holds something makes of increments.
+void CheckIncrements(std::span<const std::byte> payload) {
+  namespace codec = ps::codec;
+  constexpr std::uint32_t kRunsMax = 1 + codec::kIncrementPushesMax;
+  const std::vector<std::byte> bytes(payload.begin(), payload.end());
+  std::vector<codec::BlockView> blocks;
+  if (!codec::ParseSegment(bytes, ps::fuzz::ElementsOf, blocks, kRunsMax).ok()) {
+    // What is one run is some runs as well.
+    PS_CHECK(!codec::ParseSegment(bytes, ps::fuzz::ElementsOf, blocks).ok(), payload.size());
+    return;
+  }
+  std::uint32_t runs = 1;
+  std::size_t begin = 0;  // of the run
+  std::size_t at = 0;
+  std::int64_t previous = -1;
+  std::vector<codec::BlockView> of_run;
+  const auto end_run = [&] {
+    const auto run = std::span(bytes).subspan(begin, at - begin);
+    PS_CHECK(codec::ParseSegment(run, ps::fuzz::ElementsOf, of_run).ok(), begin, at);
+    begin = at;
+  };
+  // Of all kinds of numbers.
+  std::vector<std::uint16_t> held(ps::wire::kBlockElements);
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    held[i] = codec::HeldOf(codec::Bf16ToFloat(static_cast<std::uint16_t>(i)));
+  }
+  std::vector<std::uint16_t> indices;
+  std::vector<float> values;
+  for (const codec::BlockView& block : blocks) {
+    if (block.header.block() <= previous) {
+      ++runs;
+      end_run();
+    }
+    previous = block.header.block();
+    at += sizeof(ps::wire::BlockHeader) + block.header.bytes();
+    codec::DecodeIndices(block, indices);
+    codec::DecodeValues(block, values);
+    PS_CHECK(indices.size() == values.size(), indices.size());
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      std::uint16_t& one = held[indices[i]];
+      const std::uint16_t before = one;
+      one = block.dense() ? codec::HeldOf(values[i]) : codec::AddIncrement(one, values[i]);
+      PS_CHECK((one & 0x7f80u) != 0 || one == 0, before, values[i]);
+      // The task keeps floats: they must tell the same.
+      PS_CHECK(codec::HeldOf(codec::Bf16ToFloat(one)) == one, before, values[i]);
+    }
+  }
+  end_run();
+  PS_CHECK(at == bytes.size() && runs <= kRunsMax, at, runs);
+}
+
 void CheckSegment(std::span<const std::byte> payload) {
+  CheckIncrements(payload);
+  constexpr std::size_t kHashBytes = 8;
+  if (payload.size() >= kHashBytes) CheckIncrements(payload.subspan(kHashBytes));
   const auto parts = ps::codec::SplitSegment(payload);
   if (!parts.ok()) {
     // Then neither parser may take it.

@@ -644,6 +644,46 @@ class Slow(WithCluster):
         self.assertEqual(self.finish(job)["result"]["metric"], 16 * 2000)
 
 
+class Speeds(WithCluster):
+    def test_batches_follow_a_throttled_worker_and_every_record_is_trained_once(self):
+        epochs = 30
+        text = fashion("speeds", epochs).replace(
+            "batch_size: 128,", "batch_size: 128, batch_by_speed: true, evaluate_every_epochs: 0,")
+        job = self.cluster.submit(text)
+        trained_more_than(self, self.cluster, job, 0)
+        victim = self.cluster.tasks()[0]
+        with open("/proc/%d/cmdline" % victim) as file:
+            words = file.read().split("\0")
+        # .../job-3-0-7.ring: of worker 0
+        slow = int(os.path.basename(words[words.index("--ring") + 1]).split("-")[2])
+        deadline = time.time() + 100
+        shares = {}
+        # A quarter of its time, until pushes of the two differ by more than twice.
+        while not shares or shares[1 - slow] < 2 * shares[slow]:
+            self.assertLess(time.time(), deadline, self.cluster.events(job))
+            try:
+                for _ in range(10):
+                    os.kill(victim, signal.SIGSTOP)
+                    time.sleep(0.045)
+                    os.kill(victim, signal.SIGCONT)
+                    time.sleep(0.015)
+            except ProcessLookupError:
+                self.fail("the job ended before its batches changed\n" + self.cluster.events(job))
+            shares = {worker["worker"]: worker["push_records"]
+                      for worker in self.cluster.job(job)["workers"] if "push_records" in worker}
+            shares = shares if len(shares) == 2 else {}
+        self.assertLess(shares[slow], 128)
+        self.assertGreater(shares[1 - slow], 128)
+        self.assertIn("records of a push in proportion to speed", self.cluster.events(job))
+        shown = self.cluster.ds("job", "describe", job).stdout
+        self.assertIn("RECORDS/PUSH", shown)
+        described = self.finish(job)
+        self.assertEqual(described["progress"]["samples_trained"], epochs * 60000)
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        self.assertEqual(described["last_checkpoint"]["samples"], epochs * 60000)
+        self.assertGreater(described["result"]["test_accuracy"], 0.85)
+
+
 class FourWorkers(WithCluster):
     arguments = ("--workers", "4")
 

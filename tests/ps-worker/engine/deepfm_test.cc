@@ -225,7 +225,7 @@ TEST(DeepFmTest, APushHoldsEveryRowOfTheBatchBehindTheBlocks) {
                     .ok());
     for (const auto& part : views) rows += part.count;
     // All of it comes back: the residual is the push.
-    ASSERT_TRUE(workload.TakeBack(out.first(bytes)).ok());
+    ASSERT_TRUE(workload.TakeBack(out.first(bytes), 1).ok());
   }
   EXPECT_EQ(rows, data.rows.tables[0].keys.size() + data.rows.tables[1].keys.size());
   EXPECT_GT(workload.ResidualNorm(), 0);

@@ -171,7 +171,10 @@ class LocalSession final : public worker::TaskSession {
       cluster_.stopped_ = cluster_.cancelled_ = true;
     }
     if (push.parts().empty()) ++outcome.empty_pushes;
-    if (cluster_.workers_[worker_].lease_open) outcome.samples += samples;
+    if (cluster_.workers_[worker_].lease_open) {
+      outcome.samples += samples;
+      ++outcome.pushes_of[samples];
+    }
     PS_CHECK(lease_id == lease_id_ ? lease_done >= lease_done_ : lease_id > lease_id_);
     lease_id_ = lease_id;
     lease_done_ = lease_done;
@@ -199,7 +202,7 @@ class LocalSession final : public worker::TaskSession {
       PS_CHECK(verdict.code == wire::Code::Applied || verdict.code == wire::Code::TooOld,
                static_cast<int>(verdict.code));
       if ((refuse || verdict.code == wire::Code::TooOld) && !payload.empty()) {
-        returned_.push_back({clock_, shard->id(), {payload.begin(), payload.end()}});
+        returned_.push_back({clock_, shard->id(), {payload.begin(), payload.end()}, samples});
         ++outcome.returned;
         payload = {};
       }
@@ -286,6 +289,8 @@ class LocalSession final : public worker::TaskSession {
     lease.begin = begin;
     lease.end = std::min({begin + cluster_.options_.lease_records, epoch_end, cluster_.total_});
     cluster_.next_position_ = lease.end;
+    const auto& records = cluster_.options_.push_records;
+    if (!records.empty()) lease.push_records = records[lease.id % records.size()];
     return lease;
   }
 

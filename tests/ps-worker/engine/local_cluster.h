@@ -30,6 +30,7 @@ namespace ps::test {
 struct LocalClusterOptions {
   std::uint32_t shards = 0;  // 0: as the job asks
   std::uint64_t lease_records = 4096;
+  std::vector<std::uint32_t> push_records;  // of a lease, in turn; none: as the job says
   std::chrono::seconds deadline{60};
   // Pushes of these clocks are answered as too old by every shard, for every worker.
   std::set<std::uint64_t> too_old_clocks;
@@ -54,6 +55,7 @@ class LocalCluster {
     std::vector<std::string> failures;
     std::uint64_t pushes = 0;
     std::uint64_t empty_pushes = 0;
+    std::map<std::uint32_t, std::uint64_t> pushes_of;  // by their samples; of steps with a lease
     std::uint64_t skipped = 0;
     std::uint64_t returned = 0;
     std::uint64_t entries = 0;

@@ -33,7 +33,8 @@ float Part(std::uint64_t record, std::uint64_t element) {
   return static_cast<float>(static_cast<int>((mixed >> 33) % 21) - 10);
 }
 
-// Counts: the gradient of a batch is the sum of its records' parts.
+// Counts: the gradient of a batch is the mean of its records' parts, times kBatch, so that servers
+// that weigh it by its samples add up the parts.
 class WholeNumberModel final : public Model {
  public:
   explicit WholeNumberModel(std::int64_t small_tensor_elements) {
@@ -59,6 +60,8 @@ class WholeNumberModel final : public Model {
       const auto record = static_cast<std::uint64_t>(batch.features[i]);
       for (std::size_t at = 0; at < gradients_.size(); ++at) gradients_[at] += Part(record, at);
     }
+    const float weight = static_cast<float>(kBatch) / static_cast<float>(batch.records);
+    for (float& gradient : gradients_) gradient *= weight;
     return 0.0;
   }
   Result<EvaluationSums> Evaluate(const Batch& batch) override {
@@ -165,6 +168,23 @@ TEST_P(ResidualMassTest, ARestoreFromACheckpointAndAReplayLoseNothing) {
   ExpectTheExactSum();
   EXPECT_EQ(outcome().replayed, 20u);
   EXPECT_GT(outcome().returned, 0u);
+}
+
+// What waits was computed in batches of other sizes than those it is pushed with. Powers of two, so
+// that all stays exact.
+TEST_P(ResidualMassTest, BatchesOfChangingSizesAreWeighedAsTheirSamples) {
+  spec_.training.batch_by_speed = true;
+  spec_.training.max_version_gap = 3;
+  const auto usual = static_cast<std::uint32_t>(kBatch * spec_.training.local_steps);
+  test::LocalClusterOptions options;
+  options.push_records = {usual / 2, usual * 2, usual, usual / 4};
+  options.too_old_clocks = {2, 5, 6, 13};
+  Train(options);
+  ExpectTheExactSum();
+  EXPECT_GT(outcome().returned, 0u);
+  for (const std::uint32_t records : options.push_records) {
+    EXPECT_GT(outcome().pushes_of.at(records), 0u) << records;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ResidualMassTest,

@@ -425,6 +425,16 @@ TEST_F(TrainerTest, LocalStepsLearnWithFewerPushes) {
   }
 }
 
+TEST_F(TrainerTest, LocalStepsWithAnOuterMomentumLearnAtASmallerRate) {
+  auto spec = CloudsJob();
+  spec.training.epochs = 8;
+  spec.training.local_steps = 4;
+  spec.training.outer_momentum = 0.5;
+  spec.optimizer.learning_rate.base = 0.1;
+  TrainWell(spec);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+}
+
 TEST_F(TrainerTest, ALocalStepThatIsNotFiniteIsLeftOutOfItsPush) {
   train_ = Clouds(2000, 1, 700);
   auto spec = CloudsJob();

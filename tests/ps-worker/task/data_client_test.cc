@@ -42,8 +42,9 @@ class Worker {
       std::fill(values.begin(), values.end(), 100.0F);
       return true;
     };
-    callbacks.returned = [this](Clock clock, ShardId shard, std::span<const std::byte> bytes) {
-      returned.emplace_back(clock, shard);
+    callbacks.returned = [this](const RingEntryInfo& push, ShardId shard,
+                                std::span<const std::byte> bytes) {
+      returned.emplace_back(push.clock, shard);
       returned_bytes += bytes.size();
     };
     callbacks.round_cut = [this](std::uint64_t, Clock clock) { cut = clock; };
