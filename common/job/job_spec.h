@@ -151,7 +151,7 @@ struct CheckpointSpec {
 struct JobResources {
   std::int64_t shards = 0;                  // virtual shards; 0: one per block, at most 256
   std::int64_t retention_mebibytes = 1024;  // per task
-  std::int64_t replicas = 0;                // backups of every shard, on other servers
+  std::int64_t replicas = 1;                // backups of every shard, on other servers
   std::int64_t max_restarts = 100;          // of worker tasks, per job
   std::string label;                        // only agents that have it run the tasks, and only them
 };

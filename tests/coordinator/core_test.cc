@@ -377,7 +377,7 @@ class CoreTest : public ::testing::Test {
     ASSERT_EQ(Backups(true), 4u) << Events();
   }
 
-  std::string spec_more_;
+  std::string spec_more_ = "resources: {replicas: 0}\n";
   struct TaskOf {
     std::uint32_t worker = 0;
     std::uint32_t incarnation = 0;
