@@ -34,6 +34,8 @@ rocksdb::Options DatabaseOptions() {
   options.skip_stats_update_on_db_open = true;
   options.max_open_files = 256;
   options.max_background_jobs = 1;
+  // Tables are read from one end to the other: the kernel may read ahead.
+  options.advise_random_on_open = false;
   return options;
 }
 

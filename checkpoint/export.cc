@@ -12,6 +12,7 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/content.h"
 #include "checkpoint/image.h"
 #include "checkpoint/reader.h"
 
@@ -198,18 +199,17 @@ class RowsExport {
     return RowsExport(std::move(keys), std::move(values), table.width);
   }
 
-  Status Add(const RowTableImage& rows) {
-    if (rows.width != width_) {
-      return Error{ErrorCode::kInvalid, "rows of " + std::to_string(rows.width) +
-                                            " values, the manifest says " + std::to_string(width_)};
-    }
-    std::vector<std::uint64_t> keys(rows.rows());
-    std::vector<float> values(rows.rows() * width_);
-    for (std::size_t row = 0; row < rows.rows(); ++row) {
-      keys[row] = rows.key(row);
-      std::memcpy(values.data() + row * width_,
-                  rows.records.data() + row * rows.record_bytes() + kRowHeaderBytes,
-                  width_ * sizeof(float));
+  std::uint32_t width() const { return width_; }
+
+  // Of `record_bytes` each.
+  Status Add(std::span<const std::byte> records, std::size_t record_bytes) {
+    const std::size_t rows = records.size() / record_bytes;
+    std::vector<std::uint64_t> keys(rows);
+    std::vector<float> values(rows * width_);
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::byte* const record = records.data() + row * record_bytes;
+      std::memcpy(&keys[row], record, sizeof(keys[row]));
+      std::memcpy(values.data() + row * width_, record + kRowHeaderBytes, width_ * sizeof(float));
     }
     PS_TRY(keys_.Append(keys.data(), keys.size() * sizeof(keys[0]), keys.size()));
     return values_.Append(values.data(), values.size() * sizeof(float), keys.size());
@@ -226,6 +226,48 @@ class RowsExport {
   NpyFile keys_;
   NpyFile values_;
   const std::uint32_t width_;
+};
+
+// Writes one shard after the other, as they are read.
+class ExportSink : public ShardSink {
+ public:
+  ExportSink(DenseExport& dense, std::vector<RowsExport>& tables)
+      : dense_(dense), tables_(tables) {}
+
+  Status Begin(const ShardMeta& meta) override {
+    const ShardImage& image = meta.image;
+    if (image.rows.size() != tables_.size()) {
+      return Error{ErrorCode::kInvalid, std::to_string(image.rows.size()) +
+                                            " tables of rows, the manifest has " +
+                                            std::to_string(tables_.size())};
+    }
+    elements_ = image.block_elements;
+    record_bytes_.clear();
+    for (std::size_t i = 0; i < tables_.size(); ++i) {
+      if (image.rows[i].width != tables_[i].width()) {
+        return Error{ErrorCode::kInvalid, "rows of " + std::to_string(image.rows[i].width) +
+                                              " values, the manifest says " +
+                                              std::to_string(tables_[i].width())};
+      }
+      record_bytes_.push_back(image.rows[i].record_bytes());
+    }
+    return Ok();
+  }
+  Status AddBlock(std::size_t index, std::string_view content) override {
+    std::vector<float> values(elements_[index]);
+    std::memcpy(values.data(), content.data(), values.size() * sizeof(float));
+    return dense_.Add(values);
+  }
+  Status AddRows(std::uint32_t table, std::span<const std::byte> records) override {
+    return tables_[table].Add(records, record_bytes_[table]);
+  }
+  Status AddSketch(std::uint32_t, std::span<const std::uint8_t>) override { return Ok(); }
+
+ private:
+  DenseExport& dense_;
+  std::vector<RowsExport>& tables_;
+  std::vector<std::uint32_t> elements_;
+  std::vector<std::size_t> record_bytes_;
 };
 
 // The names of tables become names of files.
@@ -260,15 +302,8 @@ Status WriteAll(const fs::path& round_directory, const Manifest& manifest,
       Reader opened = PS_TRY(Reader::Open(round_directory / shard.server));
       reader = readers.emplace(shard.server, std::move(opened)).first;
     }
-    const ShardImage image = PS_TRY(reader->second.ReadShard(shard.shard, shard.digest));
-    if (image.rows.size() != tables.size()) {
-      return Error{ErrorCode::kInvalid, "shard " + std::to_string(shard.shard.value()) + " has " +
-                                            std::to_string(image.rows.size()) +
-                                            " tables of rows, the manifest " +
-                                            std::to_string(tables.size())};
-    }
-    PS_TRY(dense.Add(image.values));
-    for (std::size_t i = 0; i < tables.size(); ++i) PS_TRY(tables[i].Add(image.rows[i]));
+    ExportSink sink(dense, tables);
+    PS_TRY(reader->second.ReadShard(shard.shard, shard.digest, sink));
     ++done;
     if (progress) progress(done, static_cast<std::uint32_t>(manifest.shards.size()));
   }

@@ -10,7 +10,7 @@
 // same bytes, wherever its shards were written. What optimizers keep is left
 // out. NumPy's format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 //
-// Every shard is compared with its digest. Needs memory for one shard at a time.
+// Every shard is compared with its digest, and nothing stays if one differs.
 // Blocks on the disk; any thread.
 #pragma once
 

@@ -1,8 +1,10 @@
 #include "checkpoint/image.h"
 
+#include <algorithm>
 #include <bit>
 #include <tuple>
 
+#include "checkpoint/content.h"
 #include "checkpoint/digest.h"
 #include "checkpoint/record.h"
 #include "common/layout/layout.h"
@@ -28,7 +30,7 @@ std::uint64_t CountsOf(const ShardImage& image, std::uint64_t elements) {
 
 constexpr std::size_t kSketchLineBytes = 64;
 
-Status CheckTable(const RowTableImage& table, std::size_t number) {
+Status CheckTable(const RowTableImage& table, std::size_t number, std::uint64_t sketch_bytes) {
   const auto bad = [&](const std::string& what) {
     return Error{ErrorCode::kInvalid, "row table " + std::to_string(number) + ": " + what};
   };
@@ -37,10 +39,16 @@ Status CheckTable(const RowTableImage& table, std::size_t number) {
     return bad("rows of " + std::to_string(table.width) + " values and " +
                std::to_string(table.slots) + " slots");
   }
-  if (table.sketch.size() % kSketchLineBytes != 0) {
-    return bad("a sketch of " + std::to_string(table.sketch.size()) + " bytes");
+  if (sketch_bytes % kSketchLineBytes != 0) {
+    return bad("a sketch of " + std::to_string(sketch_bytes) + " bytes");
   }
-  return CheckRows(table);
+  return Ok();
+}
+
+std::uint64_t ElementsOf(const ShardImage& image) {
+  std::uint64_t elements = 0;
+  for (const std::uint32_t count : image.block_elements) elements += count;
+  return elements;
 }
 
 }  // namespace
@@ -49,31 +57,25 @@ void SortRows(ShardImage& image) {
   for (RowTableImage& table : image.rows) SortRows(table);
 }
 
-Status CheckImage(const ShardImage& image) {
+Status CheckHead(const ShardImage& image) {
   const auto bad = [&](const std::string& what) {
     return Error{ErrorCode::kInvalid,
                  "image of shard " + std::to_string(image.shard.value()) + ": " + what};
   };
   if (image.block_elements.empty() && image.rows.empty()) return bad("no blocks");
-  std::uint64_t elements = 0;
   for (const std::uint32_t count : image.block_elements) {
     if (count == 0 || count > wire::kBlockElements) {
       return bad("a block of " + std::to_string(count) + " elements");
     }
-    elements += count;
-  }
-  if (elements != image.values.size()) {
-    return bad(std::to_string(image.values.size()) + " values for blocks of " +
-               std::to_string(elements) + " elements");
   }
   const ImageSlots& slots = image.slots;
-  if (slots.per_element > kSlotsMax || slots.floats.size() != elements * slots.per_element) {
-    return bad(std::to_string(slots.floats.size()) + " slots for " + std::to_string(elements) +
-               " elements with " + std::to_string(slots.per_element) + " each");
+  if (slots.per_element > kSlotsMax) {
+    return bad(std::to_string(slots.per_element) + " slots beside each element");
   }
-  if (slots.updates.size() != CountsOf(image, elements)) {
+  if (slots.counts == UpdateCounts::kPerBlock &&
+      slots.updates.size() != image.block_elements.size()) {
     return bad(std::to_string(slots.updates.size()) + " counts of updates, " +
-               std::to_string(CountsOf(image, elements)) + " expected");
+               std::to_string(image.block_elements.size()) + " expected");
   }
   if (std::uint64_t{image.first_block} + image.block_elements.size() > UINT32_MAX) {
     return bad("block numbers beyond 32 bits");
@@ -101,9 +103,42 @@ Status CheckImage(const ShardImage& image) {
   }
   if (held_bytes > kHeldBytesMax) return bad("held pushes of more than 1 GiB");
   if (image.rows.size() > kMaxRowTables) return bad("more than 1,024 tables of rows");
+  return Ok();
+}
+
+Status CheckMeta(const ShardMeta& meta) {
+  PS_TRY(CheckHead(meta.image));
+  for (std::size_t number = 0; number < meta.image.rows.size(); ++number) {
+    PS_TRY(CheckTable(meta.image.rows[number], number, meta.rows[number].sketch_bytes));
+  }
+  return Ok();
+}
+
+Status CheckImage(const ShardImage& image) {
+  const auto bad = [&](const std::string& what) {
+    return Error{ErrorCode::kInvalid,
+                 "image of shard " + std::to_string(image.shard.value()) + ": " + what};
+  };
+  PS_TRY(CheckHead(image));
+  const std::uint64_t elements = ElementsOf(image);
+  if (elements != image.values.size()) {
+    return bad(std::to_string(image.values.size()) + " values for blocks of " +
+               std::to_string(elements) + " elements");
+  }
+  const ImageSlots& slots = image.slots;
+  if (slots.floats.size() != elements * slots.per_element) {
+    return bad(std::to_string(slots.floats.size()) + " slots for " + std::to_string(elements) +
+               " elements with " + std::to_string(slots.per_element) + " each");
+  }
+  if (slots.updates.size() != CountsOf(image, elements)) {
+    return bad(std::to_string(slots.updates.size()) + " counts of updates, " +
+               std::to_string(CountsOf(image, elements)) + " expected");
+  }
   for (std::size_t number = 0; number < image.rows.size(); ++number) {
-    const Status table = CheckTable(image.rows[number], number);
-    if (!table.ok()) return bad(table.error().message);
+    const RowTableImage& table = image.rows[number];
+    Status checked = CheckTable(table, number, table.sketch.size());
+    if (checked.ok()) checked = CheckRows(table);
+    if (!checked.ok()) return bad(checked.error().message);
   }
   return Ok();
 }
@@ -122,19 +157,27 @@ std::uint64_t ContentBytes(const ShardImage& image) {
 }
 
 std::string Digest(const ShardImage& image) {
-  const std::string meta = EncodeMeta(image);
-  Digester digester;
-  digester.Update(std::as_bytes(std::span(meta)));
-  digester.Update(std::as_bytes(std::span(image.values)));
-  digester.Update(std::as_bytes(std::span(image.slots.floats)));
-  if (image.slots.counts == UpdateCounts::kPerElement) {  // those of blocks are in the meta
-    digester.Update(std::as_bytes(std::span(image.slots.updates)));
+  ContentHashes hashes;
+  std::size_t offset = 0;
+  for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
+    const std::string content = EncodeBlock(image, i, offset);
+    hashes.blocks.push_back(HashOf(content.data(), content.size()));
+    offset += image.block_elements[i];
   }
   for (const RowTableImage& table : image.rows) {
-    digester.Update(table.records);
-    digester.Update(std::as_bytes(std::span(table.sketch)));
+    ContentHash sum;
+    const std::size_t bytes = table.record_bytes();
+    for (std::size_t row = 0; row < table.rows(); ++row) {
+      sum += HashOf(table.records.data() + row * bytes, bytes);
+    }
+    hashes.rows.push_back(sum);
+    hashes.sketches.emplace_back();
+    for (std::size_t at = 0; at < table.sketch.size(); at += kChunkBytes) {
+      hashes.sketches.back().push_back(
+          HashOf(table.sketch.data() + at, std::min(kChunkBytes, table.sketch.size() - at)));
+    }
   }
-  return digester.Hex();
+  return DigestOf(EncodeMeta(image), hashes);
 }
 
 std::string ValuesDigest(std::span<const float> values) { return HexDigest(std::as_bytes(values)); }

@@ -85,6 +85,9 @@ void SortRows(ShardImage& image);
 
 // kInvalid, naming the shard, unless the parts of the image agree with each other.
 Status CheckImage(const ShardImage& image);
+// The same of an image that may lack its content: values, slots and counts of elements, rows and
+// sketches.
+Status CheckHead(const ShardImage& image);
 
 // Of all tables.
 std::uint64_t RowCount(const ShardImage& image);

@@ -9,6 +9,7 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/image.h"
+#include "checkpoint/record.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -88,6 +89,8 @@ Status Check(const Manifest& manifest) {
     if (!IsHexDigest(shard.digest) || !IsHexDigest(shard.values_digest)) {
       return Bad(name + " has a digest that is not 32 hex digits");
     }
+    const Status bases = CheckBases(manifest.round, shard.bases);
+    if (!bases.ok()) return Bad(name + ": " + bases.error().message);
   }
   if (manifest.tables.size() > kMaxTables || manifest.row_tables.size() > kMaxRowTables) {
     return Bad("too many tables");
@@ -219,12 +222,16 @@ json RowTablesJson(const Manifest& manifest) {
 json ShardsJson(const Manifest& manifest) {
   json shards = json::array();
   for (const ManifestShard& shard : manifest.shards) {
+    json bases = json::array();
+    for (const Round base : shard.bases) bases.push_back(base.value());
     shards.push_back({{"shard", shard.shard.value()},
                       {"server", shard.server},
                       {"epoch", shard.epoch.value()},
                       {"version", shard.version},
                       {"bytes", shard.bytes},
                       {"rows", shard.rows},
+                      {"state_bytes", shard.state_bytes},
+                      {"bases", std::move(bases)},
                       {"digest", shard.digest},
                       {"values_digest", shard.values_digest}});
   }
@@ -357,6 +364,14 @@ Manifest ReadValue(const json& value, std::optional<Error>& error) {
     shard.version = object.Unsigned<std::uint64_t>("version");
     shard.bytes = object.Unsigned<std::uint64_t>("bytes");
     shard.rows = object.Unsigned<std::uint64_t>("rows");
+    shard.state_bytes = object.Unsigned<std::uint64_t>("state_bytes");
+    object.Array("bases", kBasesMax, [&](const json& base, const std::string&) {
+      if (!base.is_number_unsigned()) {
+        object.Fail("has a round among `bases` that is no number");
+        return;
+      }
+      shard.bases.emplace_back(base.get<std::uint64_t>());
+    });
     shard.digest = object.Text("digest");
     shard.values_digest = object.Text("values_digest");
     object.End();

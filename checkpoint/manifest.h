@@ -21,7 +21,7 @@
 
 namespace ps::checkpoint {
 
-inline constexpr int kFormatVersion = 3;
+inline constexpr int kFormatVersion = 4;
 inline constexpr std::size_t kMaxManifestBytes = std::size_t{32} << 20;
 inline constexpr const char* kManifestFile = "MANIFEST.json";
 
@@ -30,10 +30,13 @@ struct ManifestShard {
   std::string server;  // name of the part's directory inside the round directory
   Epoch epoch;
   std::uint64_t version = 0;
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;  // keys and values that this checkpoint stores of it
   std::string digest;
   std::string values_digest;
-  std::uint64_t rows = 0;  // of all tables of rows
+  std::uint64_t rows = 0;         // of all tables of rows
+  std::uint64_t state_bytes = 0;  // of its values, slots, counts, rows and sketches
+  // Earlier rounds in whose parts of the same name the rest lies, newest first.
+  std::vector<Round> bases;
 
   friend bool operator==(const ManifestShard&, const ManifestShard&) = default;
 };

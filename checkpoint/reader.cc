@@ -3,8 +3,11 @@
 #include <rocksdb/db.h>
 
 #include <algorithm>
+#include <cstring>
+#include <map>
 #include <system_error>
 
+#include "checkpoint/content.h"
 #include "checkpoint/database.h"
 #include "checkpoint/files.h"
 #include "checkpoint/record.h"
@@ -15,14 +18,161 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxSealBytes = std::size_t{16} << 20;
+// Of a table that is read from one end to the other.
+constexpr std::size_t kReadAheadBytes = std::size_t{4} << 20;
 
 std::string_view View(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
+Error Missing() { return Error{ErrorCode::kInvalid, "a record is missing"}; }
+
+std::uint64_t KeyAt(std::string_view bytes, std::size_t at) {
+  std::uint64_t key = 0;
+  std::memcpy(&key, bytes.data() + at, sizeof(key));
+  return key;
+}
+
+fs::path Normal(const fs::path& directory) {
+  const fs::path normal = directory.lexically_normal();
+  return normal.has_filename() ? normal : normal.parent_path();
+}
+
+// The records of one part from `begin` to before `end`, each unsealed.
+class RecordCursor {
+ public:
+  RecordCursor(rocksdb::DB& database, const fs::path& directory, const std::string& begin,
+               std::string end)
+      : directory_(directory), end_(std::move(end)), upper_(end_) {
+    rocksdb::ReadOptions options;
+    options.verify_checksums = true;
+    options.fill_cache = false;
+    options.readahead_size = kReadAheadBytes;
+    options.iterate_upper_bound = &upper_;
+    iterator_.reset(database.NewIterator(options));
+    iterator_->Seek(begin);
+  }
+  RecordCursor(const RecordCursor&) = delete;
+  RecordCursor& operator=(const RecordCursor&) = delete;
+
+  bool valid() const { return valid_; }
+  const RecordKey& key() const { return key_; }
+  std::string_view content() const { return content_; }
+
+  // Of the record that the cursor stands on, also after the constructor.
+  Status Load() {
+    valid_ = iterator_->Valid();
+    if (!valid_) {
+      if (iterator_->status().ok()) return Ok();
+      return DatabaseError(directory_, "cannot read", iterator_->status());
+    }
+    key_ = PS_TRY(DecodeKey(View(iterator_->key())));
+    content_ = PS_TRY(Unseal(View(iterator_->key()), View(iterator_->value())));
+    return Ok();
+  }
+  Status Next() {
+    iterator_->Next();
+    return Load();
+  }
+
+ private:
+  const fs::path& directory_;
+  const std::string end_;
+  const rocksdb::Slice upper_;
+  std::unique_ptr<rocksdb::Iterator> iterator_;
+  bool valid_ = false;
+  RecordKey key_;
+  std::string_view content_;
+};
+
+// Rows of a table, or keys of removed ones, in one part of a chain.
+class RowCursor {
+ public:
+  // `table` outlives the cursor.
+  RowCursor(std::unique_ptr<RecordCursor> records, const RowTableImage& table, bool removed)
+      : records_(std::move(records)),
+        table_(table),
+        removed_(removed),
+        item_bytes_(removed ? sizeof(std::uint64_t) : table.record_bytes()) {}
+
+  bool removed() const { return removed_; }
+  bool valid() const { return records_->valid(); }
+  std::uint64_t key() const { return key_; }
+
+  Status Load() {
+    PS_TRY(records_->Load());
+    return Enter();
+  }
+  // The rows from this one on whose keys are below `end`, or all in the record; the cursor stands
+  // behind them. They are gone with the next call but PassRecord().
+  std::string_view TakeBelow(std::optional<std::uint64_t> end) {
+    const std::string_view content = records_->content();
+    const std::size_t from = at_;
+    if (!end.has_value() || KeyAt(content, content.size() - item_bytes_) < *end) {
+      at_ = content.size();
+    } else {
+      while (KeyAt(content, at_) < *end) at_ += item_bytes_;
+    }
+    return content.substr(from, at_ - from);
+  }
+  std::string_view TakeOne() {
+    const std::size_t from = at_;
+    at_ += item_bytes_;
+    return records_->content().substr(from, item_bytes_);
+  }
+  // After what was taken has been used: the next record, if this one has ended.
+  Status Advance() {
+    if (at_ < records_->content().size()) {
+      key_ = KeyAt(records_->content(), at_);
+      return Ok();
+    }
+    // Every record but the last of a part is full, so that none of them is lost unseen.
+    short_ = short_ || records_->content().size() + item_bytes_ <= FullBytes();
+    PS_TRY(records_->Next());
+    return Enter();
+  }
+
+ private:
+  std::size_t FullBytes() const {
+    return removed_ ? kChunkBytes : RowsPerRecord(table_) * item_bytes_;
+  }
+  Status Enter() {
+    at_ = 0;
+    if (!valid()) return Ok();
+    if (short_) return Missing();
+    const std::uint64_t first = records_->key().first;
+    const std::string_view content = records_->content();
+    PS_TRY(removed_ ? CheckRemovedRecord(content, first) : CheckRowsRecord(content, first, table_));
+    if (entered_ && first <= key_) {
+      return Error{ErrorCode::kInvalid,
+                   "row " + std::to_string(first) + " stands after a higher one"};
+    }
+    entered_ = true;
+    key_ = first;
+    return Ok();
+  }
+
+  const std::unique_ptr<RecordCursor> records_;
+  const RowTableImage& table_;
+  const bool removed_;
+  const std::size_t item_bytes_;
+  std::size_t at_ = 0;  // in the record's content
+  std::uint64_t key_ = 0;
+  bool short_ = false;  // the record before was not full
+  bool entered_ = false;
+};
+
 }  // namespace
+
+fs::path BaseDirectory(const fs::path& part, Round base) {
+  const fs::path normal = Normal(part);
+  // A path that ends in the round directory itself has no other name for the one above it.
+  fs::path round = normal.parent_path();
+  return (round.has_filename() ? round.parent_path() : round / "..") /
+         ("ckpt-" + std::to_string(base.value())) / normal.filename();
+}
 
 class Reader::Impl {
  public:
-  explicit Impl(fs::path directory) : directory_(std::move(directory)) {}
+  explicit Impl(const fs::path& directory) : directory_(Normal(directory)) {}
 
   Status Open() {
     std::error_code error;
@@ -46,13 +196,24 @@ class Reader::Impl {
 
   const std::vector<ShardId>& shards() const { return shards_; }
 
-  Result<ShardImage> ReadShard(ShardId shard, const std::string& digest) const {
-    Result<ShardImage> image = ReadUnnamed(shard, digest);
-    if (!image.ok()) {
-      return Annotate(image.error(),
-                      directory_.string() + ": shard " + std::to_string(shard.value()) + ": ");
-    }
-    return image;
+  Status ReadShard(ShardId shard, const std::string& digest, ShardSink& sink) {
+    const Status read = ReadUnnamed(shard, digest, sink);
+    if (!read.ok()) return Named(shard, read.error());
+    return Ok();
+  }
+
+  Result<ShardImage> ReadImage(ShardId shard, const std::string& digest) {
+    const auto chain = Chain(shard);
+    if (!chain.ok()) return Named(shard, chain.error());
+    ImageSink sink(BytesOf(*chain));
+    PS_TRY(ReadShard(shard, digest, sink));
+    return sink.Take();
+  }
+
+  Result<std::vector<Round>> ListBases(ShardId shard) {
+    auto bases = ReadBases(shard);
+    if (!bases.ok()) return Named(shard, bases.error());
+    return bases;
   }
 
   Status VerifyFiles(const std::function<void(std::uint64_t)>& progress) const {
@@ -63,6 +224,17 @@ class Reader::Impl {
   }
 
  private:
+  using Parts = std::vector<Impl*>;  // of one shard, the newest first
+
+  Error Named(ShardId shard, const Error& error) const {
+    return Annotate(error, directory_.string() + ": shard " + std::to_string(shard.value()) + ": ");
+  }
+  static std::uint64_t BytesOf(const Parts& parts) {
+    std::uint64_t bytes = 0;
+    for (const Impl* part : parts) bytes += part->part_bytes_;
+    return bytes;
+  }
+
   Status OpenSeal() {
     const fs::path path = directory_ / kSealFile;
     Result<std::string> text = ReadWholeFile(path, kMaxSealBytes);
@@ -107,95 +279,226 @@ class Reader::Impl {
     return Unseal(key, View(holder));
   }
 
-  Result<ShardImage> ReadUnnamed(ShardId shard, const std::string& digest) const {
+  // In one part: the rounds that the shard's records there build on.
+  Result<std::vector<Round>> ReadBases(ShardId shard) const {
+    rocksdb::PinnableSlice holder;
+    const std::string key = EncodeKey(RecordKind::kBases, shard, 0);
+    rocksdb::ReadOptions options;
+    options.verify_checksums = true;
+    const rocksdb::Status status =
+        database_->Get(options, database_->DefaultColumnFamily(), key, &holder);
+    if (status.IsNotFound()) return std::vector<Round>();
+    if (!status.ok()) return DatabaseError(directory_, "cannot read", status);
+    return DecodeBases(PS_TRY(Unseal(key, View(holder))));
+  }
+
+  Result<ShardMeta> ReadMeta(ShardId shard) const {
     if (!std::binary_search(shards_.begin(), shards_.end(), shard)) {
       return Error{ErrorCode::kNotFound, "not in this part"};
     }
     rocksdb::PinnableSlice holder;
     const std::string_view record = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
     ShardMeta meta = PS_TRY(DecodeMeta(record));
-    ShardImage& image = meta.image;
-    if (image.shard != shard) {
+    if (meta.image.shard != shard) {
       return Error{ErrorCode::kInvalid,
-                   "the record is that of shard " + std::to_string(image.shard.value())};
+                   "the record is that of shard " + std::to_string(meta.image.shard.value())};
     }
-    std::uint64_t elements = 0;
-    for (const std::uint32_t count : image.block_elements) elements += count;
-    if (elements > part_bytes_ / BytesPerElement(image)) {
-      return Error{ErrorCode::kInvalid,
-                   std::to_string(elements) + " elements, more than the files can hold"};
-    }
-    image.values.resize(elements);
-    image.slots.floats.resize(elements * image.slots.per_element);
-    if (image.slots.counts == UpdateCounts::kPerElement) image.slots.updates.resize(elements);
-    std::size_t offset = 0;
-    for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
-      const std::uint32_t block = image.first_block + static_cast<std::uint32_t>(i);
-      Result<std::string_view> content = Get(EncodeKey(RecordKind::kBlock, shard, block), holder);
-      const std::string name = "block " + std::to_string(block) + ": ";
-      if (!content.ok()) return Annotate(content.error(), name);
-      const Status decoded = DecodeBlock(*content, i, offset, image);
-      if (!decoded.ok()) return Annotate(decoded.error(), name);
-      offset += image.block_elements[i];
-    }
-    for (std::size_t table = 0; table < image.rows.size(); ++table) {
-      const Status rows = ReadTable(shard, meta.rows[table], image.rows[table]);
-      if (!rows.ok()) {
-        return Annotate(rows.error(), "row table " + std::to_string(table) + ": ");
-      }
-    }
-    PS_TRY(CheckImage(image));
-    if (!digest.empty()) {
-      const std::string found = Digest(image);
-      if (found != digest) {
-        return Error{ErrorCode::kInvalid,
-                     "its digest is " + found + ", the manifest says " + digest};
-      }
-    }
-    return std::move(image);
+    return meta;
   }
 
-  // Calls take(key, content) for the records of a table in order, each checked.
-  template <typename Take>
-  Status ForEachRecord(RecordKind kind, ShardId shard, std::uint32_t table, Take take) const {
-    rocksdb::ReadOptions options;
-    options.verify_checksums = true;
-    options.fill_cache = false;
-    const std::string begin = EncodeRowKey(kind, shard, table, 0);
-    const std::string end = EncodeRowKey(kind, shard, table + 1, 0);
-    const rocksdb::Slice upper(end);
-    options.iterate_upper_bound = &upper;
-    const std::unique_ptr<rocksdb::Iterator> iterator(database_->NewIterator(options));
-    for (iterator->Seek(begin); iterator->Valid(); iterator->Next()) {
-      const RecordKey key = PS_TRY(DecodeKey(View(iterator->key())));
-      const std::string_view content =
-          PS_TRY(Unseal(View(iterator->key()), View(iterator->value())));
-      PS_TRY(take(key.first, content));
+  // The part with the name of this one in an earlier round. It stays open.
+  Result<Impl*> OpenBase(Round round) {
+    std::unique_ptr<Impl>& base = bases_[round];
+    if (base != nullptr) return base.get();
+    auto opened = std::make_unique<Impl>(BaseDirectory(directory_, round));
+    const Status status = opened->Open();
+    if (!status.ok()) {
+      const ErrorCode code =
+          status.error().code == ErrorCode::kNotFound ? ErrorCode::kInvalid : status.error().code;
+      return Error{code, "it builds on checkpoint " + std::to_string(round.value()) + ": " +
+                             status.error().message};
     }
-    if (!iterator->status().ok()) {
-      return DatabaseError(directory_, "cannot read", iterator->status());
+    base = std::move(opened);
+    return base.get();
+  }
+
+  // The parts that a shard lies in.
+  Result<Parts> Chain(ShardId shard) {
+    const ShardMeta meta = PS_TRY(ReadMeta(shard));
+    const std::vector<Round> bases = PS_TRY(ReadBases(shard));
+    PS_TRY(CheckBases(meta.image.round, bases));
+    Parts parts{this};
+    for (std::size_t i = 0; i < bases.size(); ++i) {
+      Impl* const base = PS_TRY(OpenBase(bases[i]));
+      const auto check = [&]() -> Status {
+        const ShardMeta of = PS_TRY(base->ReadMeta(shard));
+        const bool fits =
+            of.image.job == meta.image.job && of.image.round == bases[i] &&
+            of.image.block_elements == meta.image.block_elements &&
+            of.rows.size() == meta.rows.size() &&
+            PS_TRY(base->ReadBases(shard)) ==
+                std::vector<Round>(bases.begin() + static_cast<std::ptrdiff_t>(i) + 1, bases.end());
+        if (!fits) return Error{ErrorCode::kInvalid, "it is another history of the shard"};
+        return Ok();
+      };
+      const Status checked = check();
+      if (!checked.ok()) {
+        return Error{ErrorCode::kInvalid,
+                     "it builds on " + base->directory_.string() + ": " + checked.error().message};
+      }
+      parts.push_back(base);
+    }
+    return parts;
+  }
+
+  Status ReadUnnamed(ShardId shard, const std::string& digest, ShardSink& sink) {
+    const Parts parts = PS_TRY(Chain(shard));
+    rocksdb::PinnableSlice holder;
+    const std::string_view record = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
+    const ShardMeta meta = PS_TRY(DecodeMeta(record));
+    PS_TRY(CheckRoom(meta, BytesOf(parts)));
+    ContentCheck check(shard, sink, /*with_digest=*/true);
+    PS_TRY(check.AddMeta(record));
+    PS_TRY(ReadBlocks(parts, shard, meta.image, check));
+    for (std::uint32_t table = 0; table < meta.image.rows.size(); ++table) {
+      const Status rows = ReadRows(parts, shard, meta.image.rows[table], check);
+      if (!rows.ok()) return Annotate(rows.error(), "row table " + std::to_string(table) + ": ");
+    }
+    for (std::uint32_t table = 0; table < meta.image.rows.size(); ++table) {
+      const Status read = ReadSketch(parts, shard, table, meta.rows[table].sketch_bytes, check);
+      if (!read.ok()) return Annotate(read.error(), "row table " + std::to_string(table) + ": ");
+    }
+    const std::string found = PS_TRY(check.Finish());
+    if (!digest.empty() && found != digest) {
+      return Error{ErrorCode::kInvalid, "its digest is " + found + ", the manifest says " + digest};
     }
     return Ok();
   }
 
-  Status ReadTable(ShardId shard, const ShardMeta::Rows& counts, RowTableImage& table) const {
-    if (counts.rows > part_bytes_ / table.record_bytes() || counts.sketch_bytes > part_bytes_) {
-      return Error{ErrorCode::kInvalid, std::to_string(counts.rows) + " rows and " +
-                                            std::to_string(counts.sketch_bytes) +
-                                            " bytes of a sketch, more than the files can hold"};
+  // What the meta claims is held against the files before anybody makes room for it.
+  static Status CheckRoom(const ShardMeta& meta, std::uint64_t bytes) {
+    std::uint64_t elements = 0;
+    for (const std::uint32_t count : meta.image.block_elements) elements += count;
+    if (elements > bytes / BytesPerElement(meta.image)) {
+      return Error{ErrorCode::kInvalid,
+                   std::to_string(elements) + " elements, more than the files can hold"};
     }
-    table.records.reserve(counts.rows * table.record_bytes());
-    table.sketch.reserve(counts.sketch_bytes);
-    PS_TRY(ForEachRecord(RecordKind::kRows, shard, table.table,
-                         [&](std::uint64_t first, std::string_view content) {
-                           return DecodeRows(content, first, counts.rows, table);
-                         }));
-    PS_TRY(ForEachRecord(RecordKind::kSketch, shard, table.table,
-                         [&](std::uint64_t first, std::string_view content) {
-                           return DecodeSketch(content, first, counts.sketch_bytes, table);
-                         }));
-    if (table.rows() != counts.rows || table.sketch.size() != counts.sketch_bytes) {
-      return Error{ErrorCode::kInvalid, "a record is missing"};
+    for (std::size_t table = 0; table < meta.rows.size(); ++table) {
+      const ShardMeta::Rows& counts = meta.rows[table];
+      if (counts.rows > bytes / meta.image.rows[table].record_bytes() ||
+          counts.sketch_bytes > bytes) {
+        return Error{ErrorCode::kInvalid, std::to_string(counts.rows) + " rows and " +
+                                              std::to_string(counts.sketch_bytes) +
+                                              " bytes of a sketch, more than the files can hold"};
+      }
+    }
+    return Ok();
+  }
+
+  using Cursors = std::vector<std::unique_ptr<RecordCursor>>;
+
+  Result<Cursors> CursorsOf(const Parts& parts, const std::string& begin,
+                            const std::string& end) const {
+    Cursors cursors;
+    for (const Impl* part : parts) {
+      cursors.push_back(
+          std::make_unique<RecordCursor>(*part->database_, part->directory_, begin, end));
+      PS_TRY(cursors.back()->Load());
+    }
+    return cursors;
+  }
+
+  // The record at `place` of the newest part that has one, where no part has an earlier one left.
+  // Calls use(content).
+  template <typename Place, typename Use>
+  static Status UseNewest(const Cursors& cursors, Place place, std::uint64_t at, Use use) {
+    bool used = false;
+    for (const auto& cursor : cursors) {
+      if (!cursor->valid() || place(cursor->key()) != at) continue;
+      if (!used) PS_TRY(use(cursor->content()));
+      used = true;
+      PS_TRY(cursor->Next());
+    }
+    if (!used) return Missing();
+    return Ok();
+  }
+  static Status CheckEnd(const Cursors& cursors) {
+    for (const auto& cursor : cursors) {
+      if (cursor->valid()) return Error{ErrorCode::kInvalid, "a record too many"};
+    }
+    return Ok();
+  }
+
+  Status ReadBlocks(const Parts& parts, ShardId shard, const ShardImage& image,
+                    ContentCheck& check) const {
+    const std::string end = shard.value() == UINT32_MAX
+                                ? EncodeKey(RecordKind::kRows, ShardId(0), 0)
+                                : EncodeKey(RecordKind::kBlock, ShardId(shard.value() + 1), 0);
+    const Cursors cursors = PS_TRY(CursorsOf(parts, EncodeKey(RecordKind::kBlock, shard, 0), end));
+    for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
+      const std::uint32_t block = image.first_block + static_cast<std::uint32_t>(i);
+      const Status used = UseNewest(
+          cursors, [](const RecordKey& key) { return std::uint64_t{key.block}; }, block,
+          [&](std::string_view content) { return check.AddBlock(block, content); });
+      if (!used.ok()) return Annotate(used.error(), "block " + std::to_string(block) + ": ");
+    }
+    return CheckEnd(cursors);
+  }
+
+  Status ReadSketch(const Parts& parts, ShardId shard, std::uint32_t table, std::uint64_t bytes,
+                    ContentCheck& check) const {
+    const Cursors cursors =
+        PS_TRY(CursorsOf(parts, EncodeRowKey(RecordKind::kSketch, shard, table, 0),
+                         EncodeRowKey(RecordKind::kSketch, shard, table + 1, 0)));
+    for (std::uint64_t at = 0; at < bytes; at += kChunkBytes) {
+      PS_TRY(UseNewest(
+          cursors, [](const RecordKey& key) { return key.first; }, at,
+          [&](std::string_view content) { return check.AddSketch(table, at, content); }));
+    }
+    return CheckEnd(cursors);
+  }
+
+  // Rows in the order of their keys, of each the newest; those that a part says are removed are
+  // not taken from the parts it builds on.
+  Status ReadRows(const Parts& parts, ShardId shard, const RowTableImage& table,
+                  ContentCheck& check) const {
+    // By age: the rows of a part stand before what it removes, which is of older parts.
+    std::vector<std::unique_ptr<RowCursor>> cursors;
+    for (const Impl* part : parts) {
+      for (const RecordKind kind : {RecordKind::kRows, RecordKind::kRemoved}) {
+        if (kind == RecordKind::kRemoved && part == parts.back()) continue;
+        cursors.push_back(std::make_unique<RowCursor>(
+            std::make_unique<RecordCursor>(*part->database_, part->directory_,
+                                           EncodeRowKey(kind, shard, table.table, 0),
+                                           EncodeRowKey(kind, shard, table.table + 1, 0)),
+            table, kind == RecordKind::kRemoved));
+        PS_TRY(cursors.back()->Load());
+        if (!cursors.back()->valid()) cursors.pop_back();
+      }
+    }
+    while (!cursors.empty()) {
+      RowCursor* lowest = cursors.front().get();
+      std::optional<std::uint64_t> others;  // the lowest key of the other cursors
+      for (const auto& cursor : cursors) {
+        if (cursor->key() < lowest->key()) lowest = cursor.get();
+      }
+      for (const auto& cursor : cursors) {
+        if (cursor.get() == lowest) continue;
+        if (!others.has_value() || cursor->key() < *others) others = cursor->key();
+      }
+      const bool alone = !others.has_value() || lowest->key() < *others;
+      const std::string_view taken = alone ? lowest->TakeBelow(others) : lowest->TakeOne();
+      if (!lowest->removed()) PS_TRY(check.AddRows(table.table, taken));
+      if (!alone) {
+        const std::uint64_t key = *others;
+        for (const auto& cursor : cursors) {
+          if (cursor.get() == lowest || cursor->key() != key) continue;
+          (void)cursor->TakeOne();
+          PS_TRY(cursor->Advance());
+        }
+      }
+      PS_TRY(lowest->Advance());
+      std::erase_if(cursors, [](const auto& cursor) { return !cursor->valid(); });
     }
     return Ok();
   }
@@ -205,6 +508,7 @@ class Reader::Impl {
   std::uint64_t part_bytes_ = 0;
   std::unique_ptr<rocksdb::DB> database_;
   std::vector<ShardId> shards_;
+  std::map<Round, std::unique_ptr<Impl>> bases_;  // that have been needed
 };
 
 Reader::Reader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -220,8 +524,16 @@ Result<Reader> Reader::Open(const fs::path& directory) {
 
 const std::vector<ShardId>& Reader::ListShards() const { return impl_->shards(); }
 
+Status Reader::ReadShard(ShardId shard, const std::string& digest, ShardSink& sink) const {
+  return impl_->ReadShard(shard, digest, sink);
+}
+
 Result<ShardImage> Reader::ReadShard(ShardId shard, const std::string& digest) const {
-  return impl_->ReadShard(shard, digest);
+  return impl_->ReadImage(shard, digest);
+}
+
+Result<std::vector<Round>> Reader::ListBases(ShardId shard) const {
+  return impl_->ListBases(shard);
 }
 
 Status Reader::VerifyFiles(const std::function<void(std::uint64_t)>& progress) const {

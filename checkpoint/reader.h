@@ -14,10 +14,14 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/content.h"
 #include "checkpoint/image.h"
 #include "common/result.h"
 
 namespace ps::checkpoint {
+
+// Where the part with the name of this one lies in an earlier round.
+std::filesystem::path BaseDirectory(const std::filesystem::path& part, Round base);
 
 class Reader {
  public:
@@ -32,12 +36,20 @@ class Reader {
   // In increasing order.
   const std::vector<ShardId>& ListShards() const;
 
-  // kNotFound if the shard is not in this part. `digest`: what the manifest says; empty: not
-  // compared.
+  // Gives a shard to `sink` as it is read, with what it builds on in other parts. Only once this is
+  // Ok is what `sink` got whole and as `digest` says, which is what the manifest says (empty: not
+  // compared). kNotFound if the shard is not in this part, kInvalid if a part that it builds on is
+  // missing or damaged.
+  Status ReadShard(ShardId shard, const std::string& digest, ShardSink& sink) const;
+  // The same as an image.
   Result<ShardImage> ReadShard(ShardId shard, const std::string& digest = "") const;
 
-  // Reads every byte of every file and compares it with the seal. `progress`, which may be empty,
-  // gets the bytes of each piece that was read.
+  // The rounds that a shard builds on, newest first: in the parts with the name of this one in the
+  // round directories `ckpt-<round>` beside that of this one.
+  Result<std::vector<Round>> ListBases(ShardId shard) const;
+
+  // Reads every byte of every file of this part and compares it with the seal. `progress`, which
+  // may be empty, gets the bytes of each piece that was read.
   Status VerifyFiles(const std::function<void(std::uint64_t)>& progress) const;
 
  private:

@@ -103,12 +103,13 @@ Result<RecordKey> DecodeKey(std::string_view key) {
   if (key.empty()) return Bad("a key of 0 bytes");
   const auto kind = static_cast<std::uint8_t>(key[0]);
   if (kind < static_cast<std::uint8_t>(RecordKind::kMeta) ||
-      kind > static_cast<std::uint8_t>(RecordKind::kSketch)) {
+      kind > static_cast<std::uint8_t>(RecordKind::kBases)) {
     return Bad("a record of unknown kind " + std::to_string(kind));
   }
   RecordKey decoded;
   decoded.kind = static_cast<RecordKind>(kind);
-  const bool of_rows = decoded.kind == RecordKind::kRows || decoded.kind == RecordKind::kSketch;
+  const bool of_rows = decoded.kind == RecordKind::kRows || decoded.kind == RecordKind::kSketch ||
+                       decoded.kind == RecordKind::kRemoved;
   if (key.size() != (of_rows ? kRowKeyBytes : kKeyBytes)) {
     return Bad("a key of " + std::to_string(key.size()) + " bytes");
   }
@@ -136,6 +137,14 @@ Result<std::string_view> Unseal(std::string_view key, std::string_view value) {
 }
 
 std::string EncodeMeta(const ShardImage& image) {
+  std::vector<ShardMeta::Rows> rows;
+  for (const RowTableImage& table : image.rows) {
+    rows.push_back({table.rows(), table.sketch.size()});
+  }
+  return EncodeMeta(image, rows);
+}
+
+std::string EncodeMeta(const ShardImage& image, std::span<const ShardMeta::Rows> rows) {
   std::string out;
   out.append(kMetaMagic);
   Put<std::uint32_t>(out, kFormatVersion);
@@ -175,15 +184,16 @@ std::string EncodeMeta(const ShardImage& image) {
     out.append(reinterpret_cast<const char*>(push.bytes.data()), push.bytes.size());
   }
   Put<std::uint32_t>(out, static_cast<std::uint32_t>(image.rows.size()));
-  for (const RowTableImage& table : image.rows) {
+  for (std::size_t number = 0; number < image.rows.size(); ++number) {
+    const RowTableImage& table = image.rows[number];
     Put<std::uint32_t>(out, table.width);
     Put<std::uint32_t>(out, table.slots);
     Put<std::uint8_t>(out, table.optimizer);
     out.append(3, '\0');
     Put<std::uint32_t>(out, table.tick);
-    Put<std::uint64_t>(out, table.rows());
+    Put<std::uint64_t>(out, rows[number].rows);
     Put<std::uint64_t>(out, table.sightings);
-    Put<std::uint64_t>(out, table.sketch.size());
+    Put<std::uint64_t>(out, rows[number].sketch_bytes);
   }
   return out;
 }
@@ -321,32 +331,63 @@ std::size_t RowsPerRecord(const RowTableImage& table) {
   return std::max<std::size_t>(1, kChunkBytes / table.record_bytes());
 }
 
-Status DecodeRows(std::string_view content, std::uint64_t first, std::uint64_t rows,
-                  RowTableImage& table) {
-  const std::uint64_t have = table.rows();
-  const std::uint64_t next = std::min<std::uint64_t>(RowsPerRecord(table), rows - have);
-  if (next == 0) return Bad("more rows than its meta says");
-  if (content.size() != next * table.record_bytes()) {
-    return Bad(std::to_string(content.size()) + " bytes for " + std::to_string(next) + " rows of " +
-               std::to_string(table.record_bytes()) + " bytes");
+Status CheckRowsRecord(std::string_view content, std::uint64_t first, const RowTableImage& table) {
+  const std::size_t bytes = table.record_bytes();
+  const std::size_t rows = content.size() / bytes;
+  if (rows == 0 || content.size() % bytes != 0 || rows > RowsPerRecord(table)) {
+    return Bad(std::to_string(content.size()) + " bytes for 1 to " +
+               std::to_string(RowsPerRecord(table)) + " rows of " + std::to_string(bytes) +
+               " bytes");
   }
   std::uint64_t key = 0;
   std::memcpy(&key, content.data(), sizeof(key));
   if (key != first) return Bad("rows from " + std::to_string(key) + " on under another key");
-  const auto bytes = std::as_bytes(std::span(content));
-  table.records.insert(table.records.end(), bytes.begin(), bytes.end());
   return Ok();
 }
 
-Status DecodeSketch(std::string_view content, std::uint64_t first, std::uint64_t bytes,
-                    RowTableImage& table) {
-  const std::uint64_t next = std::min<std::uint64_t>(kChunkBytes, bytes - table.sketch.size());
-  if (next == 0 || first != table.sketch.size() || content.size() != next) {
-    return Bad(std::to_string(content.size()) + " bytes of a sketch from " + std::to_string(first) +
-               " on, " + std::to_string(next) + " from " + std::to_string(table.sketch.size()) +
-               " on expected");
+Status CheckRemovedRecord(std::string_view content, std::uint64_t first) {
+  if (content.empty() || content.size() % sizeof(std::uint64_t) != 0 ||
+      content.size() > kChunkBytes) {
+    return Bad(std::to_string(content.size()) + " bytes of removed keys");
   }
-  table.sketch.insert(table.sketch.end(), content.begin(), content.end());
+  Cursor cursor(content);
+  std::uint64_t before = 0;
+  for (bool is_first = true; cursor.rest() > 0; is_first = false) {
+    const auto key = cursor.Take<std::uint64_t>();
+    if (is_first ? key != first : key <= before) {
+      return Bad("removed key " + std::to_string(key) + " is out of order");
+    }
+    before = key;
+  }
+  return Ok();
+}
+
+std::string EncodeBases(std::span<const Round> bases) {
+  std::string out;
+  for (const Round base : bases) Put<std::uint64_t>(out, base.value());
+  return out;
+}
+
+Result<std::vector<Round>> DecodeBases(std::string_view bytes) {
+  if (bytes.empty() || bytes.size() % sizeof(std::uint64_t) != 0 ||
+      bytes.size() / sizeof(std::uint64_t) > kBasesMax) {
+    return Bad(std::to_string(bytes.size()) + " bytes of rounds that it builds on");
+  }
+  std::vector<Round> bases;
+  Cursor cursor(bytes);
+  while (cursor.rest() > 0) bases.emplace_back(cursor.Take<std::uint64_t>());
+  return bases;
+}
+
+Status CheckBases(Round round, std::span<const Round> bases) {
+  if (bases.size() > kBasesMax) return Bad("it builds on too many checkpoints");
+  for (const Round base : bases) {
+    if (base.value() == 0 || base >= round) {
+      return Bad("it builds on checkpoint " + std::to_string(base.value()) +
+                 ", which is not before checkpoint " + std::to_string(round.value()));
+    }
+    round = base;
+  }
   return Ok();
 }
 

@@ -16,25 +16,35 @@
 
 namespace ps::checkpoint {
 
-enum class RecordKind : std::uint8_t { kMeta = 1, kBlock = 2, kRows = 3, kSketch = 4 };
+enum class RecordKind : std::uint8_t {
+  kMeta = 1,
+  kBlock = 2,
+  kRows = 3,
+  kSketch = 4,
+  kRemoved = 5,  // keys of rows that a part this one builds on has, and that are gone
+  kBases = 6,    // the rounds that the part builds on
+};
 
 inline constexpr std::size_t kKeyBytes = 9;      // of metas and blocks
-inline constexpr std::size_t kRowKeyBytes = 17;  // of rows and sketches
+inline constexpr std::size_t kRowKeyBytes = 17;  // of rows, sketches and removed keys
 inline constexpr std::size_t kChecksumBytes = 8;
-// Content of a record of rows or of a sketch, at most; at least one row.
+// Content of a record of rows, of a sketch or of removed keys, at most; at least one row.
 inline constexpr std::size_t kChunkBytes = std::size_t{256} << 10;
+// Parts that one builds on.
+inline constexpr std::size_t kBasesMax = 1000;
 
 // Numbers are big-endian, so that the order of keys is that of the numbers.
-// kMeta, kBlock: kind, shard and block.
+// kMeta, kBlock, kBases: kind, shard and block.
 std::string EncodeKey(RecordKind kind, ShardId shard, std::uint32_t block);
-// kRows, kSketch: kind, shard, table, and the key of the first row or the place of the first byte.
+// kRows, kRemoved, kSketch: kind, shard, table, and the key of the first row or the place of the
+// first byte.
 std::string EncodeRowKey(RecordKind kind, ShardId shard, std::uint32_t table, std::uint64_t first);
 
 struct RecordKey {
   RecordKind kind = RecordKind::kMeta;
   ShardId shard;
-  std::uint32_t block = 0;  // kRows, kSketch: the table
-  std::uint64_t first = 0;  // kRows, kSketch
+  std::uint32_t block = 0;  // of those with a `first`: the table
+  std::uint64_t first = 0;  // kRows, kRemoved, kSketch
 };
 Result<RecordKey> DecodeKey(std::string_view key);
 
@@ -43,11 +53,8 @@ std::string Seal(std::string_view key, std::string_view content);
 // The content of a sealed value, borrowed from it.
 Result<std::string_view> Unseal(std::string_view key, std::string_view value);
 
-// Everything of the image but values, slots and counts of elements, rows and sketches.
-std::string EncodeMeta(const ShardImage& image);
-
 struct ShardMeta {
-  ShardImage image;
+  ShardImage image;  // without values, slots and counts of elements, rows and sketches
   // What the records of each table come to.
   struct Rows {
     std::uint64_t rows = 0;
@@ -55,7 +62,20 @@ struct ShardMeta {
   };
   std::vector<Rows> rows;
 };
+
+// Everything of the image but what ShardMeta::image lacks.
+std::string EncodeMeta(const ShardImage& image);
+// The same of an image that may lack it: `rows` is what its tables come to.
+std::string EncodeMeta(const ShardImage& head, std::span<const ShardMeta::Rows> rows);
 Result<ShardMeta> DecodeMeta(std::string_view bytes);
+// kInvalid unless the parts of the meta agree with each other.
+Status CheckMeta(const ShardMeta& meta);
+
+// Rounds that a shard in a part builds on, from the newest to the one that is whole.
+std::string EncodeBases(std::span<const Round> bases);
+Result<std::vector<Round>> DecodeBases(std::string_view bytes);
+// kInvalid unless they are older than `round`, decreasing and not too many.
+Status CheckBases(Round round, std::span<const Round> bases);
 
 // Bytes of a block record's content for each element: the value, its slots, its count.
 std::size_t BytesPerElement(const ShardImage& image);
@@ -68,12 +88,9 @@ Status DecodeBlock(std::string_view content, std::size_t index, std::size_t offs
 
 // Rows of each record of a table but the last, which may have fewer.
 std::size_t RowsPerRecord(const RowTableImage& table);
-// Appends the content of a record of rows whose key names the row `first`. kInvalid unless it is
-// the next one of a table of `rows` rows.
-Status DecodeRows(std::string_view content, std::uint64_t first, std::uint64_t rows,
-                  RowTableImage& table);
-// The same of a sketch of `bytes` bytes.
-Status DecodeSketch(std::string_view content, std::uint64_t first, std::uint64_t bytes,
-                    RowTableImage& table);
+// kInvalid unless the content can be a record of rows whose key names the row `first`.
+Status CheckRowsRecord(std::string_view content, std::uint64_t first, const RowTableImage& table);
+// The same of removed keys, which increase.
+Status CheckRemovedRecord(std::string_view content, std::uint64_t first);
 
 }  // namespace ps::checkpoint

@@ -1,11 +1,15 @@
 #include "checkpoint/verify.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
+#include <set>
+#include <span>
 #include <system_error>
 #include <utility>
 
-#include "checkpoint/image.h"
+#include "checkpoint/content.h"
+#include "checkpoint/digest.h"
 #include "checkpoint/reader.h"
 #include "common/codec/row_codec.h"
 
@@ -65,6 +69,69 @@ Error NoManifest(const fs::path& round_directory, const Copies& copies) {
   return Error{ErrorCode::kInvalid, message};
 }
 
+// What there is to say about the content of a shard beyond its digest.
+class VerifySink : public ShardSink {
+ public:
+  VerifySink(const Manifest& manifest, const ManifestShard& expected)
+      : manifest_(manifest), expected_(expected) {}
+
+  // What is wrong; empty if nothing is. After the whole shard.
+  std::string Finding() {
+    if (finding_.empty() && values_.Hex() != expected_.values_digest) {
+      finding_ = "the digest of its values is not that of the manifest";
+    }
+    return finding_;
+  }
+
+  Status Begin(const ShardMeta& meta) override {
+    const ShardImage& image = meta.image;
+    elements_ = image.block_elements;
+    for (const RowTableImage& table : image.rows) record_bytes_.push_back(table.record_bytes());
+    std::uint64_t rows = 0;
+    for (const ShardMeta::Rows& table : meta.rows) rows += table.rows;
+    bool tables_fit = image.rows.size() == manifest_.row_tables.size();
+    for (std::size_t i = 0; tables_fit && i < image.rows.size(); ++i) {
+      tables_fit = image.rows[i].width == manifest_.row_tables[i].width;
+    }
+    if (image.job != manifest_.job || image.round != manifest_.round) {
+      finding_ = "it belongs to job " + std::to_string(image.job.value()) + ", round " +
+                 std::to_string(image.round.value());
+    } else if (image.epoch != expected_.epoch || image.version != expected_.version) {
+      finding_ = "epoch or version is not that of the manifest";
+    } else if (rows != expected_.rows) {
+      finding_ = "it has " + std::to_string(rows) + " rows, the manifest says " +
+                 std::to_string(expected_.rows);
+    } else if (!tables_fit) {
+      finding_ = "its tables of rows are not those of the manifest";
+    }
+    return Ok();
+  }
+  Status AddBlock(std::size_t index, std::string_view content) override {
+    values_.Update(std::as_bytes(std::span(content)).first(elements_[index] * sizeof(float)));
+    return Ok();
+  }
+  Status AddRows(std::uint32_t table, std::span<const std::byte> records) override {
+    const auto shards = static_cast<std::uint32_t>(manifest_.shards.size());
+    for (std::size_t at = 0; at < records.size(); at += record_bytes_[table]) {
+      std::uint64_t key = 0;
+      std::memcpy(&key, records.data() + at, sizeof(key));
+      if (finding_.empty() && codec::ShardOfRow(key, shards) != expected_.shard) {
+        finding_ = "row " + std::to_string(key) + " belongs on another shard";
+      }
+    }
+    return Ok();
+  }
+  Status AddSketch(std::uint32_t, std::span<const std::uint8_t>) override { return Ok(); }
+
+ private:
+  const Manifest& manifest_;
+  const ManifestShard& expected_;
+  std::vector<std::uint32_t> elements_;
+  std::vector<std::size_t> record_bytes_;
+  Digester values_;
+  std::string finding_;
+};
+
 class Verification {
  public:
   Verification(const fs::path& round_directory, VerifyReport& report,
@@ -87,70 +154,57 @@ class Verification {
     if (progress_) progress_(done_, static_cast<std::uint32_t>(report_.manifest.shards.size()));
   }
 
+  void VerifyFiles(const Reader& reader) {
+    const Status files =
+        reader.VerifyFiles([this](std::uint64_t bytes) { report_.bytes += bytes; });
+    if (!files.ok()) Find(files.error().message);
+  }
+
   void VerifyPart(const std::string& server, const std::vector<const ManifestShard*>& shards) {
     const fs::path directory = round_directory_ / server;
     const Result<std::string> copy = ReadManifest(directory);
     if (!copy.ok() && copy.error().code == ErrorCode::kNotFound) {
       Find((directory / kManifestFile).string() + ": the file is missing");
     }
+    std::set<Round> bases;
+    for (const ManifestShard* shard : shards) {
+      bases.insert(shard->bases.begin(), shard->bases.end());
+    }
+    for (const Round base : bases) VerifyBase(server, base);
     Result<Reader> reader = Reader::Open(directory);
     if (!reader.ok()) {
       Find(reader.error().message);
       for (std::size_t i = 0; i < shards.size(); ++i) Advance();
       return;
     }
-    const Status files =
-        reader->VerifyFiles([this](std::uint64_t bytes) { report_.bytes += bytes; });
-    if (!files.ok()) Find(files.error().message);
+    VerifyFiles(*reader);
     for (const ManifestShard* shard : shards) {
       VerifyShard(*reader, *shard);
       Advance();
     }
   }
 
-  void VerifyShard(const Reader& reader, const ManifestShard& expected) {
-    const Result<ShardImage> image = reader.ReadShard(expected.shard, expected.digest);
-    if (!image.ok()) return Find(image.error().message);
-    const Manifest& manifest = report_.manifest;
-    const std::string name = (round_directory_ / expected.server).string() + ": shard " +
-                             std::to_string(expected.shard.value()) + ": ";
-    if (image->job != manifest.job || image->round != manifest.round) {
-      return Find(name + "it belongs to job " + std::to_string(image->job.value()) + ", round " +
-                  std::to_string(image->round.value()));
-    }
-    if (image->epoch != expected.epoch || image->version != expected.version) {
-      return Find(name + "epoch or version is not that of the manifest");
-    }
-    if (ValuesDigest(image->values) != expected.values_digest) {
-      return Find(name + "the digest of its values is not that of the manifest");
-    }
-    const std::string rows = RowFinding(*image, expected);
-    if (!rows.empty()) return Find(name + rows);
-    ++report_.shards;
+  // The files of an earlier part that this checkpoint builds on.
+  void VerifyBase(const std::string& server, Round base) {
+    const Result<Reader> reader = Reader::Open(BaseDirectory(round_directory_ / server, base));
+    if (!reader.ok()) return Find(reader.error().message);
+    VerifyFiles(*reader);
   }
 
-  // What is wrong with the rows of a shard; empty if nothing is.
-  std::string RowFinding(const ShardImage& image, const ManifestShard& expected) const {
-    const Manifest& manifest = report_.manifest;
-    if (RowCount(image) != expected.rows) {
-      return "it has " + std::to_string(RowCount(image)) + " rows, the manifest says " +
-             std::to_string(expected.rows);
+  void VerifyShard(const Reader& reader, const ManifestShard& expected) {
+    const std::string name = (round_directory_ / expected.server).string() + ": shard " +
+                             std::to_string(expected.shard.value()) + ": ";
+    const Result<std::vector<Round>> bases = reader.ListBases(expected.shard);
+    if (!bases.ok()) return Find(bases.error().message);
+    if (*bases != expected.bases) {
+      return Find(name + "it builds on other checkpoints than the manifest says");
     }
-    if (image.rows.size() != manifest.row_tables.size()) {
-      return "its tables of rows are not those of the manifest";
-    }
-    const auto shards = static_cast<std::uint32_t>(manifest.shards.size());
-    for (const RowTableImage& table : image.rows) {
-      if (table.width != manifest.row_tables[table.table].width) {
-        return "its tables of rows are not those of the manifest";
-      }
-      for (std::size_t row = 0; row < table.rows(); ++row) {
-        if (codec::ShardOfRow(table.key(row), shards) != image.shard) {
-          return "row " + std::to_string(table.key(row)) + " belongs on another shard";
-        }
-      }
-    }
-    return "";
+    VerifySink sink(report_.manifest, expected);
+    const Status read = reader.ReadShard(expected.shard, expected.digest, sink);
+    if (!read.ok()) return Find(read.error().message);
+    const std::string finding = sink.Finding();
+    if (!finding.empty()) return Find(name + finding);
+    ++report_.shards;
   }
 
   const fs::path& round_directory_;

@@ -1,8 +1,8 @@
 // Verifies a whole checkpoint: `<round_directory>/<server>/...` of every server.
 //
-// Reads every byte of every part that the manifest names and compares files with
-// their seals, shards with the digests of the manifest, and the copies of the
-// manifest with each other. Blocks on the disk; any thread.
+// Reads every byte of every part that the manifest names, and of those in earlier
+// rounds that they build on, and compares files with their seals, shards with the digests of the
+// manifest, and the copies of the manifest with each other. Blocks on the disk; any thread.
 #pragma once
 
 #include <cstdint>

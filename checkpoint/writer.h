@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "checkpoint/image.h"
+#include "checkpoint/source.h"
 #include "common/result.h"
 
 namespace ps::checkpoint {
@@ -25,8 +26,10 @@ struct WrittenShard {
   ShardId shard;
   Epoch epoch;
   std::uint64_t version = 0;
-  std::uint64_t bytes = 0;  // keys and values stored for it
-  std::uint64_t rows = 0;   // of all tables
+  std::uint64_t bytes = 0;        // keys and values stored for it
+  std::uint64_t state_bytes = 0;  // of all its values, slots, counts, rows and sketches
+  std::vector<Round> bases;       // rounds that it builds on, newest first
+  std::uint64_t rows = 0;         // of all tables
   std::string digest;
   std::string values_digest;
 };
@@ -45,6 +48,10 @@ class Writer {
 
   // Each shard at most once, in any order. kInvalid if CheckImage() refuses it.
   Status Add(const ShardImage& image);
+  // With `base` only what has changed since, if `base` is of the same history and that saves at
+  // least half. `base` must be of a part with the name of this one in a round directory beside this
+  // one. What a later part needs to build on this one, once this one counts.
+  Result<ShardBase> Add(const ShardSource& source, const ShardBase* base);
 
   // Makes the part durable and visible; in the order of the Add() calls. No call may follow.
   Result<std::vector<WrittenShard>> Finish();

@@ -1,4 +1,5 @@
 #include <filesystem>
+#include <set>
 
 #include "checkpoint/export.h"
 #include "checkpoint/verify.h"
@@ -12,6 +13,14 @@ namespace fs = std::filesystem;
 Result<Json> ListCheckpoints(Api& api, const std::string& job) {
   const Json answer = PS_TRY(api.Get("/v1/jobs/" + UrlEncode(job) + "/checkpoints"));
   return MemberOf(answer, "checkpoints");
+}
+
+std::string BasesText(const Json& checkpoint) {
+  std::string text;
+  for (const Json& base : MemberOf(checkpoint, "bases")) {
+    if (base.is_number()) text += (text.empty() ? "" : ",") + base.dump();
+  }
+  return text.empty() ? "-" : text;
 }
 
 Result<ExitCode> List(Globals& globals, const std::string& job) {
@@ -29,6 +38,9 @@ Result<ExitCode> List(Globals& globals, const std::string& job) {
   std::vector<std::string> header = {"ROUND", "TIME", "STEP", "SAMPLES", "SIZE", "FINAL"};
   const bool wide = format == OutputFormat::kWide;
   if (wide) {
+    header.emplace_back("STATE");
+    header.emplace_back("BUILDS ON");
+    header.emplace_back("DAMAGED");
     header.emplace_back("SHARDS");
     header.emplace_back("MANIFEST");
     header.emplace_back("DIRECTORY");
@@ -42,6 +54,9 @@ Result<ExitCode> List(Globals& globals, const std::string& job) {
                                     BytesText(NumberOf(checkpoint, "bytes")),
                                     FlagOf(checkpoint, "final") ? "yes" : "no"};
     if (wide) {
+      row.push_back(BytesText(NumberOf(checkpoint, "state_bytes")));
+      row.push_back(BasesText(checkpoint));
+      row.push_back(FlagOf(checkpoint, "damaged") ? "yes" : "no");
       row.push_back(TextOf(checkpoint, "shards"));
       row.push_back(TextOf(checkpoint, "manifest_hash"));
       row.push_back(TextOf(checkpoint, "directory"));
@@ -129,6 +144,22 @@ std::uint64_t BytesOf(const checkpoint::Manifest& manifest) {
   return bytes;
 }
 
+std::uint64_t StateBytesOf(const checkpoint::Manifest& manifest) {
+  std::uint64_t bytes = 0;
+  for (const auto& shard : manifest.shards) bytes += shard.state_bytes;
+  return bytes;
+}
+
+std::string BasesText(const checkpoint::Manifest& manifest) {
+  std::set<Round> bases;
+  for (const auto& shard : manifest.shards) bases.insert(shard.bases.begin(), shard.bases.end());
+  std::string text;
+  for (auto base = bases.rbegin(); base != bases.rend(); ++base) {
+    text += (text.empty() ? "" : ",") + std::to_string(base->value());
+  }
+  return text.empty() ? "-" : text;
+}
+
 Result<ExitCode> Describe(Globals& globals, const CheckpointOptions& options) {
   const OutputFormat format = PS_TRY(globals.Format());
   const Located located = PS_TRY(Locate(globals, options));
@@ -156,6 +187,8 @@ Result<ExitCode> Describe(Globals& globals, const CheckpointOptions& options) {
                      {"to be trained", CountText(static_cast<std::int64_t>(remaining))},
                      {"shards", std::to_string(manifest.shards.size())},
                      {"size", BytesText(static_cast<double>(BytesOf(manifest)))},
+                     {"state", BytesText(static_cast<double>(StateBytesOf(manifest)))},
+                     {"builds on", BasesText(manifest)},
                      {"written by", manifest.program_version}});
   out << "\nTables\n";
   Table tables({"TABLE", "RULE", "ELEMENTS", "TENSORS"});
@@ -167,11 +200,12 @@ Result<ExitCode> Describe(Globals& globals, const CheckpointOptions& options) {
   out << tables.ToString();
   if (format == OutputFormat::kWide) {
     out << "\nShards\n";
-    Table shards({"SHARD", "SERVER", "EPOCH", "VERSION", "SIZE", "DIGEST"});
+    Table shards({"SHARD", "SERVER", "EPOCH", "VERSION", "SIZE", "STATE", "DIGEST"});
     for (const auto& shard : manifest.shards) {
       shards.Add({std::to_string(shard.shard.value()), shard.server,
                   std::to_string(shard.epoch.value()), std::to_string(shard.version),
-                  BytesText(static_cast<double>(shard.bytes)), shard.digest});
+                  BytesText(static_cast<double>(shard.bytes)),
+                  BytesText(static_cast<double>(shard.state_bytes)), shard.digest});
     }
     out << shards.ToString();
   }

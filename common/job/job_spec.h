@@ -145,7 +145,8 @@ struct TrainingSpec {
 struct CheckpointSpec {
   std::int64_t every_steps = 1000;  // of the slowest live worker
   std::int64_t keep = 5;
-  std::string from;  // JOB or JOB@ROUND: start from its values
+  std::int64_t full_every = 4;  // checkpoints; those between hold what changed since the one before
+  std::string from;             // JOB or JOB@ROUND: start from its values
 };
 
 struct JobResources {

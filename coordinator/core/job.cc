@@ -747,6 +747,7 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
       if (failed.shard >= map_.shards.size()) break;
       const auto& entry = *map_.shards[failed.shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != failed.epoch) break;
+      if (failed.damaged && GoBackBefore(Round(failed.round), failed.message)) break;
       Finish(Phase::kFailed, "shard " + std::to_string(failed.shard) +
                                  " could not be restored from checkpoint " +
                                  std::to_string(failed.round) + ": " + failed.message);
@@ -986,7 +987,8 @@ control::JobStartT Job::JobStart() const {
   const RestoreSource restore = Restore();
   start.restore = restore.directory;
   start.restore_job = restore.job.value();
-  start.committed_round = state_.checkpoints.empty() ? 0 : state_.checkpoints.back().round.value();
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  start.committed_round = newest == nullptr ? 0 : newest->round.value();
   start.checkpoint_dir = "job-" + std::to_string(state_.id.value());
   return start;
 }

@@ -137,7 +137,11 @@ class Job {
   bool AllHomeless() const;
   bool ShardsReady() const;
   void PlaceShards();
-  void Rewind();
+  // `why` the whole job goes back to its newest checkpoint.
+  void Rewind(const std::string& why);
+  // Shards cannot be restored from a checkpoint: the job goes back to the one before. False if
+  // there is none.
+  bool GoBackBefore(Round damaged, const std::string& message);
   bool Unaccounted() const;
   void SendJobStart(const std::string& server);
   // Those that are the first of some shard's chain, and all that hold or get a copy of one.
@@ -191,6 +195,8 @@ class Job {
     std::string directory;
   };
   RestoreSource Restore() const;
+  Round BaseOfRounds() const;
+  bool BasesAreKept(const std::vector<Round>& bases) const;
   std::uint64_t MaxClock() const;
   std::uint64_t MinClock() const;
 
@@ -226,7 +232,7 @@ class Job {
   std::uint64_t next_round_ms_ = 0;
   bool round_wanted_ = false;
   std::uint64_t rewind_at_ms_ = 0;
-  std::vector<Range> committed_remaining_next_;  // becomes committed_remaining with the round
+  std::vector<Range> committed_remaining_next_;  // of the checkpoint to come
   std::vector<std::string> final_digests_;       // empty after a take-over: not checked then
   Incarnation evaluator_;
   control::ProgressT finished_;  // sums over tasks that are gone

@@ -17,6 +17,8 @@ nlohmann::json Number(double value) {
 double Ratio(double a, double b) { return b > 0 ? a / b : 0; }
 
 nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::size_t shards) {
+  nlohmann::json bases = nlohmann::json::array();
+  for (const Round base : checkpoint.bases) bases.push_back(base.value());
   return {{"round", checkpoint.round.value()},
           {"time", TimeText(checkpoint.time_ms)},
           {"step", checkpoint.step},
@@ -26,7 +28,10 @@ nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::si
           {"directory", checkpoint.directory},
           {"manifest_hash", checkpoint.manifest_hash},
           {"shards", shards},
-          {"final", checkpoint.final_round}};
+          {"final", checkpoint.final_round},
+          {"state_bytes", checkpoint.state_bytes},
+          {"bases", std::move(bases)},
+          {"damaged", checkpoint.damaged}};
 }
 
 }  // namespace

@@ -27,7 +27,10 @@ struct Job::Round_ {
   std::map<std::string, control::PreparedT> prepared;
   std::string manifest;  // once all cuts and images are there
   std::string manifest_hash;
+  Round base;             // that images may build on
+  std::set<Round> bases;  // that some do
   std::uint64_t bytes = 0;
+  std::uint64_t state_bytes = 0;
   std::uint64_t step = 0;
   std::uint64_t samples = 0;
   std::vector<std::string> values_digests;

@@ -13,7 +13,8 @@ using control::Make;
 void Job::MaybeBeginRound() {
   if (state_.phase != Phase::kRunning || round_) return;
   if (cluster_.now_ms() < next_round_ms_ || LiveCount() == 0) return;
-  const std::uint64_t last = state_.checkpoints.empty() ? 0 : state_.checkpoints.back().step;
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  const std::uint64_t last = newest == nullptr ? 0 : newest->step;
   const auto every = static_cast<std::uint64_t>(definition_.spec.checkpoint.every_steps);
   const bool due = every > 0 && MinClock() >= last + every;
   if (!due && !round_wanted_) return;
@@ -35,6 +36,7 @@ void Job::BeginRound(bool final_round) {
   round_->started_ms = cluster_.now_ms();
   round_->directory = "job-" + std::to_string(state_.id.value()) + "/ckpt-" +
                       std::to_string(round_->number.value());
+  round_->base = final_round ? Round() : BaseOfRounds();
   round_->servers = FirstServers();
   for (const WorkerSlot& worker : state_.workers) {
     if (worker.live) round_->workers.insert(worker.incarnation);
@@ -51,12 +53,33 @@ void Job::BeginRound(bool final_round) {
     message.map_version = map_.version;
     message.final = final_round;
     message.directory = round_->directory;
+    message.base = round_->base.value();
     return message;
   };
   for (const std::string& server : round_->servers) cluster_.Send(server, Make(begin()));
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     if (state_.workers[slot].live) SendToTask(slot, Make(begin()));
   }
+}
+
+// The checkpoint that the next one may build on: none if it is time for a whole one.
+Round Job::BaseOfRounds() const {
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  const auto every = static_cast<std::uint64_t>(definition_.spec.checkpoint.full_every);
+  if (newest == nullptr || newest->since_whole + 1 >= every) return Round();
+  return newest->round;
+}
+
+// A part may leave out only what is kept: the base of the round, and what that builds on.
+bool Job::BasesAreKept(const std::vector<Round>& bases) const {
+  if (bases.empty()) return true;
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  if (newest == nullptr || bases.front() != round_->base || newest->round != round_->base) {
+    return false;
+  }
+  return std::all_of(bases.begin() + 1, bases.end(), [newest](Round base) {
+    return std::find(newest->bases.begin(), newest->bases.end(), base) != newest->bases.end();
+  });
 }
 
 void Job::AbortRound(const std::string& reason, std::uint64_t retry_ms) {
@@ -151,10 +174,23 @@ void Job::MaybeWriteManifest() {
       if (shard->shard >= seen.size() || seen[shard->shard]) continue;
       const auto& entry = *map_.shards[shard->shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != shard->epoch) continue;
+      std::vector<Round> bases;
+      for (const auto& base : shard->bases) bases.emplace_back(base->round);
+      if (!BasesAreKept(bases)) {
+        AbortRound("a server built on a checkpoint that may be gone",
+                   timeouts_.failed_round_retry_ms);
+        return;
+      }
       seen[shard->shard] = true;
-      manifest.shards[shard->shard] = {ShardId(shard->shard), procid,       Epoch(shard->epoch),
-                                       shard->version,        shard->bytes, shard->digest,
-                                       shard->values_digest,  shard->rows};
+      checkpoint::ManifestShard& stored = manifest.shards[shard->shard];
+      stored = {ShardId(shard->shard), procid,
+                Epoch(shard->epoch),   shard->version,
+                shard->bytes,          shard->digest,
+                shard->values_digest,  shard->rows,
+                shard->state_bytes,    {}};
+      round_->bases.insert(bases.begin(), bases.end());
+      stored.bases = std::move(bases);
+      round_->state_bytes += shard->state_bytes;
       round_->values_digests[shard->shard] = shard->values_digest;
       round_->bytes += shard->bytes;
     }
@@ -219,15 +255,23 @@ void Job::CommitRound() {
   checkpoint.directory = round->directory;
   checkpoint.manifest_hash = round->manifest_hash;
   checkpoint.final_round = round->final_round;
+  checkpoint.state_bytes = round->state_bytes;
+  checkpoint.bases.assign(round->bases.rbegin(), round->bases.rend());
+  const CommittedCheckpoint* const before = state_.NewestCheckpoint();
+  checkpoint.since_whole =
+      checkpoint.bases.empty() || before == nullptr ? 0 : before->since_whole + 1;
+  checkpoint.remaining = committed_remaining_next_;
+  std::erase_if(state_.checkpoints, [](const CommittedCheckpoint& one) { return one.damaged; });
   state_.checkpoints.push_back(checkpoint);
-  state_.committed_remaining = committed_remaining_next_;
-  const auto keep =
+  const auto most =
       static_cast<std::size_t>(std::max<std::int64_t>(definition_.spec.checkpoint.keep, 1));
-  while (state_.checkpoints.size() > keep) state_.checkpoints.erase(state_.checkpoints.begin());
+  while (state_.checkpoints.size() > most) state_.checkpoints.erase(state_.checkpoints.begin());
   dirty_.state = true;
+  const std::string share =
+      checkpoint.bases.empty() ? std::string() : " of " + std::to_string(round->state_bytes);
   Event("checkpoint", "checkpoint " + std::to_string(round->number.value()) + " at step " +
                           std::to_string(round->step) + ", " + std::to_string(round->bytes) +
-                          " bytes in " + std::to_string(checkpoint.duration_ms) + " ms");
+                          share + " bytes in " + std::to_string(checkpoint.duration_ms) + " ms");
 
   // The images hold what the dead had pushed: nobody needs to replay it again.
   bool live_changed = false;
@@ -264,9 +308,14 @@ void Job::CommitRound() {
       entry->clock = cut.clock.value();
       message.cuts.push_back(std::move(entry));
     }
+    std::set<Round> keep;
     for (const CommittedCheckpoint& kept : state_.checkpoints) {
+      keep.insert(kept.round);
+      keep.insert(kept.bases.begin(), kept.bases.end());
+    }
+    for (const Round kept : keep) {
       message.keep.push_back(std::make_unique<control::KeptRoundT>());
-      message.keep.back()->round = kept.round.value();
+      message.keep.back()->round = kept.value();
     }
     return message;
   };

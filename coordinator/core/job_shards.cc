@@ -100,9 +100,8 @@ bool Job::Unaccounted() const {
 }
 
 Job::RestoreSource Job::Restore() const {
-  if (!state_.checkpoints.empty()) {
-    const CommittedCheckpoint& newest = state_.checkpoints.back();
-    return {newest.round, state_.id, newest.directory};
+  if (const CommittedCheckpoint* const newest = state_.NewestCheckpoint()) {
+    return {newest->round, state_.id, newest->directory};
   }
   if (state_.start_round != 0) {
     return {Round(state_.start_round), JobId(state_.start_job), state_.start_directory};
@@ -129,7 +128,7 @@ void Job::PlaceShards() {
                            std::to_string(timeouts_.rewind_grace_ms / 1000) +
                            " s for agents with retained pushes");
     }
-    if (now >= rewind_at_ms_) Rewind();
+    if (now >= rewind_at_ms_) Rewind("all servers and workers were lost");
     return;
   }
   rewind_at_ms_ = 0;
@@ -167,44 +166,71 @@ void Job::PlaceShards() {
   if (!first) BroadcastUpdate(true, true);
 }
 
-// Everything that could replay is gone: the whole job goes back to its newest checkpoint.
-void Job::Rewind() {
+// Nobody can replay what the newest checkpoint lacks, or it must not be replayed.
+void Job::Rewind(const std::string& why) {
   rewind_at_ms_ = 0;
   ++state_.generation;
-  for (const DeadWorker& dead : state_.dead) {
-    if (dead.agent.empty()) continue;
+  const auto drop_ring = [&](const std::string& agent, WorkerId worker, Incarnation incarnation) {
     control::DropRingT drop;
     drop.job = state_.id.value();
-    drop.worker = dead.worker.value();
-    drop.incarnation = dead.incarnation.value();
-    cluster_.Send(dead.agent, control::Make(std::move(drop)));
+    drop.worker = worker.value();
+    drop.incarnation = incarnation.value();
+    cluster_.Send(agent, control::Make(std::move(drop)));
+  };
+  for (const DeadWorker& dead : state_.dead) {
+    if (!dead.agent.empty()) drop_ring(dead.agent, dead.worker, dead.incarnation);
   }
   state_.dead.clear();
-  for (WorkerSlot& worker : state_.workers) {
-    if (worker.task == 0) continue;  // none is live; those that start belong to the old generation
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    WorkerSlot& worker = state_.workers[slot];
+    slots_[slot].ready = false;
+    slots_[slot].drained = false;
+    if (worker.task == 0) continue;
+    if (slots_[slot].progress) AddUp(*slots_[slot].progress);
+    slots_[slot].progress.reset();
     control::StopTaskT stop;
     stop.task = worker.task;
     stop.reason = "the job goes back to its newest checkpoint";
     stop.kill = true;
     cluster_.Send(worker.agent, control::Make(std::move(stop)));
+    if (worker.live) {
+      drop_ring(worker.agent, WorkerId(static_cast<std::uint32_t>(slot)), worker.incarnation);
+    }
     worker.task = 0;
     worker.agent.clear();
+    worker.live = false;
   }
-  for (Slot& slot : slots_) slot.ready = false;
-  const bool from_checkpoint = !state_.checkpoints.empty();
-  state_.leases.Reset(from_checkpoint ? state_.committed_remaining
-                                      : std::vector<Range>{{0, state_.leases.total()}});
-  for (auto& first_clock : state_.first_clocks) {
-    first_clock = from_checkpoint ? state_.checkpoints.back().step : 0;
-  }
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  state_.leases.Reset(newest != nullptr ? newest->remaining
+                                        : std::vector<Range>{{0, state_.leases.total()}});
+  for (auto& first_clock : state_.first_clocks) first_clock = newest != nullptr ? newest->step : 0;
   ++state_.live_version;
-  Event("rewind", from_checkpoint
-                      ? "all servers and workers were lost: goes on from checkpoint " +
-                            std::to_string(state_.checkpoints.back().round.value())
-                      : "all servers and workers were lost before the first checkpoint: starts "
-                        "again");
-  SetPhase(Phase::kPlacing, "starts again after all was lost");
+  Event("rewind", newest != nullptr
+                      ? why + ": goes on from checkpoint " + std::to_string(newest->round.value())
+                      : why + " before the first checkpoint: starts again");
+  SetPhase(Phase::kPlacing, "starts again: " + why);
   PlaceShards();
+}
+
+bool Job::GoBackBefore(Round damaged, const std::string& message) {
+  const bool runs = state_.phase == Phase::kPlacing || state_.phase == Phase::kRunning ||
+                    state_.phase == Phase::kRecovering || state_.phase == Phase::kDraining;
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  if (!runs || newest == nullptr || newest->round != damaged) return false;
+  const auto bad = std::find_if(state_.checkpoints.begin(), state_.checkpoints.end(),
+                                [&](const auto& one) { return one.round == damaged; });
+  bad->damaged = true;
+  if (state_.NewestCheckpoint() == nullptr) {
+    bad->damaged = false;  // it is all there is, and somebody may mend it
+    return false;
+  }
+  Event("checkpoint damaged",
+        "checkpoint " + std::to_string(damaged.value()) + " cannot be restored: " + message);
+  AbortRound("the job goes back to an earlier checkpoint", timeouts_.round_retry_ms);
+  // All shards have to go back, those that are well too.
+  for (const auto& shard : map_.shards) shard->lane = std::numeric_limits<std::uint16_t>::max();
+  Rewind("checkpoint " + std::to_string(damaged.value()) + " is damaged");
+  return true;
 }
 
 void Job::SendJobStart(const std::string& server) {

@@ -18,6 +18,20 @@ constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
     {Phase::kCancelled, "cancelled"},
 }};
 
+nlohmann::json RangesToJson(const std::vector<Range>& ranges) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const Range& range : ranges) json.push_back({range.begin, range.end});
+  return json;
+}
+
+std::vector<Range> RangesFromJson(const nlohmann::json& json) {
+  std::vector<Range> ranges;
+  for (const auto& range : json) {
+    ranges.push_back({range.at(0).get<std::uint64_t>(), range.at(1).get<std::uint64_t>()});
+  }
+  return ranges;
+}
+
 }  // namespace
 
 const char* PhaseName(Phase phase) {
@@ -55,6 +69,8 @@ nlohmann::json StateToJson(const JobState& state) {
   }
   nlohmann::json checkpoints = nlohmann::json::array();
   for (const CommittedCheckpoint& checkpoint : state.checkpoints) {
+    nlohmann::json bases = nlohmann::json::array();
+    for (const Round base : checkpoint.bases) bases.push_back(base.value());
     checkpoints.push_back({{"round", checkpoint.round.value()},
                            {"time_ms", checkpoint.time_ms},
                            {"step", checkpoint.step},
@@ -63,11 +79,12 @@ nlohmann::json StateToJson(const JobState& state) {
                            {"duration_ms", checkpoint.duration_ms},
                            {"directory", checkpoint.directory},
                            {"manifest_hash", checkpoint.manifest_hash},
-                           {"final", checkpoint.final_round}});
-  }
-  nlohmann::json remaining = nlohmann::json::array();
-  for (const Range& range : state.committed_remaining) {
-    remaining.push_back({range.begin, range.end});
+                           {"final", checkpoint.final_round},
+                           {"state_bytes", checkpoint.state_bytes},
+                           {"bases", bases},
+                           {"since_whole", checkpoint.since_whole},
+                           {"remaining", RangesToJson(checkpoint.remaining)},
+                           {"damaged", checkpoint.damaged}});
   }
   nlohmann::json json = {
       {"version", 1},
@@ -88,7 +105,6 @@ nlohmann::json StateToJson(const JobState& state) {
       {"first_clocks", state.first_clocks},
       {"dead", dead},
       {"leases", state.leases.ToJson()},
-      {"committed_remaining", remaining},
       {"checkpoints", checkpoints},
       {"start_job", state.start_job},
       {"start_round", state.start_round},
@@ -150,10 +166,6 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       state.dead.push_back(std::move(worker));
     }
     state.leases = PS_TRY(LeaseBook::FromJson(json.at("leases")));
-    for (const auto& range : json.at("committed_remaining")) {
-      state.committed_remaining.push_back(
-          {range.at(0).get<std::uint64_t>(), range.at(1).get<std::uint64_t>()});
-    }
     for (const auto& entry : json.at("checkpoints")) {
       CommittedCheckpoint checkpoint;
       checkpoint.round = Round(entry.at("round").get<std::uint64_t>());
@@ -165,6 +177,13 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       checkpoint.directory = entry.at("directory").get<std::string>();
       checkpoint.manifest_hash = entry.at("manifest_hash").get<std::string>();
       checkpoint.final_round = entry.at("final").get<bool>();
+      checkpoint.state_bytes = entry.at("state_bytes").get<std::uint64_t>();
+      for (const auto& base : entry.at("bases")) {
+        checkpoint.bases.emplace_back(base.get<std::uint64_t>());
+      }
+      checkpoint.since_whole = entry.at("since_whole").get<std::uint64_t>();
+      checkpoint.remaining = RangesFromJson(entry.at("remaining"));
+      checkpoint.damaged = entry.at("damaged").get<bool>();
       state.checkpoints.push_back(std::move(checkpoint));
     }
     state.start_job = json.at("start_job").get<std::uint64_t>();

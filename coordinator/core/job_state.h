@@ -5,6 +5,7 @@
 // round) is learnt again from the members or aborted by a take-over.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <nlohmann/json.hpp>
@@ -69,6 +70,11 @@ struct CommittedCheckpoint {
   std::string directory;  // relative to the servers' checkpoint directory
   std::string manifest_hash;
   bool final_round = false;
+  std::uint64_t state_bytes = 0;  // of the whole state, of which `bytes` were written
+  std::vector<Round> bases;       // earlier ones that it builds on, the newest first
+  std::uint64_t since_whole = 0;  // checkpoints since the last one that builds on none
+  std::vector<Range> remaining;   // data position
+  bool damaged = false;           // a shard could not be restored from it
 };
 
 struct JobEvent {
@@ -103,13 +109,19 @@ struct JobState {
   std::vector<std::uint64_t> first_clocks;  // of each slot's live incarnation
   std::vector<DeadWorker> dead;
   LeaseBook leases;
-  std::vector<Range> committed_remaining;        // data position of the newest checkpoint
   std::vector<CommittedCheckpoint> checkpoints;  // oldest first
   std::uint64_t start_job = 0;                   // checkpoint the job started from, if any
   std::uint64_t start_round = 0;
   std::string start_directory;
   std::optional<JobResult> result;
   std::deque<JobEvent> events;  // a node of its own, the newest kMaxEvents
+
+  // The newest that is not damaged, or null.
+  const CommittedCheckpoint* NewestCheckpoint() const {
+    const auto found = std::find_if(checkpoints.rbegin(), checkpoints.rend(),
+                                    [](const CommittedCheckpoint& one) { return !one.damaged; });
+    return found == checkpoints.rend() ? nullptr : &*found;
+  }
 };
 
 inline constexpr std::size_t kMaxEvents = 500;

@@ -21,12 +21,17 @@ void Drop(CowPage* page) {
 
 }  // namespace
 
-FrozenPages::FrozenPages(FrozenPages&& other) noexcept : pages_(std::exchange(other.pages_, {})) {}
+FrozenPages::FrozenPages(FrozenPages&& other) noexcept
+    : pages_(std::exchange(other.pages_, {})),
+      changed_(std::exchange(other.changed_, {})),
+      number_(other.number_) {}
 
 FrozenPages& FrozenPages::operator=(FrozenPages&& other) noexcept {
   if (this != &other) {
     for (CowPage* const page : pages_) Drop(page);
     pages_ = std::exchange(other.pages_, {});
+    changed_ = std::exchange(other.changed_, {});
+    number_ = other.number_;
   }
   return *this;
 }
@@ -42,11 +47,23 @@ CowPages::CowPages(CowPages&& other) noexcept
       data_(std::exchange(other.data_, {})),
       shared_(std::exchange(other.shared_, {})),
       pages_(std::exchange(other.pages_, {})),
+      changed_(std::exchange(other.changed_, {})),
+      freezes_(other.freezes_),
       bytes_(std::exchange(other.bytes_, 0)),
       bytes_copied_(other.bytes_copied_) {}
 
 CowPages::~CowPages() {
   for (CowPage* const page : pages_) Drop(page);
+}
+
+void CowPages::Clear() {
+  for (CowPage* const page : pages_) Drop(page);
+  data_.clear();
+  shared_.clear();
+  pages_.clear();
+  changed_.clear();
+  freezes_ = 0;
+  bytes_ = 0;
 }
 
 CowPage* CowPages::Make(std::size_t bytes) const {
@@ -62,6 +79,7 @@ std::byte* CowPages::Append(std::size_t bytes) {
   pages_.push_back(page);
   data_.push_back(page->data);
   shared_.push_back(0);
+  changed_.push_back(freezes_);
   bytes_ += bytes;
   return page->data;
 }
@@ -74,6 +92,7 @@ std::byte* CowPages::Resize(std::size_t page, std::size_t bytes) {
   pages_[page] = fresh;
   data_[page] = fresh->data;
   shared_[page] = 0;
+  changed_[page] = freezes_;
   Drop(old);
   return fresh->data;
 }
@@ -81,6 +100,7 @@ std::byte* CowPages::Resize(std::size_t page, std::size_t bytes) {
 void CowPages::Unshare(std::size_t page) {
   CowPage* const old = pages_[page];
   shared_[page] = 0;
+  changed_[page] = freezes_;
   // With the acquire, reads of the view that has ended are over before we write.
   if (old->holders.load(std::memory_order_acquire) == 1) return;
   CowPage* const copy = Make(old->bytes);
@@ -94,6 +114,8 @@ void CowPages::Unshare(std::size_t page) {
 FrozenPages CowPages::Freeze() const {
   FrozenPages view;
   view.pages_ = pages_;
+  view.changed_ = changed_;
+  view.number_ = ++freezes_;
   for (CowPage* const page : pages_) page->holders.fetch_add(1, std::memory_order_relaxed);
   std::fill(shared_.begin(), shared_.end(), std::uint8_t{1});
   return view;

@@ -6,6 +6,10 @@
 // taken between two pushes and written to disk while training goes on; memory
 // grows by the pages touched meanwhile. (Copy on write; DESIGN's freeze.)
 //
+// Freezes are numbered from 1: a view has the number of its own, and knows of each
+// page after which one it was last written on. That costs writes nothing, as the
+// first one after a freeze takes its time anyway.
+//
 // The owner is of one thread. A view may be read, and ended, on another one, and
 // may outlive its owner. `memory` outlives both, is safe to call from any thread
 // and aligns to 64 bytes.
@@ -47,10 +51,17 @@ class FrozenPages {
   // The page is not needed any more: from now on the owner need not copy it.
   void Release(std::size_t page);
 
+  // The number of the freeze.
+  std::uint32_t number() const { return number_; }
+  // True if the page is not as it was at the freeze `since`.
+  bool Changed(std::size_t page, std::uint64_t since) const { return changed_[page] >= since; }
+
  private:
   friend class CowPages;
 
   std::vector<detail::CowPage*> pages_;
+  std::vector<std::uint32_t> changed_;
+  std::uint32_t number_ = 0;
 };
 
 class CowPages {
@@ -80,6 +91,10 @@ class CowPages {
   }
 
   FrozenPages Freeze() const;
+  // Freezes so far.
+  std::uint32_t freezes() const { return freezes_; }
+  // Lets go of all pages and begins anew.
+  void Clear();
 
  private:
   detail::CowPage* Make(std::size_t bytes) const;
@@ -90,6 +105,8 @@ class CowPages {
   std::vector<std::byte*> data_;
   mutable std::vector<std::uint8_t> shared_;  // 1: a view may hold it
   std::vector<detail::CowPage*> pages_;
+  std::vector<std::uint32_t> changed_;  // freezes there had been at the last write that took time
+  mutable std::uint32_t freezes_ = 0;
   std::size_t bytes_ = 0;
   std::uint64_t bytes_copied_ = 0;
 };

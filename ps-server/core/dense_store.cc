@@ -2,6 +2,7 @@
 
 #include <array>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <string>
@@ -99,65 +100,94 @@ void DenseStore::MakePages() {
   }
 }
 
+void DenseStore::InitBlock(std::uint32_t block, const float* values, const Optimizer& optimizer) {
+  const Place place(shape_, layout_.block(block).elements);
+  float* const page = ValueAt(block);
+  for (std::size_t i = 0; i < place.elements; ++i) {
+    page[place.Value(i)] = values[i];
+    for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
+      page[place.Slot(slot, i)] = optimizer.InitialSlot(slot, values[i]);
+    }
+    for (std::uint32_t word = 1 + shape_.slots; word < place.stride; ++word) {
+      page[place.Value(i) + word] = 0;  // the count of updates, or nothing
+    }
+  }
+}
+
 void DenseStore::Init(std::vector<float> values, const Optimizer& optimizer) {
   PS_CHECK(values.size() == elements_, values.size(), elements_);
   PS_CHECK(optimizer.type() == shape_.optimizer, "the shape was made for another optimizer");
   MakePages();
   const float* value = values.data();
   for (std::uint32_t block = first_block_; block < last_block_; ++block) {
-    const Place place(shape_, layout_.block(block).elements);
-    float* const page = ValueAt(block);
-    for (std::size_t i = 0; i < place.elements; ++i, ++value) {
-      page[place.Value(i)] = *value;
-      for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
-        page[place.Slot(slot, i)] = optimizer.InitialSlot(slot, *value);
-      }
-      for (std::uint32_t word = 1 + shape_.slots; word < place.stride; ++word) {
-        page[place.Value(i) + word] = 0;  // the count of updates, or nothing
-      }
-    }
+    InitBlock(block, value, optimizer);
+    value += layout_.block(block).elements;
   }
   if (shape_.counts == UpdateCounts::kPerBlock) {
     block_updates_.assign(last_block_ - first_block_, 0);
   }
 }
 
-Status DenseStore::Load(checkpoint::ShardImage& image) {
-  PS_CHECK(image.values.size() == elements_, image.values.size(), elements_);
-  checkpoint::ImageSlots& slots = image.slots;
+Status DenseStore::BeginLoad(const checkpoint::ImageSlots& head, const Optimizer* fresh) {
+  PS_CHECK(blocks_.size() == 0, "the store has its values already");
+  fresh_ = fresh;
+  if (fresh != nullptr) {
+    PS_CHECK(fresh->type() == shape_.optimizer, "the shape was made for another optimizer");
+    if (shape_.counts == UpdateCounts::kPerBlock) {
+      block_updates_.assign(last_block_ - first_block_, 0);
+    }
+    return Ok();
+  }
   const auto own = static_cast<std::uint8_t>(shape_.optimizer);
-  if (slots.optimizer != own || slots.per_element != shape_.slots) {
-    return Error{ErrorCode::kInvalid, "the image has the state of " +
-                                          NameOfNumber(slots.optimizer) +
+  if (head.optimizer != own || head.per_element != shape_.slots) {
+    return Error{ErrorCode::kInvalid, "the image has the state of " + NameOfNumber(head.optimizer) +
                                           ", the job's optimizer is " + NameOfNumber(own)};
   }
-  if (slots.counts != shape_.counts) {
+  if (head.counts != shape_.counts) {
     return Error{ErrorCode::kInvalid,
                  "the image counts the updates of " + NameOfNumber(own) +
                      " per block or per element, the job does it the other way: its pushes were "
                      "sparse and are dense now, or the reverse"};
   }
-  MakePages();
-  std::size_t first = 0;  // element of the shard
-  for (std::uint32_t block = first_block_; block < last_block_; ++block) {
-    const Place place(shape_, layout_.block(block).elements);
-    float* const page = ValueAt(block);
-    for (std::size_t i = 0; i < place.elements; ++i) {
-      page[place.Value(i)] = image.values[first + i];
-      for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
-        page[place.Slot(slot, i)] = slots.floats[slot * elements_ + first + i];
-      }
-      for (std::uint32_t word = 1 + shape_.slots; word < place.stride; ++word) {
-        page[place.Value(i) + word] = 0;
-      }
-      if (shape_.counts == UpdateCounts::kPerElement) {
-        page[place.Value(i) + kUpdatesWord] = std::bit_cast<float>(slots.updates[first + i]);
-      }
-    }
-    first += place.elements;
-  }
-  if (shape_.counts == UpdateCounts::kPerBlock) block_updates_ = std::move(slots.updates);
+  if (shape_.counts == UpdateCounts::kPerBlock) block_updates_ = head.updates;
   return Ok();
+}
+
+void DenseStore::LoadBlock(std::string_view content) {
+  const auto block = first_block_ + static_cast<std::uint32_t>(blocks_.size());
+  const std::size_t elements = layout_.block(block).elements;
+  const Place place(shape_, elements);
+  auto* const page =
+      reinterpret_cast<float*>(blocks_.Append(elements * shape_.floats() * sizeof(float)));
+  if (fresh_ != nullptr) {
+    std::vector<float> values(elements);
+    std::memcpy(values.data(), content.data(), elements * sizeof(float));
+    return InitBlock(block, values.data(), *fresh_);
+  }
+  const auto take = [&](std::size_t array, std::size_t element) {
+    float word = 0;
+    std::memcpy(&word, content.data() + (array * elements + element) * sizeof(float), sizeof(word));
+    return word;
+  };
+  if (!shape_.records) {
+    std::memcpy(page, content.data(), elements * (1 + shape_.slots) * sizeof(float));
+    return;
+  }
+  for (std::size_t i = 0; i < elements; ++i) {
+    for (std::size_t word = 0; word < place.stride; ++word) page[place.Value(i) + word] = 0;
+    page[place.Value(i)] = take(0, i);
+    for (std::uint32_t slot = 0; slot < shape_.slots; ++slot) {
+      page[place.Slot(slot, i)] = take(1 + slot, i);
+    }
+    if (shape_.counts == UpdateCounts::kPerElement) {
+      page[place.Value(i) + kUpdatesWord] = take(1 + shape_.slots, i);
+    }
+  }
+}
+
+void DenseStore::Clear() {
+  blocks_.Clear();
+  block_updates_.clear();
 }
 
 FrozenDenseStore DenseStore::Freeze() const {
@@ -181,16 +211,42 @@ std::uint64_t FrozenDenseStore::content_bytes() const {
   return bytes;
 }
 
-void FrozenDenseStore::Save(checkpoint::ShardImage& image) const {
+void FrozenDenseStore::SaveHead(checkpoint::ShardImage& image) const {
   checkpoint::ImageSlots& slots = image.slots;
   slots.optimizer = static_cast<std::uint8_t>(shape_.optimizer);
   slots.per_element = static_cast<std::uint8_t>(shape_.slots);
   slots.counts = shape_.counts;
+  slots.updates = block_updates_;
+}
+
+std::string FrozenDenseStore::EncodeBlock(std::size_t index) const {
+  const std::size_t elements = block_elements_[index];
+  const Place place(shape_, elements);
+  const auto* const page = reinterpret_cast<const float*>(blocks_.Read(index));
+  const bool counted = shape_.counts == UpdateCounts::kPerElement;
+  std::string content(elements * (1 + shape_.slots + (counted ? 1 : 0)) * sizeof(float), '\0');
+  if (!shape_.records) {
+    std::memcpy(content.data(), page, content.size());
+    return content;
+  }
+  const auto put = [&](std::size_t array, const float* from) {
+    char* to = content.data() + array * elements * sizeof(float);
+    for (std::size_t i = 0; i < elements; ++i, to += sizeof(float)) {
+      std::memcpy(to, from + i * place.stride, sizeof(float));
+    }
+  };
+  for (std::size_t word = 0; word <= shape_.slots; ++word) put(word, page + word);
+  if (counted) put(1 + shape_.slots, page + kUpdatesWord);
+  return content;
+}
+
+void FrozenDenseStore::Save(checkpoint::ShardImage& image) const {
+  SaveHead(image);
+  checkpoint::ImageSlots& slots = image.slots;
   std::size_t elements = 0;
   for (const std::uint32_t count : block_elements_) elements += count;
   image.values.resize(elements);
   slots.floats.resize(elements * shape_.slots);
-  slots.updates = block_updates_;
   if (shape_.counts == UpdateCounts::kPerElement) slots.updates.resize(elements);
   std::size_t first = 0;
   for (std::size_t block = 0; block < block_elements_.size(); ++block) {

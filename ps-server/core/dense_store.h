@@ -20,6 +20,8 @@
 #include <cstdint>
 #include <memory_resource>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/image.h"
@@ -55,8 +57,17 @@ class FrozenDenseStore {
 
   // Of values, slots and counts.
   std::uint64_t content_bytes() const;
-  // Copies values, slots and counts.
+  // What an image says of the slots, counts of blocks included.
+  void SaveHead(checkpoint::ShardImage& image) const;
+  // Copies values, slots and counts, beside SaveHead().
   void Save(checkpoint::ShardImage& image) const;
+  // A block as its record in a checkpoint (checkpoint::EncodeBlock).
+  std::string EncodeBlock(std::size_t index) const;
+  // The number of the freeze, and whether a block is not as at the freeze `since`.
+  std::uint32_t number() const { return blocks_.number(); }
+  bool Changed(std::size_t index, std::uint64_t since) const {
+    return blocks_.Changed(index, since);
+  }
 
  private:
   friend class DenseStore;
@@ -79,9 +90,13 @@ class DenseStore {
 
   // Takes the values of all elements; slots begin afresh.
   void Init(std::vector<float> values, const Optimizer& optimizer);
-  // Takes values, slots and counts of an image of this layout. kInvalid if they are another
-  // optimizer's or kept in another way.
-  Status Load(checkpoint::ShardImage& image);
+  // Takes blocks as checkpoints have them, all of them in order (FrozenDenseStore::EncodeBlock).
+  // kInvalid if slots and counts, as the head of their image says, are another optimizer's or kept
+  // in another way. With `fresh` only the values count and slots begin afresh, whatever they were.
+  Status BeginLoad(const checkpoint::ImageSlots& head, const Optimizer* fresh);
+  void LoadBlock(std::string_view content);
+  // Without values again.
+  void Clear();
   FrozenDenseStore Freeze() const;
 
   // Of all blocks, and what writes to frozen ones have copied so far.
@@ -108,6 +123,7 @@ class DenseStore {
                       kernels::Elements elements);
   // Makes a page for each block; what is in them is not defined.
   void MakePages();
+  void InitBlock(std::uint32_t block, const float* values, const Optimizer& optimizer);
   float* ValueAt(std::uint32_t block) {
     return reinterpret_cast<float*>(blocks_.Write(block - first_block_));
   }
@@ -123,6 +139,7 @@ class DenseStore {
 
   CowPages blocks_;
   std::vector<std::uint32_t> block_updates_;  // arrays, if updates are counted
+  const Optimizer* fresh_ = nullptr;          // of the load under way
 };
 
 }  // namespace ps::server

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "ps-server/core/shard_load.h"
 
 namespace ps::server {
 namespace {
@@ -114,6 +115,8 @@ struct LaneCore::Job {
       std::uint64_t image = 0;
       std::uint64_t pieces = 0;  // that are here
       std::uint64_t changes = 0;
+      std::unique_ptr<Shard> made;
+      std::unique_ptr<ShardLoad> load;
       ShardImageReader reader;
     };
     std::optional<Incoming> incoming;
@@ -129,8 +132,7 @@ struct LaneCore::Job {
 
   Job(JobSetup setup, const LaneMemory& lane_memory)
       : id(setup.job),
-        layout(std::move(setup.layout)),
-        rules(std::move(setup.rules)),
+        plan(std::make_shared<JobPlan>(std::move(setup.layout), std::move(setup.rules))),
         feeds(id, [this](ShardId shard) { return FindFed(shard); }) {
     copies.resize(layout.shard_count());
     PS_CHECK(RowRulesFit(layout, rules.rows), id, rules.rows.size(), layout.row_table_count());
@@ -208,8 +210,9 @@ struct LaneCore::Job {
   }
 
   const JobId id;
-  const LayoutView layout;
-  const JobRules rules;
+  const std::shared_ptr<const JobPlan> plan;
+  const LayoutView& layout = plan->layout;
+  const JobRules& rules = plan->rules;
 
   bool has_map = false;
   std::uint64_t map_version = 0;
@@ -1033,9 +1036,14 @@ void LaneCore::OnReplicaImage(Job& job, const Peer& peer, std::span<const std::b
   }
   const std::uint64_t place = PlaceOfPiece(peer.header.request());
   if (place == 0) {
-    copy->incoming.emplace(
-        Job::Copy::Incoming{peer.identity, image, 0, segment.version(),
-                            ShardImageReader(job.layout, ShardId(segment.shard()))});
+    copy->incoming.reset();  // its memory may be needed
+    auto made = std::make_unique<Shard>(job.layout, job.rules, ShardId(segment.shard()),
+                                        copy->epoch, copy->lineage, /*restoring=*/true, job.memory);
+    auto load = std::make_unique<ShardLoad>(*made, ShardLoadOptions{});
+    ShardImageReader reader(made->id(), *load);
+    copy->incoming.emplace(Job::Copy::Incoming{peer.identity, image, 0, segment.version(),
+                                               std::move(made), std::move(load),
+                                               std::move(reader)});
   }
   auto& incoming = copy->incoming;
   if (!incoming.has_value() || incoming->image != image || incoming->from != peer.identity ||
@@ -1054,11 +1062,12 @@ void LaneCore::OnReplicaImage(Job& job, const Peer& peer, std::span<const std::b
   if ((peer.header.flags() & wire::kLastPiece) == 0) {
     return answer(wire::Code::Blank, incoming->pieces, 0);
   }
-  auto whole = incoming->reader.Finish();
-  if (!whole.ok()) return refuse();
-  auto made = std::make_unique<Shard>(job.layout, job.rules, ShardId(segment.shard()), copy->epoch,
-                                      copy->lineage, true, job.memory);
-  if (!made->Restore(std::move(whole).value(), false).ok()) return refuse();
+  if (!incoming->reader.Finish().ok()) return refuse();
+  incoming->load->Finish();
+  incoming->load.reset();
+  std::unique_ptr<Shard> made = std::move(incoming->made);
+  // The chain may have another first since the image began.
+  made->SetEpoch(copy->epoch);
   made->SetChanges(segment.version());
   incoming.reset();
   // Who is after us has some beginning of what we had, and may need an image as well.
@@ -1170,7 +1179,8 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
     now = std::make_unique<Shard>(job->layout, job->rules, entry.shard, entry.epoch, entry.lineage,
                                   restoring, job->memory);
     if (restoring) {
-      events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round});
+      events_.push_back(RestoreWanted{job_id, entry.shard, entry.epoch, entry.restore_round,
+                                      entry.lineage, job->plan, job->memory});
     }
   }
   for (const OwnShard& entry : map.copies) {
@@ -1266,20 +1276,39 @@ void LaneCore::CountChains() {
   });
 }
 
-Status LaneCore::InstallRestored(JobId job_id, Epoch epoch, checkpoint::ShardImage image,
+Status LaneCore::InstallRestored(const RestoreWanted& wanted, std::unique_ptr<Shard> loaded) {
+  PS_CHECK(loaded != nullptr && loaded->ready(), wanted.shard);
+  Job* job = FindJob(wanted.job);
+  const Shard* waits = job != nullptr ? job->Find(wanted.shard.value()) : nullptr;
+  if (waits == nullptr || waits->epoch() != wanted.epoch || job->plan != wanted.plan ||
+      waits->state() != wire::Code::Restoring) {
+    return NotWaiting(wanted.job, wanted.shard);
+  }
+  job->shards[wanted.shard.value()] = std::move(loaded);
+  OnRestored(*job);
+  return Ok();
+}
+
+Status LaneCore::InstallRestored(JobId job_id, Epoch epoch, const checkpoint::ShardImage& image,
                                  bool values_only) {
   Job* job = FindJob(job_id);
   Shard* shard = job != nullptr ? job->Find(image.shard.value()) : nullptr;
-  if (shard == nullptr || shard->epoch() != epoch) {
-    return Error{ErrorCode::kConflict, "shard " + std::to_string(image.shard.value()) + " of job " +
-                                           std::to_string(job_id.value()) +
-                                           " is not here any more under this epoch"};
-  }
-  PS_TRY(shard->Restore(std::move(image), values_only));
-  MembersChanged(*job);
-  WakePulls(*job);
-  TryFreeze(*job);
+  if (shard == nullptr || shard->epoch() != epoch) return NotWaiting(job_id, image.shard);
+  PS_TRY(shard->Restore(image, values_only));
+  OnRestored(*job);
   return Ok();
+}
+
+Error LaneCore::NotWaiting(JobId job, ShardId shard) {
+  return Error{ErrorCode::kConflict,
+               "shard " + std::to_string(shard.value()) + " of job " + std::to_string(job.value()) +
+                   " does not wait for a checkpoint under this epoch any more"};
+}
+
+void LaneCore::OnRestored(Job& job) {
+  MembersChanged(job);
+  WakePulls(job);
+  TryFreeze(job);
 }
 
 }  // namespace ps::server

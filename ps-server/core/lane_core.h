@@ -55,12 +55,28 @@ struct LaneReply {
 
 // ---- what the control loop has to do
 
-// A shard waits for the image of a checkpoint.
+// What the shards of a job on a lane share, and keep for as long as one of them is there.
+struct JobPlan {
+  LayoutView layout;
+  JobRules rules;
+};
+
+// A shard waits for a checkpoint.
 struct RestoreWanted {
   JobId job;
   ShardId shard;
   Epoch epoch;
   Round round;
+  std::uint32_t lineage = 0;
+  std::shared_ptr<const JobPlan> plan;
+  ShardMemory memory;
+
+  // A shard like the one that waits, to be loaded on any one thread (ShardLoad). Who asks keeps
+  // this until the shard is gone or installed.
+  std::unique_ptr<Shard> MakeShard() const {
+    return std::make_unique<Shard>(plan->layout, plan->rules, shard, epoch, lineage,
+                                   /*restoring=*/true, memory);
+  }
 };
 // The cut of a round on this lane is complete: every shard the lane has of the job.
 struct LaneFrozen {
@@ -189,9 +205,12 @@ class LaneCore {
   void DropJob(JobId job);
   void BeginRound(JobId job, Round round, std::uint64_t live_version, std::uint64_t map_version);
   void AbortRound(JobId job, Round round);
-  // kConflict if the shard does not wait for an image under this epoch (the map went on), kInvalid
-  // if the image does not fit the job.
-  Status InstallRestored(JobId job, Epoch epoch, checkpoint::ShardImage image, bool values_only);
+  // Puts a shard of wanted.MakeShard() that is loaded into the place of the one that waits.
+  // kConflict if none does under this epoch (the map went on).
+  Status InstallRestored(const RestoreWanted& wanted, std::unique_ptr<Shard> loaded);
+  // The same with an image in memory. kInvalid if that does not fit the job.
+  Status InstallRestored(JobId job, Epoch epoch, const checkpoint::ShardImage& image,
+                         bool values_only);
 
   // ---- out
 
@@ -246,6 +265,8 @@ class LaneCore {
   // Answers a pull that need not wait, whose rows are in asked_.
   void AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segment> asked);
   void TryFreeze(Job& job);
+  static Error NotWaiting(JobId job, ShardId shard);
+  void OnRestored(Job& job);
   void FailRound(Job& job, const std::string& reason);
   void RefuseMarkersUpTo(Job& job, Round round);
 

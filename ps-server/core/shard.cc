@@ -12,6 +12,7 @@
 #include "ps-server/core/dense_kernels.h"
 #include "ps-server/core/kernels/denormals.h"
 #include "ps-server/core/segment_content.h"
+#include "ps-server/core/shard_load.h"
 
 namespace ps::server {
 namespace {
@@ -106,79 +107,13 @@ wire::Code Shard::Init(std::span<const codec::BlockView> blocks) {
   return state_;
 }
 
-Status Shard::Restore(checkpoint::ShardImage image, bool values_only) {
-  const std::string name = "shard " + std::to_string(id_.value()) + ": ";
-  if (state_ != wire::Code::Restoring) {
-    return Error{ErrorCode::kConflict, name + "does not wait for a checkpoint"};
-  }
-  const auto fits = [&] {
-    if (image.shard != id_ || image.first_block != first_block_) return false;
-    if (image.block_elements.size() != last_block_ - first_block_) return false;
-    for (std::size_t i = 0; i < image.block_elements.size(); ++i) {
-      const auto block = first_block_ + static_cast<std::uint32_t>(i);
-      if (image.block_elements[i] != layout_.block(block).elements) return false;
-    }
-    return image.values.size() == layout_.shard_elements(id_);
-  };
-  if (!fits()) {
-    return Error{ErrorCode::kInvalid, name + "the image in the checkpoint is of another layout"};
-  }
-  std::vector<Stream> streams;
-  if (!values_only) {
-    for (const checkpoint::WorkerMark& mark : image.marks) {
-      if (mark.verdicts.size() > kVerdictsKept || mark.watermark < mark.first_clock ||
-          mark.verdicts.size() > mark.watermark.value() - mark.first_clock.value()) {
-        return Error{ErrorCode::kInvalid, name + "the image has a watermark that cannot be"};
-      }
-      Stream stream;
-      stream.worker = mark.worker;
-      stream.incarnation = mark.incarnation;
-      stream.first_clock = mark.first_clock;
-      stream.watermark = mark.watermark;
-      stream.verdict_count = static_cast<std::uint32_t>(mark.verdicts.size());
-      std::uint64_t clock = mark.watermark.value() - mark.verdicts.size();
-      for (const std::uint8_t verdict : mark.verdicts) {
-        // Another one would be answered to whoever repeats the push, and never settle it.
-        if (verdict != static_cast<std::uint8_t>(wire::Code::Applied) &&
-            verdict != static_cast<std::uint8_t>(wire::Code::TooOld) &&
-            verdict != static_cast<std::uint8_t>(wire::Code::NonFinite)) {
-          return Error{ErrorCode::kInvalid, name + "the image has a verdict that cannot be"};
-        }
-        stream.verdicts[++clock % kVerdictsKept] = verdict;
-      }
-      streams.push_back(stream);
-    }
-    std::sort(streams.begin(), streams.end(), [](const Stream& left, const Stream& right) {
-      return left.incarnation < right.incarnation;
-    });
-    const auto twice = std::adjacent_find(streams.begin(), streams.end(),
-                                          [](const Stream& left, const Stream& right) {
-                                            return left.incarnation == right.incarnation;
-                                          });
-    if (twice != streams.end()) {
-      return Error{ErrorCode::kInvalid, name + "the image names an incarnation twice"};
-    }
-  }
-  if (const Status rows = rows_.CheckLoad(image, id_, values_only); !rows.ok()) {
-    return Annotate(rows.error(), name);
-  }
-  if (values_only) {
-    store_.Init(std::move(image.values), rules_.optimizer);
-  } else {
-    PS_TRY(CheckHeld(image));
-    if (const Status loaded = store_.Load(image); !loaded.ok()) {
-      return Annotate(loaded.error(), name);
-    }
-    held_.Load(image.held);
-    version_ = image.version;
-    samples_trained_ = image.samples_trained;
-  }
-  rows_.Load(image, values_only);
-  streams_ = std::move(streams);
-  if (shadow_.has_value()) shadow_->TakeAll(store_);
-  log_.Reset(version_);
-  slowest_known_ = false;
-  state_ = wire::Code::Applied;
+Status Shard::Restore(const checkpoint::ShardImage& image, bool values_only) {
+  PS_TRY(checkpoint::CheckImage(image));
+  ShardLoad load(*this, {values_only, /*expect=*/true});
+  checkpoint::ContentCheck check(image.shard, load, /*with_digest=*/false);
+  PS_TRY(checkpoint::SendImage(image, check));
+  PS_TRY(check.Finish());
+  load.Finish();
   return Ok();
 }
 
@@ -592,7 +527,7 @@ FrozenShard Shard::Freeze(JobId job, Round round) const {
     }
     image.marks.push_back(std::move(mark));
   }
-  return {std::move(image), store_.Freeze(), rows_.Freeze()};
+  return {std::move(image), identity_, store_.Freeze(), rows_.Freeze()};
 }
 
 }  // namespace ps::server

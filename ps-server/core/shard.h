@@ -16,6 +16,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -150,7 +151,7 @@ class Shard {
   // or the optimizers, kConflict if the shard does not wait for one. With `values_only` versions,
   // samples, watermarks and the optimizers' slots start afresh, whatever optimizers the image is
   // of; rows stay.
-  Status Restore(checkpoint::ShardImage image, bool values_only);
+  Status Restore(const checkpoint::ShardImage& image, bool values_only);
 
   // One push of a live incarnation; no blocks and no rows: an empty push. `live_workers` counts the
   // live.
@@ -206,6 +207,8 @@ class Shard {
   FrozenShard Freeze(JobId job, Round round) const;
 
  private:
+  friend class ShardLoad;
+
   // What is known about the pushes of one incarnation.
   struct Stream {
     WorkerId worker;
@@ -252,6 +255,7 @@ class Shard {
   const std::uint32_t lineage_;
   const std::uint32_t first_block_;
   const std::uint32_t last_block_;
+  const std::shared_ptr<const void> identity_ = std::make_shared<char>();  // FrozenShard's
 
   Epoch epoch_;
   wire::Code state_;

@@ -129,60 +129,30 @@ Status ShardImageReader::Add(std::span<const std::byte> piece) {
   return Ok();
 }
 
-Status ShardImageReader::AddMeta(std::string_view content) {
-  if (meta_.has_value()) return Bad("a second meta");
-  checkpoint::ShardMeta meta = PS_TRY(checkpoint::DecodeMeta(content));
-  checkpoint::ShardImage& image = meta.image;
-  const std::uint32_t first = layout_.shard_first_block(shard_);
-  const std::uint32_t last = layout_.shard_last_block(shard_);
-  bool fits = image.shard == shard_ && image.first_block == first &&
-              image.block_elements.size() == last - first &&
-              image.rows.size() == layout_.row_table_count();
-  for (std::uint32_t block = first; fits && block < last; ++block) {
-    fits = image.block_elements[block - first] == layout_.block(block).elements;
-  }
-  if (!fits) return Bad("it is of another layout");
-  const std::size_t elements = layout_.shard_elements(shard_);
-  image.values.resize(elements);
-  image.slots.floats.resize(elements * image.slots.per_element);
-  if (image.slots.counts == checkpoint::UpdateCounts::kPerElement) {
-    image.slots.updates.resize(elements);
-  }
-  meta_ = std::move(meta);
-  return Ok();
-}
-
 Status ShardImageReader::AddRecord(std::string_view key_bytes, std::string_view content) {
   const checkpoint::RecordKey key = PS_TRY(checkpoint::DecodeKey(key_bytes));
   if (key.shard != shard_) return Bad("a record of another shard");
-  if (key.kind == RecordKind::kMeta) return AddMeta(content);
-  if (!meta_.has_value()) return Bad("a record before the meta");
-  checkpoint::ShardImage& image = meta_->image;
-  if (key.kind == RecordKind::kBlock) {
-    if (blocks_ == image.block_elements.size() || key.block != image.first_block + blocks_) {
-      return Bad("block " + std::to_string(key.block) + " out of order");
+  switch (key.kind) {
+    case RecordKind::kMeta: return check_.AddMeta(content);
+    case RecordKind::kBlock: return check_.AddBlock(key.block, content);
+    case RecordKind::kSketch: return check_.AddSketch(key.block, key.first, content);
+    case RecordKind::kRows: {
+      const checkpoint::ShardMeta* const meta = check_.meta();
+      if (meta == nullptr || key.block >= meta->image.rows.size()) {
+        return Bad("rows of an unknown table");
+      }
+      PS_TRY(checkpoint::CheckRowsRecord(content, key.first, meta->image.rows[key.block]));
+      return check_.AddRows(key.block, content);
     }
-    PS_TRY(checkpoint::DecodeBlock(content, blocks_, elements_, image));
-    elements_ += image.block_elements[blocks_++];
-    return Ok();
+    case RecordKind::kRemoved:
+    case RecordKind::kBases: break;
   }
-  if (key.block >= image.rows.size()) return Bad("rows of an unknown table");
-  const checkpoint::ShardMeta::Rows& counts = meta_->rows[key.block];
-  checkpoint::RowTableImage& table = image.rows[key.block];
-  return key.kind == RecordKind::kRows
-             ? checkpoint::DecodeRows(content, key.first, counts.rows, table)
-             : checkpoint::DecodeSketch(content, key.first, counts.sketch_bytes, table);
+  return Bad("a record that no image has");
 }
 
-Result<checkpoint::ShardImage> ShardImageReader::Finish() {
-  bool whole = meta_.has_value() && blocks_ == meta_->image.block_elements.size();
-  for (std::size_t table = 0; whole && table < meta_->rows.size(); ++table) {
-    whole = meta_->image.rows[table].rows() == meta_->rows[table].rows &&
-            meta_->image.rows[table].sketch.size() == meta_->rows[table].sketch_bytes;
-  }
-  if (!whole) return Bad("a record is missing");
-  PS_TRY(checkpoint::CheckImage(meta_->image));
-  return std::move(meta_->image);
+Status ShardImageReader::Finish() {
+  PS_TRY(check_.Finish());
+  return Ok();
 }
 
 }  // namespace ps::server

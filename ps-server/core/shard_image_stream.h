@@ -2,20 +2,20 @@
 //
 // A piece is whole records, each [key bytes u32][value bytes u32][key][value], with keys and sealed
 // values as a checkpoint has them (checkpoint/FORMAT.md): the meta first, then blocks, rows and
-// sketches in order. What is read is not trusted: each record is checked before it is used, and no
-// memory is reserved for what a count claims beyond the layout. Pure; one thread each.
+// sketches in order. What is read is not trusted: each record is checked before it goes on into the
+// sink, and no memory is reserved for what a count claims. Pure; one thread each.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
+#include <string_view>
 
+#include "checkpoint/content.h"
 #include "checkpoint/image.h"
 #include "checkpoint/record.h"
 #include "common/ids.h"
-#include "common/layout/layout.h"
 #include "common/result.h"
 #include "ps-server/core/byte_buffer.h"
 
@@ -46,24 +46,21 @@ class ShardImageWriter {
 
 class ShardImageReader {
  public:
-  // `layout` outlives the reader.
-  ShardImageReader(const LayoutView& layout, ShardId shard) : layout_(layout), shard_(shard) {}
+  // `sink` outlives the reader.
+  ShardImageReader(ShardId shard, checkpoint::ShardSink& sink)
+      : shard_(shard), check_(shard, sink, /*with_digest=*/false) {}
 
   // kInvalid if the piece cannot be the next one of an image of this shard; the reader is of no use
   // then.
   Status Add(std::span<const std::byte> piece);
-  // After the last piece. kInvalid if something is missing or the parts do not agree.
-  Result<checkpoint::ShardImage> Finish();
+  // After the last piece. kInvalid if something is missing.
+  Status Finish();
 
  private:
   Status AddRecord(std::string_view key, std::string_view content);
-  Status AddMeta(std::string_view content);
 
-  const LayoutView& layout_;
   const ShardId shard_;
-  std::optional<checkpoint::ShardMeta> meta_;
-  std::size_t blocks_ = 0;    // that are there
-  std::size_t elements_ = 0;  // of these
+  checkpoint::ContentCheck check_;
 };
 
 }  // namespace ps::server

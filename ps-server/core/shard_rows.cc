@@ -43,12 +43,6 @@ std::uint32_t TicksOf(double epochs, std::uint64_t records) {
   return static_cast<std::uint32_t>(std::clamp(ticks, 1.0, kMost));
 }
 
-RowRecord HeaderAt(const checkpoint::RowTableImage& image, std::size_t row) {
-  RowRecord header;
-  std::memcpy(&header, image.records.data() + row * image.record_bytes(), sizeof(header));
-  return header;
-}
-
 }  // namespace
 
 RowRules RowRules::Of(const JobSpec& spec, std::uint32_t table, std::uint64_t records) {
@@ -117,12 +111,14 @@ RowTableStatus& RowTableStatus::operator+=(const RowTableStatus& other) {
 }
 
 ShardRows::ShardRows(const LayoutView& layout, std::span<const RowRules> rules, ShardMemory memory)
-    : shards_(layout.shard_count()), memory_(std::move(memory.memory)) {
+    : shards_(layout.shard_count()),
+      hash_seed_(memory.hash_seed),
+      memory_(std::move(memory.memory)) {
   PS_CHECK(RowRulesFit(layout, rules), rules.size(), layout.row_table_count());
   for (const RowRules& one : rules) {
     Table table;
     table.rules = &one;
-    table.rows = std::make_unique<RowTable>(one.OnShard(shards_), memory.hash_seed, memory_.get());
+    table.rows = std::make_unique<RowTable>(one.OnShard(shards_), hash_seed_, memory_.get());
     tables_.push_back(std::move(table));
   }
 }
@@ -226,82 +222,116 @@ std::uint64_t FrozenShardRows::content_bytes() const {
   return bytes;
 }
 
-void FrozenShardRows::Save(checkpoint::ShardImage& image) const {
+void FrozenShardRows::SaveHeads(checkpoint::ShardImage& image) const {
   for (const Table& table : tables_) {
-    image.rows.push_back(table.rows.ToImage());
+    image.rows.push_back(table.rows.head());
     image.rows.back().optimizer = table.optimizer;
   }
 }
 
-Status ShardRows::CheckLoad(const checkpoint::ShardImage& image, ShardId shard,
-                            bool values_only) const {
-  if (image.rows.size() != tables_.size()) {
-    return Error{ErrorCode::kInvalid, "the image has " + std::to_string(image.rows.size()) +
+void FrozenShardRows::Save(checkpoint::ShardImage& image) const {
+  for (std::size_t number = 0; number < tables_.size(); ++number) {
+    image.rows[number].records = tables_[number].rows.ToImage().records;
+  }
+}
+
+Status ShardRows::BeginLoad(const checkpoint::ShardMeta& meta, ShardId shard, bool values_only,
+                            bool expect) {
+  if (meta.image.rows.size() != tables_.size()) {
+    return Error{ErrorCode::kInvalid, "the image has " + std::to_string(meta.image.rows.size()) +
                                           " tables of rows, the job has " +
                                           std::to_string(tables_.size())};
   }
   for (std::size_t number = 0; number < tables_.size(); ++number) {
-    const checkpoint::RowTableImage& rows = image.rows[number];
+    const checkpoint::RowTableImage& head = meta.image.rows[number];
     const RowRules& rules = *tables_[number].rules;
     const auto bad = [&](const std::string& what) {
       return Error{ErrorCode::kInvalid, "table of rows `" + rules.name + "`: " + what};
     };
-    if (rows.table != rules.table || rows.width != rules.width) {
-      return bad("the image has table " + std::to_string(rows.table) + " with rows of " +
-                 std::to_string(rows.width) + " values in its place");
+    if (head.table != rules.table || head.width != rules.width) {
+      return bad("the image has table " + std::to_string(head.table) + " with rows of " +
+                 std::to_string(head.width) + " values in its place");
     }
-    if (!values_only && (rows.optimizer != static_cast<std::uint8_t>(rules.optimizer.type()) ||
-                         rows.slots != rules.optimizer.RowSlots(rules.width))) {
+    if (!values_only && (head.optimizer != static_cast<std::uint8_t>(rules.optimizer.type()) ||
+                         head.slots != rules.optimizer.RowSlots(rules.width))) {
       return bad("the image has the state of another optimizer");
     }
-    PS_TRY(checkpoint::CheckRows(rows));
-    for (std::size_t row = 0; row < rows.rows(); ++row) {
-      const std::uint64_t key = rows.key(row);
-      if (codec::ShardOfRow(key, shards_) != shard) {
-        return bad("row " + std::to_string(key) + " belongs on another shard");
-      }
-      const auto values = std::span(rows.records)
-                              .subspan(row * rows.record_bytes() + checkpoint::kRowHeaderBytes,
-                                       rows.width * sizeof(float));
-      if (!codec::ValuesFinite(wire::ValueCodec::Fp32, values)) {
-        return bad("row " + std::to_string(key) + " has a value that is no number");
-      }
+    checkpoint::RowTableImage own = head;
+    if (values_only) {
+      own.slots = static_cast<std::uint32_t>(rules.optimizer.RowSlots(rules.width));
+      own.tick = 0;
     }
+    PS_TRY(tables_[number].rows->BeginRestore(own, expect ? meta.rows[number].rows : 0));
+  }
+  load_ = {shard, values_only, meta.image.rows};
+  return Ok();
+}
+
+Status ShardRows::LoadRows(std::uint32_t number, std::span<const std::byte> records) {
+  Table& table = tables_[number];
+  const std::size_t bytes = load_.heads[number].record_bytes();
+  for (std::size_t at = 0; at < records.size(); at += bytes) {
+    std::uint64_t key = 0;
+    std::memcpy(&key, records.data() + at, sizeof(key));
+    const auto bad = [&](const std::string& what) {
+      return Error{ErrorCode::kInvalid, "table of rows `" + table.rules->name + "`: row " +
+                                            std::to_string(key) + " " + what};
+    };
+    if (codec::ShardOfRow(key, shards_) != load_.shard) return bad("belongs on another shard");
+    const auto values =
+        records.subspan(at + checkpoint::kRowHeaderBytes, table.rules->width * sizeof(float));
+    if (!codec::ValuesFinite(wire::ValueCodec::Fp32, values)) {
+      return bad("has a value that is no number");
+    }
+  }
+  if (load_.values_only) {
+    LoadFresh(table, bytes, records);
+  } else {
+    table.rows->RestoreRows(records);
   }
   return Ok();
 }
 
-checkpoint::RowTableImage ShardRows::WithFreshSlots(const checkpoint::RowTableImage& image,
-                                                    const RowRules& rules) const {
-  checkpoint::RowTableImage fresh;
-  fresh.table = image.table;
-  fresh.width = image.width;
-  fresh.slots = static_cast<std::uint32_t>(rules.optimizer.RowSlots(rules.width));
-  const std::size_t bytes = fresh.record_bytes();
-  fresh.records.resize(image.rows() * bytes);
-  std::vector<float> floats(fresh.width + fresh.slots);
-  for (std::size_t row = 0; row < image.rows(); ++row) {
-    RowRecord header = HeaderAt(image, row);
+void ShardRows::LoadFresh(Table& table, std::size_t record_bytes,
+                          std::span<const std::byte> records) {
+  const RowRules& rules = *table.rules;
+  const std::size_t floats = rules.width + rules.optimizer.RowSlots(rules.width);
+  std::vector<std::byte> fresh;
+  std::vector<float> row(floats);
+  for (std::size_t at = 0; at < records.size(); at += record_bytes) {
+    RowRecord header;
+    std::memcpy(&header, records.data() + at, sizeof(header));
     header.updates = 1;
     header.last_used = 0;
-    std::memcpy(floats.data(), image.records.data() + row * image.record_bytes() + sizeof(header),
-                rules.width * sizeof(float));
-    rules.optimizer.InitRowSlots(floats.data(), floats.data() + rules.width, rules.width);
-    std::byte* const to = fresh.records.data() + row * bytes;
-    std::memcpy(to, &header, sizeof(header));
-    std::memcpy(to + sizeof(header), floats.data(), floats.size() * sizeof(float));
+    std::memcpy(row.data(), records.data() + at + sizeof(header), rules.width * sizeof(float));
+    rules.optimizer.InitRowSlots(row.data(), row.data() + rules.width, rules.width);
+    const auto head = std::as_bytes(std::span(&header, 1));
+    const auto rest = std::as_bytes(std::span(row));
+    fresh.insert(fresh.end(), head.begin(), head.end());
+    fresh.insert(fresh.end(), rest.begin(), rest.end());
   }
-  return fresh;
+  table.rows->RestoreRows(fresh);
 }
 
-void ShardRows::Load(const checkpoint::ShardImage& image, bool values_only) {
-  for (std::size_t number = 0; number < tables_.size(); ++number) {
-    Table& table = tables_[number];
-    const checkpoint::RowTableImage& rows = image.rows[number];
-    const Status restored =
-        table.rows->Restore(values_only ? WithFreshSlots(rows, *table.rules) : rows);
-    PS_CHECK(restored.ok(), number, restored.error().message);
+void ShardRows::LoadSketch(std::uint32_t table, std::span<const std::uint8_t> counters) {
+  std::vector<std::uint8_t>& sketch = load_.heads[table].sketch;
+  sketch.insert(sketch.end(), counters.begin(), counters.end());
+}
+
+void ShardRows::EndLoad() {
+  for (std::size_t number = 0; number < tables_.size() && !load_.values_only; ++number) {
+    const checkpoint::RowTableImage& head = load_.heads[number];
+    tables_[number].rows->RestoreSketch(head.sketch, head.sightings);
   }
+  load_ = {};
+}
+
+void ShardRows::Clear() {
+  for (Table& table : tables_) {
+    table.rows =
+        std::make_unique<RowTable>(table.rules->OnShard(shards_), hash_seed_, memory_.get());
+  }
+  load_ = {};
 }
 
 }  // namespace ps::server

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "checkpoint/image.h"
+#include "checkpoint/record.h"
 #include "common/codec/row_codec.h"
 #include "common/ids.h"
 #include "common/job/job_spec.h"
@@ -90,8 +91,11 @@ struct RowScratch {
 class FrozenShardRows {
  public:
   std::uint64_t content_bytes() const;
-  // Appends copies of all rows to image.rows, in no particular order (checkpoint::SortRows).
+  // Appends all tables without their rows to image.rows.
+  void SaveHeads(checkpoint::ShardImage& image) const;
+  // Adds copies of all rows to image.rows, in no particular order (checkpoint::SortRows).
   void Save(checkpoint::ShardImage& image) const;
+  const FrozenRowTable& table(std::size_t number) const { return tables_[number].rows; }
 
  private:
   friend class ShardRows;
@@ -129,12 +133,17 @@ class ShardRows {
 
   // All rows, as of now.
   FrozenShardRows Freeze() const;
-  // kInvalid unless the image's rows are those of this shard and job, of the same optimizers, and
-  // finite; with `values_only` their optimizers do not matter.
-  Status CheckLoad(const checkpoint::ShardImage& image, ShardId shard, bool values_only) const;
-  // Takes the rows of an image that CheckLoad() found good into tables without rows. With
-  // `values_only` slots and ticks start afresh.
-  void Load(const checkpoint::ShardImage& image, bool values_only);
+  // Takes the rows of a checkpoint into tables without rows, in order and as they come
+  // (checkpoint::ContentCheck). kInvalid unless they are those of this shard and job, of the same
+  // optimizers, and finite. With `values_only` slots and ticks start afresh, whatever the
+  // optimizers were. With `expect` room is made for as many rows as the meta says.
+  Status BeginLoad(const checkpoint::ShardMeta& meta, ShardId shard, bool values_only, bool expect);
+  Status LoadRows(std::uint32_t table, std::span<const std::byte> records);
+  void LoadSketch(std::uint32_t table, std::span<const std::uint8_t> counters);
+  // After all of it.
+  void EndLoad();
+  // Without rows again.
+  void Clear();
 
  private:
   struct Table {
@@ -145,14 +154,21 @@ class ShardRows {
   };
 
   wire::ValueCodec CodecOf(const Table& table, bool fp32) const;
-  checkpoint::RowTableImage WithFreshSlots(const checkpoint::RowTableImage& image,
-                                           const RowRules& rules) const;
+  void LoadFresh(Table& table, std::size_t record_bytes, std::span<const std::byte> records);
 
   const std::uint32_t shards_;
+  const std::uint64_t hash_seed_;
   const std::shared_ptr<std::pmr::memory_resource> memory_;  // before the tables, which lie in it
   std::vector<Table> tables_;
   std::vector<std::uint64_t> keys_;  // of the push under way
   std::vector<float> gradient_;
+  // A load under way: what the checkpoint has of each table, its sketch as far as it has come.
+  struct Load {
+    ShardId shard;
+    bool values_only = false;
+    std::vector<checkpoint::RowTableImage> heads;
+  };
+  Load load_;
 };
 
 }  // namespace ps::server

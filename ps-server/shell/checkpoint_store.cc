@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/files.h"
 #include "checkpoint/verify.h"
 #include "checkpoint/writer.h"
 #include "common/net/unique_fd.h"
@@ -96,32 +97,67 @@ std::string RoundName(const std::string& name, Round round) {
 CheckpointStore::CheckpointStore(fs::path root, std::string procid)
     : root_(std::move(root)), procid_(std::move(procid)) {}
 
-Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(
-    const std::string& round_name, std::vector<FrozenShard> shards) const {
+const checkpoint::ShardBase* CheckpointStore::FindBase(const fs::path& round,
+                                                       const FrozenShard& shard, Round base) const {
+  const auto found = written_.find({shard.head().job, shard.shard()});
+  if (base == Round() || found == written_.end()) return nullptr;
+  const auto at = std::find_if(found->second.begin(), found->second.end(),
+                               [base](const auto& one) { return one.round == base; });
+  if (at == found->second.end()) return nullptr;
+  std::vector<Round> needed = at->bases;
+  needed.push_back(base);
+  for (const Round one : needed) {
+    const fs::path part =
+        round.parent_path() / (kRoundPrefix + std::to_string(one.value())) / procid_;
+    std::error_code error;
+    if (!fs::exists(part / checkpoint::kSealFile, error)) return nullptr;
+  }
+  return &*at;
+}
+
+Result<std::vector<control::PreparedShardT>> CheckpointStore::Write(const std::string& round_name,
+                                                                    std::vector<FrozenShard> shards,
+                                                                    Round base) {
   const fs::path round = PS_TRY(ResolveRound(root_, round_name));
   std::uint64_t bytes = 0;
   for (const FrozenShard& shard : shards) bytes += shard.content_bytes();
   checkpoint::Writer writer = PS_TRY(checkpoint::Writer::Open(round / procid_, bytes));
   std::vector<std::uint64_t> samples;
+  std::vector<std::pair<std::pair<JobId, ShardId>, checkpoint::ShardBase>> made;
   for (FrozenShard& shard : shards) {
     samples.push_back(shard.samples_trained());
     // What is written is let go at once: the shard need not copy it any more.
     const FrozenShard frozen = std::move(shard);
-    PS_TRY(writer.Add(frozen.ToImage()));
+    made.emplace_back(std::pair(frozen.head().job, frozen.shard()),
+                      PS_TRY(writer.Add(frozen, FindBase(round, frozen, base))));
   }
   const std::vector<checkpoint::WrittenShard> written = PS_TRY(writer.Finish());
+  for (auto& [shard, one] : made) {
+    std::vector<checkpoint::ShardBase>& of = written_[shard];
+    std::erase_if(of, [base](const checkpoint::ShardBase& old) { return old.round != base; });
+    of.push_back(std::move(one));
+  }
   std::vector<control::PreparedShardT> prepared(written.size());
   for (std::size_t i = 0; i < written.size(); ++i) {
     prepared[i].shard = written[i].shard.value();
     prepared[i].epoch = written[i].epoch.value();
     prepared[i].version = written[i].version;
     prepared[i].bytes = written[i].bytes;
+    prepared[i].state_bytes = written[i].state_bytes;
+    for (const Round one : written[i].bases) {
+      prepared[i].bases.push_back(std::make_unique<control::KeptRoundT>());
+      prepared[i].bases.back()->round = one.value();
+    }
     prepared[i].rows = written[i].rows;
     prepared[i].samples = samples[i];
     prepared[i].digest = written[i].digest;
     prepared[i].values_digest = written[i].values_digest;
   }
   return prepared;
+}
+
+void CheckpointStore::Forget(JobId job) {
+  std::erase_if(written_, [job](const auto& entry) { return entry.first.first == job; });
 }
 
 Status CheckpointStore::WriteManifest(const std::string& round_name,
@@ -186,7 +222,8 @@ Status RestoreReader::OpenRound(const std::string& round_name) {
   return Ok();
 }
 
-Result<checkpoint::ShardImage> RestoreReader::Read(const std::string& round_name, ShardId shard) {
+Status RestoreReader::Read(const std::string& round_name, ShardId shard,
+                           checkpoint::ShardSink& sink) {
   PS_TRY(OpenRound(round_name));
   const auto entry =
       std::find_if(manifest_.shards.begin(), manifest_.shards.end(),
@@ -202,10 +239,10 @@ Result<checkpoint::ShardImage> RestoreReader::Read(const std::string& round_name
     checkpoint::Reader reader = PS_TRY(checkpoint::Reader::Open(directory));
     part = parts_.emplace(entry->server, std::move(reader)).first;
   }
-  auto image = part->second.ReadShard(shard, entry->digest);
+  const Status read = part->second.ReadShard(shard, entry->digest, sink);
   // Whoever tries again should open the files again.
-  if (!image.ok()) open_name_.clear();
-  return image;
+  if (!read.ok()) open_name_.clear();
+  return read;
 }
 
 }  // namespace ps::server

@@ -13,11 +13,13 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/image.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/reader.h"
+#include "checkpoint/source.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
 #include "common/result.h"
@@ -41,9 +43,11 @@ class CheckpointStore {
  public:
   CheckpointStore(std::filesystem::path root, std::string procid);
 
-  // Writes all shards of a round durably, one after the other; in the order of `shards`.
+  // Writes all shards of a round durably, one after the other; in the order of `shards`. With
+  // `base`, the newest committed round, those that this store wrote in it are written as what has
+  // changed since, where that saves enough. Those that came or were made anew since are whole.
   Result<std::vector<control::PreparedShardT>> Write(const std::string& round_name,
-                                                     std::vector<FrozenShard> shards) const;
+                                                     std::vector<FrozenShard> shards, Round base);
 
   // kConflict if this server wrote no part of the round.
   Status WriteManifest(const std::string& round_name, const std::string& text) const;
@@ -51,21 +55,32 @@ class CheckpointStore {
   // What this server wrote for a round that came to nothing.
   Status Discard(const std::string& round_name) const;
 
+  // The job is over: nothing will build on what was written of it.
+  void Forget(JobId job);
+
   // Deletes every round of the job before `committed` that is not in `keep`, the parts of servers
   // that are gone too. Returns how many; what cannot be deleted is logged and left.
   int DeleteOldRounds(JobId job, Round committed, std::span<const std::uint64_t> keep) const;
 
  private:
+  // What was written of a shard in the round `base`; null if nothing was, or it is gone.
+  const checkpoint::ShardBase* FindBase(const std::filesystem::path& round,
+                                        const FrozenShard& shard, Round base) const;
+
   const std::filesystem::path root_;
   const std::string procid_;
+  // By shard: the newest round that is known to count, and the last one that was written. Which of
+  // them counts is known when the next round begins: so an aborted one takes nothing back.
+  std::map<std::pair<JobId, ShardId>, std::vector<checkpoint::ShardBase>> written_;
 };
 
 class RestoreReader {
  public:
   explicit RestoreReader(std::filesystem::path root) : root_(std::move(root)) {}
 
-  // kNotFound if the round or the shard is not there, kInvalid if what is there is damaged.
-  Result<checkpoint::ShardImage> Read(const std::string& round_name, ShardId shard);
+  // As checkpoint::Reader::ReadShard: what `sink` got counts if this is Ok. kNotFound if the round
+  // or the shard is not there, kInvalid if what is there is damaged, or the sink refuses it.
+  Status Read(const std::string& round_name, ShardId shard, checkpoint::ShardSink& sink);
 
  private:
   Status OpenRound(const std::string& round_name);

@@ -12,6 +12,7 @@
 #include "common/job/job_spec.h"
 #include "common/net/zmq_socket.h"
 #include "ps-server/core/lane_map.h"
+#include "ps-server/core/shard_load.h"
 
 namespace ps::server {
 namespace {
@@ -20,6 +21,8 @@ namespace {
 constexpr std::size_t kCheckpointTasksMax = 1024;
 // Shards that wait to be read, of all jobs.
 constexpr std::size_t kRestoreTasksMax = std::size_t{64} * kMaxShards;
+// One for each lane, but no more than keep a disk busy.
+constexpr std::uint32_t kRestoreThreadsMax = 4;
 // A checkpoint that cannot be opened may be on a file system that is not quite there yet.
 constexpr int kRestoreAttempts = 3;
 constexpr std::chrono::milliseconds kRestoreRetryWait{500};
@@ -27,6 +30,11 @@ constexpr std::chrono::milliseconds kRestoreRetryWait{500};
 std::uint64_t DrawSeed() {
   std::random_device random;
   return std::uint64_t{random()} << 32 | random();
+}
+
+// To ask again would not help.
+bool IsDamage(const Error& error) {
+  return error.code == ErrorCode::kInvalid || error.code == ErrorCode::kNotFound;
 }
 
 std::string HostName() {
@@ -44,6 +52,7 @@ struct Server::Job {
     std::vector<bool> frozen;  // by lane
     std::vector<FrozenShard> shards;
     bool writing = false;
+    Round base;  // that its images may build on
   };
 
   JobId id;
@@ -58,7 +67,7 @@ struct Server::Job {
   std::uint64_t restore_job = 0;
   std::optional<OpenRound> round;
   // Restores that failed, until the map takes the shard away: told again to each new leader.
-  std::map<ShardId, std::pair<RestoreWanted, std::string>> failed;
+  std::map<ShardId, std::pair<RestoreWanted, Error>> failed;
 };
 
 // ---- start and end
@@ -67,11 +76,10 @@ Server::Server(Private, net::Loop& loop, zmq::context_t& context, ServerConfig c
     : loop_(loop),
       context_(context),
       config_(std::move(config)),
-      store_(config_.checkpoint_dir, config_.procid),
       row_hash_seed_(DrawSeed()),
       report_timer_(loop),
       alive_(std::make_shared<int>(0)),
-      restore_reader_(std::make_shared<RestoreReader>(config_.checkpoint_dir)) {}
+      store_(config_.checkpoint_dir, config_.procid) {}
 
 Server::~Server() {
   alive_.reset();
@@ -83,7 +91,15 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
   auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));
   server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
-  server->restore_thread_ = std::make_unique<TaskThread>(kRestoreTasksMax);
+  const std::uint32_t restoring =
+      std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
+  for (std::uint32_t i = 0; i < restoring; ++i) {
+    server->restore_readers_.push_back(
+        std::make_unique<RestoreReader>(server->config_.checkpoint_dir));
+  }
+  for (std::uint32_t i = 0; i < restoring; ++i) {
+    server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax));
+  }
   PS_TRY(server->StartLanes());
   PS_TRY(server->StartAdmin());
   Server* const raw = server.get();
@@ -200,7 +216,8 @@ void Server::OnMessage(control::MessageT message) {
           again.shard = shard.value();
           again.round = failed.first.round.value();
           again.epoch = failed.first.epoch.value();
-          again.message = failed.second;
+          again.message = failed.second.message;
+          again.damaged = IsDamage(failed.second);
           Send(control::Make(std::move(again)));
         }
       }
@@ -329,6 +346,8 @@ void Server::OnJobDrop(JobId id) {
   if (jobs_.erase(id) == 0) return;
   spdlog::info("job {} ends here", id.value());
   PostToLanes([id](LaneCore& core) { core.DropJob(id); });
+  const Status posted = checkpoint_thread_->Post([this, id] { store_.Forget(id); });
+  if (!posted.ok()) spdlog::warn("job {}: {}", id.value(), posted.error().message);
 }
 
 // ---- checkpoint rounds
@@ -345,8 +364,8 @@ void Server::OnRoundBegin(const control::RoundBeginT& begin) {
     PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
     return OnRoundFailed(id, round, path.error().message);
   }
-  job->round =
-      Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false), {}, false};
+  job->round = Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false),
+                              {},    false,           Round(begin.base)};
   PostToLanes([id, round, live = begin.live_version, map = begin.map_version](LaneCore& core) {
     core.BeginRound(id, round, live, map);
   });
@@ -406,13 +425,14 @@ void Server::WriteRound(Job& job) {
     Round round;
     std::string directory;
     std::vector<FrozenShard> shards;
+    Round base;
   };
   auto work = std::make_shared<Work>(
-      Work{job.id, open.round, open.directory, std::exchange(open.shards, {})});
+      Work{job.id, open.round, open.directory, std::exchange(open.shards, {}), open.base});
   const Status posted = checkpoint_thread_->Post([this, work] {
     const auto begun = net::MonotonicMs();
     auto written = std::make_shared<Result<std::vector<control::PreparedShardT>>>(
-        store_.Write(work->directory, std::move(work->shards)));
+        store_.Write(work->directory, std::move(work->shards), work->base));
     if (!written->ok()) {
       const Status discarded = store_.Discard(work->directory);
       if (!discarded.ok()) spdlog::warn("{}: {}", work->directory, discarded.error().message);
@@ -430,14 +450,17 @@ void Server::WriteRound(Job& job) {
       prepared.round = work->round.value();
       prepared.directory = work->directory;
       std::uint64_t bytes = 0;
+      std::uint64_t state_bytes = 0;
       for (const control::PreparedShardT& shard : written->value()) {
         bytes += shard.bytes;
+        state_bytes += shard.state_bytes;
         prepared.shards.push_back(std::make_unique<control::PreparedShardT>(shard));
       }
       ++counters_.checkpoints_written;
       counters_.checkpoint_bytes += bytes;
-      spdlog::info("job {}: checkpoint {}: {} shards, {} bytes written in {} ms", work->job.value(),
-                   work->round.value(), prepared.shards.size(), bytes, took_ms);
+      spdlog::info("job {}: checkpoint {}: {} shards of {} bytes, {} bytes written in {} ms",
+                   work->job.value(), work->round.value(), prepared.shards.size(), state_bytes,
+                   bytes, took_ms);
       Send(control::Make(std::move(prepared)));
     });
   });
@@ -500,30 +523,33 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   if (job->restore.empty()) {
-    return OnRestoreFailed(wanted, "the map wants a restore, but no checkpoint was named");
+    return OnRestoreFailed(
+        wanted, {ErrorCode::kConflict, "the map wants a restore, but no checkpoint was named"});
   }
   const bool values_only = job->restore_job != 0 && JobId(job->restore_job) != wanted.job;
   const std::string name = RoundName(job->restore, wanted.round);
-  const Status posted = restore_thread_->Post([this, lane, wanted, name, values_only] {
-    auto image = restore_reader_->Read(name, wanted.shard);
-    for (int attempt = 1; attempt < kRestoreAttempts && !image.ok(); ++attempt) {
+  const std::size_t number = wanted.shard.value() % restore_threads_.size();
+  TaskThread* const thread = restore_threads_[number].get();
+  RestoreReader* const reader = restore_readers_[number].get();
+  const Status posted = thread->Post([this, lane, wanted, name, values_only, thread, reader] {
+    std::shared_ptr<std::unique_ptr<Shard>> loaded;
+    Status read = Ok();
+    for (int attempt = 1; attempt <= kRestoreAttempts; ++attempt) {
+      if (attempt > 1 && !thread->Pause(kRestoreRetryWait)) return;
+      loaded = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
+      ShardLoad load(**loaded, {values_only, /*expect=*/true});
+      read = reader->Read(name, wanted.shard, load);
+      if (read.ok()) load.Finish();
       // What is damaged stays damaged.
-      if (image.error().code == ErrorCode::kInvalid) break;
-      if (!restore_thread_->Pause(kRestoreRetryWait)) return;
-      image = restore_reader_->Read(name, wanted.shard);
+      if (read.ok() || read.error().code == ErrorCode::kInvalid) break;
     }
-    if (!image.ok()) {
-      return PostToLoop(
-          [this, wanted, message = image.error().message] { OnRestoreFailed(wanted, message); });
+    if (!read.ok()) {
+      return PostToLoop([this, wanted, error = read.error()] { OnRestoreFailed(wanted, error); });
     }
-    const auto shared = std::make_shared<checkpoint::ShardImage>(std::move(image).value());
-    const auto install = [this, wanted, shared, values_only](LaneCore& core) {
-      const Status installed =
-          core.InstallRestored(wanted.job, wanted.epoch, std::move(*shared), values_only);
-      // A conflict: the map went on, and nobody waits for this image any more.
-      if (!installed.ok() && installed.error().code == ErrorCode::kConflict) return;
-      PostToLoop([this, wanted, installed] {
-        if (!installed.ok()) return OnRestoreFailed(wanted, installed.error().message);
+    const auto install = [this, wanted, loaded](LaneCore& core) {
+      // A conflict: the map went on, and nobody waits for this shard any more.
+      if (!core.InstallRestored(wanted, std::move(*loaded)).ok()) return;
+      PostToLoop([this, wanted] {
         ++counters_.shards_restored;
         spdlog::debug("job {}: shard {} is restored from checkpoint {}", wanted.job.value(),
                       wanted.shard.value(), wanted.round.value());
@@ -531,10 +557,10 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
     };
     PostToLoop([this, lane, install] { PostToLane(lane, install); });
   });
-  if (!posted.ok()) OnRestoreFailed(wanted, posted.error().message);
+  if (!posted.ok()) OnRestoreFailed(wanted, posted.error());
 }
 
-void Server::OnRestoreFailed(const RestoreWanted& wanted, const std::string& message) {
+void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error) {
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   const auto own = job->own.find(wanted.shard);
@@ -542,14 +568,18 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const std::string& mes
   if (own == job->own.end() || own->second != wanted.epoch) return;
   ++counters_.restores_failed;
   spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
-                wanted.shard.value(), wanted.round.value(), message);
-  job->failed[wanted.shard] = {wanted, message};
+                wanted.shard.value(), wanted.round.value(), error.message);
+  auto& kept = job->failed[wanted.shard];
+  kept = {wanted, error};
+  kept.first.plan.reset();  // nobody makes a shard of this one any more
+  kept.first.memory = {};
   control::RestoreFailedT failed;
   failed.job = wanted.job.value();
   failed.shard = wanted.shard.value();
   failed.round = wanted.round.value();
   failed.epoch = wanted.epoch.value();
-  failed.message = message;
+  failed.message = error.message;
+  failed.damaged = IsDamage(error);
   Send(control::Make(std::move(failed)));
 }
 

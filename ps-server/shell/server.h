@@ -84,7 +84,7 @@ class Server {
   void OnFrozen(std::uint32_t lane, LaneFrozen frozen);
   void OnRoundFailed(JobId job, Round round, const std::string& reason);
   void OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted);
-  void OnRestoreFailed(const RestoreWanted& wanted, const std::string& message);
+  void OnRestoreFailed(const RestoreWanted& wanted, const Error& error);
   void WriteRound(Job& job);
 
   void Report();
@@ -100,7 +100,6 @@ class Server {
   net::Loop& loop_;
   zmq::context_t& context_;
   const ServerConfig config_;
-  const CheckpointStore store_;
   const std::uint64_t row_hash_seed_;  // of this process; nobody else knows it
 
   std::vector<std::string> lane_endpoints_;
@@ -114,10 +113,11 @@ class Server {
   std::shared_ptr<void> alive_;
 
   // Last, so that they end first: their threads use the members above.
-  std::shared_ptr<RestoreReader> restore_reader_;  // used by the restore thread's tasks alone
+  CheckpointStore store_;                                        // the checkpoint thread's
+  std::vector<std::unique_ptr<RestoreReader>> restore_readers_;  // each one restore thread's
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::unique_ptr<TaskThread> checkpoint_thread_;
-  std::unique_ptr<TaskThread> restore_thread_;
+  std::vector<std::unique_ptr<TaskThread>> restore_threads_;
 };
 
 }  // namespace ps::server

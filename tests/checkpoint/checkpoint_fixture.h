@@ -164,7 +164,8 @@ inline Manifest MakeManifest(const std::vector<std::pair<std::string, WrittenSha
   for (std::size_t i = 0; i < written.size(); ++i) {
     const WrittenShard& shard = written[i].second;
     manifest.shards.push_back({shard.shard, written[i].first, shard.epoch, shard.version,
-                               shard.bytes, shard.digest, shard.values_digest, shard.rows});
+                               shard.bytes, shard.digest, shard.values_digest, shard.rows,
+                               shard.state_bytes, shard.bases});
   }
   manifest.data = {{{1000, 2000}, {2000, 2010}, {5000, 60000}}, 60000, 17};
   manifest.cuts = {{WorkerId(0), Incarnation(5), Clock(600)},

@@ -82,11 +82,11 @@ TEST_F(ManifestTest, EveryCutIsFound) {
 }
 
 TEST_F(ManifestTest, AnotherFormatVersionIsNamed) {
-  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 3", "\"format_version\": 2"))
-                .find("format version 2, this program reads 3"),
+  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 4", "\"format_version\": 3"))
+                .find("format version 3, this program reads 4"),
             std::string::npos);
-  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 3", "\"format_version\": 4"))
-                .find("format version 4"),
+  EXPECT_NE(Refusal(Replaced(Text(), "\"format_version\": 4", "\"format_version\": 5"))
+                .find("format version 5"),
             std::string::npos);
 }
 

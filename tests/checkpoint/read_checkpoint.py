@@ -20,8 +20,8 @@ import tempfile
 
 import xxhash
 
-META, BLOCK, ROWS, SKETCH = 1, 2, 3, 4
-FORMAT_VERSION = 3
+META, BLOCK, ROWS, SKETCH, REMOVED, BASES = 1, 2, 3, 4, 5, 6
+FORMAT_VERSION = 4
 
 
 class Wrong(Exception):
@@ -113,7 +113,7 @@ def read_records(part, names):
         key, value = (bytes.fromhex(text.strip()[2:]) for text in line.split(" : "))
         check(len(key) in (9, 17), "a key of %d bytes" % len(key))
         kind, shard, number = struct.unpack(">BII", key[:9])
-        check((len(key) == 17) == (kind in (ROWS, SKETCH)), "key %s" % key.hex())
+        check((len(key) == 17) == (kind in (ROWS, SKETCH, REMOVED)), "key %s" % key.hex())
         first = struct.unpack(">Q", key[9:])[0] if len(key) == 17 else 0
         seed = xxhash.xxh3_64_intdigest(key)
         check(struct.unpack("<Q", value[:8])[0] == xxhash.xxh3_64_intdigest(value[8:], seed),
@@ -152,58 +152,91 @@ def read_meta(content, shard):
 
 
 def read_rows(records, shard, number, table):
-    """Records of all rows of the table, verified, and its sketch."""
+    """Records of the rows of the table in one part by key, verified, and the keys removed there."""
     length = 16 + 4 * (table["width"] + table["slots"])
-    whole = max(1, 262144 // length)
-    pieces = sorted((first, content) for (kind, of, at, first), content in records.items()
-                    if (kind, of, at) == (ROWS, shard, number))
-    rows = []
-    for place, (first, content) in enumerate(pieces):
-        check(len(content) % length == 0 and len(content) > 0, "rows of shard %d" % shard)
-        count = len(content) // length
-        check(count == whole or place == len(pieces) - 1 and count < whole, "rows of shard %d" % shard)
-        part = [content[i * length:(i + 1) * length] for i in range(count)]
-        check(struct.unpack("<Q", part[0][:8])[0] == first, "rows of shard %d" % shard)
-        rows += part
-    check(len(rows) == table["rows"], "table %d of shard %d has %d rows, its meta says %d" % (
-        number, shard, len(rows), table["rows"]))
-    keys = [struct.unpack("<Q", row[:8])[0] for row in rows]
-    check(all(a < b for a, b in zip(keys, keys[1:])), "keys of shard %d are not in order" % shard)
-    sketch = b"".join(content for _, content in sorted(
-        (first, content) for (kind, of, at, first), content in records.items()
-        if (kind, of, at) == (SKETCH, shard, number)))
-    check(len(sketch) == table["sketch"], "the sketch of shard %d" % shard)
-    return rows, sketch
+
+    def pieces(kind, size, whole):
+        found = sorted((first, content) for (of_kind, of, at, first), content in records.items()
+                       if (of_kind, of, at) == (kind, shard, number))
+        items = []
+        for place, (first, content) in enumerate(found):
+            count, rest = divmod(len(content), size)
+            check(rest == 0 and 0 < count <= whole, "rows of shard %d" % shard)
+            check(count == whole or place == len(found) - 1, "rows of shard %d" % shard)
+            check(struct.unpack("<Q", content[:8])[0] == first, "rows of shard %d" % shard)
+            items += [content[i * size:(i + 1) * size] for i in range(count)]
+        keys = [struct.unpack("<Q", item[:8])[0] for item in items]
+        check(all(a < b for a, b in zip(keys, keys[1:])), "keys of shard %d are not in order" % shard)
+        return dict(zip(keys, items))
+
+    return pieces(ROWS, length, max(1, 262144 // length)), pieces(REMOVED, 8, 32768)
 
 
-def read_shard(records, shard, told):
-    content = records[META, shard, 0, 0]
+def merge(chain, shard, meta):
+    """What there is of a shard in the parts of `chain`, the newest first: blocks, rows, sketches."""
+    blocks, tables, sketches = {}, [{} for _ in meta["tables"]], [{} for _ in meta["tables"]]
+    for age, records in reversed(list(enumerate(chain))):
+        for (kind, of, number, first), content in records.items():
+            if of != shard:
+                continue
+            if kind == BLOCK:
+                blocks[number] = content
+            elif kind == SKETCH:
+                sketches[number][first] = content
+            check(kind != REMOVED or age < len(chain) - 1, "shard %d removes rows of nothing" % shard)
+        for number, table in enumerate(meta["tables"]):
+            rows, removed = read_rows(records, shard, number, table)
+            for key in removed:
+                tables[number].pop(key, None)
+            tables[number].update(rows)
+    return blocks, tables, sketches
+
+
+def bases_of(records, shard):
+    content = records.get((BASES, shard, 0, 0), b"")
+    return list(struct.unpack("<%dQ" % (len(content) // 8), content))
+
+
+def hash_of(data):
+    return xxhash.xxh3_128_intdigest(data).to_bytes(16, "little")
+
+
+def read_shard(chain, shard, told):
+    content = chain[0][META, shard, 0, 0]
     meta = read_meta(content, shard)
-    values, slots, counts = [], [[] for _ in range(meta["slots"])], []
-    for i, elements in enumerate(meta["blocks"]):
-        cursor = Cursor(records[BLOCK, shard, meta["first_block"] + i, 0], "block %d" % i)
-        values.append(cursor.take(4 * elements))
-        for slot in slots:
-            slot.append(cursor.take(4 * elements))
-        if meta["counts"] == 2:
-            counts.append(cursor.take(4 * elements))
-        cursor.end()
+    bases = bases_of(chain[0], shard)
+    check(bases == told["bases"], "shard %d builds on other rounds" % shard)
+    for age, records in enumerate(chain[1:]):
+        check(bases_of(records, shard) == bases[age + 1:], "shard %d: its bases" % shard)
+        older = read_meta(records[META, shard, 0, 0], shard)
+        check((older["job"], older["round"]) == (meta["job"], bases[age]), "shard %d: a base" % shard)
+    blocks, tables, sketches = merge(chain, shard, meta)
+    check(len(blocks) == len(meta["blocks"]), "shard %d has other blocks than its meta" % shard)
     whole = xxhash.xxh3_128()
     whole.update(content)
-    for part in [values, *slots, counts]:
-        for piece in part:
-            whole.update(piece)
-    tables = []
+    values = []
+    for i, elements in enumerate(meta["blocks"]):
+        block = blocks[meta["first_block"] + i]
+        check(len(block) == 4 * elements * (1 + meta["slots"] + (meta["counts"] == 2)), "block %d" % i)
+        values.append(block[:4 * elements])
+        whole.update(hash_of(block))
     for number, table in enumerate(meta["tables"]):
-        rows, sketch = read_rows(records, shard, number, table)
-        whole.update(b"".join(rows))
-        whole.update(sketch)
-        tables.append(rows)
+        check(len(tables[number]) == table["rows"], "table %d of shard %d has %d rows, its meta says %d" %
+              (number, shard, len(tables[number]), table["rows"]))
+        total = sum(xxhash.xxh3_128_intdigest(row) for row in tables[number].values())
+        whole.update((total % 2 ** 128).to_bytes(16, "little"))
+    for number, table in enumerate(meta["tables"]):
+        at = 0
+        for first, piece in sorted(sketches[number].items()):
+            check(first == at and len(piece) == min(262144, table["sketch"] - at), "a sketch")
+            at += len(piece)
+            whole.update(hash_of(piece))
+        check(at == table["sketch"], "the sketch of shard %d" % shard)
     check(whole.hexdigest() == told["digest"], "shard %d: its digest is wrong" % shard)
     check(digest(b"".join(values)) == told["values_digest"], "shard %d: the digest of its values" % shard)
     check(meta["version"] == told["version"] and meta["epoch"] == told["epoch"], "shard %d" % shard)
     check(sum(map(len, tables)) == told["rows"], "shard %d: its number of rows" % shard)
-    return meta, values, tables
+    return meta, values, [[row for _, row in sorted(rows.items())] for rows in tables]
 
 
 def floats(data):
@@ -222,11 +255,23 @@ def read(directory):
         manifests[raw] = manifest
     check(len(manifests) == 1, "the parts have different manifests")
     raw, manifest = manifests.popitem()
+    parents = {}
+
+    def chain_of(told):
+        chain = [records[told["server"]]]
+        for round in told["bases"]:
+            part = os.path.join(os.path.dirname(os.path.abspath(directory)), "ckpt-%d" % round,
+                                told["server"])
+            if part not in parents:
+                parents[part] = read_records(part, check_seal(part))
+            chain.append(parents[part])
+        return chain
+
     blocks = {}
     row_tables = [[] for _ in manifest["layout"]["row_tables"]]
     for number, told in enumerate(manifest["shards"]):
         check(told["shard"] == number, "shards are not in order")
-        meta, values, tables = read_shard(records[told["server"]], number, told)
+        meta, values, tables = read_shard(chain_of(told), number, told)
         check((meta["job"], meta["round"]) == (manifest["job"], manifest["round"]), "shard %d" % number)
         for i, block in enumerate(values):
             blocks[meta["first_block"] + i] = block

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 
+#include "checkpoint/content.h"
 #include "checkpoint/manifest.h"
 #include "tests/checkpoint/checkpoint_fixture.h"
 
@@ -105,7 +107,7 @@ TEST(RecordTest, KeysOfRowsSortAsTheirNumbersDo) {
   EXPECT_FALSE(DecodeKey(EncodeKey(RecordKind::kBlock, ShardId(1), 2) + "12345678").ok());
 }
 
-TEST(RecordTest, RowsComeBackInOrderOrNotAtAll) {
+TEST(RecordTest, RecordsOfRowsAreOfWholeRowsUnderTheKeyOfTheFirst) {
   const ShardImage image = WithRows(MakeImage(1), 4, 20'000);
   const RowTableImage& table = image.rows[0];
   const std::size_t per_record = RowsPerRecord(table);
@@ -113,29 +115,112 @@ TEST(RecordTest, RowsComeBackInOrderOrNotAtAll) {
   const auto content = [&](std::size_t first, std::size_t rows) {
     return std::string(reinterpret_cast<const char*>(table.records.data()) + first * 40, rows * 40);
   };
-  RowTableImage read = table;
-  read.records.clear();
-  const std::uint64_t rows = table.rows();
-  EXPECT_FALSE(DecodeRows(content(0, per_record - 1), table.key(0), rows, read).ok()) << "too few";
-  EXPECT_FALSE(DecodeRows(content(0, per_record + 1), table.key(0), rows, read).ok()) << "too many";
-  EXPECT_FALSE(DecodeRows(content(0, per_record), table.key(1), rows, read).ok()) << "another key";
-  EXPECT_FALSE(DecodeRows("", table.key(0), rows, read).ok());
-  EXPECT_TRUE(read.records.empty());
-  for (std::size_t at = 0; at < rows; at += per_record) {
-    const std::size_t count = std::min<std::size_t>(per_record, rows - at);
-    ASSERT_TRUE(DecodeRows(content(at, count), table.key(at), rows, read).ok());
-  }
-  EXPECT_EQ(read, table);
-  EXPECT_FALSE(DecodeRows(content(0, 1), table.key(0), rows, read).ok()) << "one record more";
+  EXPECT_TRUE(CheckRowsRecord(content(0, per_record), table.key(0), table).ok());
+  EXPECT_TRUE(CheckRowsRecord(content(7, 1), table.key(7), table).ok());
+  EXPECT_FALSE(CheckRowsRecord(content(0, per_record + 1), table.key(0), table).ok());
+  EXPECT_FALSE(CheckRowsRecord(content(0, 3), table.key(1), table).ok()) << "another key";
+  EXPECT_FALSE(CheckRowsRecord(content(0, 3).substr(1), table.key(0), table).ok());
+  EXPECT_FALSE(CheckRowsRecord("", table.key(0), table).ok());
+}
 
-  RowTableImage sketch = table;
-  sketch.sketch.clear();
-  const std::string bytes(table.sketch.begin(), table.sketch.end());
-  EXPECT_FALSE(DecodeSketch(bytes.substr(0, 100), 0, bytes.size(), sketch).ok());
-  ASSERT_TRUE(DecodeSketch(bytes.substr(0, kChunkBytes), 0, bytes.size(), sketch).ok());
-  EXPECT_FALSE(DecodeSketch(bytes.substr(kChunkBytes), 0, bytes.size(), sketch).ok());
-  ASSERT_TRUE(DecodeSketch(bytes.substr(kChunkBytes), kChunkBytes, bytes.size(), sketch).ok());
-  EXPECT_EQ(sketch, table);
+TEST(RecordTest, RemovedKeysIncrease) {
+  const auto content = [](std::vector<std::uint64_t> keys) {
+    return std::string(reinterpret_cast<const char*>(keys.data()), keys.size() * 8);
+  };
+  EXPECT_TRUE(CheckRemovedRecord(content({0, 1, 700}), 0).ok());
+  EXPECT_FALSE(CheckRemovedRecord(content({3, 4}), 2).ok());
+  EXPECT_FALSE(CheckRemovedRecord(content({3, 4, 4}), 3).ok());
+  EXPECT_FALSE(CheckRemovedRecord(content({3, 2}), 3).ok());
+  EXPECT_FALSE(CheckRemovedRecord("", 0).ok());
+  EXPECT_FALSE(CheckRemovedRecord(content({3}) + "x", 3).ok());
+  EXPECT_FALSE(CheckRemovedRecord(std::string(kChunkBytes + 8, 1), 1).ok());
+}
+
+TEST(RecordTest, TheRoundsThatAPartBuildsOnAreEarlierAndDecrease) {
+  const std::vector<Round> bases = {Round(9), Round(7), Round(2)};
+  EXPECT_EQ(DecodeBases(EncodeBases(bases)).value(), bases);
+  EXPECT_FALSE(DecodeBases("").ok());
+  EXPECT_FALSE(DecodeBases(EncodeBases(bases) + "x").ok());
+  EXPECT_FALSE(DecodeBases(std::string(8 * (kBasesMax + 1), 1)).ok());
+  EXPECT_TRUE(CheckBases(Round(10), bases).ok());
+  EXPECT_FALSE(CheckBases(Round(9), bases).ok());
+  EXPECT_FALSE(CheckBases(Round(12), std::vector<Round>{Round(7), Round(9)}).ok());
+  EXPECT_FALSE(CheckBases(Round(12), std::vector<Round>{Round(7), Round(0)}).ok());
+}
+
+TEST(RecordTest, ContentThatDoesNotFitWhatCameBeforeStopsAtTheCheck) {
+  const ShardImage image = WithRows(MakeImage(1, {7, 500}), 4, 20'000);
+  const auto chars = [](const auto& bytes, std::size_t from, std::size_t count) {
+    return std::string(reinterpret_cast<const char*>(bytes.data()) + from, count);
+  };
+  const auto& records = image.rows[0].records;
+  const auto& sketch = image.rows[0].sketch;
+  // Sends the beginning of the image, and then what `more` does.
+  const auto refused = [&](int parts, auto more) {
+    ImageSink sink(std::uint64_t{1} << 30);
+    ContentCheck check(image.shard, sink, true);
+    if (parts > 0) {
+      EXPECT_TRUE(check.AddMeta(EncodeMeta(image)).ok());
+    }
+    if (parts > 1) {
+      EXPECT_TRUE(check.AddBlock(3, EncodeBlock(image, 0, 0)).ok());
+    }
+    if (parts > 2) {
+      EXPECT_TRUE(check.AddBlock(4, EncodeBlock(image, 1, 7)).ok());
+    }
+    if (parts > 3) {
+      EXPECT_TRUE(check.AddRows(0, chars(records, 0, 400)).ok());
+    }
+    const Status status = more(check);
+    EXPECT_TRUE(status.ok() || status.error().code == ErrorCode::kInvalid);
+    return !status.ok();
+  };
+  const auto finish = [](ContentCheck& check) -> Status {
+    PS_TRY(check.Finish());
+    return Ok();
+  };
+  for (int parts = 0; parts < 5; ++parts) EXPECT_TRUE(refused(parts, finish)) << parts;
+  using Check = ContentCheck;
+  EXPECT_TRUE(refused(0, [&](Check& to) { return to.AddBlock(3, EncodeBlock(image, 0, 0)); }));
+  EXPECT_TRUE(refused(0, [&](Check& to) { return to.AddRows(0, chars(records, 0, 40)); }));
+  EXPECT_TRUE(refused(0, [&](Check& to) { return to.AddMeta(EncodeMeta(MakeImage(2))); }));
+  EXPECT_TRUE(refused(1, [&](Check& to) { return to.AddMeta(EncodeMeta(image)); })) << "a second";
+  EXPECT_TRUE(refused(1, [&](Check& to) { return to.AddBlock(4, EncodeBlock(image, 0, 0)); }));
+  EXPECT_TRUE(refused(1, [&](Check& to) { return to.AddBlock(3, EncodeBlock(image, 1, 7)); }));
+  EXPECT_TRUE(refused(3, [&](Check& to) { return to.AddBlock(5, EncodeBlock(image, 0, 0)); }));
+  EXPECT_TRUE(refused(4, [&](Check& to) { return to.AddRows(0, chars(records, 360, 40)); }))
+      << "a row twice";
+  EXPECT_TRUE(refused(4, [&](Check& to) { return to.AddRows(0, chars(records, 400, 39)); }));
+  EXPECT_TRUE(refused(4, [&](Check& to) { return to.AddRows(2, chars(records, 400, 40)); }));
+  std::string none = chars(records, 400, 40);
+  std::memset(none.data() + 8, 0, 4);
+  EXPECT_TRUE(refused(4, [&](Check& to) { return to.AddRows(0, none); })) << "of no updates";
+  std::string late = chars(records, 400, 40);
+  late[12] = static_cast<char>(image.rows[0].tick + 1);
+  EXPECT_TRUE(refused(4, [&](Check& to) { return to.AddRows(0, late); })) << "after the cut";
+  EXPECT_TRUE(refused(4, [&](Check& to) -> Status {
+    PS_TRY(to.AddRows(0, chars(records, 400, records.size() - 400)));
+    return to.AddRows(0, chars(records, 0, 40));
+  })) << "a row too many";
+  EXPECT_TRUE(refused(3, [&](Check& to) { return to.AddSketch(0, 0, chars(sketch, 0, 100)); }));
+  EXPECT_TRUE(refused(
+      3, [&](Check& to) { return to.AddSketch(0, kChunkBytes, chars(sketch, 0, kChunkBytes)); }));
+  EXPECT_FALSE(
+      refused(3, [&](Check& to) { return to.AddSketch(0, 0, chars(sketch, 0, kChunkBytes)); }));
+}
+
+TEST(RecordTest, AnImagePassesTheCheckWithItsDigestAndComesOutEqual) {
+  for (std::uint32_t shard = 0; shard < 3; ++shard) {
+    const ShardImage image = WithRows(MakeImage(shard), 4, 700);
+    ImageSink sink(ContentBytes(image));
+    ContentCheck check(image.shard, sink, true);
+    ASSERT_TRUE(SendImage(image, check).ok());
+    EXPECT_EQ(check.Finish().value(), Digest(image));
+    EXPECT_EQ(sink.Take(), image);
+    ImageSink small(ContentBytes(image) / 2);
+    ContentCheck other(image.shard, small, true);
+    EXPECT_FALSE(SendImage(image, other).ok()) << "more than there can be";
+  }
 }
 
 TEST(RecordTest, AMetaCutAnywhereIsRefused) {
@@ -180,12 +265,12 @@ TEST(RecordTest, AnotherFormatVersionIsNamed) {
   meta[8] = kFormatVersion + 1;
   Result<ShardMeta> decoded = DecodeMeta(meta);
   ASSERT_FALSE(decoded.ok());
-  EXPECT_NE(decoded.error().message.find("format version 4, this program reads 3"),
+  EXPECT_NE(decoded.error().message.find("format version 5, this program reads 4"),
             std::string::npos);
-  meta[8] = 2;
+  meta[8] = 3;
   decoded = DecodeMeta(meta);
   ASSERT_FALSE(decoded.ok());
-  EXPECT_NE(decoded.error().message.find("format version 2, this program reads 3"),
+  EXPECT_NE(decoded.error().message.find("format version 3, this program reads 4"),
             std::string::npos);
 }
 

@@ -39,7 +39,7 @@ std::string WriteCheckpoint(const fs::path& round_directory) {
   manifest.step = 1500;
   manifest.tables = {{"parameters", TableRule::Sgd, 4, {{"w", {4}, 0, 4}}}};
   manifest.shards = {{ShardId(0), "server-1", Epoch(1), shard.version, shard.bytes, shard.digest,
-                      shard.values_digest}};
+                      shard.values_digest, shard.rows, shard.state_bytes, shard.bases}};
   manifest.program_version = "0.1.0";
   manifest.spec_json = "{}";
   const auto text = checkpoint::ToJson(manifest);
@@ -60,6 +60,9 @@ FakeCoordinator::Handler WithCheckpoint(const std::string& hash) {
                                          {"step", 1500},
                                          {"samples", 64000},
                                          {"bytes", 83123},
+                                         {"state_bytes", 912000},
+                                         {"bases", {2, 1}},
+                                         {"damaged", false},
                                          {"shards", 1},
                                          {"directory", "7/3"},
                                          {"manifest_hash", hash},
@@ -110,7 +113,7 @@ TEST(CkptCommandsTest, ADescriptionShowsTheManifest) {
   const fs::path round = test.directory() / "7" / "3";
   const std::string hash = WriteCheckpoint(round);
   EXPECT_EQ(test.Run({"ckpt", "describe", "--dir", round.string(), "-o", "wide"}), 0);
-  for (const char* part : {"fashion@3", "1,500", "parameters", "server-1"}) {
+  for (const char* part : {"fashion@3", "1,500", "parameters", "server-1", "builds on"}) {
     EXPECT_THAT(test.output(), HasSubstr(part));
   }
   EXPECT_THAT(test.output(), HasSubstr(hash));
@@ -124,6 +127,9 @@ TEST(CkptCommandsTest, CheckpointsOfAJobAreListed) {
   test.Set("DS_COORDINATOR", fake.url());
   EXPECT_EQ(test.Run({"ckpt", "list", "fashion"}), 0);
   EXPECT_THAT(test.output(), HasSubstr("83.1 kB"));
+  EXPECT_EQ(test.Run({"ckpt", "list", "fashion", "-o", "wide"}), 0);
+  EXPECT_THAT(test.output(), HasSubstr("BUILDS ON"));
+  EXPECT_THAT(test.output(), HasSubstr("2,1"));
   EXPECT_EQ(test.Run({"ckpt", "list", "fashion", "-o", "name"}), 0);
   EXPECT_EQ(test.output(), "fashion@2\nfashion@3\n");
   EXPECT_EQ(test.Run({"ckpt", "list", "other"}), 3);

@@ -208,9 +208,10 @@ TEST_F(JobCommandsTest, ExplainOfASectionShowsItsKeys) {
   EXPECT_THAT(test_.output(), HasSubstr("type     number or map\n"));
   EXPECT_THAT(test_.output(), HasSubstr("\nschedule       word"));
   EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "name"}), 0);
-  EXPECT_EQ(test_.output(), "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.from\n");
+  EXPECT_EQ(test_.output(),
+            "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.full_every\ncheckpoint.from\n");
   EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "json"}), 0);
-  EXPECT_EQ(json::parse(test_.output())["fields"].size(), 3u);
+  EXPECT_EQ(json::parse(test_.output())["fields"].size(), 4u);
   EXPECT_EQ(test_.Run({"job", "explain", "optimizer", "-r", "-o", "name"}), 0);
   EXPECT_THAT(test_.output(), HasSubstr("optimizer.learning_rate.schedule\n"));
   EXPECT_EQ(test_.Run({"job", "explain", "name", "-o", "name"}), 0);

@@ -276,12 +276,13 @@ class CoreTest : public ::testing::Test {
     Tick();
   }
 
-  // Plays an open round to its commit. Returns the manifest.
-  std::string PlayRound(std::uint64_t clock) {
+  // Plays an open round to its commit. Returns the manifest. The shard 0 builds on `bases`.
+  std::string PlayRound(std::uint64_t clock, const std::vector<std::uint64_t>& bases = {}) {
     std::uint64_t round = 0;
     for (const auto& name : servers_) {
       for (const auto& message : Take("p-" + name, Body::RoundBegin)) {
         round = message.body.AsRoundBegin()->round;
+        base_ = message.body.AsRoundBegin()->base;
       }
     }
     EXPECT_NE(round, 0u);
@@ -302,6 +303,11 @@ class CoreTest : public ::testing::Test {
         shard->shard = i;
         shard->epoch = map.shards[i]->epoch;
         shard->bytes = 100;
+        shard->state_bytes = 1000;
+        for (const std::uint64_t base : i == 0 ? bases : std::vector<std::uint64_t>()) {
+          shard->bases.push_back(std::make_unique<control::KeptRoundT>());
+          shard->bases.back()->round = base;
+        }
         shard->digest = std::string(32, 'a');
         shard->values_digest = std::string(32, 'b');
         prepared.shards.push_back(std::move(shard));
@@ -392,6 +398,7 @@ class CoreTest : public ::testing::Test {
   std::map<std::string, std::vector<control::MessageT>> inbox_;
   std::vector<Answer> answers_;
   std::map<std::uint64_t, TaskOf> tasks_;
+  std::uint64_t base_ = 0;  // of the round that was played last
 };
 
 TEST_F(CoreTest, SubmissionWithoutAnAgentSaysWhatIsMissing) {
@@ -634,6 +641,164 @@ TEST_F(CoreTest, CheckpointIsCommittedWhenAllHaveDoneTheirPart) {
   const auto begun = Take("p-s0", Body::RoundBegin);
   ASSERT_EQ(begun.size(), 1u);
   EXPECT_EQ(begun[0].body.AsRoundBegin()->round, 2u);
+}
+
+TEST_F(CoreTest, RoundsBuildOnTheNewestCheckpointUntilAWholeOneIsDueAndItsBasesAreKept) {
+  std::string spec = kSpec;
+  const std::string every = "{every_steps: 10}";
+  spec.replace(spec.find(every), every.size(), "{every_steps: 10, keep: 2, full_every: 3}");
+  spec_ = spec.c_str();
+  StartRunning();
+  const auto keep_of_commit = [&] {
+    std::vector<std::uint64_t> keep;
+    for (const auto& message : Take("p-s0", Body::RoundCommitted)) {
+      keep.clear();
+      for (const auto& one : message.body.AsRoundCommitted()->keep) keep.push_back(one->round);
+    }
+    return keep;
+  };
+  using Rounds = std::vector<std::uint64_t>;
+  struct Step {
+    std::uint64_t base;  // that servers are told
+    Rounds bases;        // that they build on
+    Rounds keep;
+  };
+  const std::vector<Step> steps = {
+      {0, {}, {1}},     {1, {1}, {1, 2}},   {2, {2, 1}, {1, 2, 3}}, {0, {}, {1, 2, 3, 4}},
+      {4, {4}, {4, 5}}, {5, {}, {4, 5, 6}}, {6, {6}, {6, 7}},
+  };
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    SCOPED_TRACE(i + 1);
+    Progress(11 * (i + 1));
+    Tick();
+    const auto manifest = checkpoint::FromJson(PlayRound(11 * (i + 1), steps[i].bases));
+    ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+    EXPECT_EQ(base_, steps[i].base);
+    Rounds bases;
+    for (const Round base : manifest->shards[0].bases) bases.push_back(base.value());
+    EXPECT_EQ(bases, steps[i].bases);
+    EXPECT_TRUE(manifest->shards[1].bases.empty());
+    EXPECT_EQ(manifest->shards[0].state_bytes, 1000u);
+    EXPECT_EQ(keep_of_commit(), steps[i].keep);
+  }
+  // A new leader knows it, too.
+  const auto state = StateFromJson(nlohmann::json::parse(nodes_["/jobs/0000000001/state"]));
+  ASSERT_TRUE(state.ok()) << state.error().message;
+  ASSERT_EQ(state->checkpoints.size(), 2u);
+  EXPECT_EQ(state->checkpoints[1].bases, std::vector<Round>{Round(6)});
+  EXPECT_EQ(state->checkpoints[1].since_whole, 1u);
+  EXPECT_EQ(state->checkpoints[0].since_whole, 0u);
+  EXPECT_FALSE(state->checkpoints[1].remaining.empty());
+}
+
+TEST_F(CoreTest, AnImageThatBuildsOnWhatMayBeGoneAbortsItsRound) {
+  StartRunning();
+  Progress(11);
+  Tick();
+  EXPECT_NE(PlayRound(11), "");
+  const std::vector<std::vector<std::uint64_t>> wrong = {{7}, {1, 1}, {2, 1}, {1, 0}};
+  for (const std::vector<std::uint64_t>& bases : wrong) {
+    Progress(100);
+    Tick(60'000);
+    EXPECT_EQ(PlayRound(100, bases), "");
+    EXPECT_EQ(Describe()["checkpoints"], 1);
+  }
+  EXPECT_NE(Events().find("built on a checkpoint that may be gone"), std::string::npos);
+  Tick(60'000);
+  EXPECT_NE(PlayRound(100, {1}), "");
+  EXPECT_EQ(Describe()["checkpoints"], 2);
+}
+
+TEST_F(CoreTest, ADamagedCheckpointTakesTheWholeJobBackToTheOneBefore) {
+  StartRunning();
+  Progress(11);
+  Tick();
+  PlayRound(11);
+  Progress(22);
+  Tick();
+  PlayRound(22, {1});
+  servers_.erase("s1");
+  Announce();
+  Tick();
+  const auto failed_for = [&](std::uint64_t round, bool damaged) {
+    const auto map = Map();
+    const auto waits = std::find_if(map.shards.begin(), map.shards.end(), [&](const auto& shard) {
+      return shard->restore_round == round;
+    });
+    EXPECT_NE(waits, map.shards.end());
+    control::RestoreFailedT failed;
+    failed.job = 1;
+    failed.shard = static_cast<std::uint32_t>(waits - map.shards.begin());
+    failed.round = round;
+    failed.epoch = (*waits)->epoch;
+    failed.message = "its digest is another";
+    failed.damaged = damaged;
+    return failed;
+  };
+  const auto before = Map();
+  Take("p-a0", Body::StopTask);
+  Take("p-a0", Body::DropRing);
+  Say("p-s0", failed_for(2, true));
+  // Whatever the workers and the other shards know is later than what the job goes on from.
+  EXPECT_EQ(PhaseNow(), "placing");
+  EXPECT_EQ(Describe()["generation"], 2);
+  EXPECT_EQ(Take("p-a0", Body::StopTask).size(), 1u);
+  EXPECT_EQ(Take("p-a0", Body::DropRing).size(), 1u);
+  const auto after = Map();
+  for (std::size_t i = 0; i < after.shards.size(); ++i) {
+    EXPECT_EQ(after.shards[i]->restore_round, 1u);
+    EXPECT_EQ(after.shards[i]->epoch, before.shards[i]->epoch + 1);
+    EXPECT_EQ(after.shards[i]->lineage, before.shards[i]->lineage + 1);
+  }
+  EXPECT_NE(Events().find("checkpoint damaged: checkpoint 2"), std::string::npos);
+  EXPECT_NE(Events().find("goes on from checkpoint 1"), std::string::npos);
+  const auto checkpoints = core_->DescribeCheckpoints("count")->at("checkpoints");
+  EXPECT_EQ(checkpoints.at(0)["damaged"], false);
+  EXPECT_EQ(checkpoints.at(1)["damaged"], true);
+  // What other shards say of the map before changes nothing.
+  control::RestoreFailedT late;
+  late.job = 1;
+  late.round = 2;
+  late.epoch = before.shards[0]->epoch;
+  late.damaged = true;
+  Say("p-s0", late);
+  EXPECT_EQ(PhaseNow(), "placing");
+
+  tasks_.clear();
+  Tick();
+  ServeStarts();
+  ReportShards();
+  Tick();
+  ASSERT_EQ(PhaseNow(), "running");
+  Progress(33);
+  Tick();
+  EXPECT_NE(PlayRound(33), "");
+  EXPECT_EQ(base_, 1u) << "not the damaged one";
+  const auto kept = core_->DescribeCheckpoints("count")->at("checkpoints");
+  ASSERT_EQ(kept.size(), 2u);
+  EXPECT_EQ(kept.at(1)["round"], 3);
+}
+
+TEST_F(CoreTest, WithoutAnEarlierCheckpointADamagedOneFailsTheJob) {
+  StartRunning();
+  Progress(11);
+  Tick();
+  PlayRound(11);
+  servers_.erase("s1");
+  Announce();
+  Tick();
+  const auto map = Map();
+  const auto moved = std::find_if(map.shards.begin(), map.shards.end(),
+                                  [](const auto& shard) { return shard->epoch == 2; });
+  ASSERT_NE(moved, map.shards.end());
+  control::RestoreFailedT failed;
+  failed.job = 1;
+  failed.shard = static_cast<std::uint32_t>(moved - map.shards.begin());
+  failed.round = 1;
+  failed.epoch = 2;
+  failed.damaged = true;
+  Say("p-s0", failed);
+  EXPECT_EQ(PhaseNow(), "failed");
 }
 
 // Found by the simulation: a worker's progress after its cut overtook the cut over a new

@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
-#include <utility>
 
+#include "checkpoint/content.h"
 #include "checkpoint/image.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/record.h"
@@ -21,41 +21,34 @@ namespace checkpoint = ps::checkpoint;
 void CheckKey(std::string_view bytes) {
   const auto key = checkpoint::DecodeKey(bytes);
   if (!key.ok()) return;
-  const bool of_rows =
-      key->kind == checkpoint::RecordKind::kRows || key->kind == checkpoint::RecordKind::kSketch;
+  const bool of_rows = bytes.size() == checkpoint::kRowKeyBytes;
   PS_CHECK(
       bytes == (of_rows ? checkpoint::EncodeRowKey(key->kind, key->shard, key->block, key->first)
                         : checkpoint::EncodeKey(key->kind, key->shard, key->block)),
       bytes.size());
 }
 
-void CheckRecord(checkpoint::ShardMeta meta, int kind, std::string_view content) {
-  checkpoint::ShardImage& image = meta.image;
-  std::uint64_t elements = 0;
-  for (const std::uint32_t block : image.block_elements) elements += block;
-  // The reader holds these against the manifest before it makes room.
-  if (elements > 1'000'000) return;
-  if (kind == 0 && !image.block_elements.empty()) {
-    image.values.resize(elements);
-    image.slots.floats.resize(elements * image.slots.per_element);
-    const bool by_element = image.slots.counts == checkpoint::UpdateCounts::kPerElement;
-    const bool by_block = image.slots.counts == checkpoint::UpdateCounts::kPerBlock;
-    image.slots.updates.resize(by_element ? elements : by_block ? image.block_elements.size() : 0);
-    if (checkpoint::DecodeBlock(content, 0, 0, image).ok()) {
-      PS_CHECK(checkpoint::EncodeBlock(image, 0, 0) == content, content.size());
+void CheckRecord(std::string_view meta_bytes, int kind, std::string_view content) {
+  const auto meta = checkpoint::DecodeMeta(meta_bytes);
+  if (!meta.ok()) return;
+  checkpoint::ImageSink sink(std::uint64_t{1} << 22);
+  checkpoint::ContentCheck check(meta->image.shard, sink, /*with_digest=*/true);
+  if (!check.AddMeta(meta_bytes).ok()) return;
+  switch (kind) {
+    case 0: {
+      const bool added = check.AddBlock(meta->image.first_block, content).ok();
+      const checkpoint::ShardImage image = sink.Take();
+      if (added) PS_CHECK(checkpoint::EncodeBlock(image, 0, 0) == content, content.size());
+      break;
     }
-  } else if (kind != 0 && !image.rows.empty()) {
-    checkpoint::RowTableImage& table = image.rows.front();
-    const std::size_t before = table.records.size();
-    if (kind == 1) {
-      if (!checkpoint::DecodeRows(content, table.rows(), meta.rows.front().rows, table).ok()) {
-        PS_CHECK(table.records.size() == before, before);
+    case 1:
+      if (!meta->image.rows.empty() && check.AddRows(0, content).ok()) {
+        PS_CHECK(checkpoint::CheckRows(sink.Take().rows[0]).ok(), content.size());
       }
-      (void)checkpoint::CheckRows(table);
-    } else {
-      (void)checkpoint::DecodeSketch(content, 0, meta.rows.front().sketch_bytes, table);
-    }
+      break;
+    default: (void)check.AddSketch(0, 0, content); break;
   }
+  (void)check.Finish();
 }
 
 void CheckManifest(const std::string& text) {
@@ -94,8 +87,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       const int kind = static_cast<std::uint8_t>(rest[2]) % 3;
       rest.remove_prefix(3);
       if (length > rest.size()) break;
-      auto meta = checkpoint::DecodeMeta(rest.substr(0, length));
-      if (meta.ok()) CheckRecord(std::move(meta.value()), kind, rest.substr(length));
+      CheckRecord(rest.substr(0, length), kind, rest.substr(length));
       break;
     }
     default: CheckManifest(std::string(rest)); break;

@@ -92,6 +92,44 @@ void RowIndex::Insert(RowNumber row) {
   Place(segments_[directory_[DirectoryAt(hash)]], hash, row);
 }
 
+void RowIndex::InsertAll(RowNumber first, RowNumber count) {
+  constexpr RowNumber kGroup = 16;
+  std::array<std::uint64_t, kGroup> hashes;
+  for (RowNumber at = 0; at < count; at += kGroup) {
+    const RowNumber rows = std::min(kGroup, count - at);
+    for (RowNumber i = 0; i < rows; ++i) {
+      hashes[i] = HashOfRow(first + at + i);
+      const Segment& segment = segments_[directory_[DirectoryAt(hashes[i])]];
+      __builtin_prefetch(&segment.bucket(BucketOf(hashes[i], segment.bucket_count)), 1);
+    }
+    for (RowNumber i = 0; i < rows; ++i) {
+      const Segment& now = segments_[directory_[DirectoryAt(hashes[i])]];
+      if (now.rows + 1 > RowsMax(now.bucket_count)) Grow(hashes[i]);
+      Place(segments_[directory_[DirectoryAt(hashes[i])]], hashes[i], first + at + i);
+    }
+  }
+}
+
+void RowIndex::Reserve(std::uint64_t rows) {
+  if (segments_.size() != 1 || segments_[0].rows != 0) return;
+  const std::uint64_t segment_rows = RowsMax(std::uint64_t{kSegmentPages} * kPageBuckets);
+  std::uint32_t depth = 0;
+  while (depth < kDepthMax && rows >> depth > segment_rows) ++depth;
+  const std::uint64_t each = rows >> depth;
+  if (depth == 0 && each <= RowsMax(kPageBuckets)) return;  // it grows fast
+  // What chance puts into one segment beyond its share lets that grow by itself.
+  const auto pages = static_cast<std::uint32_t>(each / RowsMax(kPageBuckets) + 1);
+  segments_.reserve(std::size_t{1} << depth);
+  directory_.resize(std::size_t{1} << depth);
+  depth_ = depth;
+  for (std::uint32_t number = 0; number < directory_.size(); ++number) {
+    directory_[number] = number;
+    Segment& segment = number == 0 ? segments_[0] : segments_.emplace_back(memory_);
+    segment.depth = depth;
+    Resize(segment, pages * kPageBuckets);
+  }
+}
+
 void RowIndex::Remove(RowNumber row) {
   const std::uint64_t hash = HashOfRow(row);
   Segment& segment = segments_[directory_[DirectoryAt(hash)]];

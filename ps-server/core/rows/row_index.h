@@ -57,6 +57,10 @@ class RowIndex {
 
   // `row` has the key already, which is not in the index.
   void Insert(RowNumber row);
+  // The same of the rows [first, first + count).
+  void InsertAll(RowNumber first, RowNumber count);
+  // Makes room for so many rows at once, if the index is empty.
+  void Reserve(std::uint64_t rows);
   // `row` is in the index, and its record still has the key.
   void Remove(RowNumber row);
 

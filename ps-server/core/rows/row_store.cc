@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "common/check.h"
 
@@ -50,6 +51,24 @@ RowNumber RowStore::Create() {
     slabs_.Append(places_.slab_rows() * places_.record_bytes);
   }
   return used_++;
+}
+
+RowNumber RowStore::Append(std::span<const std::byte> records) {
+  PS_CHECK(free_ == kNoRow, free_);
+  const RowNumber first = used_;
+  const std::size_t bytes = places_.record_bytes;
+  while (!records.empty()) {
+    const RowNumber row = Create();
+    const RowNumber in_slab = row & (places_.slab_rows() - 1);
+    const RowNumber room =
+        (places_.SlabOf(row) == 0 ? first_slab_rows_ : places_.slab_rows()) - in_slab;
+    const std::size_t rows = std::min<std::size_t>(room, records.size() / bytes);
+    std::memcpy(static_cast<void*>(Change(row)), records.data(), rows * bytes);
+    records = records.subspan(rows * bytes);
+    used_ += static_cast<RowNumber>(rows) - 1;  // the first one is counted
+    size_ += rows - 1;
+  }
+  return first;
 }
 
 void RowStore::Remove(RowNumber row) {

@@ -16,10 +16,12 @@
 // One thread, but for views. `memory` is as CowPages asks.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory_resource>
+#include <span>
 #include <utility>
 
 #include "ps-server/core/cow_pages.h"
@@ -69,6 +71,23 @@ class FrozenRows {
   std::uint64_t size() const { return size_; }
   std::size_t record_bytes() const { return places_.record_bytes; }
 
+  // The number of the freeze, and whether rows of a slab are not as at the freeze `since`.
+  std::uint32_t number() const { return slabs_.number(); }
+  std::size_t slabs() const { return slabs_.size(); }
+  bool Changed(std::size_t slab, std::uint64_t since) const { return slabs_.Changed(slab, since); }
+  // Calls visit(const RowRecord&) for the rows of a slab.
+  template <typename Visit>
+  void ForEachIn(std::size_t slab, Visit visit) const {
+    const RowNumber first = static_cast<RowNumber>(slab) << places_.slab_shift;
+    if (first >= used_) return;
+    const RowNumber rows = std::min(places_.slab_rows(), used_ - first);
+    const std::byte* record = slabs_.Read(slab);
+    for (RowNumber row = 0; row < rows; ++row, record += places_.record_bytes) {
+      const auto& one = *reinterpret_cast<const RowRecord*>(record);
+      if (one.updates != 0) visit(one);
+    }
+  }
+
   // As RowStore::ForEach.
   template <typename Visit>
   void ForEach(Visit visit) const {
@@ -106,6 +125,9 @@ class RowStore {
   // move.
   RowNumber Create();
   void Remove(RowNumber row);
+  // Whole records, into a store that no row was removed from; the number of the first one, after
+  // which the others follow.
+  RowNumber Append(std::span<const std::byte> records);
 
   const RowRecord* At(RowNumber row) const {
     return reinterpret_cast<const RowRecord*>(slabs_.Read(places_.SlabOf(row)) +
@@ -117,6 +139,8 @@ class RowStore {
   }
 
   FrozenRows Freeze() const { return {slabs_.Freeze(), places_, used_, size_}; }
+  // Freezes so far.
+  std::uint32_t freezes() const { return slabs_.freezes(); }
 
   // Calls visit(RowNumber, const RowRecord&) for all rows in the order of their numbers. `visit`
   // may remove the row that it is called for.

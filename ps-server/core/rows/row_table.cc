@@ -79,6 +79,7 @@ RowRecord& RowTable::Create(std::uint64_t key) {
 }
 
 void RowTable::Remove(RowNumber row) {
+  removed_.Add(rows_.At(row)->key(), rows());
   index_.Remove(row);
   rows_.Remove(row);
 }
@@ -91,11 +92,13 @@ FrozenRowTable RowTable::Freeze() const {
   rest.tick = now_;
   rest.sketch.assign(sketch_.counters().begin(), sketch_.counters().end());
   rest.sightings = sketch_.sightings();
-  return {std::move(rest), rows_.Freeze()};
+  FrozenRows rows = rows_.Freeze();
+  RemovedRows::Frozen removed = removed_.Freeze(rows.number());
+  return {std::move(rest), std::move(rows), std::move(removed)};
 }
 
 checkpoint::RowTableImage FrozenRowTable::ToImage() const {
-  checkpoint::RowTableImage image = rest_;
+  checkpoint::RowTableImage image = head_;
   const std::size_t bytes = rows_.record_bytes();
   image.records.reserve(rows_.size() * bytes);
   rows_.ForEach([&](RowNumber, const RowRecord& record) {
@@ -106,26 +109,36 @@ checkpoint::RowTableImage FrozenRowTable::ToImage() const {
 }
 
 Status RowTable::Restore(const checkpoint::RowTableImage& image) {
+  PS_TRY(BeginRestore(image, image.rows()));
+  PS_TRY(checkpoint::CheckRows(image));
+  RestoreRows(image.records);
+  RestoreSketch(image.sketch, image.sightings);
+  return Ok();
+}
+
+Status RowTable::BeginRestore(const checkpoint::RowTableImage& head, std::uint64_t expected) {
   PS_CHECK(rows() == 0, rows());
-  if (image.table != rules_.table || image.width != rules_.width ||
-      image.slots != rules_.initial_slots.size()) {
+  if (head.table != rules_.table || head.width != rules_.width ||
+      head.slots != rules_.initial_slots.size()) {
     return Error{ErrorCode::kInvalid, "row table " + std::to_string(rules_.table) +
-                                          ": the image is of table " + std::to_string(image.table) +
-                                          " with " + std::to_string(image.width) + " values and " +
-                                          std::to_string(image.slots) + " slots, this one has " +
+                                          ": the image is of table " + std::to_string(head.table) +
+                                          " with " + std::to_string(head.width) + " values and " +
+                                          std::to_string(head.slots) + " slots, this one has " +
                                           std::to_string(rules_.width) + " and " +
                                           std::to_string(rules_.initial_slots.size())};
   }
-  PS_TRY(checkpoint::CheckRows(image));
-  const std::size_t bytes = rows_.record_bytes();
-  for (std::size_t at = 0; at < image.records.size(); at += bytes) {
-    const RowNumber row = rows_.Create();
-    std::memcpy(static_cast<void*>(rows_.Change(row)), image.records.data() + at, bytes);
-    index_.Insert(row);
-  }
-  now_ = image.tick;
-  (void)sketch_.Restore(image.sketch, image.sightings);
+  now_ = head.tick;
+  index_.Reserve(expected);
   return Ok();
+}
+
+void RowTable::RestoreRows(std::span<const std::byte> records) {
+  const auto rows = static_cast<RowNumber>(records.size() / rows_.record_bytes());
+  index_.InsertAll(rows_.Append(records), rows);
+}
+
+void RowTable::RestoreSketch(std::span<const std::uint8_t> counters, std::uint64_t sightings) {
+  (void)sketch_.Restore(counters, sightings);
 }
 
 }  // namespace ps::server

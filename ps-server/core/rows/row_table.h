@@ -39,6 +39,7 @@
 #include "checkpoint/row_image.h"
 #include "common/result.h"
 #include "ps-server/core/rows/admission_sketch.h"
+#include "ps-server/core/rows/removed_rows.h"
 #include "ps-server/core/rows/row_eviction.h"
 #include "ps-server/core/rows/row_index.h"
 #include "ps-server/core/rows/row_initializer.h"
@@ -75,17 +76,22 @@ struct RowCounters {
 class FrozenRowTable {
  public:
   std::uint64_t content_bytes() const { return rows_.size() * rows_.record_bytes(); }
+  // The table without its rows.
+  const checkpoint::RowTableImage& head() const { return head_; }
+  const FrozenRows& rows() const { return rows_; }
+  const RemovedRows::Frozen& removed() const { return removed_; }
   // A copy of all rows, not sorted.
   checkpoint::RowTableImage ToImage() const;
 
  private:
   friend class RowTable;
 
-  FrozenRowTable(checkpoint::RowTableImage rest, FrozenRows rows)
-      : rest_(std::move(rest)), rows_(std::move(rows)) {}
+  FrozenRowTable(checkpoint::RowTableImage head, FrozenRows rows, RemovedRows::Frozen removed)
+      : head_(std::move(head)), rows_(std::move(rows)), removed_(std::move(removed)) {}
 
-  checkpoint::RowTableImage rest_;  // without records
+  checkpoint::RowTableImage head_;
   FrozenRows rows_;
+  RemovedRows::Frozen removed_;
 };
 
 class RowTable {
@@ -140,6 +146,11 @@ class RowTable {
   // Into a table without rows. kInvalid if the image is of another shape or CheckRows() refuses it.
   // A sketch of another size starts afresh.
   Status Restore(const checkpoint::RowTableImage& image);
+  // The same in pieces, which together must pass CheckRows(). `head` is the image without rows and
+  // sketch; room is made for `expected` rows.
+  Status BeginRestore(const checkpoint::RowTableImage& head, std::uint64_t expected);
+  void RestoreRows(std::span<const std::byte> records);
+  void RestoreSketch(std::span<const std::uint8_t> counters, std::uint64_t sightings);
 
  private:
   static std::uint32_t CountUpdate(RowRecord& record) {
@@ -158,6 +169,7 @@ class RowTable {
   AdmissionSketch sketch_;
   std::uint32_t now_ = 0;
   RowCounters counters_;
+  mutable RemovedRows removed_;         // Freeze() begins a new interval
   std::vector<std::uint32_t> unknown_;  // positions in the keys of the push under way
 };
 

@@ -118,6 +118,45 @@ TEST(CowPagesTest, SeveralViewsEachKeepTheirInstant) {
   EXPECT_EQ(memory.bytes(), kPages * 64);
 }
 
+TEST(CowPagesTest, AViewKnowsWhichPagesHaveChangedSinceAnEarlierOne) {
+  CountingMemory memory;
+  CowPages pages(&memory);
+  for (int i = 0; i < 4; ++i) Fill(pages.Append(64), 64, 0);
+  const auto changed = [](const FrozenPages& view, std::uint64_t since) {
+    std::vector<std::size_t> found;
+    for (std::size_t page = 0; page < view.size(); ++page) {
+      if (view.Changed(page, since)) found.push_back(page);
+    }
+    return found;
+  };
+  using Pages = std::vector<std::size_t>;
+  EXPECT_EQ(pages.freezes(), 0u);
+  FrozenPages first = pages.Freeze();
+  EXPECT_EQ(first.number(), 1u);
+  EXPECT_EQ(changed(first, 0), (Pages{0, 1, 2, 3}));
+  EXPECT_EQ(changed(first, 1), Pages{});
+  Fill(pages.Write(2), 64, 1);
+  Fill(pages.Write(2), 64, 2);
+  const FrozenPages second = pages.Freeze();
+  EXPECT_EQ(changed(second, 1), Pages{2});
+  EXPECT_EQ(changed(second, 2), Pages{});
+  // Nobody holds the first view any more: the page is not copied, and yet it has changed.
+  first = FrozenPages();
+  Fill(pages.Write(0), 64, 3);
+  Fill(pages.Append(64), 64, 3);
+  const FrozenPages third = pages.Freeze();
+  EXPECT_EQ(changed(third, 1), (Pages{0, 2, 4}));
+  EXPECT_EQ(changed(third, 2), (Pages{0, 4}));
+  EXPECT_EQ(changed(third, 3), Pages{});
+  pages.Resize(1, 128);
+  EXPECT_EQ(changed(pages.Freeze(), 3), Pages{1});
+  EXPECT_EQ(changed(second, 1), Pages{2}) << "a view does not change";
+  pages.Clear();
+  EXPECT_EQ(pages.size(), 0u);
+  EXPECT_EQ(pages.bytes(), 0u);
+  EXPECT_EQ(pages.freezes(), 0u);
+}
+
 // The owner writes on while views are read and let go elsewhere; TSan looks on.
 TEST(CowPagesTest, AnotherThreadReadsWhatWasFrozen) {
   CountingMemory memory;

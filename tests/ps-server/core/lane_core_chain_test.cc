@@ -352,20 +352,22 @@ TEST(ShardImageStreamTest, EveryCutOrChangedPieceIsRefused) {
   ShardImageWriter writer(image);
   const auto piece = writer.Next();
   EXPECT_TRUE(writer.done());
-  ShardImageReader good(layout, ShardId(0));
+  checkpoint::ImageSink whole(std::uint64_t{1} << 20);
+  ShardImageReader good(ShardId(0), whole);
   ASSERT_TRUE(good.Add(*piece).ok());
-  const auto whole = good.Finish();
-  ASSERT_TRUE(whole.ok());
-  EXPECT_EQ(checkpoint::Digest(*whole), checkpoint::Digest(image));
+  ASSERT_TRUE(good.Finish().ok());
+  EXPECT_EQ(checkpoint::Digest(whole.Take()), checkpoint::Digest(image));
   for (std::size_t size = 0; size < piece->size(); size += 7) {
-    ShardImageReader reader(layout, ShardId(0));
+    checkpoint::ImageSink sink(std::uint64_t{1} << 20);
+    ShardImageReader reader(ShardId(0), sink);
     const bool added = reader.Add(std::span(*piece).first(size)).ok();
     EXPECT_FALSE(added && reader.Finish().ok()) << size;
   }
   for (std::size_t at = 0; at < piece->size(); at += 11) {
     ByteBuffer changed = *piece;
     changed[at] ^= std::byte{1};
-    ShardImageReader reader(layout, ShardId(0));
+    checkpoint::ImageSink sink(std::uint64_t{1} << 20);
+    ShardImageReader reader(ShardId(0), sink);
     const bool added = reader.Add(changed).ok();
     EXPECT_FALSE(added && reader.Finish().ok()) << at;
   }

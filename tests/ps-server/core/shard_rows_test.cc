@@ -435,9 +435,22 @@ TEST_F(ShardRowsTest, AnImageThatCannotBeIsRefusedAndTheShardGoesOnWaiting) {
   const auto set_float = [](checkpoint::ShardImage& image, std::size_t at, float value) {
     std::memcpy(image.rows[0].records.data() + at, &value, sizeof(value));
   };
-  refused([](auto& image) { image.rows.clear(); }, "0 tables of rows");
-  refused([](auto& image) { image.rows[0].table = 1; }, "in its place");
-  refused([](auto& image) { image.rows[0].width = kWidth + 1; }, "in its place");
+  refused([](auto& image) { image.rows.clear(); }, "no blocks");
+  refused(
+      [](auto& image) {
+        image.rows.push_back(image.rows[0]);
+        image.rows[1].table = 1;
+      },
+      "2 tables of rows");
+  refused([](auto& image) { image.rows[0].table = 1; }, "it is table 1");
+  refused([](auto& image) { image.rows[0].width = kWidth + 1; }, "no whole number");
+  refused(
+      [](auto& image) {
+        // Of rows with as many bytes.
+        image.rows[0].width += 1;
+        image.rows[0].slots -= 1;
+      },
+      "in its place");
   refused(
       [&](auto& image) {
         // A row of another shard, still in order.

@@ -3,9 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
 
 #include "common/check.h"
 #include "ps-server/core/shard.h"
+#include "ps-server/core/shard_load.h"
 #include "tests/ps-server/core/server_testing.h"
 #include "tests/ps-server/shell/temporary_directory.h"
 
@@ -17,6 +22,7 @@ namespace fs = std::filesystem;
 using testing::ConstantRules;
 using testing::MakeLayoutMessage;
 using testing::TemporaryDirectory;
+using testing::operator+=;
 
 checkpoint::ShardImage MakeImage(std::uint32_t shard, std::uint64_t round, float value) {
   checkpoint::ShardImage image;
@@ -49,6 +55,19 @@ std::vector<FrozenShard> Frozen(const std::vector<checkpoint::ShardImage>& image
   return frozen;
 }
 
+std::vector<Round> BasesOf(const control::PreparedShardT& shard) {
+  std::vector<Round> bases;
+  for (const auto& base : shard.bases) bases.emplace_back(base->round);
+  return bases;
+}
+
+Result<checkpoint::ShardImage> ReadImage(RestoreReader& reader, const std::string& round,
+                                         ShardId shard) {
+  checkpoint::ImageSink sink(std::uint64_t{1} << 32);
+  PS_TRY(reader.Read(round, shard, sink));
+  return sink.Take();
+}
+
 std::string ManifestText(const std::vector<control::PreparedShardT>& shards, std::uint64_t round,
                          const std::string& server) {
   checkpoint::Manifest manifest;
@@ -63,7 +82,8 @@ std::string ManifestText(const std::vector<control::PreparedShardT>& shards, std
   manifest.tables.push_back(table);
   for (const control::PreparedShardT& shard : shards) {
     manifest.shards.push_back({ShardId(shard.shard), server, Epoch(shard.epoch), shard.version,
-                               shard.bytes, shard.digest, shard.values_digest, shard.rows});
+                               shard.bytes, shard.digest, shard.values_digest, shard.rows,
+                               shard.state_bytes, BasesOf(shard)});
   }
   auto text = checkpoint::ToJson(manifest);
   PS_CHECK(text.ok(), text.ok() ? "" : text.error().message);
@@ -101,10 +121,10 @@ TEST(CheckpointStoreTest, ADirectoryThatCannotBeWrittenIsRefused) {
 
 TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
   const TemporaryDirectory directory;
-  const CheckpointStore store(directory.path(), "p1");
+  CheckpointStore store(directory.path(), "p1");
   const std::vector<checkpoint::ShardImage> images = {MakeImage(0, 3, 1.5f),
                                                       MakeImage(1, 3, -2.5f)};
-  const auto prepared = store.Write("job-7/ckpt-3", Frozen(images));
+  const auto prepared = store.Write("job-7/ckpt-3", Frozen(images), Round());
   ASSERT_TRUE(prepared.ok()) << prepared.error().message;
   ASSERT_EQ(prepared->size(), 2u);
   EXPECT_EQ(prepared->at(1).version, 41u);
@@ -113,18 +133,18 @@ TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
   ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", ManifestText(*prepared, 3, "p1")).ok());
 
   RestoreReader reader(directory.path());
-  const auto read = reader.Read("job-7/ckpt-3", ShardId(1));
+  const auto read = ReadImage(reader, "job-7/ckpt-3", ShardId(1));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(*read, images[1]);
-  EXPECT_EQ(*reader.Read("job-7/ckpt-3", ShardId(0)), images[0]);
-  EXPECT_EQ(reader.Read("job-7/ckpt-3", ShardId(2)).error().code, ErrorCode::kNotFound);
-  EXPECT_FALSE(reader.Read("job-7/ckpt-4", ShardId(0)).ok());
-  EXPECT_FALSE(reader.Read("../job-7/ckpt-3", ShardId(0)).ok());
+  EXPECT_EQ(*ReadImage(reader, "job-7/ckpt-3", ShardId(0)), images[0]);
+  EXPECT_EQ(ReadImage(reader, "job-7/ckpt-3", ShardId(2)).error().code, ErrorCode::kNotFound);
+  EXPECT_FALSE(ReadImage(reader, "job-7/ckpt-4", ShardId(0)).ok());
+  EXPECT_FALSE(ReadImage(reader, "../job-7/ckpt-3", ShardId(0)).ok());
 }
 
 TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
   const TemporaryDirectory directory;
-  const CheckpointStore store(directory.path(), "p1");
+  CheckpointStore store(directory.path(), "p1");
   const LayoutView layout = testing::MakeLayout({{TableRule::Sgd, {100}}}, 1, {1});
   JobRules rules = ConstantRules(1.0);
   rules.rows.push_back(testing::MakeRowRules(0, 1, 1.0));
@@ -152,29 +172,29 @@ TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
   shard.Push(testing::MakeMember(0, 11), PushFacts{Clock(3), 0, 1, false}, content.blocks, 1,
              content.rows);
   EXPECT_NE(shard.Freeze(JobId(7), Round(3)).ToImage(), image);
-  const auto prepared = store.Write("job-7/ckpt-3", std::move(frozen));
+  const auto prepared = store.Write("job-7/ckpt-3", std::move(frozen), Round());
   ASSERT_TRUE(prepared.ok()) << prepared.error().message;
   EXPECT_EQ(prepared->at(0).rows, 4u);
   EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
   ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", ManifestText(*prepared, 3, "p1")).ok());
   RestoreReader reader(directory.path());
-  const auto read = reader.Read("job-7/ckpt-3", ShardId(0));
+  const auto read = ReadImage(reader, "job-7/ckpt-3", ShardId(0));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(*read, image);
 }
 
 TEST(CheckpointStoreTest, AManifestNeedsAPartAndMustBeOne) {
   const TemporaryDirectory directory;
-  const CheckpointStore store(directory.path(), "p1");
+  CheckpointStore store(directory.path(), "p1");
   EXPECT_FALSE(store.WriteManifest("job-7/ckpt-3", "{}").ok());
-  ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)})).ok());
+  ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)}), Round()).ok());
   EXPECT_EQ(store.WriteManifest("job-7/ckpt-3", "{}").error().code, ErrorCode::kInvalid);
 }
 
 TEST(CheckpointStoreTest, ADiscardedRoundIsGone) {
   const TemporaryDirectory directory;
-  const CheckpointStore store(directory.path(), "p1");
-  ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)})).ok());
+  CheckpointStore store(directory.path(), "p1");
+  ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)}), Round()).ok());
   ASSERT_TRUE(store.Discard("job-7/ckpt-3").ok());
   EXPECT_FALSE(fs::exists(directory.path() / "job-7" / "ckpt-3" / "p1"));
   EXPECT_TRUE(store.Discard("job-7/ckpt-3").ok()) << "nothing to do is no error";
@@ -182,13 +202,13 @@ TEST(CheckpointStoreTest, ADiscardedRoundIsGone) {
 
 TEST(CheckpointStoreTest, OldRoundsGoWithThePartsOfServersThatAreGone) {
   const TemporaryDirectory directory;
-  const CheckpointStore store(directory.path(), "p1");
-  const CheckpointStore gone(directory.path(), "p0");
+  CheckpointStore store(directory.path(), "p1");
+  CheckpointStore gone(directory.path(), "p0");
   for (std::uint64_t round = 1; round <= 5; ++round) {
     const std::string name = "job-7/ckpt-" + std::to_string(round);
-    ASSERT_TRUE(store.Write(name, Frozen({MakeImage(0, round, 1)})).ok());
+    ASSERT_TRUE(store.Write(name, Frozen({MakeImage(0, round, 1)}), Round()).ok());
     if (round <= 2) {
-      ASSERT_TRUE(gone.Write(name, Frozen({MakeImage(1, round, 1)})).ok());
+      ASSERT_TRUE(gone.Write(name, Frozen({MakeImage(1, round, 1)}), Round()).ok());
     }
   }
   fs::create_directories(directory.path() / "job-7" / "ckpt-1" / "p9.partial");
@@ -202,6 +222,238 @@ TEST(CheckpointStoreTest, OldRoundsGoWithThePartsOfServersThatAreGone) {
   EXPECT_TRUE(fs::exists(directory.path() / "job-7" / "ckpt-5" / "p1")) << "a newer round";
   EXPECT_TRUE(fs::exists(directory.path() / "job-7" / "notes"));
   EXPECT_EQ(store.DeleteOldRounds(JobId(8), Round(4), keep), 0);
+}
+
+// A shard of blocks and rows that is pushed to, and its rounds.
+class IncrementalStoreTest : public ::testing::Test {
+ protected:
+  static constexpr std::uint32_t kBlocks = 40;
+  static constexpr std::uint32_t kElements = 4096;
+
+  IncrementalStoreTest()
+      : layout_(testing::MakeLayout(
+            {{TableRule::Sgd, std::vector<std::uint32_t>(kBlocks, kElements)}}, 1, {4})) {
+    rules_ = ConstantRules(1.0);
+    rules_.rows.push_back(testing::MakeRowRules(0, 4, 1.0, OptimizerType::kAdagrad));
+  }
+
+  void MakeShard() {
+    shard_ = std::make_unique<Shard>(layout_, rules_, ShardId(0), Epoch(1), 1, false);
+    const auto initial = testing::ConstantShard(layout_, ShardId(0), 1.5f);
+    ASSERT_EQ(shard_->Init(testing::Parse(layout_, initial)), wire::Code::Applied);
+  }
+
+  // One push of some blocks and rows; a tick of rows is 1,024 samples.
+  void Push(const std::vector<std::uint32_t>& blocks, const std::vector<std::uint64_t>& keys,
+            std::uint32_t samples = 1024) {
+    testing::Bytes bytes;
+    for (const std::uint32_t block : blocks) {
+      bytes += testing::SparseBlock(block, kElements, {7, 100}, {0.25f, -0.5f});
+    }
+    if (!keys.empty()) {
+      bytes += testing::PushedRows(0, keys, std::vector<float>(keys.size() * 4, 0.125f));
+    }
+    SegmentContent content;
+    ASSERT_TRUE(ParsePush(layout_, ShardId(0), bytes, content).ok());
+    ASSERT_EQ(shard_
+                  ->Push(testing::MakeMember(0, 11),
+                         PushFacts{Clock(++clock_), shard_->version(), samples, false},
+                         content.blocks, 1, content.rows)
+                  .code,
+              wire::Code::Applied);
+  }
+
+  static std::string NameOf(std::uint64_t round) { return "job-7/ckpt-" + std::to_string(round); }
+
+  // Writes a round on `base` (0: on none); it is read back as what the shard was.
+  control::PreparedShardT Write(std::uint64_t round, std::uint64_t base) {
+    std::vector<FrozenShard> frozen;
+    frozen.push_back(shard_->Freeze(JobId(7), Round(round)));
+    const checkpoint::ShardImage image = frozen[0].ToImage();
+    auto prepared = store_.Write(NameOf(round), std::move(frozen), Round(base));
+    PS_CHECK(prepared.ok(), prepared.ok() ? "" : prepared.error().message);
+    EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
+    EXPECT_EQ(prepared->at(0).values_digest, checkpoint::ValuesDigest(image.values));
+    EXPECT_EQ(prepared->at(0).state_bytes, checkpoint::ContentBytes(image));
+    EXPECT_TRUE(store_.WriteManifest(NameOf(round), ManifestText(*prepared, round, "p1")).ok());
+    RestoreReader reader(directory_.path());
+    const auto read = ReadImage(reader, NameOf(round), ShardId(0));
+    EXPECT_TRUE(read.ok() && *read == image) << (read.ok() ? "" : read.error().message);
+    images_[round] = image;
+    return prepared->at(0);
+  }
+
+  std::uint64_t BytesOnDisk(std::uint64_t round) const {
+    std::uint64_t bytes = 0;
+    for (const auto& file : fs::recursive_directory_iterator(directory_.path() / NameOf(round))) {
+      if (file.is_regular_file()) bytes += file.file_size();
+    }
+    return bytes;
+  }
+
+  const TemporaryDirectory directory_;
+  const LayoutView layout_;
+  JobRules rules_;
+  CheckpointStore store_{directory_.path(), "p1"};
+  std::unique_ptr<Shard> shard_;
+  std::uint64_t clock_ = 0;
+  std::map<std::uint64_t, checkpoint::ShardImage> images_;
+};
+
+TEST_F(IncrementalStoreTest, ARoundWritesHardlyMoreThanTheBlocksAndRowsThatChanged) {
+  MakeShard();
+  std::vector<std::uint64_t> keys(200'000);
+  for (std::uint64_t i = 0; i < keys.size(); ++i) keys[i] = i * 7919;
+  for (std::size_t at = 0; at < keys.size(); at += 10'000) {
+    Push({}, {keys.begin() + static_cast<std::ptrdiff_t>(at),
+              keys.begin() + static_cast<std::ptrdiff_t>(at) + 10'000});
+  }
+  EXPECT_TRUE(Write(1, 0).bases.empty());
+  constexpr std::uint64_t kRowBytes = 16 + 32;
+  std::uint64_t round = 1;
+  // One, three and five percent of the rows, spread over all slabs, and one or two of 40 blocks.
+  for (const std::size_t percent : {1, 3, 5}) {
+    std::vector<std::uint64_t> some;
+    for (std::size_t at = percent; at < keys.size(); at += 100 / percent) some.push_back(keys[at]);
+    const std::vector<std::uint32_t> blocks =
+        percent == 1 ? std::vector<std::uint32_t>{3} : std::vector<std::uint32_t>{8, 31};
+    Push(blocks, some);
+    const control::PreparedShardT prepared = Write(round + 1, round);
+    ++round;
+    EXPECT_EQ(prepared.bases.size(), round - 1);
+    const std::uint64_t dirty = some.size() * kRowBytes + blocks.size() * kElements * 4;
+    EXPECT_GE(prepared.bytes, dirty);
+    EXPECT_LE(static_cast<double>(prepared.bytes), 1.15 * static_cast<double>(dirty)) << percent;
+    EXPECT_LE(static_cast<double>(BytesOnDisk(round)), 1.15 * static_cast<double>(dirty))
+        << percent << " percent, with all that is around it";
+  }
+}
+
+TEST_F(IncrementalStoreTest, AnAbortedRoundTakesNothingFromTheNextOne) {
+  MakeShard();
+  std::vector<std::uint64_t> keys(5000);
+  for (std::uint64_t i = 0; i < keys.size(); ++i) keys[i] = i;
+  Push({}, keys);
+  Write(1, 0);
+  Push({4}, {17});
+  EXPECT_EQ(BasesOf(Write(2, 1)), std::vector<Round>{Round(1)});
+  ASSERT_TRUE(store_.Discard(NameOf(2)).ok());
+  Push({5}, {18});
+  // What was in the aborted round is in this one.
+  const control::PreparedShardT third = Write(3, 1);
+  EXPECT_EQ(BasesOf(third), std::vector<Round>{Round(1)});
+  EXPECT_GE(third.bytes, 2u * kElements * 4);
+  EXPECT_LT(third.bytes, 3u * kElements * 4);
+  // The abort of a round that was committed elsewhere is no abort: the coordinator names it.
+  Push({6}, {19});
+  EXPECT_EQ(BasesOf(Write(4, 3)), (std::vector<Round>{Round(3), Round(1)}));
+}
+
+TEST_F(IncrementalStoreTest, WithoutItsBaseAShardIsWrittenWhole) {
+  MakeShard();
+  Push({1}, {1, 2, 3});
+  Write(1, 0);
+  Push({1}, {2});
+  EXPECT_TRUE(Write(2, 0).bases.empty()) << "it was told to";
+  Push({1}, {2});
+  EXPECT_FALSE(Write(3, 2).bases.empty());
+  // A restored shard has another history, with the same epoch too.
+  const checkpoint::ShardImage image = images_[3];
+  shard_ = std::make_unique<Shard>(layout_, rules_, ShardId(0), Epoch(1), 1, /*restoring=*/true);
+  ASSERT_TRUE(shard_->Restore(image, false).ok());
+  Push({1}, {2});
+  EXPECT_TRUE(Write(4, 3).bases.empty());
+  Push({1}, {2});
+  EXPECT_TRUE(Write(5, 3).bases.empty()) << "a round that is no base of this shard";
+  Push({1}, {2});
+  EXPECT_FALSE(Write(6, 5).bases.empty());
+  fs::remove_all(directory_.path() / NameOf(5));
+  Push({1}, {2});
+  EXPECT_TRUE(Write(7, 6).bases.empty()) << "what the base builds on is gone";
+  store_.Forget(JobId(7));
+  Push({1}, {2});
+  EXPECT_TRUE(Write(8, 7).bases.empty());
+}
+
+// Rows come, are used, expire, are evicted and come back; rounds are committed or aborted.
+TEST_F(IncrementalStoreTest, RandomRoundsOfAShardAreReadBackEqual) {
+  for (std::uint32_t seed = 0; seed < 6; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    rules_.rows[0].unused_max = seed % 2 == 0 ? 0 : 20;
+    rules_.rows[0].max_bytes = seed % 3 == 0 ? 60'000 : 0;
+    rules_.rows[0].when_full = seed % 4 == 0 ? RowsFull::kLru : RowsFull::kLfu;
+    rules_.rows[0].sightings = seed % 5 == 0 ? 2 : 1;
+    rules_.rows[0].sketch_bytes = 8192;
+    fs::remove_all(directory_.path() / "job-7");
+    store_.Forget(JobId(7));
+    clock_ = 0;
+    MakeShard();
+    std::uint64_t base = 0;
+    std::size_t on_others = 0;
+    for (std::uint64_t round = 1; round <= 12; ++round) {
+      const std::size_t pushes = random() % 4;
+      for (std::size_t push = 0; push < pushes; ++push) {
+        std::set<std::uint64_t> keys;
+        const std::size_t count = round == 1 ? 800 : random() % 60;
+        while (keys.size() < count) keys.insert(random() % 3000);
+        std::vector<std::uint32_t> blocks;
+        if (random() % 2 == 0) blocks.push_back(random() % kBlocks);
+        Push(blocks, {keys.begin(), keys.end()}, random() % 3000);
+      }
+      const control::PreparedShardT prepared = Write(round, random() % 8 == 0 ? 0 : base);
+      on_others += prepared.bases.empty() ? 0 : 1;
+      if (random() % 4 == 0) {
+        ASSERT_TRUE(store_.Discard(NameOf(round)).ok());
+      } else {
+        base = round;
+      }
+    }
+    EXPECT_GE(on_others, 3u) << "or this tests little";
+    // And a shard that is made of the last one goes on as if nothing had been.
+    Shard restored(layout_, rules_, ShardId(0), Epoch(2), 2, /*restoring=*/true);
+    ShardLoad load(restored, {false, true});
+    RestoreReader reader(directory_.path());
+    ASSERT_TRUE(reader.Read(NameOf(base), ShardId(0), load).ok());
+    load.Finish();
+    checkpoint::ShardImage image = restored.Freeze(JobId(7), Round(base)).ToImage();
+    image.epoch = Epoch(1);
+    image.lineage = 1;
+    EXPECT_EQ(image, images_[base]);
+  }
+}
+
+TEST_F(IncrementalStoreTest, AFailedLoadLeavesTheShardEmptyAndWaiting) {
+  MakeShard();
+  std::vector<std::uint64_t> keys(30'000);
+  for (std::uint64_t i = 0; i < keys.size(); ++i) keys[i] = i;
+  Push({0}, keys);
+  Write(1, 0);
+  // The last table of rows is damaged far from what is read when it is opened.
+  const fs::path file = directory_.path() / NameOf(1) / "p1";
+  bool changed = false;
+  for (const auto& entry : fs::directory_iterator(file)) {
+    if (entry.path().extension() != ".sst" || entry.file_size() < 1'000'000) continue;
+    std::fstream table(entry.path(), std::ios::binary | std::ios::in | std::ios::out);
+    table.seekp(static_cast<std::streamoff>(entry.file_size() / 2));
+    table.put('x');
+    table.put('y');
+    changed = true;
+  }
+  ASSERT_TRUE(changed);
+  Shard restored(layout_, rules_, ShardId(0), Epoch(2), 2, /*restoring=*/true);
+  {
+    ShardLoad load(restored, {false, true});
+    RestoreReader reader(directory_.path());
+    const Status read = reader.Read(NameOf(1), ShardId(0), load);
+    ASSERT_FALSE(read.ok());
+    EXPECT_EQ(read.error().code, ErrorCode::kInvalid);
+  }
+  EXPECT_EQ(restored.state(), wire::Code::Restoring);
+  EXPECT_EQ(restored.rows().table(0).rows(), 0u);
+  EXPECT_EQ(restored.memory_use().dense, 0u);
+  ASSERT_TRUE(restored.Restore(images_[1], false).ok());
+  EXPECT_EQ(restored.rows().table(0).rows(), 30'000u);
 }
 
 }  // namespace

@@ -226,9 +226,13 @@ class ServerTest : public ::testing::Test {
     manifest.tables.push_back(table);
     manifest.shards.resize(kShards);
     for (const auto& shard : result.shards) {
-      manifest.shards[shard->shard] = {ShardId(shard->shard), procid_,      Epoch(shard->epoch),
-                                       shard->version,        shard->bytes, shard->digest,
-                                       shard->values_digest,  shard->rows};
+      checkpoint::ManifestShard& stored = manifest.shards[shard->shard];
+      stored = {ShardId(shard->shard), procid_,
+                Epoch(shard->epoch),   shard->version,
+                shard->bytes,          shard->digest,
+                shard->values_digest,  shard->rows,
+                shard->state_bytes,    {}};
+      for (const auto& base : shard->bases) stored.bases.emplace_back(base->round);
     }
     control::WriteManifestT write;
     write.job = 1;

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory_resource>
 #include <random>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -148,6 +150,50 @@ TEST_F(RowIndexTest, KeysWithLikeHashesTakeNoMoreMemoryThanOthers) {
   for (std::uint64_t i = 0; i < 40'000; ++i) Add(inverse_of(i << 16));
   EXPECT_LT(index_.bytes(), 40'000u * 16);
   for (std::uint64_t i = 0; i < 40'000; ++i) ASSERT_NE(index_.Find(inverse_of(i << 16)), kNoRow);
+}
+
+TEST_F(RowIndexTest, RoomMadeAtOnceHoldsTheSameAsRoomMadeByAndBy) {
+  for (const std::uint64_t rows : {1u, 700u, 5000u, 60'000u, 300'000u}) {
+    SCOPED_TRACE(rows);
+    RowStore store(1, &memory_);
+    RowIndex reserved(store, 7, &memory_);
+    RowIndex grown(store, 7, &memory_);
+    reserved.Reserve(rows);
+    std::mt19937_64 random(rows);
+    std::vector<std::byte> records;
+    std::vector<std::uint64_t> keys;
+    for (std::uint64_t i = 0; i < rows; ++i) {
+      keys.push_back(random());
+      const std::uint32_t words[5] = {static_cast<std::uint32_t>(keys.back()),
+                                      static_cast<std::uint32_t>(keys.back() >> 32), 1, 0, 0};
+      const auto bytes = std::as_bytes(std::span(words));
+      records.insert(records.end(), bytes.begin(), bytes.end());
+    }
+    // In pieces of any size, as records of a checkpoint come.
+    for (std::size_t at = 0; at < rows;) {
+      const std::size_t count = std::min<std::size_t>(1 + random() % 2000, rows - at);
+      const RowNumber first = store.Append(std::span(records).subspan(at * 20, count * 20));
+      EXPECT_EQ(first, at);
+      reserved.InsertAll(first, static_cast<RowNumber>(count));
+      for (std::size_t i = 0; i < count; ++i) grown.Insert(first + static_cast<RowNumber>(i));
+      at += count;
+    }
+    EXPECT_EQ(store.size(), rows);
+    for (std::size_t i = 0; i < rows; ++i) {
+      ASSERT_EQ(store.At(static_cast<RowNumber>(i))->key(), keys[i]);
+      ASSERT_EQ(reserved.Find(keys[i]), i);
+      ASSERT_EQ(grown.Find(keys[i]), i);
+    }
+    for (int i = 0; i < 1000; ++i) EXPECT_EQ(reserved.Find(random()), kNoRow);
+    // It does not take much more, and goes on to grow and to shrink.
+    EXPECT_LT(reserved.bytes(), grown.bytes() * 5 / 4 + 8192);
+    for (std::size_t i = 0; i < rows; i += 2) reserved.Remove(static_cast<RowNumber>(i));
+    for (std::size_t i = 0; i < rows; ++i) {
+      ASSERT_EQ(reserved.Find(keys[i]), i % 2 == 0 ? kNoRow : i);
+    }
+    for (std::size_t i = 0; i < rows; i += 2) reserved.Insert(static_cast<RowNumber>(i));
+    for (std::size_t i = 0; i < rows; ++i) ASSERT_EQ(reserved.Find(keys[i]), i);
+  }
 }
 
 }  // namespace
