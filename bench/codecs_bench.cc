@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/bench_support.h"
 #include "bench/kernels_bare.h"
 #include "common/check.h"
 #include "common/codec/block_codec.h"
@@ -66,18 +67,6 @@ constexpr Case kCases[] = {
 };
 
 constexpr std::uint32_t kSize = wire::kBlockElements;
-
-LayoutView MakeLayout(std::uint32_t blocks) {
-  control::LayoutT layout;
-  auto table = std::make_unique<control::TableInfoT>();
-  table->name = "parameters";
-  table->elements = std::uint64_t{blocks} * kSize;
-  table->block_elements.assign(blocks, kSize);
-  layout.blocks = blocks;
-  layout.parameters = table->elements;
-  layout.tables.push_back(std::move(table));
-  return LayoutView::Create(layout, 1).value();
-}
 
 // One push of random entries, as error feedback selects them: just above a threshold.
 struct Entries {
@@ -134,18 +123,6 @@ double Measure(const Options& options, const std::function<void()>& body) {
   return reporter.seconds;
 }
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-const codec::kernels::Table& Variant(const std::string& name) {
-  for (const auto* const* at = codec::kernels::Available(); *at != nullptr; ++at) {
-    if (name == (*at)->name) return **at;
-  }
-  return codec::kernels::Fastest();
-}
-
 // Nanoseconds of an entry.
 struct Figures {
   double bytes_per_entry = 0;
@@ -180,7 +157,8 @@ Figures Run(const LayoutView& layout, const Entries& entries, const Case& one,
   payload.resize(encode());
   std::vector<codec::BlockView> blocks;
   PS_CHECK(codec::ParseSegment(payload, elements_of, blocks).ok());
-  const codec::kernels::Table& kernels = Variant(options.variant);
+  const codec::kernels::Table& kernels =
+      VariantNamed(options.variant, codec::kernels::Available(), codec::kernels::Fastest());
 
   std::vector<std::uint16_t> positions(codec::EntryReader::kRoom);
   std::vector<float> values(codec::EntryReader::kPiece);
@@ -232,7 +210,7 @@ Figures Run(const LayoutView& layout, const Entries& entries, const Case& one,
 }
 
 int Main(const Options& options) {
-  const LayoutView layout = MakeLayout(options.blocks);
+  const LayoutView layout = PlainLayout(std::uint64_t{options.blocks} * kSize, 1);
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   bool all_hold = true;
   for (const double density : options.densities) {

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/bench_support.h"
 #include "bench/kernels_bare.h"
 #include "common/check.h"
 #include "common/codec/block_codec.h"
@@ -75,21 +76,6 @@ constexpr Case kCases[] = {
      wire::ValueCodec::Fp32, 0.9},
 };
 
-LayoutView MakeLayout(std::uint64_t elements) {
-  control::LayoutT layout;
-  auto table = std::make_unique<control::TableInfoT>();
-  table->name = "parameters";
-  table->elements = elements;
-  for (std::uint64_t at = 0; at < elements; at += wire::kBlockElements) {
-    table->block_elements.push_back(
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(wire::kBlockElements, elements - at)));
-  }
-  layout.blocks = static_cast<std::uint32_t>(table->block_elements.size());
-  layout.parameters = elements;
-  layout.tables.push_back(std::move(table));
-  return LayoutView::Create(layout, 1).value();
-}
-
 // One push of random entries over the whole table: encoded, and as plain arrays.
 struct Push {
   std::vector<std::uint32_t> indices;  // empty if dense
@@ -135,20 +121,14 @@ struct Push {
   }
 };
 
-const server::kernels::Table& Variant(const std::string& name) {
-  for (const auto* const* at = server::kernels::Available(); *at != nullptr; ++at) {
-    if (name == (*at)->name) return **at;
-  }
-  return server::kernels::Fastest();
-}
-
 // The two competitors on the same push, each on memory of its own.
 class Contest {
  public:
   Contest(const LayoutView& layout, const Case& one, const Options& options)
       : one_(one),
         push_(layout, one),
-        optimizer_(RulesOf(one), Variant(options.variant)),
+        optimizer_(RulesOf(one), VariantNamed(options.variant, server::kernels::Available(),
+                                              server::kernels::Fastest())),
         store_(layout, 0, layout.block_count(), StoreShape::Of(optimizer_, one.density < 1)) {
     store_.Init(std::vector<float>(options.elements, 1.0f), optimizer_);
     if (records()) {
@@ -245,11 +225,6 @@ double Measure(const std::string& name, const Options& options, const std::funct
   return reporter.seconds;
 }
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 struct Figures {
   double floor = 0;  // millions of elements a second, as the others
   double bare = 0;
@@ -279,7 +254,7 @@ Figures Run(const LayoutView& layout, const Case& one, const Options& options) {
 }
 
 int Main(const Options& options) {
-  const LayoutView layout = MakeLayout(options.elements);
+  const LayoutView layout = PlainLayout(options.elements, 1);
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   bool all_hold = true;
   if (!options.json) {

@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/bench_support.h"
 #include "bench/kernels_bare.h"
 #include "common/check.h"
 #include "common/layout/layout.h"
@@ -65,21 +66,6 @@ constexpr Case kCases[] = {
 constexpr double kKeptLeast = 0.8;
 constexpr double kKeptMost = 1.3;
 
-LayoutView MakeLayout(std::uint64_t elements) {
-  control::LayoutT layout;
-  auto table = std::make_unique<control::TableInfoT>();
-  table->name = "parameters";
-  table->elements = elements;
-  for (std::uint64_t at = 0; at < elements; at += wire::kBlockElements) {
-    table->block_elements.push_back(
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(wire::kBlockElements, elements - at)));
-  }
-  layout.blocks = static_cast<std::uint32_t>(table->block_elements.size());
-  layout.parameters = elements;
-  layout.tables.push_back(std::move(table));
-  return LayoutView::Create(layout, std::min(layout.blocks, 256u)).value();
-}
-
 // A new gradient for each step: another piece of a longer row of normal numbers.
 class Gradients {
  public:
@@ -112,18 +98,6 @@ double Now() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-const worker::kernels::Table& Variant(const std::string& name) {
-  for (const auto* const* at = worker::kernels::Available(); *at != nullptr; ++at) {
-    if (name == (*at)->name) return **at;
-  }
-  return worker::kernels::Fastest();
-}
-
 struct Figures {
   double bare = 0;  // seconds of a step
   double select = 0;
@@ -139,7 +113,9 @@ class Contest {
       : layout_(layout),
         options_(options),
         nesterov_(one.rule == AccumulationRule::kNesterov),
-        sparsifier_(layout, 0, options.elements, OptionsOf(one, options), Variant(options.variant)),
+        sparsifier_(layout, 0, options.elements, OptionsOf(one, options),
+                    VariantNamed(options.variant, worker::kernels::Available(),
+                                 worker::kernels::Fastest())),
         v_(options.elements),
         u_(nesterov_ ? options.elements : 0) {}
 
@@ -208,7 +184,7 @@ class Contest {
 };
 
 int Main(const Options& options) {
-  const LayoutView layout = MakeLayout(options.elements);
+  const LayoutView layout = PlainLayout(options.elements, 256);
   Gradients gradients(options.elements);
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   bool all_hold = true;

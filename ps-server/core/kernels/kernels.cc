@@ -1,30 +1,13 @@
 #include "ps-server/core/kernels/kernels.h"
 
+#include "common/kernel_choice.h"
 #include "ps-server/core/kernels/variants.h"
 
 namespace ps::server::kernels {
 namespace {
 
-struct Choice {
-  const Table* available[4] = {&kPlain, nullptr, nullptr, nullptr};
-  const Table* fastest = &kPlain;
-
-  Choice() {
-    int count = 1;
-    if (__builtin_cpu_supports("avx2") != 0) {
-      available[count++] = &kAvx2;
-      fastest = &kAvx2;
-    }
-    if (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-        __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0) {
-      available[count++] = &kAvx512;
-      fastest = &kAvx512;
-    }
-  }
-};
-
-const Choice& Chosen() {
-  static const Choice choice;
+const KernelChoice<Table>& Chosen() {
+  static const KernelChoice<Table> choice(kPlain, kAvx2, kAvx512, /*vbmi2=*/false);
   return choice;
 }
 
