@@ -108,16 +108,15 @@ void Core::SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms)
 }
 
 void Core::SetPresent(Members& members, const std::vector<Presence>& present, bool servers) {
-  const auto there = [&](const std::string& procid) {
-    return std::any_of(present.begin(), present.end(),
-                       [&](const Presence& one) { return one.procid == procid; });
-  };
+  std::set<std::string>& nodes = servers ? server_nodes_ : agent_nodes_;
+  nodes.clear();
+  for (const Presence& one : present) nodes.insert(one.procid);
   if (servers) {
-    std::erase_if(dead_servers_, [&](const std::string& procid) { return !there(procid); });
+    std::erase_if(dead_servers_, [&](const std::string& procid) { return !nodes.contains(procid); });
   }
   std::vector<std::string> gone;
   for (const auto& [procid, member] : members) {
-    if (member.present && !there(procid)) gone.push_back(procid);
+    if (member.present && !nodes.contains(procid)) gone.push_back(procid);
   }
   for (const Presence& presence : present) {
     if (servers && dead_servers_.contains(presence.procid)) continue;
@@ -141,7 +140,7 @@ void Core::MarkServerDead(const std::string& procid, std::uint64_t now_ms) {
   now_ms_ = now_ms;
   const auto at = servers_.find(procid);
   if (at == servers_.end()) return;
-  if (at->second.present) dead_servers_.insert(procid);
+  if (server_nodes_.contains(procid)) dead_servers_.insert(procid);
   Gone(std::string(procid), true);
 }
 
@@ -167,6 +166,20 @@ void Core::Gone(const std::string& procid, bool server) {
   }
 }
 
+// A daemon that died before its node was seen would otherwise stay for ever, and with it what jobs
+// wait for.
+void Core::DropUnannounced() {
+  for (const bool servers : {true, false}) {
+    std::vector<std::string> gone;
+    for (const auto& [procid, member] : servers ? servers_ : agents_) {
+      if (!member.present && now_ms_ >= member.registered_ms + options_.announce_ms) {
+        gone.push_back(procid);
+      }
+    }
+    for (const std::string& procid : gone) Gone(procid, servers);
+  }
+}
+
 // A daemon of the same name that registers anew means that its former process is dead.
 void Core::ReplaceNamesake(Members& members, const Member& member, bool server) {
   std::vector<std::string> former;
@@ -186,8 +199,9 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
   member.version = message.version;
   member.lanes = message.lanes;
   member.registered = true;
-  // Marked dead, and alive after all: its node has been there all along.
-  if (dead_servers_.erase(procid) > 0) member.present = true;
+  member.registered_ms = now_ms_;
+  dead_servers_.erase(procid);  // alive after all
+  member.present = server_nodes_.contains(procid);
   ReplaceNamesake(servers_, servers_[procid], true);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
@@ -217,6 +231,8 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
   member.slots = message.slots;
   member.label = message.label;
   member.registered = true;
+  member.registered_ms = now_ms_;
+  member.present = agent_nodes_.contains(procid);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
   welcome.coordinator = options_.id;
@@ -343,6 +359,7 @@ void Core::Tick(std::uint64_t now_ms) {
     at = log_requests_.erase(at);
   }
   if (!servers_known_ || !agents_known_) return;
+  DropUnannounced();
   if (!settled_) {
     if (now_ms < settle_until_ms_) return;
     settled_ = true;

@@ -64,6 +64,7 @@ struct CoreOptions {
   std::uint64_t heartbeat_ms = 1000;
   std::uint64_t settle_ms = 3000;  // after a take-over, for members to register
   std::uint64_t preflight_ms = 90'000;
+  std::uint64_t announce_ms = 15'000;  // who has registered and has no node by then is gone
   JobTimeouts job;
 };
 
@@ -136,6 +137,7 @@ class Core final : public Cluster {
   void Gone(const std::string& procid, bool server);
   void RegisterServer(const std::string& procid, const control::RegisterServerT& message);
   void RegisterAgent(const std::string& procid, const control::RegisterAgentT& message);
+  void DropUnannounced();
   void ReplaceNamesake(Members& members, const Member& member, bool server);
   void OnPreflightResult(const control::PreflightResultT& result);
   void Fail(Ticket ticket, Error error);
@@ -153,7 +155,11 @@ class Core final : public Cluster {
 
   Members servers_;
   Members agents_;
-  std::set<std::string> dead_servers_;  // by procid: marked dead, and the node is still there
+  // By procid: whose nodes are there, as ZooKeeper has it. A member's `present` says the same unless
+  // it was marked dead.
+  std::set<std::string> server_nodes_;
+  std::set<std::string> agent_nodes_;
+  std::set<std::string> dead_servers_;  // marked dead, and the node is still there
   std::map<std::uint64_t, std::unique_ptr<Job>> jobs_;
   std::map<std::uint64_t, Submission> submissions_;  // by request
   std::map<std::uint64_t, LogRequest> log_requests_;

@@ -3,7 +3,9 @@
 // A member is present while its ephemeral node exists and registered once it has
 // introduced itself to this leader; it is used when it is both. Identity is the
 // procid: a restarted daemon is a new member, its predecessor of the same name
-// is gone at that moment, without waiting for its session to end.
+// is gone at that moment, without waiting for its session to end. An introduction
+// of the predecessor that was long on its way takes the new one's place until
+// that one, which hears no more pings, introduces itself again.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +25,7 @@ struct Member {
   std::string version;
   bool present = false;
   bool registered = false;
+  std::uint64_t registered_ms = 0;
   std::vector<std::string> lanes;  // servers
   std::uint32_t slots = 0;         // agents, as the next
   std::string label;               // takes the tasks of jobs with this resources.label only

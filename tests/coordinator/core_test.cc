@@ -1099,6 +1099,38 @@ TEST_F(CoreTest, RestartedServerReplacesItsFormerSelfAtOnce) {
   EXPECT_TRUE(uses_new);
 }
 
+TEST_F(CoreTest, AnIntroductionThatArrivesAfterItsSendersDeathDelaysTheLivingOneOnly) {
+  AddAgent("a0");
+  EXPECT_TRUE(core_->agents().at("p-a0").alive());
+  control::RegisterAgentT former;
+  former.name = "a0";
+  former.procid = "p-former";
+  former.host = "host";
+  former.slots = 1;
+  Say("p-former", std::move(former));
+  EXPECT_FALSE(core_->agents().at("p-former").alive());
+  // It hears no more pings and introduces itself again, while nothing changes in ZooKeeper.
+  AddAgent("a0");
+  EXPECT_TRUE(core_->agents().at("p-a0").alive());
+  EXPECT_FALSE(core_->agents().contains("p-former"));
+}
+
+TEST_F(CoreTest, WhoRegistersAndDiesBeforeItsNodeIsSeenIsForgotten) {
+  control::RegisterServerT server;
+  server.name = "s9";
+  server.procid = "p-s9";
+  server.host = "host";
+  server.lanes = {"tcp://s9:1"};
+  Announce();
+  Say("p-s9", std::move(server));
+  AddServer("s0");
+  Tick(14'000);
+  EXPECT_TRUE(core_->servers().contains("p-s9"));
+  Tick(1000);
+  EXPECT_FALSE(core_->servers().contains("p-s9"));
+  EXPECT_TRUE(core_->servers().at("p-s0").alive());
+}
+
 TEST_F(CoreTest, AServerThatIsMarkedDeadIsGoneAlthoughItsNodeStays) {
   StartRunning();
   core_->MarkServerDead("p-s1", now_);

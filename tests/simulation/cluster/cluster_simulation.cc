@@ -475,8 +475,10 @@ std::string Cluster::WaitsFor() const {
                      (reason_.empty() ? "" : " (" + reason_ + ")");
   const ZkNode* state = world_.zookeeper.Find(std::string(kJobPath) + "/state");
   for (const Machine& machine : machines_) {
-    if (!machine.agent) continue;
-    for (const std::string& line : machine.agent->Describe()) text += "\n  " + line;
+    std::vector<std::string> lines;
+    if (machine.agent) lines = machine.agent->Describe();
+    if (machine.coordinator) lines = machine.coordinator->Describe();
+    for (const std::string& line : lines) text += "\n  " + line;
   }
   if (state != nullptr) text += "\n  " + state->data;
   return text;

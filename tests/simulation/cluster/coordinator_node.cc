@@ -70,6 +70,18 @@ void CoordinatorNode::End(bool crash) {
   world_.network.Unbind(name_, crash);
 }
 
+std::vector<std::string> CoordinatorNode::Describe() const {
+  std::vector<std::string> lines;
+  if (core_ == nullptr) return lines;
+  const nlohmann::json described = core_->DescribeNodes();
+  for (const nlohmann::json& node : described["nodes"]) {
+    lines.push_back(name_ + " knows " + node["procid"].get<std::string>() + ": " +
+                    node["state"].get<std::string>());
+    if (node.contains("free_slots")) lines.back() += ", free slots " + node["free_slots"].dump();
+  }
+  return lines;
+}
+
 std::uint64_t CoordinatorNode::Now() const {
   return static_cast<std::uint64_t>(static_cast<std::int64_t>(kEpochStartMs) +
                                     world_.schedule.now_ms() + skew_ms_);

@@ -20,6 +20,8 @@ class CoordinatorNode {
   void End(bool crash);
 
   bool leads() const { return core_ != nullptr; }
+  // The members it knows, a line each; none unless it leads.
+  std::vector<std::string> Describe() const;
   void MarkServerDead(const std::string& procid);
   void Submit();
   ZkClient& client() { return client_; }
