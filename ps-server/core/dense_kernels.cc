@@ -7,6 +7,8 @@
 namespace ps::server {
 namespace {
 
+constexpr std::size_t kWordsPerSum = 16;  // at most 31, whose bits a byte can count
+
 template <typename Update>
 void UpdateBlock(float* values, std::size_t stride, const codec::BlockView& push, Update update) {
   codec::EntryReader reader(push);
@@ -41,9 +43,21 @@ void MarkPositions(codec::PositionReader reader, BlockBitmap bitmap) {
 }
 
 std::uint32_t CountPositions(std::span<const std::uint64_t, kBitmapWords> bitmap) {
-  std::uint32_t count = 0;
-  for (const std::uint64_t word : bitmap) count += static_cast<std::uint32_t>(std::popcount(word));
-  return count;
+  // Without an instruction for it std::popcount is a call; this is a loop of vector instructions.
+  static_assert(kBitmapWords % kWordsPerSum == 0);
+  std::uint64_t count = 0;
+  for (std::size_t first = 0; first < bitmap.size(); first += kWordsPerSum) {
+    std::uint64_t sums = 0;  // eight of a byte each
+    for (std::size_t i = 0; i < kWordsPerSum; ++i) {
+      std::uint64_t word = bitmap[first + i];
+      word -= (word >> 1) & 0x5555555555555555u;
+      word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+      sums += (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    }
+    sums = (sums & 0x00ff00ff00ff00ffu) + ((sums >> 8) & 0x00ff00ff00ff00ffu);
+    count += (sums * 0x0001000100010001u) >> 48;
+  }
+  return static_cast<std::uint32_t>(count);
 }
 
 void CollectPositions(std::span<const std::uint64_t, kBitmapWords> bitmap,

@@ -89,6 +89,19 @@ TEST_P(DenseKernelsTest, MaximumKeepsTheLarger) {
   EXPECT_EQ(values, expected);
 }
 
+TEST(BlockBitmapTest, CountsEveryBitOfAnyWord) {
+  std::vector<std::uint64_t> words(kBitmapWords, ~std::uint64_t{0});
+  const BlockBitmap bitmap(words.data(), kBitmapWords);
+  EXPECT_EQ(CountPositions(bitmap), kBitmapWords * 64);
+  std::fill(words.begin(), words.end(), 0);
+  EXPECT_EQ(CountPositions(bitmap), 0u);
+  for (std::size_t bit = 0; bit < kBitmapWords * 64; ++bit) {
+    words[bit / 64] = std::uint64_t{1} << (bit % 64);
+    ASSERT_EQ(CountPositions(bitmap), 1u) << bit;
+    words[bit / 64] = 0;
+  }
+}
+
 TEST_P(DenseKernelsTest, MarkedPositionsAreThoseOfTheCodec) {
   MakePush();
   if (push_.dense()) return;  // it has no index stream
