@@ -171,19 +171,24 @@ class Hosts:
             call(["ip", "netns", "del", space], check=False)
 
     def shape(self, rate):
-        """Full duplex at each host's link; "none": as fast as the machine. The rate is that of the
-        Ethernet line: TCP gets 0.941 of it."""
+        """Each host's link, both ways. As shape_link()."""
         for name in self.names:
-            for space, device in ((self.space(name), "eth0"), (self.switch, self.port(name))):
-                call(["tc", "-n", space, "qdisc", "del", "dev", device, "root"], check=False)
-                if rate == "none":
-                    continue
-                number = float(rate.rstrip("gmbit"))
-                mbit = number * (1000 if rate.endswith("gbit") else 1)
-                burst, limit = (("128kb", "2mb") if mbit >= 1000 else
-                                ("4kb", "256kb") if mbit < 50 else ("16kb", "512kb"))
-                call(["tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
-                      "burst", burst, "limit", limit, "overhead", "24"])
+            self.shape_link(name, rate, rate)
+
+    def shape_link(self, name, up, down):
+        """The rates of what the host sends and receives; "none": as fast as the machine. The rate is
+        that of the Ethernet line: TCP gets 0.941 of it."""
+        for space, device, rate in ((self.space(name), "eth0", up),
+                                    (self.switch, self.port(name), down)):
+            call(["tc", "-n", space, "qdisc", "del", "dev", device, "root"], check=False)
+            if rate == "none":
+                continue
+            number = float(rate.rstrip("gmbit"))
+            mbit = number * (1000 if rate.endswith("gbit") else 1)
+            burst, limit = (("128kb", "2mb") if mbit >= 1000 else
+                            ("4kb", "256kb") if mbit < 50 else ("16kb", "512kb"))
+            call(["tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
+                  "burst", burst, "limit", limit, "overhead", "24"])
 
     def cut(self, name):
         """The host hears and says nothing any more."""

@@ -112,7 +112,8 @@ void Core::SetPresent(Members& members, const std::vector<Presence>& present, bo
   nodes.clear();
   for (const Presence& one : present) nodes.insert(one.procid);
   if (servers) {
-    std::erase_if(dead_servers_, [&](const std::string& procid) { return !nodes.contains(procid); });
+    std::erase_if(dead_servers_,
+                  [&](const std::string& procid) { return !nodes.contains(procid); });
   }
   std::vector<std::string> gone;
   for (const auto& [procid, member] : members) {

@@ -155,8 +155,8 @@ class Core final : public Cluster {
 
   Members servers_;
   Members agents_;
-  // By procid: whose nodes are there, as ZooKeeper has it. A member's `present` says the same unless
-  // it was marked dead.
+  // By procid: whose nodes are there, as ZooKeeper has it. A member's `present` says the same
+  // unless it was marked dead.
   std::set<std::string> server_nodes_;
   std::set<std::string> agent_nodes_;
   std::set<std::string> dead_servers_;  // marked dead, and the node is still there
