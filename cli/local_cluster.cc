@@ -383,7 +383,8 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
     if (!answer.is_object()) return std::string("no coordinator leads yet");
     std::set<std::string> missing = expected;
     for (const Json& node : MemberOf(answer, "nodes")) {
-      if (TextOf(node, "state") == "ready") missing.erase(TextOf(node, "name"));
+      const std::string state = TextOf(node, "state");
+      if (state == "ready" || state == "unsteady") missing.erase(TextOf(node, "name"));
     }
     std::string text;
     for (const auto& name : missing) text += (text.empty() ? "" : ", ") + name;

@@ -82,7 +82,7 @@ class Cluster:
         if done.returncode != 0:
             return set()
         return {node["name"] for node in json.loads(done.stdout)["nodes"]
-                if node["kind"] == kind and node["state"] == "ready"}
+                if node["kind"] == kind and node["state"] in ("ready", "unsteady")}
 
     def tasks(self):
         return [pid for name, process in self.processes().items() if name.startswith("worker")

@@ -40,6 +40,11 @@ Error Annotated(const std::string& what, const Error& error) {
   return Annotate(error, what + ": ");
 }
 
+// A restarted daemon has the failures of its former process.
+std::string BreakerName(const Member& member, bool server) {
+  return (server ? "server " : "agent ") + member.name + " on " + member.host;
+}
+
 }  // namespace
 
 Core::Core(CoreOptions options, std::uint64_t leader_epoch)
@@ -147,7 +152,11 @@ void Core::MarkServerDead(const std::string& procid, std::uint64_t now_ms) {
 
 void Core::Gone(const std::string& procid, bool server) {
   Members& members = server ? servers_ : agents_;
-  members.erase(procid);
+  const auto member = members.find(procid);
+  if (member != members.end()) {
+    if (member->second.alive()) NoteFailure(member->second, server);
+    members.erase(member);
+  }
   for (auto& [id, job] : jobs_) {
     if (server) {
       job->OnServerGone(procid);
@@ -181,6 +190,32 @@ void Core::DropUnannounced() {
   }
 }
 
+void Core::NoteFailure(const Member& member, bool server) {
+  const std::string name = BreakerName(member, server);
+  if (!breaker_.Fail(name, now_ms_)) return;
+  for (auto& [id, job] : jobs_) {
+    if (!job->over()) job->OnUnsteady(name);
+  }
+  JudgeSteadiness();
+}
+
+void Core::NoteTaskFailure(const std::string& agent) {
+  const auto at = agents_.find(agent);
+  if (at != agents_.end()) NoteFailure(at->second, false);
+}
+
+bool Core::IsUnsteady(const Member& member, bool server) const {
+  return breaker_.UnsteadyUntil(BreakerName(member, server), now_ms_) != 0;
+}
+
+void Core::JudgeSteadiness() {
+  for (const bool servers : {true, false}) {
+    for (auto& [procid, member] : servers ? servers_ : agents_) {
+      member.unsteady = IsUnsteady(member, servers);
+    }
+  }
+}
+
 // A daemon of the same name that registers anew means that its former process is dead.
 void Core::ReplaceNamesake(Members& members, const Member& member, bool server) {
   std::vector<std::string> former;
@@ -203,6 +238,7 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
   member.registered_ms = now_ms_;
   dead_servers_.erase(procid);  // alive after all
   member.present = server_nodes_.contains(procid);
+  member.unsteady = IsUnsteady(member, true);
   ReplaceNamesake(servers_, servers_[procid], true);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
@@ -234,6 +270,7 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
   member.registered = true;
   member.registered_ms = now_ms_;
   member.present = agent_nodes_.contains(procid);
+  member.unsteady = IsUnsteady(member, false);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
   welcome.coordinator = options_.id;
@@ -361,6 +398,7 @@ void Core::Tick(std::uint64_t now_ms) {
   }
   if (!servers_known_ || !agents_known_) return;
   DropUnannounced();
+  JudgeSteadiness();
   if (!settled_) {
     if (now_ms < settle_until_ms_) return;
     settled_ = true;
@@ -619,7 +657,7 @@ nlohmann::json Core::DescribeNodes() const {
                               {"procid", procid},
                               {"host", member.host},
                               {"version", member.version},
-                              {"state", member.alive()   ? "ready"
+                              {"state", member.alive()   ? member.unsteady ? "unsteady" : "ready"
                                         : member.present ? "registering"
                                                          : "announcing"},
                               {"jobs", std::move(jobs)},

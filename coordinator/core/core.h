@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/core/circuit_breaker.h"
 #include "coordinator/core/job.h"
 #include "coordinator/core/members.h"
 
@@ -115,6 +116,7 @@ class Core final : public Cluster {
   const Members& agents() const override { return agents_; }
   std::uint32_t FreeSlots(const std::string& agent) const override;
   void Send(const std::string& procid, control::MessageT message) override;
+  void NoteTaskFailure(const std::string& agent) override;
 
  private:
   struct Submission {
@@ -138,6 +140,9 @@ class Core final : public Cluster {
   void RegisterServer(const std::string& procid, const control::RegisterServerT& message);
   void RegisterAgent(const std::string& procid, const control::RegisterAgentT& message);
   void DropUnannounced();
+  void NoteFailure(const Member& member, bool server);
+  bool IsUnsteady(const Member& member, bool server) const;
+  void JudgeSteadiness();
   void ReplaceNamesake(Members& members, const Member& member, bool server);
   void OnPreflightResult(const control::PreflightResultT& result);
   void Fail(Ticket ticket, Error error);
@@ -159,6 +164,7 @@ class Core final : public Cluster {
   // unless it was marked dead.
   std::set<std::string> server_nodes_;
   std::set<std::string> agent_nodes_;
+  CircuitBreaker breaker_;
   std::set<std::string> dead_servers_;  // marked dead, and the node is still there
   std::map<std::uint64_t, std::unique_ptr<Job>> jobs_;
   std::map<std::uint64_t, Submission> submissions_;  // by request

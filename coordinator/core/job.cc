@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
+#include "coordinator/core/circuit_breaker.h"
 #include "coordinator/core/job_round.h"
 #include "coordinator/core/placement.h"
 
@@ -198,6 +200,14 @@ void Job::StartRunning() {
 
 // ---- workers
 
+void Job::OnUnsteady(const std::string& who) {
+  Event("unsteady", who + " has failed " + std::to_string(CircuitBreaker::kFailures) +
+                        " times within " + std::to_string(CircuitBreaker::kWindowMs / 1000) +
+                        " s: it gets nothing new, where others can take it, until it has been well "
+                        "for " +
+                        std::to_string(CircuitBreaker::kRestMs / 1000) + " s");
+}
+
 bool Job::Takes(const Member& agent) const {
   return agent.alive() && agent.label == definition_.spec.resources.label;
 }
@@ -254,7 +264,9 @@ void Job::StartMissingTasks() {
     for (const auto& [procid, agent] : cluster_.agents()) {
       if (!Takes(agent)) continue;
       const std::uint32_t free = cluster_.FreeSlots(procid);
-      if (free > best_free) {
+      if (free == 0) continue;
+      if (best == nullptr ||
+          std::tuple(!agent.unsteady, free) > std::tuple(!best->unsteady, best_free)) {
         best = &agent;
         best_free = free;
       }
@@ -427,6 +439,7 @@ void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::
     }
   } else {
     ++memory.early_failures;
+    cluster_.NoteTaskFailure(agent);
   }
   worker.task = 0;
   worker.agent.clear();

@@ -71,6 +71,7 @@ class Job {
   void OnServerGone(const std::string& procid);
   void OnAgentReady(const std::string& procid, const control::RegisterAgentT& registration);
   void OnAgentGone(const std::string& procid);
+  void OnUnsteady(const std::string& who);  // for the events
   // A message of a server, an agent, or (task != 0) of a task of this job.
   void OnServerMessage(const std::string& procid, const control::MessageT& message);
   void OnAgentMessage(const std::string& procid, const control::MessageT& message);

@@ -30,6 +30,8 @@ struct Member {
   std::uint32_t slots = 0;         // agents, as the next
   std::string label;               // takes the tasks of jobs with this resources.label only
 
+  bool unsteady = false;  // fails again and again: gets what nobody else can take
+
   bool alive() const { return present && registered; }
 };
 
@@ -47,6 +49,8 @@ class Cluster {
   // Slots of the agent that no task of any job occupies.
   virtual std::uint32_t FreeSlots(const std::string& agent) const = 0;
   virtual void Send(const std::string& procid, control::MessageT message) = 0;
+  // A task that never got ready: the agent may be the reason.
+  virtual void NoteTaskFailure(const std::string& agent) = 0;
 };
 
 }  // namespace ps::coordinator

@@ -89,7 +89,9 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
   for (std::size_t shard = 0; shard < count; ++shard) {
     if (next.shards[shard]->server == kNowhere) homeless.push_back(shard);
   }
-  const std::vector<std::size_t> servers = FillUp(load, homeless.size());
+  std::vector<std::size_t> burden = load;
+  for (std::size_t i = 0; i < alive.size(); ++i) burden[i] += alive[i].unsteady ? count : 0;
+  const std::vector<std::size_t> servers = FillUp(burden, homeless.size());
   std::vector<std::vector<std::size_t>> of_server(alive.size());
   for (std::size_t i = 0; i < homeless.size(); ++i) of_server[servers[i]].push_back(homeless[i]);
   for (std::size_t server = 0; server < alive.size(); ++server) {
@@ -182,7 +184,7 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
       };
       auto known = chosen.find(chain);
       if (known == chosen.end()) {
-        std::optional<std::tuple<bool, std::size_t, std::size_t, std::size_t>> best;
+        std::optional<std::tuple<bool, bool, std::size_t, std::size_t, std::size_t>> best;
         // Of equals the next one around: so the last servers find others than themselves, too.
         const std::size_t from = find(map.servers[chain.back().first]->procid);
         for (std::size_t i = 0; i < able.size(); ++i) {
@@ -194,15 +196,15 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
           }
           if (holds) continue;
           const std::size_t around = (i + 2 * able.size() - from) % able.size();
-          const auto worth = std::make_tuple(same_host, total(i), around, i);
+          const auto worth = std::make_tuple(able[i].unsteady, same_host, total(i), around, i);
           if (!best.has_value() || worth < *best) best = worth;
         }
         known = chosen.emplace(chain, std::nullopt).first;
         if (best.has_value()) {
-          const std::vector<std::size_t>& lanes = load[std::get<3>(*best)];
+          const std::size_t server = std::get<4>(*best);
+          const std::vector<std::size_t>& lanes = load[server];
           const auto least = std::min_element(lanes.begin(), lanes.end());
-          known->second =
-              Place{std::get<3>(*best), static_cast<std::size_t>(least - lanes.begin())};
+          known->second = Place{server, static_cast<std::size_t>(least - lanes.begin())};
         }
       }
       if (!known->second.has_value()) continue;

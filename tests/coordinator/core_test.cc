@@ -1131,6 +1131,69 @@ TEST_F(CoreTest, WhoRegistersAndDiesBeforeItsNodeIsSeenIsForgotten) {
   EXPECT_TRUE(core_->servers().at("p-s0").alive());
 }
 
+TEST_F(CoreTest, AServerThatCrashesAgainAndAgainGetsNoShardsWhileAnotherCanTakeThem) {
+  StartRunning();
+  const auto shards_of = [&](const std::string& procid) {
+    const auto map = Map();
+    return std::count_if(map.shards.begin(), map.shards.end(), [&](const auto& shard) {
+      return map.servers[shard->server]->procid == procid;
+    });
+  };
+  for (int crash = 0; crash < 4; ++crash) {
+    core_->MarkServerDead("p-s1", now_);
+    Tick(2000);
+    Register("s1");
+  }
+  EXPECT_FALSE(core_->servers().at("p-s1").unsteady);
+  core_->MarkServerDead("p-s1", now_);
+  Tick(2000);
+  Register("s1");
+  EXPECT_TRUE(core_->servers().at("p-s1").unsteady);
+  EXPECT_NE(Events().find("unsteady: server s1 on host has failed 5 times"), std::string::npos);
+  // The shards that s0 loses go to a new server, all of them.
+  AddServer("s2");
+  core_->MarkServerDead("p-s0", now_);
+  Tick();
+  EXPECT_EQ(shards_of("p-s1"), 0);
+  EXPECT_EQ(shards_of("p-s2"), 4);
+  // If there is no other it has to do.
+  core_->MarkServerDead("p-s2", now_);
+  Tick();
+  EXPECT_EQ(shards_of("p-s1"), 4);
+  Tick(60'000);
+  EXPECT_FALSE(core_->servers().at("p-s1").unsteady);
+}
+
+TEST_F(CoreTest, AnAgentWhoseTasksNeverGetReadyIsTheLastToGetOne) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  for (int failure = 0; failure < 5; ++failure) {
+    for (const auto& message : Take("p-a0", Body::StartTask)) {
+      control::TaskExitedT exited;
+      exited.task = message.body.AsStartTask()->task;
+      exited.job = 1;
+      exited.status = 1;
+      Say("p-a0", std::move(exited));
+    }
+    Tick(1000u << (failure + 1));
+  }
+  EXPECT_TRUE(core_->agents().at("p-a0").unsteady);
+  AddAgent("a2");
+  const auto last = Take("p-a0", Body::StartTask);
+  ASSERT_EQ(last.size(), 1u);
+  control::TaskExitedT exited;
+  exited.task = last[0].body.AsStartTask()->task;
+  exited.job = 1;
+  exited.status = 1;
+  Say("p-a0", std::move(exited));
+  Tick(30'000);
+  EXPECT_EQ(Take("p-a0", Body::StartTask).size(), 0u);
+  EXPECT_EQ(Take("p-a2", Body::StartTask).size(), 1u);
+}
+
 TEST_F(CoreTest, AServerThatIsMarkedDeadIsGoneAlthoughItsNodeStays) {
   StartRunning();
   core_->MarkServerDead("p-s1", now_);
