@@ -100,6 +100,9 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobState state, control::Ma
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     slots_[slot].ready = state_.workers[slot].live;
     slots_[slot].started_ms = cluster_.now_ms();
+    // By the former leader's clock, which may have been hours ahead.
+    std::uint64_t& retry_at = state_.workers[slot].retry_at_ms;
+    retry_at = std::min(retry_at, cluster_.now_ms() + kMaxBackoffMs);
   }
   if (!over()) Event("leader", "a new coordinator has taken over");
 }

@@ -34,6 +34,11 @@ nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::si
           {"damaged", checkpoint.damaged}};
 }
 
+// 0: not begun. Clocks of leaders may differ.
+double SecondsSince(std::uint64_t begun_ms, std::uint64_t now_ms) {
+  return begun_ms == 0 || now_ms < begun_ms ? 0.0 : static_cast<double>(now_ms - begun_ms) / 1000.0;
+}
+
 }  // namespace
 
 std::string TimeText(std::uint64_t unix_ms) {
@@ -161,11 +166,7 @@ nlohmann::json Job::Describe() const {
       {"created", TimeText(state_.created_ms)},
       {"started", TimeText(state_.started_ms)},
       {"finished", TimeText(state_.finished_ms)},
-      {"seconds", state_.started_ms == 0
-                      ? 0.0
-                      : static_cast<double>((over() ? state_.finished_ms : cluster_.now_ms()) -
-                                            state_.started_ms) /
-                            1000.0},
+      {"seconds", SecondsSince(state_.started_ms, over() ? state_.finished_ms : cluster_.now_ms())},
       {"generation", state_.generation},
       {"restarts", state_.restarts},
       {"parameters", definition_.layout.parameters},

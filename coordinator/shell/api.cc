@@ -108,7 +108,7 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
 }
 
 void Coordinator::Route(const net::HttpRequest& request, const net::Responder& responder) {
-  const auto now = static_cast<std::uint64_t>(net::WallClockMs());
+  const auto now = Now();
   const std::vector<std::string> parts = Split(request.path);  // "v1", "jobs", ...
   const bool get = request.method == "GET";
   const bool post = request.method == "POST";

@@ -98,6 +98,7 @@ void Coordinator::OnLeadership(const std::optional<zk::Leadership>& leadership) 
 void Coordinator::TakeOver() {
   spdlog::info("leads from now on, leader epoch {}", leadership_->epoch);
   term_ = std::make_shared<int>(0);
+  wall_offset_ms_ = net::WallClockMs() - loop_.NowMs();
   ReadJobs(*session_, term_, [this](Result<std::vector<JobRecord>> records) {
     const auto again = [this](const std::string& why) {
       spdlog::error("cannot take over: {}; tries again in 5 s", why);
@@ -109,7 +110,7 @@ void Coordinator::TakeOver() {
     CoreOptions options;
     options.id = options_.id;
     auto core = std::make_unique<Core>(options, leadership_->epoch);
-    const Status loaded = core->Load(*records, static_cast<std::uint64_t>(net::WallClockMs()));
+    const Status loaded = core->Load(*records, Now());
     if (!loaded.ok()) return again(loaded.error().message);
     spdlog::info("took over {} jobs", records->size());
     core_ = std::move(core);
@@ -145,7 +146,7 @@ void Coordinator::StepDown(const std::string& why) {
 
 void Coordinator::FeedMembers() {
   if (!core_) return;
-  const auto now = static_cast<std::uint64_t>(net::WallClockMs());
+  const auto now = Now();
   if (servers_) core_->SetServers(Presences(*servers_), now);
   if (agents_) core_->SetAgents(Presences(*agents_), now);
   Flush(false);
@@ -177,8 +178,7 @@ void Coordinator::OnControl(std::vector<zmq::message_t>&& frames) {
   }
   const auto known = procid_of_.find(identity);
   if (known == procid_of_.end()) return;
-  core_->OnMessage(known->second, std::move(*message),
-                   static_cast<std::uint64_t>(net::WallClockMs()));
+  core_->OnMessage(known->second, std::move(*message), Now());
   Flush(false);
 }
 
@@ -196,13 +196,17 @@ void Coordinator::OnDead(const std::string& procid) {
   if (server == core_->servers().end()) return;
   spdlog::warn("server {} ({}) is dead: its connection broke and {} refuses connections",
                server->second.name, procid, server->second.lanes.front());
-  core_->MarkServerDead(procid, static_cast<std::uint64_t>(net::WallClockMs()));
+  core_->MarkServerDead(procid, Now());
   Flush(false);
+}
+
+std::uint64_t Coordinator::Now() const {
+  return static_cast<std::uint64_t>(loop_.NowMs() + wall_offset_ms_);
 }
 
 void Coordinator::OnTick() {
   if (!core_) return;
-  core_->Tick(static_cast<std::uint64_t>(net::WallClockMs()));
+  core_->Tick(Now());
   const std::int64_t now = loop_.NowMs();
   const bool lazy = now - last_lazy_ms_ >= 1000;
   if (lazy) last_lazy_ms_ = now;

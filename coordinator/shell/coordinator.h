@@ -44,6 +44,9 @@ class Coordinator {
   void OnControl(std::vector<zmq::message_t>&& frames);
   void OnPeerLost(const std::string& identity);
   void OnDead(const std::string& procid);
+  // Unix time when this term began, and what has passed since: a step of the wall clock must
+  // neither end all deadlines nor put them off.
+  std::uint64_t Now() const;
   void OnTick();
   void Flush(bool with_lazy);
   void Release(Output& output);
@@ -78,6 +81,7 @@ class Coordinator {
   std::map<std::string, std::string> procid_of_;
   std::map<Ticket, net::Responder> tickets_;
   Ticket next_ticket_ = 1;
+  std::int64_t wall_offset_ms_ = 0;
   std::int64_t last_lazy_ms_ = 0;
   std::uint64_t bad_messages_ = 0;
 };

@@ -213,6 +213,18 @@ class CoreTest : public ::testing::Test {
     return std::move(*message->body.AsJobUpdate()->map);
   }
 
+  // What a new leader reads.
+  JobRecord Record() {
+    JobRecord record;
+    record.id = 1;
+    record.spec = nodes_["/jobs/0000000001/spec"];
+    record.layout = nodes_["/jobs/0000000001/layout"];
+    record.state = nodes_["/jobs/0000000001/state"];
+    record.map = nodes_["/jobs/0000000001/map"];
+    record.events = nodes_["/jobs/0000000001/events"];
+    return record;
+  }
+
   nlohmann::json Describe() { return core_->DescribeJob("count")->at("job"); }
   std::string PhaseNow() { return Describe()["phase"]; }
   std::string Events() {
@@ -1456,6 +1468,33 @@ TEST_F(CoreTest, WhenAllIsLostButTheRingsComeBackNothingIsLost) {
   EXPECT_EQ(PhaseNow(), "running");
 }
 
+TEST_F(CoreTest, ANewLeaderWhoseClockIsBehindStartsTasksAllTheSame) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  for (const auto& message : Take("p-a0", Body::StartTask)) {
+    control::TaskExitedT exited;
+    exited.task = message.body.AsStartTask()->task;
+    exited.job = 1;
+    exited.status = 1;
+    Say("p-a0", std::move(exited));  // it is tried again a little later
+  }
+  const JobRecord record = Record();
+  Start(2);
+  inbox_.clear();
+  now_ -= 900'000;
+  ASSERT_TRUE(core_->Load({record}, now_).ok());
+  Announce();
+  Register("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Tick(31'000);
+  EXPECT_EQ(Take("p-a0", Body::StartTask).size(), 1u);
+  EXPECT_EQ(Describe()["seconds"], 0.0);
+}
+
 TEST_F(CoreTest, NewLeaderGoesOnWithWhatZooKeeperHolds) {
   StartRunning();
   Progress(20);
@@ -1463,13 +1502,7 @@ TEST_F(CoreTest, NewLeaderGoesOnWithWhatZooKeeperHolds) {
   PlayRound(20);
   Progress(40);
   Tick();  // opens a round, which the take-over aborts
-  JobRecord record;
-  record.id = 1;
-  record.spec = nodes_["/jobs/0000000001/spec"];
-  record.layout = nodes_["/jobs/0000000001/layout"];
-  record.state = nodes_["/jobs/0000000001/state"];
-  record.map = nodes_["/jobs/0000000001/map"];
-  record.events = nodes_["/jobs/0000000001/events"];
+  const JobRecord record = Record();
   Start(2);
   inbox_.clear();
   ASSERT_TRUE(core_->Load({record}, now_).ok());

@@ -20,6 +20,7 @@ constexpr std::int64_t kHealMs = 300'000;  // the job must end within this time 
 constexpr std::int64_t kCheckMs = 1000;
 constexpr std::int64_t kOperatorMs = 4000;
 constexpr std::int64_t kRestartMs = 4000;  // at most, by whoever watches over the processes
+constexpr std::int64_t kBadClocks = 3600;  // one cluster of four has clocks wrong by up to an hour
 constexpr const char* kJobPath = "/jobs/0000000001";
 
 class Cluster {
@@ -91,6 +92,7 @@ Cluster::Cluster(const ClusterOptions& options)
       machine.role = role;
       machine.name = prefix + std::to_string(i);
       machine.skew_ms = static_cast<std::int64_t>(Dice(2000)) - 1000;
+      if (options_.seed % 4 == 3) machine.skew_ms *= kBadClocks;
       machine.size = static_cast<std::uint32_t>(1 + Dice(size_max));
       machines_.push_back(std::move(machine));
     }
