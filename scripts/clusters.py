@@ -18,6 +18,7 @@ log4j.appender.console=org.apache.log4j.ConsoleAppender
 log4j.appender.console.layout=org.apache.log4j.PatternLayout
 log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c: %m%n
 """
+FAKE_TIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"  # of Debian's libfaketime
 PR_SET_PDEATHSIG = 1
 
 
@@ -54,6 +55,23 @@ def children(pid):
 
 class Cluster:
     """What both kinds can do. cli() runs ds-cli; folder and checkpoints are where its files are."""
+
+    clock = None  # a file that says how wrong the processes' wall clock is
+
+    def with_clock(self, folder):
+        """Before up(): set_clock() will set the wall clock of all processes but ZooKeeper's."""
+        if not os.path.exists(FAKE_TIME):
+            raise Failure("wrong clocks need the package libfaketime")
+        self.clock = os.path.join(folder, "clock")
+        self.set_clock(0)
+        self.env.update(LD_PRELOAD=FAKE_TIME, FAKETIME_TIMESTAMP_FILE=self.clock,
+                        FAKETIME_CACHE_DURATION="1", FAKETIME_DONT_FAKE_MONOTONIC="1",
+                        FAKETIME_SKIP_CMDS="java")
+
+    def set_clock(self, seconds):
+        with open(self.clock + ".new", "w") as out:
+            out.write("%+d" % seconds)
+        os.replace(self.clock + ".new", self.clock)
 
     def ask(self, *words, timeout=40):
         """A coordinator may just have been killed: asks again for a while."""
@@ -227,7 +245,8 @@ class Hosts:
 class HostCluster(Cluster):
     """ZooKeeper and the daemons as processes on hosts; `place` names the host of each process.
 
-    Processes: zookeeper, coordinator-N, server-N, worker-N. ds-cli runs on the host "operator".
+    Processes: zookeeper (or zookeeper-N, an ensemble), coordinator-N, server-N, worker-N. ds-cli runs
+    on the host "operator".
     """
 
     def __init__(self, build, folder, place, session="4s", lanes=1):
@@ -239,6 +258,7 @@ class HostCluster(Cluster):
         self.hosts = Hosts(list(dict.fromkeys([*place.values(), "operator"])))
         self.checkpoints = os.path.join(self.folder, "checkpoints")
         coordinators = [name for name in place if name.startswith("coordinator")]
+        self.zookeepers = [name for name in place if name.startswith("zookeeper")]
         self.env = dict(os.environ, DS_STATE=os.path.join(folder, "context.json"),
                         DS_COORDINATOR=",".join("http://%s:7070" % self.address(name)
                                                 for name in coordinators))
@@ -248,13 +268,15 @@ class HostCluster(Cluster):
         return self.hosts.address(self.place[process])
 
     def command(self, name):
-        zookeeper = self.address("zookeeper") + ":2181/ds"
+        zookeeper = ",".join(self.address(one) + ":2181" for one in self.zookeepers) + "/ds"
         common = ["--zookeeper", zookeeper, "--session-timeout-ms", self.session_ms, "--bind",
                   self.address(name)]
-        if name == "zookeeper":
+        if name in self.zookeepers:
             return ["java", "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp",
-                    ".:" + ":".join(JARS), "org.apache.zookeeper.server.ZooKeeperServerMain",
-                    "zoo.cfg"]
+                    ".:" + ":".join(JARS),
+                    "org.apache.zookeeper.server." + (
+                        "quorum.QuorumPeerMain" if len(self.zookeepers) > 1 else
+                        "ZooKeeperServerMain"), "zoo.cfg"]
         if name.startswith("coordinator"):
             return [os.path.join(self.bin, "coordinator"), "--id", name, *common]
         if name.startswith("server"):
@@ -264,19 +286,28 @@ class HostCluster(Cluster):
                 os.path.join(self.folder, name), *common]
 
     def start(self, name):
-        cwd = os.path.join(self.folder, "zookeeper") if name == "zookeeper" else self.folder
+        cwd = os.path.join(self.folder, name) if name in self.zookeepers else self.folder
         self.running[name] = self.hosts.start(self.place[name], self.command(name),
                                               os.path.join(self.folder, name + ".log"), self.env,
                                               cwd)
 
     def up(self):
-        os.makedirs(os.path.join(self.folder, "zookeeper", "data"))
         os.makedirs(self.checkpoints)
-        with open(os.path.join(self.folder, "zookeeper", "zoo.cfg"), "w") as out:
-            out.write("tickTime=500\ndataDir=./data\nclientPort=2181\nclientPortAddress=%s\n"
-                      "admin.enableServer=false\nmaxClientCnxns=0\n" % self.address("zookeeper"))
-        with open(os.path.join(self.folder, "zookeeper", "log4j.properties"), "w") as out:
-            out.write(LOG4J)
+        ensemble = ["server.%d=%s:2888:3888" % (number + 1, self.address(one))
+                    for number, one in enumerate(self.zookeepers)]
+        for number, one in enumerate(self.zookeepers):
+            folder = os.path.join(self.folder, one)
+            os.makedirs(os.path.join(folder, "data"))
+            lines = ["tickTime=500", "dataDir=./data", "clientPort=2181", "clientPortAddress=" +
+                     self.address(one), "admin.enableServer=false", "maxClientCnxns=0"]
+            if len(ensemble) > 1:
+                lines += ["initLimit=20", "syncLimit=6", *ensemble]
+                with open(os.path.join(folder, "data", "myid"), "w") as out:
+                    out.write("%d\n" % (number + 1))
+            with open(os.path.join(folder, "zoo.cfg"), "w") as out:
+                out.write("\n".join(lines) + "\n")
+            with open(os.path.join(folder, "log4j.properties"), "w") as out:
+                out.write(LOG4J)
         self.hosts.up()
         self.repair()
 
