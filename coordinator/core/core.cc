@@ -639,6 +639,14 @@ Result<nlohmann::json> Core::DescribeCheckpoints(const std::string& name) const 
   return nlohmann::json{{"checkpoints", job->DescribeCheckpoints()}};
 }
 
+std::vector<nlohmann::json> Core::DescribeOpenJobs() const {
+  std::vector<nlohmann::json> open;
+  for (const auto& [id, job] : jobs_) {
+    if (!job->over()) open.push_back(job->Describe());
+  }
+  return open;
+}
+
 nlohmann::json Core::DescribeNodes() const {
   nlohmann::json list = nlohmann::json::array();
   const auto add = [&](const Members& members, bool server) {

@@ -103,6 +103,7 @@ class Core final : public Cluster {
   // Answered at once.
   Result<nlohmann::json> DescribeJob(const std::string& job) const;
   nlohmann::json DescribeJobs() const;
+  std::vector<nlohmann::json> DescribeOpenJobs() const;  // each as DescribeJob() has it
   Result<nlohmann::json> DescribeEvents(const std::string& job, std::uint64_t after) const;
   Result<nlohmann::json> DescribeCheckpoints(const std::string& job) const;
   nlohmann::json DescribeNodes() const;

@@ -160,6 +160,8 @@ void Job::Tick() {
   }
   if (state_.phase == Phase::kPlacing) StartRunning();
   if (state_.phase == Phase::kRecovering && !Homeless() && ShardsReady() && LiveCount() > 0) {
+    ++recoveries_;
+    recovery_ms_ += MsSince(PhaseName(Phase::kRecovering), "").value_or(0);
     Event("recovered", "all shards are ready again" +
                            After(PhaseName(Phase::kRecovering), "", "the loss was noticed"));
     SetPhase(Phase::kRunning, "");
@@ -943,21 +945,28 @@ void Job::SetPhase(Phase phase, const std::string& reason) {
   dirty_.state = true;
 }
 
-std::string Job::After(const std::string& type, const std::string& begins,
-                       const std::string& text) const {
+std::optional<std::uint64_t> Job::MsSince(const std::string& type,
+                                          const std::string& begins) const {
   for (auto event = state_.events.rbegin(); event != state_.events.rend(); ++event) {
     if (event->type != type || event->message.rfind(begins, 0) != 0) continue;
     // Clocks of leaders may differ.
-    const std::uint64_t ms = cluster_.now_ms() - std::min(cluster_.now_ms(), event->time_ms);
-    const std::string tenths = std::to_string(ms % 1000 / 100);
-    return ", " + std::to_string(ms / 1000) + "." + tenths + " s after " + text;
+    return cluster_.now_ms() - std::min(cluster_.now_ms(), event->time_ms);
   }
-  return "";
+  return std::nullopt;
+}
+
+std::string Job::After(const std::string& type, const std::string& begins,
+                       const std::string& text) const {
+  const auto ms = MsSince(type, begins);
+  if (!ms) return "";
+  const std::string tenths = std::to_string(*ms % 1000 / 100);
+  return ", " + std::to_string(*ms / 1000) + "." + tenths + " s after " + text;
 }
 
 void Job::Event(const std::string& type, const std::string& message) {
   state_.events.push_back(JobEvent{state_.next_event++, cluster_.now_ms(), type, message});
   if (state_.events.size() > kMaxEvents) state_.events.pop_front();
+  ++event_counts_[type];
   dirty_.state = true;
   dirty_.events = true;
 }

@@ -181,6 +181,8 @@ class Job {
   void SetPhase(Phase phase, const std::string& reason);
   // ", 0.3 s after TEXT", by the newest event of the type whose message begins so; empty if none is
   // known any more.
+  // How long ago the newest such event was, as After() counts.
+  std::optional<std::uint64_t> MsSince(const std::string& type, const std::string& begins) const;
   std::string After(const std::string& type, const std::string& begins,
                     const std::string& text) const;
   void Event(const std::string& type, const std::string& message);
@@ -236,7 +238,10 @@ class Job {
   std::vector<Range> committed_remaining_next_;  // of the checkpoint to come
   std::vector<std::string> final_digests_;       // empty after a take-over: not checked then
   Incarnation evaluator_;
-  control::ProgressT finished_;  // sums over tasks that are gone
+  control::ProgressT finished_;                        // sums over tasks that are gone
+  std::map<std::string, std::uint64_t> event_counts_;  // in this term, by type
+  std::uint64_t recoveries_ = 0;                       // in this term
+  std::uint64_t recovery_ms_ = 0;                      // of all these
   std::string last_wait_reason_;
   Dirty dirty_;
 };

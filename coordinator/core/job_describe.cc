@@ -177,9 +177,14 @@ nlohmann::json Job::Describe() const {
       {"servers", FirstServers().size()},
       {"workers", std::move(workers)},
       {"progress", std::move(progress)},
-      {"checkpoints", state_.checkpoints.size()}};
+      {"checkpoints", state_.checkpoints.size()},
+      {"event_counts", event_counts_},
+      {"recoveries",
+       {{"count", recoveries_}, {"seconds", static_cast<double>(recovery_ms_) / 1000.0}}}};
   if (!state_.checkpoints.empty()) {
     json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back(), map_.shards.size());
+    json["checkpoint_age_seconds"] =
+        SecondsSince(state_.checkpoints.back().time_ms, cluster_.now_ms());
   }
   if (round_) json["open_checkpoint"] = round_->number.value();
   if (state_.result) {

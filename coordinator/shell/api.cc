@@ -3,7 +3,9 @@
 
 #include <charconv>
 
+#include "common/net/metric_families.h"
 #include "coordinator/shell/coordinator.h"
+#include "coordinator/shell/metrics.h"
 
 namespace ps::coordinator {
 namespace {
@@ -74,6 +76,11 @@ net::HttpResponse ApiError(const Error& error) {
 void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responder& responder) {
   if (request.path == "/healthz") {
     responder.Answer(net::TextResponse(200, "ok\n"));
+    return;
+  }
+  if (request.path == "/metrics") {
+    responder.Answer(
+        net::MetricsResponse(MetricsText(core_.get(), leadership_ ? leadership_->epoch : 0)));
     return;
   }
   if (request.path == "/v1/version") {

@@ -1,58 +1,28 @@
 #include "ps-server/shell/metrics.h"
 
-#include <prometheus/metric_family.h>
-#include <prometheus/text_serializer.h>
-
 #include <initializer_list>
 #include <limits>
 #include <map>
-#include <sstream>
 #include <utility>
+
+#include "common/net/metric_families.h"
 
 namespace ps::server {
 namespace {
 
-using Labels = std::vector<prometheus::ClientMetric::Label>;
-
-class Families {
- public:
-  void Begin(const char* name, const char* help, prometheus::MetricType type) {
-    families_.emplace_back();
-    families_.back().name = std::string("ps_server_") + name;
-    families_.back().help = help;
-    families_.back().type = type;
+prometheus::ClientMetric::Histogram Histogram(const StalenessHistogram& histogram) {
+  prometheus::ClientMetric::Histogram result;
+  result.sample_count = histogram.count();
+  result.sample_sum = static_cast<double>(histogram.sum());
+  std::uint64_t up_to = 0;
+  for (std::size_t i = 0; i < StalenessHistogram::kBuckets; ++i) {
+    up_to += histogram.bucket(i);
+    const bool last = i == StalenessHistogram::kUpTo.size();
+    result.bucket.push_back({up_to, last ? std::numeric_limits<double>::infinity()
+                                         : static_cast<double>(StalenessHistogram::kUpTo[i])});
   }
-  void Add(double value, Labels labels = {}) {
-    prometheus::ClientMetric metric;
-    metric.label = std::move(labels);
-    metric.counter.value = value;
-    metric.gauge.value = value;
-    families_.back().metric.push_back(std::move(metric));
-  }
-  void Add(const StalenessHistogram& histogram, Labels labels) {
-    prometheus::ClientMetric metric;
-    metric.label = std::move(labels);
-    metric.histogram.sample_count = histogram.count();
-    metric.histogram.sample_sum = static_cast<double>(histogram.sum());
-    std::uint64_t up_to = 0;
-    for (std::size_t i = 0; i < StalenessHistogram::kBuckets; ++i) {
-      up_to += histogram.bucket(i);
-      const bool last = i == StalenessHistogram::kUpTo.size();
-      metric.histogram.bucket.push_back(
-          {up_to, last ? std::numeric_limits<double>::infinity()
-                       : static_cast<double>(StalenessHistogram::kUpTo[i])});
-    }
-    families_.back().metric.push_back(std::move(metric));
-  }
-  std::string Text() const {
-    std::ostringstream out;
-    prometheus::TextSerializer().Serialize(out, families_);
-    return out.str();
-  }
-
- private:
-  std::vector<prometheus::MetricFamily> families_;
-};
+  return result;
+}
 
 }  // namespace
 
@@ -81,7 +51,7 @@ const char* CodeName(wire::Code code) {
 std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCounters& control) {
   constexpr auto kCounter = prometheus::MetricType::Counter;
   constexpr auto kGauge = prometheus::MetricType::Gauge;
-  Families families;
+  net::MetricFamilies families("ps_server_");
 
   struct PerLane {
     const char* name;
@@ -151,13 +121,13 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
                  "Clocks that the worker was ahead of the slowest, of each applied push and shard.",
                  prometheus::MetricType::Histogram);
   for (const auto& [job, counters] : by_job) {
-    families.Add(counters.clocks_ahead, {{"job", std::to_string(job.value())}});
+    families.Add(Histogram(counters.clocks_ahead), {{"job", std::to_string(job.value())}});
   }
   families.Begin("push_version_gap",
                  "Pushes applied since the values that a push was computed on, per shard.",
                  prometheus::MetricType::Histogram);
   for (const auto& [job, counters] : by_job) {
-    families.Add(counters.version_gap, {{"job", std::to_string(job.value())}});
+    families.Add(Histogram(counters.version_gap), {{"job", std::to_string(job.value())}});
   }
   struct PerJob {
     const char* name;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "common/job/job_spec.h"
+#include "common/net/metric_families.h"
 #include "common/net/zmq_socket.h"
 #include "ps-server/core/lane_map.h"
 #include "ps-server/core/shard_load.h"
@@ -150,9 +151,7 @@ void Server::Answer(const net::HttpRequest& request, const net::Responder& respo
     for (const auto& lane : lanes_) lanes.push_back(lane->status());
     ControlCounters counters = counters_;
     counters.registered = registered();
-    net::HttpResponse response = net::TextResponse(200, MetricsText(lanes, counters));
-    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-    return responder.Answer(std::move(response));
+    return responder.Answer(net::MetricsResponse(MetricsText(lanes, counters)));
   }
   responder.Answer(net::ErrorResponse(404, "no such page; there are /healthz and /metrics"));
 }

@@ -492,6 +492,15 @@ class Replicas(WithCluster):
             while self.cluster.job(job)["replicated_shards"] < 16:
                 self.assertLess(time.time(), deadline, self.cluster.events(job))
                 time.sleep(0.1)
+        page = metrics_at(metrics_port(self.cluster.processes()["coordinator-1"]))
+        of_job = '{job="%s",name="replicas"' % job
+        for line in ("ps_coordinator_leader 1",
+                     'ps_coordinator_members{kind="server",state="ready"} 3',
+                     "ps_coordinator_job_recoveries_total%s} 3" % of_job,
+                     "ps_coordinator_job_replicated_shards%s} 16" % of_job,
+                     'ps_coordinator_job_events_total%s,type="promoted"} 3' % of_job):
+            self.assertIn(line + "\n", page)
+        self.assertRegex(page, "ps_coordinator_worker_clock" + of_job + r',worker="1"} [1-9]')
         described = self.finish(job)
         kinds = [kind for kind, _ in self.happened(job)]
         self.assertEqual(kinds.count("placed"), 1, self.cluster.events(job))
