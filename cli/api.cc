@@ -43,6 +43,13 @@ std::string UrlEncode(const std::string& text) {
   return encoded;
 }
 
+std::string JobPath(const std::string& job) { return "/v1/jobs/" + UrlEncode(job); }
+
+Result<Json> GetJob(Api& api, const std::string& job) {
+  const Json answer = PS_TRY(api.Get(JobPath(job)));
+  return MemberOf(answer, "job");
+}
+
 Error ErrorOfAnswer(int status, const std::string& body, const std::string& url) {
   const Json json = Json::parse(body, nullptr, false);
   const Json& error = MemberOf(json, "error");

@@ -48,6 +48,10 @@ class Api {
 // A segment of a path or a value of a query: everything but letters, digits and -._~ as %XX.
 std::string UrlEncode(const std::string& text);
 
+// "/v1/jobs/JOB", for a number or a name.
+std::string JobPath(const std::string& job);
+Result<Json> GetJob(Api& api, const std::string& job);
+
 // The error that an answer with this status means.
 Error ErrorOfAnswer(int status, const std::string& body, const std::string& url);
 

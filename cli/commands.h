@@ -35,6 +35,8 @@ CLI::App* AddCommand(CLI::App& group, const std::string& name, const std::string
 
 void AddJobCommands(CLI::App& app, Globals& globals);
 void AddExplainCommand(CLI::App& job_group, Globals& globals);
+void AddWhyCommand(CLI::App& job_group, Globals& globals);
+void AddTopCommand(CLI::App& app, Globals& globals);
 void AddCkptCommands(CLI::App& app, Globals& globals);
 void AddNodeCommands(CLI::App& app, Globals& globals);
 void AddLocalCommands(CLI::App& app, Globals& globals);

@@ -24,10 +24,11 @@ extern "C" void OnInterrupt(int signal_number) {
   (void)::signal(signal_number, SIG_DFL);
 }
 
-int TerminalColumns() {
+void FindTerminalSize(Environment& environment) {
   winsize size{};
-  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
+  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0) return;
+  if (size.ws_col > 0) environment.columns = size.ws_col;
+  if (size.ws_row > 0) environment.rows = size.ws_row;
 }
 
 void Sleep(std::chrono::milliseconds time) {
@@ -71,7 +72,7 @@ Environment RealEnvironment() {
   Environment environment{.out = std::cout, .err = std::cerr};
   environment.out_is_terminal = ::isatty(STDOUT_FILENO) == 1;
   environment.err_is_terminal = ::isatty(STDERR_FILENO) == 1;
-  environment.columns = TerminalColumns();
+  FindTerminalSize(environment);
   std::error_code error;
   environment.program_directory =
       std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();

@@ -38,7 +38,8 @@ struct Environment {
   std::ostream& err;
   bool out_is_terminal = false;
   bool err_is_terminal = false;
-  int columns = 80;                    // of the terminal
+  int columns = 80;  // of the terminal
+  int rows = 24;
   std::string program_directory = {};  // where ds-cli lies, and the daemons beside it
   // "" if it is not set.
   std::function<std::string(const char* name)> variable = {};

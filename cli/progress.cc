@@ -44,6 +44,8 @@ std::size_t LiveWorkers(const Json& job) {
   return workers.is_array() ? workers.size() : 0;
 }
 
+}  // namespace
+
 // Cut to the terminal's width, so that one line stays one line when it is erased.
 std::string Fitted(const std::string& text, int columns) {
   std::string fitted;
@@ -54,8 +56,6 @@ std::string Fitted(const std::string& text, int columns) {
   }
   return fitted;
 }
-
-}  // namespace
 
 std::optional<double> LargestOfWorkers(const Json& job, const char* key) {
   std::optional<double> largest;

@@ -17,6 +17,9 @@ namespace ps::cli {
 std::vector<std::string> ProgressBlock(const Json& job);
 std::string ProgressLine(const Json& job);
 
+// Printable, and cut to the terminal's width.
+std::string Fitted(const std::string& text, int columns);
+
 // Values over all workers; empty if none reports one.
 std::optional<double> LargestOfWorkers(const Json& job, const char* key);
 

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "cli/job_wait.h"
@@ -181,6 +182,42 @@ TEST_F(JobCommandsTest, WhatIsSetTakesThePlaceOfWhatTheFileSays) {
             "--set training.workers=0: training.workers: must be 1 to 1024, found 0\n");
   EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--set", "training.workers"}), 2);
   EXPECT_THAT(test_.errors(), HasSubstr("must be PATH=VALUE"));
+}
+
+TEST_F(JobCommandsTest, WhyNamesWhatAJobWaitsFor) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"job", "why", "fashion"}), 10) << test_.errors();
+  EXPECT_THAT(test_.output(), HasSubstr("blocked: all wait for worker 1 on worker-2\n"
+                                        "  seen: no step in 3 s; it is at clock 11, "));
+  EXPECT_EQ(Run(coordinator, {"job", "why", "7", "-o", "json"}), 10);
+  const json answer = json::parse(test_.output());
+  EXPECT_EQ(answer["job"], "7");
+  EXPECT_EQ(answer["causes"][0]["weight"], "blocked");
+  EXPECT_EQ(Run(coordinator, {"job", "why", "7", "--look", "soon"}), 2);
+  JobCoordinator done({"succeeded"});
+  EXPECT_EQ(Run(done, {"job", "why", "7"}), 0);
+  EXPECT_EQ(test_.output(), "fine: the job has succeeded\n");
+}
+
+TEST_F(JobCommandsTest, TopShowsNodesJobsAndWorkers) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"top"}), 0) << test_.errors();
+  EXPECT_THAT(test_.output(), HasSubstr("leader coordinator-1   servers 1 ready   agents none, 0 "
+                                        "of 0 slots free\n"));
+  EXPECT_THAT(test_.output(), HasSubstr("Workers of job 7 fashion\nWORKER"));
+  EXPECT_THAT(test_.output(), testing::Not(HasSubstr("\x1b")));
+  EXPECT_EQ(Run(coordinator, {"top", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["jobs"].size(), 2u);
+  // On a terminal in place, until it is interrupted, and the screen is given back.
+  test_.environment().out_is_terminal = true;
+  test_.environment().columns = 40;
+  test_.environment().rows = 5;
+  test_.InterruptAfterSleeps(2);
+  EXPECT_EQ(Run(coordinator, {"top"}), 0);
+  const std::string text = test_.output();
+  EXPECT_EQ(text.substr(0, 8), "\x1b[?1049h");
+  EXPECT_EQ(text.substr(text.size() - 8), "\x1b[?1049l");
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * 4);
 }
 
 TEST_F(JobCommandsTest, ExplainNeedsNoCoordinator) {
