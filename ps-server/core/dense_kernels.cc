@@ -42,25 +42,25 @@ void MarkPositions(codec::PositionReader reader, BlockBitmap bitmap) {
   }
 }
 
-std::uint32_t CountPositions(std::span<const std::uint64_t, kBitmapWords> bitmap) {
+std::uint32_t CountPositions(std::span<const std::uint64_t> bitmap) {
   // Without an instruction for it std::popcount is a call; this is a loop of vector instructions.
-  static_assert(kBitmapWords % kWordsPerSum == 0);
+  const auto bits_of_bytes = [](std::uint64_t word) {
+    word -= (word >> 1) & 0x5555555555555555u;
+    word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+    return (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  };
   std::uint64_t count = 0;
   for (std::size_t first = 0; first < bitmap.size(); first += kWordsPerSum) {
+    const auto words = bitmap.subspan(first, std::min(kWordsPerSum, bitmap.size() - first));
     std::uint64_t sums = 0;  // eight of a byte each
-    for (std::size_t i = 0; i < kWordsPerSum; ++i) {
-      std::uint64_t word = bitmap[first + i];
-      word -= (word >> 1) & 0x5555555555555555u;
-      word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
-      sums += (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
-    }
+    for (const std::uint64_t word : words) sums += bits_of_bytes(word);
     sums = (sums & 0x00ff00ff00ff00ffu) + ((sums >> 8) & 0x00ff00ff00ff00ffu);
     count += (sums * 0x0001000100010001u) >> 48;
   }
   return static_cast<std::uint32_t>(count);
 }
 
-void CollectPositions(std::span<const std::uint64_t, kBitmapWords> bitmap,
+void CollectPositions(std::span<const std::uint64_t> bitmap,
                       std::vector<std::uint16_t>& positions) {
   positions.clear();
   for (std::size_t word = 0; word < bitmap.size(); ++word) {

@@ -22,14 +22,13 @@ void ApplyAverage(float* values, std::size_t stride, const codec::BlockView& pus
 void ApplyMaximum(float* values, std::size_t stride, const codec::BlockView& push);
 
 // One bit for each position of a block.
-inline constexpr std::size_t kBitmapWords = wire::kBlockElements / 64;
-using BlockBitmap = std::span<std::uint64_t, kBitmapWords>;
+using BlockBitmap = std::span<std::uint64_t>;
+constexpr std::size_t BitmapWords(std::size_t elements) { return (elements + 63) / 64; }
 
 // Sets the bits of the positions that are left to read.
 void MarkPositions(codec::PositionReader reader, BlockBitmap bitmap);
-std::uint32_t CountPositions(std::span<const std::uint64_t, kBitmapWords> bitmap);
+std::uint32_t CountPositions(std::span<const std::uint64_t> bitmap);
 // The set bits, increasing; `positions` is replaced.
-void CollectPositions(std::span<const std::uint64_t, kBitmapWords> bitmap,
-                      std::vector<std::uint16_t>& positions);
+void CollectPositions(std::span<const std::uint64_t> bitmap, std::vector<std::uint16_t>& positions);
 
 }  // namespace ps::server

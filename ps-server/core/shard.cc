@@ -355,9 +355,20 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, std::size_t most, PullS
                          ByteBuffer& out) const {
   const std::size_t blocks = last_block_ - first_block_;
   scratch.touched.assign(blocks, 0);
-  if (scratch.bitmap.size() < blocks * kBitmapWords) scratch.bitmap.resize(blocks * kBitmapWords);
+  const auto elements_of = [&](std::size_t index) {
+    return layout_.block(first_block_ + static_cast<std::uint32_t>(index)).elements;
+  };
+  scratch.bitmap_begins.assign(blocks + 1, 0);
+  for (std::size_t index = 0; index < blocks; ++index) {
+    scratch.bitmap_begins[index + 1] =
+        scratch.bitmap_begins[index] + BitmapWords(elements_of(index));
+  }
+  if (scratch.bitmap.size() < scratch.bitmap_begins.back()) {
+    scratch.bitmap.resize(scratch.bitmap_begins.back());
+  }
   const auto bitmap_of = [&](std::size_t index) {
-    return BlockBitmap(scratch.bitmap.data() + index * kBitmapWords, kBitmapWords);
+    return BlockBitmap(scratch.bitmap.data() + scratch.bitmap_begins[index],
+                       BitmapWords(elements_of(index)));
   };
   log_.ForEachAfter(since, [&](const ChangeLog::Touched& touched) {
     const std::size_t index = touched.block - first_block_;
@@ -373,27 +384,24 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, std::size_t most, PullS
     MarkPositions(touched.positions(), bitmap);
   });
 
-  struct Plan {
-    wire::IndexCodec index = wire::IndexCodec::Dense;
-    std::size_t bytes = 0;
-  };
-  const auto plan_of = [&](std::size_t index) {
-    const auto block = first_block_ + static_cast<std::uint32_t>(index);
-    const std::uint32_t elements = layout_.block(block).elements;
-    const wire::ValueCodec codec = PullCodecOf(block, fp32);
-    Plan plan;
-    plan.bytes = DenseBytes(elements, codec);
+  std::size_t expected = 0;
+  scratch.plans.assign(blocks, wire::IndexCodec::Dense);
+  for (std::size_t index = 0; index < blocks; ++index) {
+    if (scratch.touched[index] == 0) continue;
+    const std::uint32_t elements = elements_of(index);
+    const wire::ValueCodec codec =
+        PullCodecOf(first_block_ + static_cast<std::uint32_t>(index), fp32);
+    std::size_t bytes = DenseBytes(elements, codec);
     if (scratch.touched[index] == 1) {
       const std::uint32_t count = CountPositions(bitmap_of(index));
       const wire::IndexCodec choice = codec::ChooseIndexCodec(elements, count);
-      const std::size_t bytes = codec::MaxEncodedBytes(elements, count, choice, codec);
-      if (bytes < plan.bytes) plan = Plan{choice, bytes};
+      const std::size_t sparse = codec::MaxEncodedBytes(elements, count, choice, codec);
+      if (sparse < bytes) {
+        scratch.plans[index] = choice;
+        bytes = sparse;
+      }
     }
-    return plan;
-  };
-  std::size_t expected = 0;
-  for (std::size_t index = 0; index < blocks; ++index) {
-    if (scratch.touched[index] != 0) expected += plan_of(index).bytes;
+    expected += bytes;
   }
   if (expected > 0 && expected >= most) return false;
 
@@ -402,16 +410,16 @@ bool Shard::WriteChanges(std::uint64_t since, bool fp32, std::size_t most, PullS
   for (std::size_t index = 0; index < blocks; ++index) {
     if (scratch.touched[index] == 0) continue;
     const auto block = first_block_ + static_cast<std::uint32_t>(index);
-    const std::uint32_t elements = layout_.block(block).elements;
-    const Plan plan = plan_of(index);
-    if (plan.index == wire::IndexCodec::Dense) {
-      at += codec::EncodeBlock(block, elements, {}, PulledValues(block, fp32, scratch.values),
-                               plan.index, PullCodecOf(block, fp32), out.data() + at, {});
+    const std::uint32_t elements = elements_of(index);
+    const wire::IndexCodec plan = scratch.plans[index];
+    if (plan == wire::IndexCodec::Dense) {
+      at += codec::EncodeBlock(block, elements, {}, PulledValues(block, fp32, scratch.values), plan,
+                               PullCodecOf(block, fp32), out.data() + at, {});
       continue;
     }
     CollectPositions(bitmap_of(index), scratch.positions);
     PulledValuesAt(block, fp32, scratch.positions, scratch.values);
-    at += codec::EncodeBlock(block, elements, scratch.positions, scratch.values, plan.index,
+    at += codec::EncodeBlock(block, elements, scratch.positions, scratch.values, plan,
                              PullCodecOf(block, fp32), out.data() + at, {});
   }
   out.resize(at);

@@ -102,8 +102,10 @@ struct PushVerdict {
 
 // Memory that pulls of all shards of a lane share, so that none of them allocates.
 struct PullScratch {
-  std::vector<std::uint64_t> bitmap;
-  std::vector<std::uint8_t> touched;  // per block of the shard: 0 no, 1 some entries, 2 all
+  std::vector<std::uint64_t> bitmap;       // of each block, one after the other
+  std::vector<std::size_t> bitmap_begins;  // in words
+  std::vector<std::uint8_t> touched;       // per block of the shard: 0 no, 1 some entries, 2 all
+  std::vector<wire::IndexCodec> plans;     // per block
   std::vector<std::uint16_t> positions;
   std::vector<float> values;
   RowScratch rows;

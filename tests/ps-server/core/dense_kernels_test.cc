@@ -89,24 +89,36 @@ TEST_P(DenseKernelsTest, MaximumKeepsTheLarger) {
   EXPECT_EQ(values, expected);
 }
 
+constexpr std::size_t kWords = BitmapWords(wire::kBlockElements);
+
 TEST(BlockBitmapTest, CountsEveryBitOfAnyWord) {
-  std::vector<std::uint64_t> words(kBitmapWords, ~std::uint64_t{0});
-  const BlockBitmap bitmap(words.data(), kBitmapWords);
-  EXPECT_EQ(CountPositions(bitmap), kBitmapWords * 64);
+  std::vector<std::uint64_t> words(kWords, ~std::uint64_t{0});
+  const BlockBitmap bitmap(words.data(), kWords);
+  EXPECT_EQ(CountPositions(bitmap), kWords * 64);
   std::fill(words.begin(), words.end(), 0);
   EXPECT_EQ(CountPositions(bitmap), 0u);
-  for (std::size_t bit = 0; bit < kBitmapWords * 64; ++bit) {
+  for (std::size_t bit = 0; bit < kWords * 64; ++bit) {
     words[bit / 64] = std::uint64_t{1} << (bit % 64);
     ASSERT_EQ(CountPositions(bitmap), 1u) << bit;
     words[bit / 64] = 0;
   }
 }
 
+TEST(BlockBitmapTest, HasAsManyWordsAsTheBlockNeeds) {
+  EXPECT_EQ(BitmapWords(1), 1u);
+  EXPECT_EQ(BitmapWords(64), 1u);
+  EXPECT_EQ(BitmapWords(65), 2u);
+  for (const std::size_t count : {0u, 1u, 15u, 16u, 17u, 31u, 33u}) {
+    std::vector<std::uint64_t> words(count, 0x8000000000000001u);
+    EXPECT_EQ(CountPositions(BlockBitmap(words)), 2 * count);
+  }
+}
+
 TEST_P(DenseKernelsTest, MarkedPositionsAreThoseOfTheCodec) {
   MakePush();
   if (push_.dense()) return;  // it has no index stream
-  std::vector<std::uint64_t> words(kBitmapWords, 0);
-  const BlockBitmap bitmap(words.data(), kBitmapWords);
+  std::vector<std::uint64_t> words(kWords, 0);
+  const BlockBitmap bitmap(words.data(), kWords);
   MarkPositions(push_.positions(), bitmap);
   EXPECT_EQ(CountPositions(bitmap), positions_.size());
   std::vector<std::uint16_t> collected;
