@@ -1,4 +1,9 @@
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
 #include "cli/commands.h"
+#include "cli/doctor.h"
 
 namespace ps::cli {
 namespace {
@@ -48,6 +53,91 @@ Result<ExitCode> ListNodes(Globals& globals) {
   return ExitCode::kOk;
 }
 
+struct DoctorCommand {
+  DoctorOptions options;
+  std::string deadline = "5s";
+  bool offline = false;
+};
+
+Result<ExitCode> Doctor(Globals& globals, const DoctorCommand& command) {
+  Environment& environment = globals.environment;
+  const OutputFormat format = PS_TRY(globals.Format());
+  DoctorOptions options = command.options;
+  options.deadline_ms = PS_TRY(ParseDuration(command.deadline));
+  spdlog::set_level(spdlog::level::off);  // what the session says is in the findings
+  std::vector<Finding> findings = {CheckProcessor(), CheckMemory(), CheckSharedMemory(),
+                                   CheckOpenFiles(), CheckClock(),  CheckGpus()};
+  for (const std::string& directory : options.directories) {
+    findings.push_back(CheckDirectory(directory));
+  }
+  for (const int port : options.ports) findings.push_back(CheckPort(port));
+  if (command.offline) {
+    if (!options.zookeeper.empty()) {
+      findings.push_back(CheckZooKeeper(options.zookeeper, options.deadline_ms));
+    }
+  } else {
+    Api api = PS_TRY(globals.OpenApi());
+    for (Finding& finding : CheckCluster(api, options)) findings.push_back(std::move(finding));
+  }
+  if (environment.interrupted()) return ExitCode::kInterrupted;
+  const bool fine = std::all_of(findings.begin(), findings.end(), [](const Finding& finding) {
+    return finding.state == Finding::State::kOk;
+  });
+  const ExitCode code = fine ? ExitCode::kOk : ExitCode::kFindings;
+  Json list = Json::array();
+  for (const Finding& finding : findings) {
+    list.push_back({{"check", finding.check},
+                    {"state", StateName(finding.state)},
+                    {"detail", finding.detail},
+                    {"next", finding.next}});
+  }
+  if (WriteStructured(environment.out, format, Json{{"findings", list}})) return code;
+  if (format == OutputFormat::kName) {
+    for (const Finding& finding : findings) {
+      if (finding.state != Finding::State::kOk) {
+        environment.out << Printable(finding.check) << "\n";
+      }
+    }
+    return code;
+  }
+  Table table({"CHECK", "STATE", "DETAIL", "NEXT"});
+  for (const Finding& finding : findings) {
+    table.Add({finding.check, StateName(finding.state), finding.detail, finding.next});
+  }
+  environment.out << table.ToString();
+  return code;
+}
+
+void AddDoctorCommand(CLI::App& group, Globals& globals) {
+  CLI::App* command = AddCommand(
+      group, "doctor",
+      "Check this machine, and what it reaches of the cluster; exits 10 if "
+      "anything is amiss",
+      "  ds-cli node doctor\n"
+      "  ds-cli node doctor --dir /var/lib/ds/checkpoints --port 7070\n"
+      "  ds-cli node doctor --offline --zookeeper zk1:2181,zk2:2181/ds   # before a start\n",
+      globals);
+  const auto options = std::make_shared<DoctorCommand>();
+  command
+      ->add_option("--dir", options->options.directories,
+                   "A directory that a daemon writes to; may be repeated")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--port", options->options.ports,
+                   "A port that a daemon is going to listen on; may be repeated")
+      ->allow_extra_args(false)
+      ->check(CLI::Range(1, 65535));
+  command->add_option("--zookeeper", options->options.zookeeper,
+                      "HOST:PORT,.../CHROOT (default: what the coordinator says)");
+  command->add_option("--deadline", options->deadline, "Of each check that waits for others")
+      ->type_name("TIME")
+      ->capture_default_str();
+  command->add_flag("--offline", options->offline, "Ask no coordinator and no server");
+  command->callback([&globals, options] {
+    globals.action = [&globals, options] { return Doctor(globals, *options); };
+  });
+}
+
 }  // namespace
 
 void AddNodeCommands(CLI::App& app, Globals& globals) {
@@ -55,6 +145,7 @@ void AddNodeCommands(CLI::App& app, Globals& globals) {
   AddCommand(*group, "list", "List them with their state",
              "  ds-cli node list\n  ds-cli node list -o wide\n", globals)
       ->callback([&globals] { globals.action = [&globals] { return ListNodes(globals); }; });
+  AddDoctorCommand(*group, globals);
 }
 
 }  // namespace ps::cli

@@ -87,6 +87,7 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
     responder.Answer(Json({{"version", PS_VERSION},
                            {"leader", core_ != nullptr},
                            {"id", options_.id},
+                           {"time_ms", net::WallClockMs()},
                            {"zookeeper", options_.zookeeper}}));
     return;
   }

@@ -243,6 +243,11 @@ class Training(WithCluster):
         again = self.cluster.ds("ckpt", "export", first, "--to", os.path.join(self.cluster.folder, "model"))
         self.assertEqual(again.returncode, 2, again.stdout)
         self.assertIn("is there already", again.stderr)
+        doctor = self.cluster.ds("node", "doctor", "-o", "json")
+        states = {one["check"]: one["state"] for one in json.loads(doctor.stdout)["findings"]}
+        self.assertEqual(states["server server-1"], "ok", doctor.stdout)
+        self.assertEqual(states["coordinator"], "ok", doctor.stdout)
+        self.assertEqual(states["clock of the coordinator"], "ok", doctor.stdout)
         second = self.cluster.submit(fashion("second", 0.25).replace(
             "every_steps: 100", "every_steps: 100, from: first"))
         job = self.finish(second)
