@@ -251,6 +251,12 @@ void Session::Impl::HandleSessionEvent(int event_state, std::int64_t id, const s
   const auto now = Clock::now();
   if (event_state == ZOO_CONNECTED_STATE || event_state == ZOO_READONLY_STATE) {
     client_connected_ = true;
+    if (negotiated_.count() != timeout_ms && timeout_ms != options.session_timeout.count()) {
+      spdlog::warn(
+          "zookeeper: asked for sessions of {} ms, {} grants {} ms (2 to 20 of its ticks): a host "
+          "that is lost or hangs is noticed after that time",
+          options.session_timeout.count(), servers_, timeout_ms);
+    }
     negotiated_ = milliseconds(timeout_ms);
     // The handshake was sent at most a third of the timeout ago, or the client had given it up.
     const auto sent_at = now - SessionTimeout() / 3;
