@@ -53,6 +53,103 @@ Result<ExitCode> ListNodes(Globals& globals) {
   return ExitCode::kOk;
 }
 
+// ---- duty
+
+struct DutyCommand {
+  std::string node;
+  bool wait = false;
+  std::string timeout = "10m";
+};
+
+// "server-1 has 12 shards of fashion-mlp"; empty if all have left.
+std::string StillThere(const Json& nodes, const std::string& name) {
+  std::string text;
+  for (const Json& node : nodes) {
+    if (TextOf(node, "name") != name || TextOf(node, "state") == "drained") continue;
+    const std::string kind = TextOf(node, "kind");
+    text += (text.empty() ? "" : "; ") + kind + " " + name + " ";
+    text += kind == "server" ? "has " + CountText(NumberOf(node, "shards")) + " copies of shards"
+                             : "has tasks, or pushes that no checkpoint has yet";
+    if (const std::string jobs = JobsText(MemberOf(node, "jobs")); !jobs.empty()) {
+      text += " (" + jobs + ")";
+    }
+  }
+  return text;
+}
+
+Result<ExitCode> SetDuty(Globals& globals, const DutyCommand& command, const std::string& duty) {
+  Environment& environment = globals.environment;
+  const OutputFormat format = PS_TRY(globals.Format());
+  const std::int64_t timeout_ms = PS_TRY(ParseDuration(command.timeout));
+  Api api = PS_TRY(globals.OpenApi());
+  Json answer = PS_TRY(api.Post("/v1/nodes/" + UrlEncode(command.node), Json{{"duty", duty}}));
+  const std::int64_t begun = environment.now_ms();
+  std::string told;
+  while (command.wait) {
+    const std::string still = StillThere(MemberOf(answer, "nodes"), command.node);
+    if (still.empty()) break;
+    if (still != told) environment.err << Printable(still) << std::endl;
+    told = still;
+    if (environment.now_ms() - begun >= timeout_ms) {
+      return Error{ErrorCode::kTimeout,
+                   still + " after " + command.timeout + "; it goes on: ds-cli node list -o wide"};
+    }
+    environment.sleep(std::chrono::milliseconds(500));
+    if (environment.interrupted()) return ExitCode::kInterrupted;
+    auto nodes = api.Get("/v1/nodes");
+    if (nodes.ok()) {
+      answer = std::move(nodes).value();
+    } else if (nodes.error().code != ErrorCode::kUnreachable) {
+      return nodes.error();  // who takes over answers soon
+    }
+  }
+  Json nodes = Json::array();
+  for (const Json& node : MemberOf(answer, "nodes")) {
+    if (TextOf(node, "name") == command.node) nodes.push_back(node);
+  }
+  if (WriteStructured(environment.out, format, Json{{"nodes", nodes}})) return ExitCode::kOk;
+  for (const Json& node : nodes) {
+    environment.out << Printable(TextOf(node, "kind") + " " + TextOf(node, "name") + " is " +
+                                 TextOf(node, "state"))
+                    << "\n";
+  }
+  return ExitCode::kOk;
+}
+
+void AddDutyCommands(CLI::App& group, Globals& globals) {
+  struct Duty {
+    const char* name;
+    const char* duty;
+    const char* description;
+    const char* examples;
+  };
+  const Duty duties[] = {
+      {"drain", "draining",
+       "Move what a node has to others while training goes on: shards are copied and handed over, "
+       "tasks start elsewhere",
+       "  ds-cli node drain server-2 --wait\n  ds-cli node drain gpu-17 --wait --timeout 1h\n"},
+      {"cordon", "cordoned", "Give a node nothing new; it keeps what it has",
+       "  ds-cli node cordon server-2\n"},
+      {"undrain", "full", "Take a node back that drains, or was cordoned",
+       "  ds-cli node undrain server-2\n"}};
+  for (const Duty& duty : duties) {
+    CLI::App* command = AddCommand(group, duty.name, duty.description, duty.examples, globals);
+    const auto options = std::make_shared<DutyCommand>();
+    command->add_option("node", options->node, "Name of the node: its server, its agent, or both")
+        ->required();
+    if (std::string(duty.duty) == "draining") {
+      auto* wait = command->add_flag("--wait", options->wait, "Until it has nothing any more");
+      command->add_option("--timeout", options->timeout, "End the wait (124), not the drain")
+          ->needs(wait)
+          ->type_name("TIME")
+          ->capture_default_str();
+    }
+    command->callback([&globals, options, word = duty.duty] {
+      globals.action = [&globals, options, word] { return SetDuty(globals, *options, word); };
+    });
+  }
+}
+
 struct DoctorCommand {
   DoctorOptions options;
   std::string deadline = "5s";
@@ -145,6 +242,7 @@ void AddNodeCommands(CLI::App& app, Globals& globals) {
   AddCommand(*group, "list", "List them with their state",
              "  ds-cli node list\n  ds-cli node list -o wide\n", globals)
       ->callback([&globals] { globals.action = [&globals] { return ListNodes(globals); }; });
+  AddDutyCommands(*group, globals);
   AddDoctorCommand(*group, globals);
 }
 

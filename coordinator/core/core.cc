@@ -98,6 +98,22 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
   return Ok();
 }
 
+Status Core::LoadCluster(const std::string& text) {
+  cluster_stored_ = true;
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  const auto duties = json.is_object() ? json.find("duties") : json.end();
+  if (!json.is_object() || duties == json.end() || !duties->is_object()) {
+    return Error{ErrorCode::kInvalid, std::string(kClusterPath) + ": has no duties of nodes"};
+  }
+  for (const auto& [node, name] : duties->items()) {
+    const auto duty = name.is_string() ? DutyOf(name.get<std::string>()) : std::nullopt;
+    if (!duty)
+      return Error{ErrorCode::kInvalid, std::string(kClusterPath) + ": the duty of " + node};
+    duties_[node] = *duty;
+  }
+  return Ok();
+}
+
 // ---- members
 
 void Core::SetServers(const std::vector<Presence>& present, std::uint64_t now_ms) {
@@ -132,6 +148,7 @@ void Core::SetPresent(Members& members, const std::vector<Presence>& present, bo
     member.name = presence.name;
     member.host = presence.host;
     member.present = true;
+    ApplyDuty(member);
     if (!was_alive && member.alive()) {
       // Registered before its node was seen: it takes part from now on.
       for (auto& [id, job] : jobs_) {
@@ -208,6 +225,52 @@ bool Core::IsUnsteady(const Member& member, bool server) const {
   return breaker_.UnsteadyUntil(BreakerName(member, server), now_ms_) != 0;
 }
 
+void Core::ApplyDuty(Member& member) const {
+  const auto at = duties_.find(member.name);
+  member.duty = at != duties_.end() ? at->second : Duty::kFull;
+}
+
+void Core::SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  bool known = duties_.contains(node);
+  for (Members* members : {&servers_, &agents_}) {
+    for (const auto& [procid, member] : *members) known = known || member.name == node;
+  }
+  if (!known) return Fail(ticket, {ErrorCode::kNotFound, "there is no node " + node});
+  if (duty == Duty::kFull) {
+    duties_.erase(node);
+  } else {
+    duties_[node] = duty;
+  }
+  nlohmann::json duties = nlohmann::json::object();
+  for (const auto& [name, given] : duties_) duties[name] = DutyName(given);
+  new_nodes_.push_back({kClusterPath, nlohmann::json{{"duties", std::move(duties)}}.dump(),
+                        !std::exchange(cluster_stored_, true)});
+  for (Members* members : {&servers_, &agents_}) {
+    for (auto& [procid, member] : *members) ApplyDuty(member);
+  }
+  nlohmann::json nodes = nlohmann::json::array();
+  const nlohmann::json all = DescribeNodes();
+  for (const nlohmann::json& one : all.at("nodes")) {
+    if (one.at("name") == node) nodes.push_back(one);
+  }
+  answers_.push_back({ticket, nlohmann::json{{"nodes", std::move(nodes)}}, false});
+}
+
+// As node lists show it.
+std::string Core::StateOf(const Member& member, bool server) const {
+  if (!member.alive()) return member.present ? "registering" : "announcing";
+  if (member.duty == Duty::kCordoned) return "cordoned";
+  if (member.duty == Duty::kDraining) {
+    const bool needed = std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
+      return server ? entry.second->CopiesOn(member.procid) > 0
+                    : entry.second->NeedsAgent(member.procid);
+    });
+    return needed ? "draining" : "drained";
+  }
+  return member.unsteady ? "unsteady" : "ready";
+}
+
 void Core::JudgeSteadiness() {
   for (const bool servers : {true, false}) {
     for (auto& [procid, member] : servers ? servers_ : agents_) {
@@ -239,6 +302,7 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
   dead_servers_.erase(procid);  // alive after all
   member.present = server_nodes_.contains(procid);
   member.unsteady = IsUnsteady(member, true);
+  ApplyDuty(member);
   ReplaceNamesake(servers_, servers_[procid], true);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
@@ -271,6 +335,7 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
   member.registered_ms = now_ms_;
   member.present = agent_nodes_.contains(procid);
   member.unsteady = IsUnsteady(member, false);
+  ApplyDuty(member);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
   welcome.coordinator = options_.id;
@@ -654,24 +719,19 @@ nlohmann::json Core::DescribeNodes() const {
       nlohmann::json jobs = nlohmann::json::array();
       for (const auto& [id, job] : jobs_) {
         if (job->over()) continue;
-        bool uses = !server && job->TasksOn(procid) > 0;
-        for (const auto& shard : job->map().shards) {
-          uses = uses || (server && job->map().servers[shard->server]->procid == procid);
+        if (server ? job->CopiesOn(procid) > 0 : job->NeedsAgent(procid)) {
+          jobs.push_back(job->state().name);
         }
-        if (uses) jobs.push_back(job->state().name);
       }
-      nlohmann::json entry = {{"name", member.name},
-                              {"kind", server ? "server" : "worker"},
-                              {"procid", procid},
-                              {"host", member.host},
-                              {"version", member.version},
-                              {"state", member.alive()   ? member.unsteady ? "unsteady" : "ready"
-                                        : member.present ? "registering"
-                                                         : "announcing"},
-                              {"jobs", std::move(jobs)},
-                              {"leader", false}};
+      nlohmann::json entry = {{"name", member.name},       {"kind", server ? "server" : "worker"},
+                              {"procid", procid},          {"host", member.host},
+                              {"version", member.version}, {"state", StateOf(member, server)},
+                              {"jobs", std::move(jobs)},   {"leader", false}};
       if (server) {
         entry["lanes"] = member.lanes;
+        std::size_t copies = 0;
+        for (const auto& [id, job] : jobs_) copies += job->CopiesOn(procid);
+        entry["shards"] = copies;
       } else {
         entry["slots"] = member.slots;
         entry["free_slots"] = FreeSlots(procid);

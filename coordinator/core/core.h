@@ -78,10 +78,16 @@ struct Presence {
 
 class Core final : public Cluster {
  public:
+  // A node with what concerns no job.
+  static constexpr const char* kClusterPath = "/cluster";
+
   Core(CoreOptions options, std::uint64_t leader_epoch);
 
   // Jobs of former leaders. A record that cannot be read is an error: the operator must know.
   Status Load(const std::vector<JobRecord>& records, std::uint64_t now_ms);
+
+  // What SetDuty() of former leaders has left; before the first member.
+  Status LoadCluster(const std::string& text);
 
   void SetServers(const std::vector<Presence>& present, std::uint64_t now_ms);
   void SetAgents(const std::vector<Presence>& present, std::uint64_t now_ms);
@@ -100,6 +106,8 @@ class Core final : public Cluster {
               std::uint64_t now_ms);
   void ReadLog(Ticket ticket, const std::string& job, std::uint32_t worker, std::uint64_t offset,
                std::uint32_t limit, std::uint64_t now_ms);
+  // Of all members of that name, now and later. kNotFound if there is none.
+  void SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint64_t now_ms);
   // Answered at once.
   Result<nlohmann::json> DescribeJob(const std::string& job) const;
   nlohmann::json DescribeJobs() const;
@@ -144,6 +152,8 @@ class Core final : public Cluster {
   void NoteFailure(const Member& member, bool server);
   bool IsUnsteady(const Member& member, bool server) const;
   void JudgeSteadiness();
+  void ApplyDuty(Member& member) const;
+  std::string StateOf(const Member& member, bool server) const;
   void ReplaceNamesake(Members& members, const Member& member, bool server);
   void OnPreflightResult(const control::PreflightResultT& result);
   void Fail(Ticket ticket, Error error);
@@ -166,6 +176,8 @@ class Core final : public Cluster {
   std::set<std::string> server_nodes_;
   std::set<std::string> agent_nodes_;
   CircuitBreaker breaker_;
+  std::map<std::string, Duty> duties_;  // by node; full ones are left out
+  bool cluster_stored_ = false;         // its node in ZooKeeper is there
   std::set<std::string> dead_servers_;  // marked dead, and the node is still there
   std::map<std::uint64_t, std::unique_ptr<Job>> jobs_;
   std::map<std::uint64_t, Submission> submissions_;  // by request

@@ -147,6 +147,7 @@ void Job::Tick() {
     SetPhase(Phase::kPlacing, "starts its tasks");
   }
   MendChains();
+  if (state_.phase == Phase::kRunning || state_.phase == Phase::kPlacing) EvictTasks();
   if (map_.shards.empty() || Homeless()) {
     PlaceShards();
   } else {
@@ -214,7 +215,8 @@ void Job::OnUnsteady(const std::string& who) {
 }
 
 bool Job::Takes(const Member& agent) const {
-  return agent.alive() && agent.label == definition_.spec.resources.label;
+  return agent.alive() && agent.duty == Duty::kFull &&
+         agent.label == definition_.spec.resources.label;
 }
 
 std::size_t Job::LiveCount() const {
@@ -240,6 +242,32 @@ std::optional<std::size_t> Job::SlotOfTask(const std::string& agent, std::uint64
     if (state_.workers[slot].task == task && state_.workers[slot].agent == agent) return slot;
   }
   return std::nullopt;
+}
+
+bool Job::NeedsAgent(const std::string& agent) const {
+  return TasksOn(agent) > 0 ||
+         std::any_of(state_.dead.begin(), state_.dead.end(),
+                     [&](const DeadWorker& dead) { return !over() && dead.agent == agent; });
+}
+
+// They end as they would if they were killed: what they have pushed is replayed by their agents,
+// and the slots are given to others.
+void Job::EvictTasks() {
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const WorkerSlot& worker = state_.workers[slot];
+    const auto agent = cluster_.agents().find(worker.agent);
+    if (worker.task == 0 || slots_[slot].evicted || agent == cluster_.agents().end() ||
+        !agent->second.leaves()) {
+      continue;
+    }
+    slots_[slot].evicted = true;
+    Event("evicted",
+          WorkerText(slot, worker.incarnation) + " leaves " + worker.agent_name + ", which drains");
+    control::StopTaskT stop;
+    stop.task = worker.task;
+    stop.reason = "the node drains";
+    cluster_.Send(worker.agent, Make(std::move(stop)));
+  }
 }
 
 void Job::StartMissingTasks() {
@@ -303,6 +331,7 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   memory.started_ms = cluster_.now_ms();
   memory.failure.clear();
   memory.drained = false;
+  memory.evicted = false;
   memory.progress.reset();
   memory.skipped_told = 0;
   memory.refused_told = 0;
@@ -442,7 +471,7 @@ void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::
       drop.incarnation = incarnation.value();
       cluster_.Send(agent, Make(std::move(drop)));
     }
-  } else {
+  } else if (!memory.evicted) {
     ++memory.early_failures;
     cluster_.NoteTaskFailure(agent);
   }
@@ -453,7 +482,7 @@ void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::
   memory.drained = false;
   memory.progress.reset();
   if (shares_) shares_->Forget(slot);
-  ++state_.restarts;
+  if (!memory.evicted) ++state_.restarts;
   dirty_.state = true;
   const std::uint64_t backoff =
       memory.early_failures == 0

@@ -77,6 +77,10 @@ class Job {
   void OnAgentMessage(const std::string& procid, const control::MessageT& message);
   void Cancel(const std::string& reason);
 
+  // Copies of shards on the server.
+  std::size_t CopiesOn(const std::string& server) const;
+  // Tasks, and pushes that the agent keeps and may have to replay.
+  bool NeedsAgent(const std::string& agent) const;
   // Tasks of this job that occupy slots of the agent.
   std::uint32_t TasksOn(const std::string& agent) const;
   // Agent that runs or ran the worker's newest task; empty if none.
@@ -109,12 +113,14 @@ class Job {
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name
     std::uint64_t refused_told = 0;  // segments not finite, the same
+    bool evicted = false;            // was asked to end: its agent drains
   };
 
   // Workers.
   bool Takes(const Member& agent) const;  // tasks of this job, if it has a slot
   std::size_t LiveCount() const;
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
+  void EvictTasks();
   void StartMissingTasks();
   void StartTask(std::size_t slot, const Member& agent);
   void SendTaskStart(std::size_t slot);
@@ -161,6 +167,9 @@ class Job {
   // That have all their backups in sync.
   std::size_t ReplicatedShards() const;
   std::vector<std::string> AvoidedServers() const;
+  bool Leaves(const std::string& server) const;
+  // Enough of its copies are in sync where they stay: those on servers that drain may go.
+  bool MayShed(const control::ShardEntryT& entry, const control::MapT& map) const;
 
   // Rounds.
   void MaybeBeginRound();

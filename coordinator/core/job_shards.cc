@@ -17,8 +17,8 @@ std::vector<PlacementServer> Alive(const Members& servers) {
   std::vector<PlacementServer> alive;
   for (const auto& [procid, server] : servers) {
     if (server.alive() && !server.lanes.empty()) {
-      alive.push_back(
-          PlacementServer{server.name, procid, server.lanes, server.host, server.unsteady});
+      alive.push_back(PlacementServer{server.name, procid, server.lanes, server.host,
+                                      server.unsteady || server.duty != Duty::kFull});
     }
   }
   std::sort(alive.begin(), alive.end(), [](const PlacementServer& a, const PlacementServer& b) {
@@ -32,10 +32,12 @@ bool IsAlive(const Members& servers, const std::string& procid) {
   return at != servers.end() && at->second.alive();
 }
 
-std::vector<PlacementServer> WithoutAvoided(std::vector<PlacementServer> servers,
-                                            const std::vector<std::string>& avoided) {
+// Those that may get a backup.
+std::vector<PlacementServer> Able(const Members& members, const std::vector<std::string>& avoided) {
+  std::vector<PlacementServer> servers = Alive(members);
   std::erase_if(servers, [&](const PlacementServer& server) {
-    return std::find(avoided.begin(), avoided.end(), server.procid) != avoided.end();
+    return members.at(server.procid).duty != Duty::kFull ||
+           std::find(avoided.begin(), avoided.end(), server.procid) != avoided.end();
   });
   return servers;
 }
@@ -151,7 +153,7 @@ void Job::PlaceShards() {
   chains_.lost.clear();
   PlacementResult placed = Place(map_, alive, definition_.shards, restore.round);
   map_ = std::move(placed.map);
-  AddBackups(map_, WithoutAvoided(alive, AvoidedServers()), Backups(definition_), map_.version);
+  AddBackups(map_, Able(cluster_.servers(), AvoidedServers()), Backups(definition_), map_.version);
   for (const ShardId shard : placed.moved) shard_states_.erase(shard.value());
   for (DeadWorker& dead : state_.dead) dead.replayed = false;
   dirty_.map = true;
@@ -248,12 +250,46 @@ std::vector<std::string> Job::AvoidedServers() const {
   return avoided;
 }
 
+bool Job::Leaves(const std::string& server) const {
+  const auto at = cluster_.servers().find(server);
+  return at != cluster_.servers().end() && at->second.leaves();
+}
+
+bool Job::MayShed(const control::ShardEntryT& entry, const control::MapT& map) const {
+  std::size_t able = 0;
+  for (const auto& [procid, server] : cluster_.servers()) {
+    able += server.alive() && !server.lanes.empty() && server.duty != Duty::kDraining ? 1 : 0;
+  }
+  const auto stays = [&](std::uint16_t server) {
+    const std::string& procid = map.servers[server]->procid;
+    return IsAlive(cluster_.servers(), procid) && !Leaves(procid);
+  };
+  std::size_t staying = stays(entry.server) ? 1 : 0;
+  for (const auto& backup : entry.backups) {
+    staying += backup->synced && stays(backup->server) ? 1 : 0;
+  }
+  return staying > 0 && staying >= std::min(Backups(definition_) + 1, able);
+}
+
+std::size_t Job::CopiesOn(const std::string& server) const {
+  if (over()) return 0;
+  std::size_t copies = 0;
+  for (const auto& entry : map_.shards) {
+    copies += map_.servers[entry->server]->procid == server ? 1 : 0;
+    for (const auto& backup : entry->backups) {
+      copies += map_.servers[backup->server]->procid == server ? 1 : 0;
+    }
+  }
+  return copies;
+}
+
 // Whether MendChains() may find something to do: it is asked often.
 bool Job::ChainsNeedMending() const {
   if (!chains_.lost.empty() || !chains_.stalled.empty()) return true;
   if (!round_ && !chains_.synced.empty()) return true;
   std::vector<bool> gone;
   for (const auto& server : map_.servers) {
+    if (!round_ && Leaves(server->procid)) return true;
     gone.push_back(IsGone(cluster_.servers(), server->procid));
   }
   std::size_t alive = 0;
@@ -268,32 +304,45 @@ bool Job::ChainsNeedMending() const {
 }
 
 void Job::MendChains() {
-  if (over() || Backups(definition_) == 0 || map_.shards.empty() || !cluster_.servers_known() ||
-      !ChainsNeedMending()) {
-    return;
-  }
+  if (over() || map_.shards.empty() || !cluster_.servers_known() || !ChainsNeedMending()) return;
   control::MapT next = control::Clone(map_);
   next.version = map_.version + 1;
   const auto is_gone = [&](const std::string& procid) {
     return IsGone(cluster_.servers(), procid);
   };
-  const std::vector<ShardId> promoted = PromoteBackups(
-      next, is_gone, [&](ShardId shard) { return chains_.lost.contains(shard.value()); });
-  for (const ShardId shard : promoted) chains_.lost.erase(shard.value());
+  // What can wait does not abort a round.
+  const auto is_handed_over = [&](ShardId shard) {
+    const control::ShardEntryT& entry = *map_.shards[shard.value()];
+    const std::string& first = map_.servers[entry.server]->procid;
+    return !round_ && Leaves(first) && MayShed(entry, map_);
+  };
+  std::vector<ShardId> promoted = PromoteBackups(next, is_gone, [&](ShardId shard) {
+    return chains_.lost.contains(shard.value()) || is_handed_over(shard);
+  });
+  std::size_t handed_over = 0;
+  for (const ShardId shard : promoted) {
+    const std::string& first = map_.servers[map_.shards[shard.value()]->server]->procid;
+    handed_over += chains_.lost.erase(shard.value()) == 0 && !is_gone(first) ? 1 : 0;
+  }
   // Who is the first of a chain now has said so far nothing as such: it is asked.
   std::swap(map_, next);
   AskSurvivors();
-  const std::size_t dropped = DropBackups(
-      map_,
-      [&](ShardId shard, const control::BackupEntryT& backup) { return MayDrop(shard, backup); });
+  std::size_t left = 0;  // with servers that drain
+  std::size_t dropped = DropBackups(map_, [&](ShardId shard, const control::BackupEntryT& backup) {
+    if (!MayDrop(shard, backup)) return false;
+    left += Leaves(map_.servers[backup.server]->procid) ? 1 : 0;
+    return true;
+  });
   const bool urgent = !promoted.empty() || dropped > 0;
   bool changed = urgent;
   // What can wait does not abort a round.
   if (urgent || !round_) {
     changed = TakeSynced(map_) || changed;
     if (!Homeless()) {
-      const auto able = WithoutAvoided(Alive(cluster_.servers()), AvoidedServers());
-      changed = AddBackups(map_, able, Backups(definition_), map_.version) > 0 || changed;
+      changed =
+          AddBackups(map_, Able(cluster_.servers(), AvoidedServers()), Backups(definition_),
+                     map_.version, [&](const std::string& server) { return Leaves(server); }) > 0 ||
+          changed;
     }
   }
   if (!changed) {
@@ -308,12 +357,18 @@ void Job::MendChains() {
       to.insert(map_.servers[map_.shards[shard.value()]->server]->name);
       shard_states_.erase(shard.value());
     }
-    Event("promoted", std::to_string(promoted.size()) + " shards of " +
-                          std::to_string(from.size()) +
-                          (from.size() == 1 ? " server" : " servers") +
-                          " go on at their backups on " + std::to_string(to.size()) +
-                          (to.size() == 1 ? " server" : " servers") + "; none is restored");
+    const std::string moved = std::to_string(promoted.size()) + " shards of " +
+                              std::to_string(from.size()) +
+                              (from.size() == 1 ? " server" : " servers");
+    const std::string where =
+        " on " + std::to_string(to.size()) + (to.size() == 1 ? " server" : " servers");
+    if (handed_over == promoted.size()) {
+      Event("moved", moved + " that drains are now" + where);
+    } else {
+      Event("promoted", moved + " go on at their backups" + where + "; none is restored");
+    }
   }
+  dropped -= left;
   if (dropped > 0) {
     Event("backup lost", std::to_string(dropped) +
                              (dropped == 1 ? " backup of a shard is gone" : " backups are gone"));
@@ -350,7 +405,11 @@ bool Job::MayDrop(ShardId shard, const control::BackupEntryT& backup) {
     chains_.avoid_until_ms[procid] = cluster_.now_ms() + timeouts_.backup_avoid_ms;
     return true;
   }
-  if (!IsGone(cluster_.servers(), procid)) return false;
+  if (Leaves(procid)) {
+    if (round_ || !MayShed(*map_.shards[shard.value()], map_)) return false;
+  } else if (!IsGone(cluster_.servers(), procid)) {
+    return false;
+  }
   if (!backup.synced) return true;
   const std::string& first = map_.servers[map_.shards[shard.value()]->server]->procid;
   const auto asked = chains_.gone.find(procid);
@@ -365,7 +424,9 @@ void Job::AskSurvivors() {
   for (const auto& entry : map_.shards) {
     for (const auto& backup : entry->backups) {
       const std::string& procid = map_.servers[backup->server]->procid;
-      if (!backup->synced || !IsGone(cluster_.servers(), procid)) continue;
+      const bool goes =
+          IsGone(cluster_.servers(), procid) || (Leaves(procid) && MayShed(*entry, map_));
+      if (!backup->synced || !goes) continue;
       gone.insert(procid);
       firsts.insert(map_.servers[entry->server]->procid);
     }
@@ -429,7 +490,6 @@ bool Job::TakeSynced(control::MapT& map) {
 }
 
 void Job::OnChainReport(const std::string& procid, const control::ServerReportT& report) {
-  if (Backups(definition_) == 0) return;
   if (chains_.first_asked != 0 && report.asked >= chains_.first_asked) {
     chains_.heard[procid] = report.asked;
   }

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,15 @@
 #include "common/messages/control.h"
 
 namespace ps::coordinator {
+
+// What an operator lets a node have, by its name.
+enum class Duty {
+  kFull,
+  kCordoned,  // keeps what it has, gets nothing new
+  kDraining,  // and what it has moves to others
+};
+const char* DutyName(Duty duty);  // "full", "cordoned", "draining"
+std::optional<Duty> DutyOf(const std::string& name);
 
 struct Member {
   std::string procid;
@@ -31,8 +41,10 @@ struct Member {
   std::string label;               // takes the tasks of jobs with this resources.label only
 
   bool unsteady = false;  // fails again and again: gets what nobody else can take
+  Duty duty = Duty::kFull;
 
   bool alive() const { return present && registered; }
+  bool leaves() const { return alive() && duty == Duty::kDraining; }
 };
 
 using Members = std::map<std::string, Member>;  // by procid

@@ -90,7 +90,7 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
     if (next.shards[shard]->server == kNowhere) homeless.push_back(shard);
   }
   std::vector<std::size_t> burden = load;
-  for (std::size_t i = 0; i < alive.size(); ++i) burden[i] += alive[i].unsteady ? count : 0;
+  for (std::size_t i = 0; i < alive.size(); ++i) burden[i] += alive[i].last_resort ? count : 0;
   const std::vector<std::size_t> servers = FillUp(burden, homeless.size());
   std::vector<std::vector<std::size_t>> of_server(alive.size());
   for (std::size_t i = 0; i < homeless.size(); ++i) of_server[servers[i]].push_back(homeless[i]);
@@ -143,7 +143,7 @@ std::size_t DropBackups(control::MapT& map, const BackupFn& goes) {
 }
 
 std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
-                       std::size_t backups, std::uint64_t since) {
+                       std::size_t backups, std::uint64_t since, const ServerFn& leaves) {
   // Copies of any kind that each lane has, as a server's load is what it is for.
   std::vector<std::vector<std::size_t>> load(able.size());
   const auto find = [&](const std::string& procid) {
@@ -166,8 +166,18 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
     for (const std::size_t lane : load[server]) sum += lane;
     return sum;
   };
+  const auto wanted = [&](const control::ShardEntryT& entry) {
+    if (!leaves) return backups;
+    std::size_t leaving = leaves(map.servers[entry.server]->procid) ? 1 : 0;
+    for (const auto& backup : entry.backups) {
+      leaving += leaves(map.servers[backup->server]->procid) ? 1 : 0;
+    }
+    return backups + leaving;
+  };
+  std::size_t longest = 0;
+  for (const auto& entry : map.shards) longest = std::max(longest, wanted(*entry));
   std::size_t added = 0;
-  for (std::size_t place = 0; place < backups; ++place) {
+  for (std::size_t place = 0; place < longest; ++place) {
     // Where a lane's shards have been given theirs, by the chain that these had before.
     struct Place {
       std::size_t server;
@@ -175,7 +185,7 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
     };
     std::map<std::vector<std::pair<std::uint16_t, std::uint16_t>>, std::optional<Place>> chosen;
     for (const auto& entry : map.shards) {
-      if (entry->backups.size() != place) continue;
+      if (entry->backups.size() != place || place >= wanted(*entry)) continue;
       std::vector<std::pair<std::uint16_t, std::uint16_t>> chain = {{entry->server, entry->lane}};
       for (const auto& backup : entry->backups) chain.emplace_back(backup->server, backup->lane);
       const auto host_of = [&](std::uint16_t server) {
@@ -196,7 +206,7 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
           }
           if (holds) continue;
           const std::size_t around = (i + 2 * able.size() - from) % able.size();
-          const auto worth = std::make_tuple(able[i].unsteady, same_host, total(i), around, i);
+          const auto worth = std::make_tuple(able[i].last_resort, same_host, total(i), around, i);
           if (!best.has_value() || worth < *best) best = worth;
         }
         known = chosen.emplace(chain, std::nullopt).first;

@@ -25,7 +25,7 @@ struct PlacementServer {
   std::string procid;
   std::vector<std::string> lanes;
   std::string host{};
-  bool unsteady = false;  // gets what no other can take
+  bool last_resort = false;  // gets what no other can take
 };
 
 struct PlacementResult {
@@ -34,8 +34,7 @@ struct PlacementResult {
 };
 
 // The map after `map` when only `alive` remain. Moved shards get `restore_round`. A map without
-// shards is filled with `shards` new ones of epoch 1. `alive` must not be empty; unsteady ones get
-// shards only if all are.
+// shards is filled with `shards` new ones of epoch 1. `alive` must not be empty.
 PlacementResult Place(const control::MapT& map, const std::vector<PlacementServer>& alive,
                       std::uint32_t shards, Round restore_round);
 
@@ -54,11 +53,12 @@ std::vector<ShardId> PromoteBackups(control::MapT& map, const ServerFn& is_gone,
 std::size_t DropBackups(control::MapT& map, const BackupFn& goes);
 
 // Gives every shard that has fewer than `backups` new ones, not synced, members since map `since`,
-// on servers of `able` that have no other copy of it: steady ones, of other hosts, then where
+// on servers of `able` that have no other copy of it: no last resorts, of other hosts, then where
 // the fewest copies are. All shards of a lane that want one get it on the same lane, so that their
 // changes travel together. Returns how many were added.
+// A copy on a server that `leaves` (if given) does not count.
 std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
-                       std::size_t backups, std::uint64_t since);
+                       std::size_t backups, std::uint64_t since, const ServerFn& leaves = {});
 
 // Forgets servers that nothing is on.
 void CompactServers(control::MapT& map);

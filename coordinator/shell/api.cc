@@ -129,6 +129,18 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
     if (json.is_object()) return json;
     return Error{ErrorCode::kUsage, "the request's body is not a JSON object"};
   };
+  if (parts.size() == 3 && parts[1] == "nodes" && post) {
+    const auto json = body();
+    if (!json.ok()) return responder.Answer(ApiError(json.error()));
+    const auto name = json->find("duty");
+    const auto duty =
+        name != json->end() && name->is_string() ? DutyOf(name->get<std::string>()) : std::nullopt;
+    if (!duty) {
+      return responder.Answer(
+          ApiError({ErrorCode::kUsage, "the body's `duty` must be full, cordoned or draining"}));
+    }
+    return core_->SetDuty(ticket(), parts[2], *duty, now);
+  }
   if (parts.size() == 2 && parts[1] == "nodes" && get) {
     nlohmann::json nodes = core_->DescribeNodes();
     for (const auto& [name, node] : coordinators_) {

@@ -99,7 +99,7 @@ void Coordinator::TakeOver() {
   spdlog::info("leads from now on, leader epoch {}", leadership_->epoch);
   term_ = std::make_shared<int>(0);
   wall_offset_ms_ = net::WallClockMs() - loop_.NowMs();
-  ReadJobs(*session_, term_, [this](Result<std::vector<JobRecord>> records) {
+  ReadRecords(*session_, term_, [this](Result<Records> records) {
     const auto again = [this](const std::string& why) {
       spdlog::error("cannot take over: {}; tries again in 5 s", why);
       retry_.After(net::Milliseconds(5000), [this] {
@@ -110,9 +110,10 @@ void Coordinator::TakeOver() {
     CoreOptions options;
     options.id = options_.id;
     auto core = std::make_unique<Core>(options, leadership_->epoch);
-    const Status loaded = core->Load(*records, Now());
+    Status loaded = core->Load(records->jobs, Now());
+    if (loaded.ok() && records->cluster) loaded = core->LoadCluster(*records->cluster);
     if (!loaded.ok()) return again(loaded.error().message);
-    spdlog::info("took over {} jobs", records->size());
+    spdlog::info("took over {} jobs", records->jobs.size());
     core_ = std::move(core);
     store_ = std::make_unique<Store>(
         *session_, *leadership_, [this](Output& output) { Release(output); },

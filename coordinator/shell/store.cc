@@ -22,10 +22,10 @@ void Join(Output& into, Output&& from) {
 }
 
 struct Reading {
-  std::vector<JobRecord> records;
+  Records records;
   std::size_t open = 0;
   std::optional<Error> error;
-  std::function<void(Result<std::vector<JobRecord>>)> callback;
+  std::function<void(Result<Records>)> callback;
 
   void Done() {
     if (--open > 0) return;
@@ -82,8 +82,8 @@ void Store::Next() {
   });
 }
 
-void ReadJobs(zk::Session& session, std::weak_ptr<void> alive,
-              std::function<void(Result<std::vector<JobRecord>>)> callback) {
+void ReadRecords(zk::Session& session, std::weak_ptr<void> alive,
+                 std::function<void(Result<Records>)> callback) {
   session.EnsurePath("/jobs", [&session, alive, callback = std::move(callback)](Status ensured) {
     if (alive.expired()) return;
     if (!ensured.ok()) return callback(ensured.error());
@@ -93,10 +93,20 @@ void ReadJobs(zk::Session& session, std::weak_ptr<void> alive,
       auto reading = std::make_shared<Reading>();
       reading->callback = callback;
       reading->open = 1;
-      reading->records.resize(names->size());
+      reading->records.jobs.resize(names->size());
+      ++reading->open;
+      session.Get(Core::kClusterPath, [reading, alive](Result<zk::NodeValue> value) {
+        if (alive.expired()) return;
+        if (value.ok()) {
+          reading->records.cluster = std::move(value->data);
+        } else if (value.error().code != ErrorCode::kNotFound && !reading->error) {
+          reading->error = Annotate(value.error(), std::string(Core::kClusterPath) + ": ");
+        }
+        reading->Done();
+      });
       for (std::size_t i = 0; i < names->size(); ++i) {
         const std::string& name = (*names)[i];
-        JobRecord& record = reading->records[i];
+        JobRecord& record = reading->records.jobs[i];
         const auto [end, error] =
             std::from_chars(name.data(), name.data() + name.size(), record.id);
         if (error != std::errc() || end != name.data() + name.size()) {
@@ -110,7 +120,7 @@ void ReadJobs(zk::Session& session, std::weak_ptr<void> alive,
               [reading, alive, i, field, path = name + "/" + node](Result<zk::NodeValue> value) {
                 if (alive.expired()) return;
                 if (value.ok()) {
-                  reading->records[i].*field = std::move(value->data);
+                  reading->records.jobs[i].*field = std::move(value->data);
                 } else if (!reading->error) {
                   reading->error = Annotate(value.error(), "/jobs/" + path + ": ");
                 }

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,9 +41,14 @@ class Store {
   std::shared_ptr<void> alive_;
 };
 
-// Reads what former leaders left below /jobs. The callback is called once; not at all if `alive`
-// is gone by then.
-void ReadJobs(zk::Session& session, std::weak_ptr<void> alive,
-              std::function<void(Result<std::vector<JobRecord>>)> callback);
+struct Records {
+  std::vector<JobRecord> jobs;
+  std::optional<std::string> cluster;  // for Core::LoadCluster(), if its node is there
+};
+
+// Reads what former leaders left. The callback is called once; not at all if `alive` is gone by
+// then.
+void ReadRecords(zk::Session& session, std::weak_ptr<void> alive,
+                 std::function<void(Result<Records>)> callback);
 
 }  // namespace ps::coordinator

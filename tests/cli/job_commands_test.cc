@@ -66,6 +66,20 @@ class JobCoordinator {
     if (request.path == "/v1/jobs") {
       return Answer(200, json{{"jobs", {Job("running"), Job("succeeded")}}}.dump());
     }
+    if (request.path == "/v1/nodes/server-1" && request.method == "POST") {
+      if (json::parse(request.body)["duty"] == "draining") copies_ = 2;
+    }
+    if (request.path == "/v1/nodes/server-1" || (request.path == "/v1/nodes" && copies_ > 0)) {
+      // One shard fewer at each look.
+      copies_ -= copies_ > 0 ? 1 : 0;
+      return Answer(200, json{{"nodes",
+                               {{{"name", "server-1"},
+                                 {"kind", "server"},
+                                 {"state", copies_ > 0 ? "draining" : "drained"},
+                                 {"shards", copies_},
+                                 {"jobs", {"fashion"}}}}}}
+                             .dump());
+    }
     if (request.path == "/v1/nodes") {
       return Answer(200, json{{"nodes",
                                {{{"name", "server-1"},
@@ -136,6 +150,7 @@ class JobCoordinator {
 
   const std::vector<std::string> phases_;
   std::size_t looks_ = 0;
+  int copies_ = 0;
   FakeCoordinator fake_;
 };
 
@@ -218,6 +233,22 @@ TEST_F(JobCommandsTest, TopShowsNodesJobsAndWorkers) {
   EXPECT_EQ(text.substr(0, 8), "\x1b[?1049h");
   EXPECT_EQ(text.substr(text.size() - 8), "\x1b[?1049l");
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * 4);
+}
+
+TEST_F(JobCommandsTest, DrainWaitsUntilNothingIsLeft) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"node", "drain", "server-1"}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(), "server server-1 is draining\n");
+  EXPECT_EQ(json::parse(coordinator.fake().last_body()), json({{"duty", "draining"}}));
+  EXPECT_EQ(Run(coordinator, {"node", "drain", "server-1", "--wait"}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(), "server server-1 is drained\n");
+  EXPECT_EQ(test_.errors(), "server server-1 has 1 copies of shards (fashion)\n");
+  EXPECT_EQ(Run(coordinator, {"node", "drain", "server-1", "--wait", "--timeout", "0"}), 124);
+  EXPECT_EQ(Run(coordinator, {"node", "cordon", "server-1"}), 0);
+  EXPECT_EQ(json::parse(coordinator.fake().last_body()), json({{"duty", "cordoned"}}));
+  EXPECT_EQ(Run(coordinator, {"node", "undrain", "server-1", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(coordinator.fake().last_body()), json({{"duty", "full"}}));
+  EXPECT_EQ(Run(coordinator, {"node", "drain", "nobody"}), 3);
 }
 
 TEST_F(JobCommandsTest, ExplainNeedsNoCoordinator) {

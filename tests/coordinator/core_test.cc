@@ -1206,6 +1206,96 @@ TEST_F(CoreTest, AnAgentWhoseTasksNeverGetReadyIsTheLastToGetOne) {
   EXPECT_EQ(Take("p-a2", Body::StartTask).size(), 1u);
 }
 
+TEST_F(CoreTest, AServerThatDrainsGetsItsShardsCopiedAndHandedOver) {
+  StartRunning();
+  const auto first_on = [&](const std::string& procid) {
+    const auto map = Map();
+    return std::count_if(map.shards.begin(), map.shards.end(), [&](const auto& shard) {
+      return map.servers[shard->server]->procid == procid;
+    });
+  };
+  const auto state_of = [&](const std::string& name) {
+    const nlohmann::json described = core_->DescribeNodes();
+    for (const auto& node : described.at("nodes")) {
+      if (node.at("name") == name) return node.at("state").get<std::string>();
+    }
+    return std::string();
+  };
+  ASSERT_EQ(first_on("p-s1"), 2);
+  answers_.clear();
+  core_->SetDuty(5, "nobody", Duty::kDraining, now_);
+  core_->SetDuty(6, "s1", Duty::kDraining, now_);
+  Flush();
+  ASSERT_EQ(answers_.size(), 2u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kNotFound);
+  EXPECT_EQ((*answers_[1].body)["nodes"][0]["state"], "draining");
+  Tick();
+  // A copy of each is made on the other, although the job wants no backups.
+  auto map = Map();
+  EXPECT_EQ(first_on("p-s1"), 2);
+  control::ServerReportT report;
+  report.job = 1;
+  for (std::uint32_t i = 0; i < map.shards.size(); ++i) {
+    if (map.servers[map.shards[i]->server]->procid != "p-s1") {
+      EXPECT_TRUE(map.shards[i]->backups.empty());
+      continue;
+    }
+    ASSERT_EQ(map.shards[i]->backups.size(), 1u);
+    EXPECT_EQ(map.servers[map.shards[i]->backups[0]->server]->procid, "p-s0");
+    auto feed = std::make_unique<control::FeedStateT>();
+    feed->shard = i;
+    feed->epoch = map.shards[i]->epoch;
+    feed->since = map.shards[i]->backups[0]->since;
+    feed->synced = true;
+    report.feeds.push_back(std::move(feed));
+  }
+  Say("p-s1", std::move(report));
+  Tick();
+  Tick();
+  EXPECT_EQ(first_on("p-s1"), 0);
+  EXPECT_EQ(Map().shards[0]->restore_round, 0u);
+  EXPECT_NE(Events().find("moved: 2 shards of 1 server that drains are now on 1 server"),
+            std::string::npos);
+  EXPECT_EQ(PhaseNow(), "running");
+  EXPECT_EQ(state_of("s1"), "drained");
+  // The next leader knows, and what is cordoned or drains gets nothing.
+  const std::string cluster = nodes_["/cluster"];
+  Start(2);
+  ASSERT_TRUE(core_->LoadCluster(cluster).ok());
+  ASSERT_TRUE(core_->Load({Record()}, now_).ok());
+  Announce();
+  Register("s0");
+  Register("s1");
+  EXPECT_EQ(core_->servers().at("p-s1").duty, Duty::kDraining);
+  core_->SetDuty(7, "s1", Duty::kFull, now_);
+  Flush();
+  EXPECT_EQ(state_of("s1"), "ready");
+  EXPECT_EQ(nodes_["/cluster"], "{\"duties\":{}}");
+  EXPECT_FALSE(core_->LoadCluster("[]").ok());
+  EXPECT_FALSE(core_->LoadCluster("{\"duties\": {\"s1\": \"asleep\"}}").ok());
+}
+
+TEST_F(CoreTest, TheTasksOfAnAgentThatDrainsGoToOthers) {
+  StartRunning();
+  AddAgent("a2");
+  core_->SetDuty(6, "a0", Duty::kDraining, now_);
+  Flush();
+  Tick();
+  const auto stops = Take("p-a0", Body::StopTask);
+  ASSERT_EQ(stops.size(), 1u);
+  const std::uint64_t task = stops[0].body.AsStopTask()->task;
+  EXPECT_FALSE(stops[0].body.AsStopTask()->kill);
+  Tick();
+  EXPECT_TRUE(Take("p-a0", Body::StopTask).empty());  // once
+  Say("p-a0", Exited(task, true));
+  Tick();
+  EXPECT_EQ(Take("p-a0", Body::StartTask).size(), 0u);
+  EXPECT_EQ(Take("p-a2", Body::StartTask).size(), 1u);
+  EXPECT_EQ(Describe()["restarts"], 0);
+  // It is needed until a checkpoint has what it keeps.
+  EXPECT_EQ(core_->DescribeNodes()["nodes"][2]["state"], "draining");
+}
+
 TEST_F(CoreTest, AServerThatIsMarkedDeadIsGoneAlthoughItsNodeStays) {
   StartRunning();
   core_->MarkServerDead("p-s1", now_);

@@ -519,6 +519,37 @@ class Replicas(WithCluster):
         self.assertEqual(result["doubled"], 0)
 
 
+class Draining(WithCluster):
+    """Servers and agents come and go by an operator's word while a job runs; nothing is lost."""
+    arguments = ("--servers", "3", "--workers", "3")
+
+    def test_shards_and_tasks_move_and_every_push_counts_once(self):
+        job = self.cluster.submit(ledger("draining", records=400000, epochs=12, every=3000) +
+                                  "resources: {replicas: 0}\n")
+        trained_more_than(self, self.cluster, job, 0)
+        for name in ("server-1", "worker-1", "server-2", "worker-2"):
+            done = self.cluster.ds("node", "drain", name, "--wait", "--timeout", "60s", "-o", "json")
+            self.assertEqual(done.returncode, 0, done.stderr + self.cluster.events(job))
+            self.assertEqual(json.loads(done.stdout)["nodes"][0]["state"], "drained")
+            self.assertEqual(self.cluster.job(job)["phase"], "running", self.cluster.events(job))
+            back = self.cluster.ds("node", "undrain", name)
+            self.assertEqual(back.returncode, 0, back.stderr)
+        self.assertEqual(self.cluster.ds("node", "drain", "nobody").returncode, 3)
+        # Stopped for good, they are not missed.
+        self.assertEqual(self.cluster.ds("node", "drain", "server-3", "--wait").returncode, 0)
+        os.kill(self.cluster.processes()["server-3"], signal.SIGKILL)
+        described = self.finish(job)
+        events = self.cluster.events(job)
+        self.assertGreaterEqual(events.count("that drains are now on"), 3, events)
+        self.assertNotIn("server lost", events)
+        self.assertNotIn("promoted", events)
+        self.assertEqual(described["restarts"], 0)
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        code, said, result = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual((result["lost"], result["doubled"]), (0, 0))
+
+
 class NotFinite(WithCluster):
     """One record of 200 has a label whose squared error is infinite."""
 

@@ -19,6 +19,7 @@ constexpr std::int64_t kFaultsBeginMs = 3000;
 constexpr std::int64_t kHealMs = 300'000;  // the job must end within this time after all has healed
 constexpr std::int64_t kCheckMs = 1000;
 constexpr std::int64_t kOperatorMs = 4000;
+constexpr std::int64_t kDutiesMs = 300;
 constexpr std::int64_t kRestartMs = 4000;  // at most, by whoever watches over the processes
 constexpr std::int64_t kBadClocks = 3600;  // one cluster of four has clocks wrong by up to an hour
 constexpr const char* kJobPath = "/jobs/0000000001";
@@ -56,6 +57,8 @@ class Cluster {
   MachineId Pick(Role role, std::uint32_t target) const;
   void Strike(const Fault& fault);
   void PlanSuspicions();
+  void PlanDuties();
+  void SeeToDuties();
   void Suspect(std::uint64_t chance);
   void HealAll();
   void Operator();
@@ -68,6 +71,7 @@ class Cluster {
   ClusterReport report_;
   std::vector<Machine> machines_;
   std::vector<std::function<void()>> heal_;
+  std::map<std::string, coordinator::Duty> duties_;  // by machine, as an operator wants them
   std::int64_t faults_end_ms_ = 0;
   bool healed_ = false;
   std::string phase_;
@@ -363,6 +367,46 @@ void Cluster::PlanSuspicions() {
   }
 }
 
+// An operator lets servers and agents drain, and takes them back.
+void Cluster::PlanDuties() {
+  std::mt19937_64 chance(options_.seed ^ 0x2545f4914f6cdd1d);
+  if (!options_.suspicions || chance() % 3 != 0) return;
+  const auto span = static_cast<std::uint64_t>(faults_end_ms_ - kFaultsBeginMs);
+  const std::uint64_t count = 1 + chance() % 4;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const auto begin_ms = kFaultsBeginMs + static_cast<std::int64_t>(chance() % span);
+    const auto end_ms = begin_ms + 500 + static_cast<std::int64_t>(chance() % 15'000);
+    std::vector<std::string> names;
+    for (const Machine& machine : machines_) {
+      if (machine.role != Role::kCoordinator) names.push_back(machine.name);
+    }
+    const std::string name = names[chance() % names.size()];
+    const auto duty =
+        chance() % 4 == 0 ? coordinator::Duty::kCordoned : coordinator::Duty::kDraining;
+    world_.schedule.At(begin_ms, [this, name, duty] {
+      if (healed_) return;
+      world_.history.Log("DUTY of " + name + ": " + coordinator::DutyName(duty));
+      ++report_.drains;
+      duties_[name] = duty;
+    });
+    world_.schedule.At(end_ms, [this, name] { duties_[name] = coordinator::Duty::kFull; });
+  }
+  SeeToDuties();
+}
+
+// Again and again, as a request may be lost with its leader.
+void Cluster::SeeToDuties() {
+  for (const auto& [name, duty] : duties_) {
+    for (Machine& machine : machines_) {
+      if (!machine.coordinator) continue;
+      const auto now = machine.coordinator->DutyOf(name);
+      const auto wanted = healed_ ? coordinator::Duty::kFull : duty;
+      if (now && *now != wanted) machine.coordinator->SetDuty(name, wanted);
+    }
+  }
+  world_.schedule.After(kDutiesMs, [this] { SeeToDuties(); });
+}
+
 void Cluster::Suspect(std::uint64_t chance) {
   const MachineId number = Pick(Role::kServer, static_cast<std::uint32_t>(chance % 1000));
   if (healed_ || number < 0 || world_.zookeeper.away()) return;
@@ -431,6 +475,7 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
       if (number <= events_told_) continue;
       events_told_ = number;
       if (event.value("type", "") == "backup lost") ++report_.backups_lost;
+      if (event.value("type", "") == "moved") ++report_.moves;
       world_.history.Log("  " + event.value("type", "") + ": " + event.value("message", ""));
     }
   }
@@ -498,6 +543,7 @@ ClusterReport Cluster::Run() {
     world_.schedule.At(report_.faults[i].at_ms, [this, i] { Strike(report_.faults[i]); });
   }
   PlanSuspicions();
+  PlanDuties();
   world_.schedule.At(faults_end_ms_, [this] { HealAll(); });
   const History& history = world_.history;
   while (history.violation().empty() && phase_ != "succeeded") {
@@ -554,6 +600,8 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   copies_compared += other.copies_compared;
   backups_lost += other.backups_lost;
   suspicions += other.suspicions;
+  drains += other.drains;
+  moves += other.moves;
   too_old += other.too_old;
   rewinds += other.rewinds;
   incarnations += other.incarnations;

@@ -71,7 +71,8 @@ struct ClusterOptions {
   std::vector<bool> faults;
   std::optional<int> replicas;  // instead of the seed's
   // Of seeds with backups a third also has servers whose nodes go while they live on, and that come
-  // back as the same process: false suspicions, which chains must bear.
+  // back as the same process: false suspicions, which chains must bear. Of all seeds a third has
+  // servers and agents that an operator lets drain, or cordons, for a while.
   bool suspicions = true;
   std::function<void(const std::string&)> log;
 };
@@ -92,6 +93,8 @@ struct ClusterReport {
   std::uint64_t copies_compared = 0;
   std::uint64_t backups_lost = 0;  // times
   std::uint64_t suspicions = 0;
+  std::uint64_t drains = 0;
+  std::uint64_t moves = 0;  // of shards, from servers that drain
   std::uint64_t too_old = 0;
   std::uint64_t rewinds = 0;
   std::uint64_t incarnations = 0;

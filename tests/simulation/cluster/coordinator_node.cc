@@ -151,7 +151,11 @@ void CoordinatorNode::Begin(const std::vector<coordinator::JobRecord>& records) 
   options.job.round_ms = 10'000;
   options.job.failed_round_retry_ms = 3000;
   auto core = std::make_unique<coordinator::Core>(options, leadership_->epoch);
-  const Status loaded = core->Load(records, Now());
+  Status loaded = core->Load(records, Now());
+  if (const ZkNode* cluster = world_.zookeeper.Find(coordinator::Core::kClusterPath);
+      loaded.ok() && cluster != nullptr) {
+    loaded = core->LoadCluster(cluster->data);
+  }
   if (!loaded.ok()) return world_.history.Fail("a leader cannot load: " + loaded.error().message);
   core_ = std::move(core);
   pending_ = {};
@@ -238,6 +242,22 @@ void CoordinatorNode::Submit() {
   if (core_ == nullptr) return;
   core_->Submit(next_ticket_++, world_.spec_json, false, Now());
   Flush(false);
+}
+
+void CoordinatorNode::SetDuty(const std::string& node, coordinator::Duty duty) {
+  if (core_ == nullptr) return;
+  core_->SetDuty(next_ticket_++, node, duty, Now());
+  Flush(false);
+}
+
+std::optional<coordinator::Duty> CoordinatorNode::DutyOf(const std::string& server) const {
+  if (core_ == nullptr) return std::nullopt;
+  for (const coordinator::Members* members : {&core_->servers(), &core_->agents()}) {
+    for (const auto& [procid, member] : *members) {
+      if (member.name == server) return member.duty;
+    }
+  }
+  return std::nullopt;
 }
 
 void CoordinatorNode::Flush(bool with_lazy) {

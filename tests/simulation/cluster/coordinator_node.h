@@ -24,6 +24,10 @@ class CoordinatorNode {
   std::vector<std::string> Describe() const;
   void MarkServerDead(const std::string& procid);
   void Submit();
+  // An operator asks for it; it may be lost with the leader.
+  void SetDuty(const std::string& node, coordinator::Duty duty);
+  // As the leader has it; nothing unless it leads and knows the node.
+  std::optional<coordinator::Duty> DutyOf(const std::string& server) const;
   ZkClient& client() { return client_; }
 
  private:

@@ -190,6 +190,8 @@ int main(int argc, char** argv) {
       {"copies_compared", sum.copies_compared},
       {"backups_lost", sum.backups_lost},
       {"suspicions", sum.suspicions},
+      {"drains", sum.drains},
+      {"moves", sum.moves},
       {"rewinds", sum.rewinds},
       {"incarnations", sum.incarnations},
       {"too_old", sum.too_old}};
