@@ -513,6 +513,41 @@ void AddSubmit(CLI::App& group, Globals& globals) {
   });
 }
 
+Result<ExitCode> Rebalance(Globals& globals, const std::string& name, bool dry_run) {
+  const OutputFormat format = PS_TRY(globals.Format());
+  Api api = PS_TRY(globals.OpenApi());
+  const Json answer = PS_TRY(api.Post(JobPath(name) + "/rebalance", Json{{"dry_run", dry_run}}));
+  std::ostream& out = globals.environment.out;
+  if (WriteStructured(out, format, answer)) return ExitCode::kOk;
+  const Json& moves = MemberOf(answer, "moves");
+  if (moves.empty()) {
+    out << "no server has two copies of shards more than another\n";
+  } else if (!dry_run) {
+    out << CountText(static_cast<std::int64_t>(moves.size()))
+        << " copies of shards are to move; `ds-cli job events " << Printable(name)
+        << "` says when they have\n";
+  } else {
+    Table table({"SHARD", "LEAVES"});
+    for (const Json& move : moves) table.Add({TextOf(move, "shard"), TextOf(move, "from")});
+    out << table.ToString();
+  }
+  return ExitCode::kOk;
+}
+
+void AddRebalance(CLI::App& group, Globals& globals) {
+  CLI::App* command = AddCommand(
+      group, "rebalance",
+      "Even out how many copies of shards the servers have, while training goes on",
+      "  ds-cli job rebalance fashion-mlp --dry-run\n  ds-cli job rebalance 7\n", globals);
+  const auto job = std::make_shared<std::string>();
+  const auto dry_run = std::make_shared<bool>(false);
+  command->add_option("job", *job, "Number or name (then the newest)")->required();
+  command->add_flag("--dry-run", *dry_run, "Move nothing, show what would leave its server");
+  command->callback([&globals, job, dry_run] {
+    globals.action = [&globals, job, dry_run] { return Rebalance(globals, *job, *dry_run); };
+  });
+}
+
 void AddWaitAndCancel(CLI::App& group, Globals& globals) {
   CLI::App* wait = AddCommand(group, "wait",
                               "Show progress until a job is over; exits 8 if it failed, 9 if it "
@@ -594,6 +629,7 @@ void AddJobCommands(CLI::App& app, Globals& globals) {
   AddReaders(*group, globals);
   AddWhyCommand(*group, globals);
   AddWaitAndCancel(*group, globals);
+  AddRebalance(*group, globals);
 }
 
 }  // namespace ps::cli

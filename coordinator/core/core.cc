@@ -620,6 +620,17 @@ void Core::Cancel(Ticket ticket, const std::string& name, const std::string& rea
   answers_.push_back({ticket, nlohmann::json{{"job", job->Describe()}}, false});
 }
 
+void Core::Rebalance(Ticket ticket, const std::string& name, bool dry_run, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* job = Find(name);
+  if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  if (job->state().phase != Phase::kRunning) {
+    return Fail(ticket, {ErrorCode::kConflict,
+                         "job " + name + " does not run: it is " + PhaseName(job->state().phase)});
+  }
+  answers_.push_back({ticket, nlohmann::json{{"moves", job->Rebalance(dry_run)}}, false});
+}
+
 void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
                    std::uint64_t offset, std::uint32_t limit, std::uint64_t now_ms) {
   now_ms_ = now_ms;

@@ -108,6 +108,7 @@ class Core final : public Cluster {
                std::uint32_t limit, std::uint64_t now_ms);
   // Of all members of that name, now and later. kNotFound if there is none.
   void SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint64_t now_ms);
+  void Rebalance(Ticket ticket, const std::string& job, bool dry_run, std::uint64_t now_ms);
   // Answered at once.
   Result<nlohmann::json> DescribeJob(const std::string& job) const;
   nlohmann::json DescribeJobs() const;

@@ -146,6 +146,7 @@ void Job::Tick() {
     state_.started_ms = now;
     SetPhase(Phase::kPlacing, "starts its tasks");
   }
+  ContinueRebalance();
   MendChains();
   if (state_.phase == Phase::kRunning || state_.phase == Phase::kPlacing) EvictTasks();
   if (map_.shards.empty() || Homeless()) {

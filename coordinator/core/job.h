@@ -77,6 +77,9 @@ class Job {
   void OnAgentMessage(const std::string& procid, const control::MessageT& message);
   void Cancel(const std::string& reason);
 
+  // Evens out how many copies of shards the servers have, while training goes on. Returns those to
+  // move first: {shard, from}; none: it is even. Forgotten when the leader changes.
+  nlohmann::json Rebalance(bool dry_run);
   // Copies of shards on the server.
   std::size_t CopiesOn(const std::string& server) const;
   // Tasks, and pushes that the agent keeps and may have to replay.
@@ -167,9 +170,11 @@ class Job {
   // That have all their backups in sync.
   std::size_t ReplicatedShards() const;
   std::vector<std::string> AvoidedServers() const;
-  bool Leaves(const std::string& server) const;
-  // Enough of its copies are in sync where they stay: those on servers that drain may go.
-  bool MayShed(const control::ShardEntryT& entry, const control::MapT& map) const;
+  // The server drains, or the shard's copy there is to move.
+  bool Leaves(ShardId shard, const std::string& server) const;
+  // Enough of its copies are in sync where they stay: those that leave may go.
+  bool MayShed(ShardId shard, const control::MapT& map) const;
+  void ContinueRebalance();
 
   // Rounds.
   void MaybeBeginRound();
@@ -239,6 +244,8 @@ class Job {
     std::uint64_t ask_again_ms = 0;
     std::map<std::string, std::uint64_t> avoid_until_ms;  // by server
     std::optional<bool> whole;                            // as the events say
+    bool rebalances = false;
+    std::map<ShardId, std::string> moving;  // and the server that it leaves
   };
   Chains chains_;
   std::uint64_t next_round_ms_ = 0;

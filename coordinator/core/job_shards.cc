@@ -151,6 +151,7 @@ void Job::PlaceShards() {
     map_.shards[shard]->lane = std::numeric_limits<std::uint16_t>::max();
   }
   chains_.lost.clear();
+  chains_.moving.clear();
   PlacementResult placed = Place(map_, alive, definition_.shards, restore.round);
   map_ = std::move(placed.map);
   AddBackups(map_, Able(cluster_.servers(), AvoidedServers()), Backups(definition_), map_.version);
@@ -250,19 +251,23 @@ std::vector<std::string> Job::AvoidedServers() const {
   return avoided;
 }
 
-bool Job::Leaves(const std::string& server) const {
+bool Job::Leaves(ShardId shard, const std::string& server) const {
   const auto at = cluster_.servers().find(server);
-  return at != cluster_.servers().end() && at->second.leaves();
+  if (at == cluster_.servers().end() || !at->second.alive()) return false;
+  if (at->second.leaves()) return true;
+  const auto moving = chains_.moving.find(shard);
+  return moving != chains_.moving.end() && moving->second == server;
 }
 
-bool Job::MayShed(const control::ShardEntryT& entry, const control::MapT& map) const {
+bool Job::MayShed(ShardId shard, const control::MapT& map) const {
+  const control::ShardEntryT& entry = *map.shards[shard.value()];
   std::size_t able = 0;
   for (const auto& [procid, server] : cluster_.servers()) {
     able += server.alive() && !server.lanes.empty() && server.duty != Duty::kDraining ? 1 : 0;
   }
   const auto stays = [&](std::uint16_t server) {
     const std::string& procid = map.servers[server]->procid;
-    return IsAlive(cluster_.servers(), procid) && !Leaves(procid);
+    return IsAlive(cluster_.servers(), procid) && !Leaves(shard, procid);
   };
   std::size_t staying = stays(entry.server) ? 1 : 0;
   for (const auto& backup : entry.backups) {
@@ -283,13 +288,53 @@ std::size_t Job::CopiesOn(const std::string& server) const {
   return copies;
 }
 
+nlohmann::json Job::Rebalance(bool dry_run) {
+  const auto moves = CopiesToMove(map_, Able(cluster_.servers(), {}));
+  nlohmann::json list = nlohmann::json::array();
+  for (const auto& [shard, from] : moves) {
+    const auto at = cluster_.servers().find(from);
+    list.push_back({{"shard", shard.value()},
+                    {"from", at != cluster_.servers().end() ? at->second.name : from}});
+  }
+  if (!dry_run && !moves.empty() && !over()) {
+    chains_.rebalances = true;
+    Event("rebalance", std::to_string(moves.size()) + " copies of shards are to move");
+  }
+  return list;
+}
+
+// Moves some copies after the others, until there is nothing to gain.
+void Job::ContinueRebalance() {
+  std::erase_if(chains_.moving, [&](const auto& move) {
+    const control::ShardEntryT& entry = *map_.shards[move.first.value()];
+    const auto is_there = [&](std::uint16_t server) {
+      return map_.servers[server]->procid == move.second;
+    };
+    return !IsAlive(cluster_.servers(), move.second) ||
+           (!is_there(entry.server) &&
+            std::none_of(entry.backups.begin(), entry.backups.end(),
+                         [&](const auto& backup) { return is_there(backup->server); }));
+  });
+  if (!chains_.rebalances || !chains_.moving.empty() || round_ || state_.phase != Phase::kRunning ||
+      ReplicatedShards() < map_.shards.size()) {
+    return;
+  }
+  chains_.moving = CopiesToMove(map_, Able(cluster_.servers(), AvoidedServers()));
+  if (!chains_.moving.empty()) return;
+  chains_.rebalances = false;
+  Event("rebalanced", "no server has two copies of shards more than another" +
+                          After("rebalance", "", "it began"));
+}
+
 // Whether MendChains() may find something to do: it is asked often.
 bool Job::ChainsNeedMending() const {
   if (!chains_.lost.empty() || !chains_.stalled.empty()) return true;
   if (!round_ && !chains_.synced.empty()) return true;
+  if (!round_ && !chains_.moving.empty()) return true;
   std::vector<bool> gone;
   for (const auto& server : map_.servers) {
-    if (!round_ && Leaves(server->procid)) return true;
+    const auto at = cluster_.servers().find(server->procid);
+    if (!round_ && at != cluster_.servers().end() && at->second.leaves()) return true;
     gone.push_back(IsGone(cluster_.servers(), server->procid));
   }
   std::size_t alive = 0;
@@ -312,9 +357,8 @@ void Job::MendChains() {
   };
   // What can wait does not abort a round.
   const auto is_handed_over = [&](ShardId shard) {
-    const control::ShardEntryT& entry = *map_.shards[shard.value()];
-    const std::string& first = map_.servers[entry.server]->procid;
-    return !round_ && Leaves(first) && MayShed(entry, map_);
+    const std::string& first = map_.servers[map_.shards[shard.value()]->server]->procid;
+    return !round_ && Leaves(shard, first) && MayShed(shard, map_);
   };
   std::vector<ShardId> promoted = PromoteBackups(next, is_gone, [&](ShardId shard) {
     return chains_.lost.contains(shard.value()) || is_handed_over(shard);
@@ -330,7 +374,7 @@ void Job::MendChains() {
   std::size_t left = 0;  // with servers that drain
   std::size_t dropped = DropBackups(map_, [&](ShardId shard, const control::BackupEntryT& backup) {
     if (!MayDrop(shard, backup)) return false;
-    left += Leaves(map_.servers[backup.server]->procid) ? 1 : 0;
+    left += Leaves(shard, map_.servers[backup.server]->procid) ? 1 : 0;
     return true;
   });
   const bool urgent = !promoted.empty() || dropped > 0;
@@ -339,10 +383,12 @@ void Job::MendChains() {
   if (urgent || !round_) {
     changed = TakeSynced(map_) || changed;
     if (!Homeless()) {
-      changed =
-          AddBackups(map_, Able(cluster_.servers(), AvoidedServers()), Backups(definition_),
-                     map_.version, [&](const std::string& server) { return Leaves(server); }) > 0 ||
-          changed;
+      changed = AddBackups(map_, Able(cluster_.servers(), AvoidedServers()), Backups(definition_),
+                           map_.version,
+                           [&](ShardId shard, const std::string& server) {
+                             return Leaves(shard, server);
+                           }) > 0 ||
+                changed;
     }
   }
   if (!changed) {
@@ -363,7 +409,7 @@ void Job::MendChains() {
     const std::string where =
         " on " + std::to_string(to.size()) + (to.size() == 1 ? " server" : " servers");
     if (handed_over == promoted.size()) {
-      Event("moved", moved + " that drains are now" + where);
+      Event("moved", moved + " have been handed over and are now" + where);
     } else {
       Event("promoted", moved + " go on at their backups" + where + "; none is restored");
     }
@@ -405,8 +451,8 @@ bool Job::MayDrop(ShardId shard, const control::BackupEntryT& backup) {
     chains_.avoid_until_ms[procid] = cluster_.now_ms() + timeouts_.backup_avoid_ms;
     return true;
   }
-  if (Leaves(procid)) {
-    if (round_ || !MayShed(*map_.shards[shard.value()], map_)) return false;
+  if (Leaves(shard, procid)) {
+    if (round_ || !MayShed(shard, map_)) return false;
   } else if (!IsGone(cluster_.servers(), procid)) {
     return false;
   }
@@ -421,11 +467,12 @@ bool Job::MayDrop(ShardId shard, const control::BackupEntryT& backup) {
 void Job::AskSurvivors() {
   std::set<std::string> gone;
   std::set<std::string> firsts;
-  for (const auto& entry : map_.shards) {
+  for (std::uint32_t i = 0; i < map_.shards.size(); ++i) {
+    const auto& entry = map_.shards[i];
     for (const auto& backup : entry->backups) {
       const std::string& procid = map_.servers[backup->server]->procid;
-      const bool goes =
-          IsGone(cluster_.servers(), procid) || (Leaves(procid) && MayShed(*entry, map_));
+      const bool goes = IsGone(cluster_.servers(), procid) ||
+                        (Leaves(ShardId(i), procid) && MayShed(ShardId(i), map_));
       if (!backup->synced || !goes) continue;
       gone.insert(procid);
       firsts.insert(map_.servers[entry->server]->procid);

@@ -143,7 +143,7 @@ std::size_t DropBackups(control::MapT& map, const BackupFn& goes) {
 }
 
 std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
-                       std::size_t backups, std::uint64_t since, const ServerFn& leaves) {
+                       std::size_t backups, std::uint64_t since, const CopyFn& leaves) {
   // Copies of any kind that each lane has, as a server's load is what it is for.
   std::vector<std::vector<std::size_t>> load(able.size());
   const auto find = [&](const std::string& procid) {
@@ -166,16 +166,16 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
     for (const std::size_t lane : load[server]) sum += lane;
     return sum;
   };
-  const auto wanted = [&](const control::ShardEntryT& entry) {
-    if (!leaves) return backups;
-    std::size_t leaving = leaves(map.servers[entry.server]->procid) ? 1 : 0;
+  // Of each shard.
+  std::vector<std::size_t> wanted(map.shards.size(), backups);
+  for (std::uint32_t shard = 0; leaves && shard < map.shards.size(); ++shard) {
+    const control::ShardEntryT& entry = *map.shards[shard];
+    wanted[shard] += leaves(ShardId(shard), map.servers[entry.server]->procid) ? 1 : 0;
     for (const auto& backup : entry.backups) {
-      leaving += leaves(map.servers[backup->server]->procid) ? 1 : 0;
+      wanted[shard] += leaves(ShardId(shard), map.servers[backup->server]->procid) ? 1 : 0;
     }
-    return backups + leaving;
-  };
-  std::size_t longest = 0;
-  for (const auto& entry : map.shards) longest = std::max(longest, wanted(*entry));
+  }
+  const std::size_t longest = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
   std::size_t added = 0;
   for (std::size_t place = 0; place < longest; ++place) {
     // Where a lane's shards have been given theirs, by the chain that these had before.
@@ -184,8 +184,9 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
       std::size_t lane;
     };
     std::map<std::vector<std::pair<std::uint16_t, std::uint16_t>>, std::optional<Place>> chosen;
-    for (const auto& entry : map.shards) {
-      if (entry->backups.size() != place || place >= wanted(*entry)) continue;
+    for (std::size_t shard = 0; shard < map.shards.size(); ++shard) {
+      const auto& entry = map.shards[shard];
+      if (entry->backups.size() != place || place >= wanted[shard]) continue;
       std::vector<std::pair<std::uint16_t, std::uint16_t>> chain = {{entry->server, entry->lane}};
       for (const auto& backup : entry->backups) chain.emplace_back(backup->server, backup->lane);
       const auto host_of = [&](std::uint16_t server) {
@@ -233,6 +234,42 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
     }
   }
   return added;
+}
+
+std::map<ShardId, std::string> CopiesToMove(const control::MapT& map,
+                                            const std::vector<PlacementServer>& able) {
+  std::map<std::string, std::size_t> copies;
+  for (const PlacementServer& server : able) copies[server.procid] = 0;
+  const auto each = [&](const control::ShardEntryT& entry, const auto& act) {
+    act(map.servers[entry.server]->procid);
+    for (const auto& backup : entry.backups) act(map.servers[backup->server]->procid);
+  };
+  for (const auto& entry : map.shards) {
+    each(*entry, [&](const std::string& procid) {
+      if (const auto at = copies.find(procid); at != copies.end()) ++at->second;
+    });
+  }
+  std::map<ShardId, std::string> moves;
+  for (std::uint32_t shard = 0; shard < map.shards.size(); ++shard) {
+    std::vector<std::string> holders;
+    each(*map.shards[shard], [&](const std::string& procid) { holders.push_back(procid); });
+    // From the holder with the most to the other server with the fewest, if it helps.
+    const std::string* from = nullptr;
+    for (const std::string& holder : holders) {
+      if (!copies.contains(holder)) continue;
+      if (from == nullptr || copies.at(holder) > copies.at(*from)) from = &holder;
+    }
+    const std::string* to = nullptr;
+    for (const auto& [procid, count] : copies) {
+      if (std::find(holders.begin(), holders.end(), procid) != holders.end()) continue;
+      if (to == nullptr || count < copies.at(*to)) to = &procid;
+    }
+    if (from == nullptr || to == nullptr || copies.at(*from) < copies.at(*to) + 2) continue;
+    moves[ShardId(shard)] = *from;
+    --copies.at(*from);
+    ++copies.at(*to);
+  }
+  return moves;
 }
 
 void CompactServers(control::MapT& map) {

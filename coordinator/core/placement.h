@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,7 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
 // ---- backups; these change `map` but not its version
 
 using ServerFn = std::function<bool(const std::string& procid)>;
+using CopyFn = std::function<bool(ShardId shard, const std::string& procid)>;
 using BackupFn = std::function<bool(ShardId shard, const control::BackupEntryT& backup)>;
 
 // Where the shard's first server `is_gone`, the first synced backup that is not takes its place,
@@ -56,9 +58,15 @@ std::size_t DropBackups(control::MapT& map, const BackupFn& goes);
 // on servers of `able` that have no other copy of it: no last resorts, of other hosts, then where
 // the fewest copies are. All shards of a lane that want one get it on the same lane, so that their
 // changes travel together. Returns how many were added.
-// A copy on a server that `leaves` (if given) does not count.
+// A copy that `leaves` (if given) does not count.
 std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
-                       std::size_t backups, std::uint64_t since, const ServerFn& leaves = {});
+                       std::size_t backups, std::uint64_t since, const CopyFn& leaves = {});
+
+// Copies to move from servers with more of them than the others, so that in the end none has two
+// more than another. By shard and the server that it leaves; at most one of a shard at a time.
+// Servers that are not in `able` do not count.
+std::map<ShardId, std::string> CopiesToMove(const control::MapT& map,
+                                            const std::vector<PlacementServer>& able);
 
 // Forgets servers that nothing is on.
 void CompactServers(control::MapT& map);

@@ -190,6 +190,15 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
                             static_cast<std::uint32_t>(std::min<std::uint64_t>(*limit, 1u << 20)),
                             now);
     }
+    if (parts.size() == 4 && post && parts[3] == "rebalance") {
+      const auto json =
+          request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
+      if (!json.ok()) return responder.Answer(ApiError(json.error()));
+      const auto dry_run = json->find("dry_run");
+      return core_->Rebalance(
+          ticket(), parts[2],
+          dry_run != json->end() && dry_run->is_boolean() && dry_run->get<bool>(), now);
+    }
     if (parts.size() == 4 && post && parts[3] == "cancel") {
       const auto json =
           request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();

@@ -1254,8 +1254,9 @@ TEST_F(CoreTest, AServerThatDrainsGetsItsShardsCopiedAndHandedOver) {
   Tick();
   EXPECT_EQ(first_on("p-s1"), 0);
   EXPECT_EQ(Map().shards[0]->restore_round, 0u);
-  EXPECT_NE(Events().find("moved: 2 shards of 1 server that drains are now on 1 server"),
-            std::string::npos);
+  EXPECT_NE(
+      Events().find("moved: 2 shards of 1 server have been handed over and are now on 1 server"),
+      std::string::npos);
   EXPECT_EQ(PhaseNow(), "running");
   EXPECT_EQ(state_of("s1"), "drained");
   // The next leader knows, and what is cordoned or drains gets nothing.

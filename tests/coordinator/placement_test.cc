@@ -171,5 +171,24 @@ TEST(PlacementTest, ARestoredShardHasNoBackupsAndOthersKeepTheirs) {
   }
 }
 
+TEST(PlacementTest, CopiesMoveUntilNoServerHasTwoMoreThanAnother) {
+  std::vector<PlacementServer> servers = {Server("a"), Server("b")};
+  control::MapT map = Place(control::MapT(), servers, 10, Round(0)).map;
+  AddBackups(map, servers, 1, 1);
+  EXPECT_TRUE(CopiesToMove(map, servers).empty());
+  // A third joins: each of the two has ten copies, and should have seven or six.
+  servers = {Server("a"), Server("b"), Server("c")};
+  const auto moves = CopiesToMove(map, servers);
+  EXPECT_EQ(moves.size(), 6u);
+  std::map<std::string, int> from;
+  for (const auto& [shard, server] : moves) ++from[server];
+  EXPECT_EQ(from.size(), 2u);
+  EXPECT_EQ(from["proc-a"], 3);
+  EXPECT_EQ(from["proc-b"], 3);
+  // Nothing leaves a server that does not count, and nothing moves to where a copy is.
+  EXPECT_TRUE(CopiesToMove(map, {Server("c")}).empty());
+  EXPECT_TRUE(CopiesToMove(map, {Server("a")}).empty());
+}
+
 }  // namespace
 }  // namespace ps::coordinator

@@ -389,7 +389,15 @@ void Cluster::PlanDuties() {
       ++report_.drains;
       duties_[name] = duty;
     });
-    world_.schedule.At(end_ms, [this, name] { duties_[name] = coordinator::Duty::kFull; });
+    world_.schedule.At(end_ms, [this, name, rebalances = chance() % 2 == 0] {
+      duties_[name] = coordinator::Duty::kFull;
+      if (!rebalances) return;
+      world_.schedule.After(2 * kDutiesMs, [this] {
+        for (Machine& machine : machines_) {
+          if (machine.coordinator) machine.coordinator->Rebalance();
+        }
+      });
+    });
   }
   SeeToDuties();
 }

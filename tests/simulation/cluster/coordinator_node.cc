@@ -250,6 +250,12 @@ void CoordinatorNode::SetDuty(const std::string& node, coordinator::Duty duty) {
   Flush(false);
 }
 
+void CoordinatorNode::Rebalance() {
+  if (core_ == nullptr) return;
+  core_->Rebalance(next_ticket_++, "1", false, Now());
+  Flush(false);
+}
+
 std::optional<coordinator::Duty> CoordinatorNode::DutyOf(const std::string& server) const {
   if (core_ == nullptr) return std::nullopt;
   for (const coordinator::Members* members : {&core_->servers(), &core_->agents()}) {

@@ -26,6 +26,7 @@ class CoordinatorNode {
   void Submit();
   // An operator asks for it; it may be lost with the leader.
   void SetDuty(const std::string& node, coordinator::Duty duty);
+  void Rebalance();
   // As the leader has it; nothing unless it leads and knows the node.
   std::optional<coordinator::Duty> DutyOf(const std::string& server) const;
   ZkClient& client() { return client_; }
