@@ -211,7 +211,7 @@ TEST_F(JobCommandsTest, WhyNamesWhatAJobWaitsFor) {
   EXPECT_EQ(Run(coordinator, {"job", "why", "7", "--look", "soon"}), 2);
   JobCoordinator done({"succeeded"});
   EXPECT_EQ(Run(done, {"job", "why", "7"}), 0);
-  EXPECT_EQ(test_.output(), "fine: the job has succeeded\n");
+  EXPECT_EQ(test_.output(), "fine: the job is over: succeeded\n");
 }
 
 TEST_F(JobCommandsTest, TopShowsNodesJobsAndWorkers) {

@@ -566,6 +566,86 @@ class Draining(WithCluster):
         self.assertEqual((result["lost"], result["doubled"]), (0, 0))
 
 
+class Why(WithCluster):
+    """Troubles are staged, and `job why` names each."""
+    arguments = ("--servers", "2", "--workers", "2")
+
+    def named(self, job, weight, text, seconds=30):
+        """Waits until that is among the causes; returns its evidence."""
+        deadline = time.time() + seconds
+        while True:
+            done = self.cluster.ds("job", "why", job, "--look", "1500ms", "-o", "json")
+            causes = json.loads(done.stdout)["causes"]
+            for cause in causes:
+                if cause["weight"] == weight and text in cause["cause"]:
+                    self.assertEqual(done.returncode, 0 if weight == "fine" else 10)
+                    return cause["evidence"]
+            self.assertLess(time.time(), deadline, "%s\n%s" % (causes, self.cluster.events(job)))
+
+    def test_the_true_cause_is_named(self):
+        # Few shards, so that backups are made at once.
+        long = ledger("long", records=4000000, epochs=100, every=1000000, staleness=3) + \
+            "resources: {replicas: 1, shards: 4, max_restarts: 1000}\n"
+        job = self.cluster.submit(long)
+        trained_more_than(self, self.cluster, job, 10000)
+        done = self.cluster.ds("job", "why", job, "-o", "name")
+        self.assertIn(done.returncode, (0, 10), done.stderr)
+        # Another job finds no slots.
+        second = self.cluster.submit(ledger("second"))
+        self.assertIn("busy with long", self.named(second, "blocked", "too few free worker slots"))
+        self.cluster.ds("job", "cancel", second, "--wait")
+        self.named(second, "fine", "the job is over: cancelled")
+        # A task that hangs.
+        victim = self.cluster.tasks()[0]
+        os.kill(victim, signal.SIGSTOP)
+        self.named(job, "blocked", "all wait for worker ")
+        os.kill(victim, signal.SIGCONT)
+        # One that is slow.
+        over = threading.Event()
+
+        def throttle():
+            while not over.is_set():
+                os.kill(victim, signal.SIGSTOP)
+                time.sleep(0.09)
+                os.kill(victim, signal.SIGCONT)
+                time.sleep(0.01)
+
+        slow = threading.Thread(target=throttle)
+        slow.start()
+        try:
+            self.named(job, "slow", "workers wait for pulls", 60)
+        finally:
+            over.set()
+            slow.join()
+        # Tasks that die.
+        for _ in range(3):
+            before = self.cluster.job(job)["restarts"]
+            os.kill(self.cluster.tasks()[0], signal.SIGKILL)
+            deadline = time.time() + 30
+            while self.cluster.job(job)["restarts"] == before or len(self.cluster.tasks()) < 2:
+                self.assertLess(time.time(), deadline, self.cluster.events(job))
+                time.sleep(0.1)
+        self.assertIn("killed by signal 9", self.named(job, "slow", "tasks keep dying"))
+        # A server less.
+        os.kill(self.cluster.processes()["server-2"], signal.SIGKILL)
+        self.named(job, "risk", "4 of 4 shards lack a backup in sync")
+        # None.
+        os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+        self.assertIn("none is registered", self.named(job, "blocked", "the job recovers"))
+        third = self.cluster.submit(ledger("third"))
+        self.named(third, "blocked", "no ps-server is registered")
+        self.cluster.ds("job", "cancel", third, "--wait")
+        self.cluster.up("--repair")
+        deadline = time.time() + 60
+        while self.cluster.job(job)["phase"] != "running":
+            self.assertLess(time.time(), deadline, self.cluster.events(job))
+            time.sleep(0.2)
+        self.cluster.ds("job", "cancel", job, "--wait")
+        # Nobody to ask.
+        os.kill(self.cluster.processes()["coordinator-1"], signal.SIGKILL)
+        self.assertEqual(self.cluster.ds("job", "why", job).returncode, 6)
+
+
 class NotFinite(WithCluster):
     """One record of 200 has a label whose squared error is infinite."""
 
