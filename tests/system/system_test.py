@@ -888,6 +888,52 @@ class FullDisk(unittest.TestCase):
             shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
+class FaultyDisk(unittest.TestCase):
+    """Servers whose disk fails at some calls, as tests/support/faulty_disk.h has it."""
+
+    def test_a_fault_costs_its_round_and_is_an_event_and_a_metric(self):
+        cluster = Cluster(start=False)
+        checkpoints = os.path.join(cluster.directory, "checkpoints")
+        library = os.path.join(BIN, "libfaulty_disk.so")
+        if not os.path.exists(library):
+            shutil.rmtree(cluster.folder)
+            self.skipTest("the sanitizers have a `write` of their own")
+        # In the first round, in the second, and in the third, which does not mind.
+        cluster.env.update(LD_PRELOAD=library,
+                           FAULTY_DISK=os.path.realpath(checkpoints) + ":eio@30,enospc@75,short@150")
+        try:
+            cluster.up()
+            job = cluster.submit(ledger("faulty", records=400000, epochs=4, every=500))
+            self.assertEqual(cluster.wait(job, 200), 0, cluster.events(job) + cluster.log_tails())
+            described = cluster.job(job)
+            events = cluster.events(job)
+            self.assertIn("checkpoint aborted", events)
+            self.assertIn("Input/output error", events)
+            self.assertIn("No space left on device", events)
+            failed = 0
+            for name, pid in cluster.processes().items():
+                if name.startswith("server"):
+                    text = metrics_at(metrics_port(pid))
+                    failed += sum(float(line.split()[-1]) for line in text.splitlines()
+                                  if "checkpoints_total" in line and 'outcome="failed"' in line)
+            self.assertGreaterEqual(failed, 2)
+            self.assertEqual(described["progress"]["repeated_samples"], 0)
+            self.assertEqual(described["restarts"], 0)
+            code, said, _ = cluster.ledger(described)
+            self.assertEqual(code, 0, said)
+            self.assertEqual(described["result"]["metric"], 16 * 16000)
+            listed = json.loads(cluster.ds("ckpt", "list", job, "-o", "json").stdout)["checkpoints"]
+            self.assertGreaterEqual(len(listed), 1)
+            for one in listed:
+                done = cluster.ds("ckpt", "verify", "%s@%d" % (job, one["round"]))
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            # Nothing is left of the failed ones.
+            for folder, names, _ in os.walk(checkpoints):
+                self.assertFalse([name for name in names if name.endswith(".partial")], folder)
+        finally:
+            cluster.down()
+
+
 class Coordinators(WithCluster):
     arguments = ("--coordinators", "3")
 
