@@ -16,7 +16,9 @@ nlohmann::json Number(double value) {
 
 double Ratio(double a, double b) { return b > 0 ? a / b : 0; }
 
-nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::size_t shards) {
+}  // namespace
+
+nlohmann::json Job::DescribeCheckpoint(const CommittedCheckpoint& checkpoint) const {
   nlohmann::json bases = nlohmann::json::array();
   for (const Round base : checkpoint.bases) bases.push_back(base.value());
   return {{"round", checkpoint.round.value()},
@@ -27,14 +29,13 @@ nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::si
           {"duration_ms", checkpoint.duration_ms},
           {"directory", checkpoint.directory},
           {"manifest_hash", checkpoint.manifest_hash},
-          {"shards", shards},
+          {"shards", map_.shards.size()},
           {"final", checkpoint.final_round},
           {"state_bytes", checkpoint.state_bytes},
           {"bases", std::move(bases)},
-          {"damaged", checkpoint.damaged}};
+          {"damaged", checkpoint.damaged},
+          {"pinned", checkpoint.pinned}};
 }
-
-}  // namespace
 
 std::string TimeText(std::uint64_t unix_ms) {
   if (unix_ms == 0) return "";
@@ -50,7 +51,7 @@ std::string TimeText(std::uint64_t unix_ms) {
 nlohmann::json Job::DescribeCheckpoints() const {
   nlohmann::json list = nlohmann::json::array();
   for (const CommittedCheckpoint& checkpoint : state_.checkpoints) {
-    list.push_back(DescribeCheckpoint(checkpoint, map_.shards.size()));
+    list.push_back(DescribeCheckpoint(checkpoint));
   }
   return list;
 }
@@ -178,7 +179,7 @@ nlohmann::json Job::Describe() const {
       {"progress", std::move(progress)},
       {"checkpoints", state_.checkpoints.size()}};
   if (!state_.checkpoints.empty()) {
-    json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back(), map_.shards.size());
+    json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back());
   }
   if (round_) json["open_checkpoint"] = round_->number.value();
   if (state_.result) {
