@@ -1,6 +1,7 @@
 #include <filesystem>
 #include <set>
 
+#include "checkpoint/diff.h"
 #include "checkpoint/export.h"
 #include "checkpoint/verify.h"
 #include "cli/commands.h"
@@ -35,7 +36,7 @@ Result<ExitCode> List(Globals& globals, const std::string& job) {
     }
     return ExitCode::kOk;
   }
-  std::vector<std::string> header = {"ROUND", "TIME", "STEP", "SAMPLES", "SIZE", "FINAL"};
+  std::vector<std::string> header = {"ROUND", "TIME", "STEP", "SAMPLES", "SIZE", "FINAL", "PINNED"};
   const bool wide = format == OutputFormat::kWide;
   if (wide) {
     header.emplace_back("STATE");
@@ -52,7 +53,8 @@ Result<ExitCode> List(Globals& globals, const std::string& job) {
                                     CountText(NumberOf(checkpoint, "step")),
                                     CountText(NumberOf(checkpoint, "samples")),
                                     BytesText(NumberOf(checkpoint, "bytes")),
-                                    FlagOf(checkpoint, "final") ? "yes" : "no"};
+                                    FlagOf(checkpoint, "final") ? "yes" : "no",
+                                    FlagOf(checkpoint, "pinned") ? "yes" : "no"};
     if (wide) {
       row.push_back(BytesText(NumberOf(checkpoint, "state_bytes")));
       row.push_back(BasesText(checkpoint));
@@ -80,14 +82,8 @@ struct Located {
   std::string hash;  // empty: unknown, for --dir
 };
 
-Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
-  if (!options.directory.empty()) return Located{options.directory, ""};
-  if (options.name.empty()) {
-    return Error{ErrorCode::kUsage, "name a checkpoint (JOB or JOB@ROUND) or give --dir DIR"};
-  }
-  const auto at = options.name.find('@');
-  const std::string job = options.name.substr(0, at);
-  const std::string round = at == std::string::npos ? "" : options.name.substr(at + 1);
+Result<Located> LocateRound(Globals& globals, const std::string& job, const std::string& round,
+                            const std::string& root) {
   Api api = PS_TRY(globals.OpenApi());
   const Json checkpoints = PS_TRY(ListCheckpoints(api, job));
   if (!checkpoints.is_array() || checkpoints.empty()) {
@@ -106,8 +102,8 @@ Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
   fs::path directory = TextOf(*found, "directory");
   if (directory.is_relative()) {
     // The cluster knows it relative to the servers' --checkpoint-dir.
-    if (!options.root.empty()) {
-      directory = options.root / directory;
+    if (!root.empty()) {
+      directory = root / directory;
     } else {
       const auto context = ReadContextFile(globals.environment);
       if (!context.ok() || context->directory.empty()) {
@@ -127,6 +123,16 @@ Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
                      "checkpoints, or name another place with --checkpoint-dir"};
   }
   return Located{directory, TextOf(*found, "manifest_hash")};
+}
+
+Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
+  if (!options.directory.empty()) return Located{options.directory, ""};
+  if (options.name.empty()) {
+    return Error{ErrorCode::kUsage, "name a checkpoint (JOB or JOB@ROUND) or give --dir DIR"};
+  }
+  const auto at = options.name.find('@');
+  return LocateRound(globals, options.name.substr(0, at),
+                     at == std::string::npos ? "" : options.name.substr(at + 1), options.root);
 }
 
 const char* RuleText(TableRule rule) {
@@ -293,6 +299,301 @@ Result<ExitCode> Verify(Globals& globals, const CheckpointOptions& options) {
   return code;
 }
 
+// ---- retention
+
+struct RoundOptions {
+  std::string job;
+  std::uint64_t round = 0;
+  bool yes = false;  // rollback
+};
+
+std::string RoundsText(const Json& rounds) {
+  std::string text;
+  if (rounds.is_array()) {
+    for (const Json& round : rounds) {
+      if (round.is_number()) text += (text.empty() ? "" : ", ") + round.dump();
+    }
+  }
+  return text.empty() ? "none" : text;
+}
+
+Result<ExitCode> SetPin(Globals& globals, const RoundOptions& options, bool pinned) {
+  const OutputFormat format = PS_TRY(globals.Format());
+  Api api = PS_TRY(globals.OpenApi());
+  const std::string round = std::to_string(options.round);
+  const Json answer = PS_TRY(api.Post(
+      "/v1/jobs/" + UrlEncode(options.job) + "/checkpoints/" + round + (pinned ? "/pin" : "/unpin"),
+      Json::object()));
+  const Json checkpoint = MemberOf(answer, "checkpoint");
+  std::ostream& out = globals.environment.out;
+  if (WriteStructured(out, format, Json{{"checkpoint", checkpoint}})) return ExitCode::kOk;
+  const std::string name = Printable(options.job) + "@" + round;
+  if (format == OutputFormat::kName) {
+    out << name << "\n";
+  } else {
+    out << "checkpoint " << name << (pinned ? " is pinned" : " is not pinned") << "\n";
+  }
+  return ExitCode::kOk;
+}
+
+struct PruneOptions {
+  std::string job;
+  std::uint64_t keep = 0;  // 0: as the job says
+  bool dry_run = false;
+};
+
+Result<ExitCode> Prune(Globals& globals, const PruneOptions& options) {
+  const OutputFormat format = PS_TRY(globals.Format());
+  Api api = PS_TRY(globals.OpenApi());
+  Json body{{"dry_run", options.dry_run}};
+  if (options.keep > 0) body["keep"] = options.keep;
+  const Json answer =
+      PS_TRY(api.Post("/v1/jobs/" + UrlEncode(options.job) + "/checkpoints/prune", body));
+  const Json json{{"removed", MemberOf(answer, "removed")},
+                  {"needed", MemberOf(answer, "needed")},
+                  {"kept", MemberOf(answer, "kept")},
+                  {"bytes", MemberOf(answer, "bytes")},
+                  {"dry_run", options.dry_run}};
+  std::ostream& out = globals.environment.out;
+  if (WriteStructured(out, format, json)) return ExitCode::kOk;
+  if (format == OutputFormat::kName) {
+    for (const Json& round : json["removed"]) {
+      out << Printable(options.job) << "@" << round.dump() << "\n";
+    }
+    return ExitCode::kOk;
+  }
+  out << FieldsText(
+      {{options.dry_run ? "would be removed" : "removed", RoundsText(json["removed"])},
+       {"of these needed by others", RoundsText(json["needed"])},
+       {"kept", RoundsText(json["kept"])},
+       {options.dry_run ? "would be freed" : "freed", BytesText(NumberOf(json, "bytes"))}});
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> RollBack(Globals& globals, const RoundOptions& options) {
+  const OutputFormat format = PS_TRY(globals.Format());
+  Api api = PS_TRY(globals.OpenApi());
+  auto posted = api.Post("/v1/jobs/" + UrlEncode(options.job) + "/rollback",
+                         Json{{"round", options.round}, {"confirm", options.yes}});
+  if (!posted.ok()) {
+    Error error = posted.error();
+    if (!options.yes && error.code == ErrorCode::kConflict) error.message += " (with --yes)";
+    return error;
+  }
+  const Json& answer = *posted;
+  const Json json{{"round", MemberOf(answer, "round")},
+                  {"step", MemberOf(answer, "step")},
+                  {"discarded", MemberOf(answer, "discarded")}};
+  std::ostream& out = globals.environment.out;
+  if (WriteStructured(out, format, json)) return ExitCode::kOk;
+  if (format == OutputFormat::kName) {
+    out << Printable(options.job) << "@" << options.round << "\n";
+    return ExitCode::kOk;
+  }
+  out << "job " << Printable(options.job) << " goes back to checkpoint " << options.round
+      << " at step " << CountText(NumberOf(json, "step"))
+      << "; checkpoints discarded: " << RoundsText(json["discarded"]) << "\n";
+  return ExitCode::kOk;
+}
+
+// ---- differences
+
+struct DiffOptions {
+  std::string job;
+  std::string before;  // a round
+  std::string after;
+  std::string root;
+};
+
+Json ValuesJson(const checkpoint::ValuesDiff& values) {
+  return {{"before_norm", values.before_norm},
+          {"difference_norm", values.difference_norm},
+          {"largest", values.largest},
+          {"nonfinite", values.nonfinite}};
+}
+
+Json DiffJson(const checkpoint::DiffReport& report) {
+  Json tables = Json::array();
+  for (const auto& table : report.tables) {
+    Json entry{{"name", table.name},
+               {"blocks", table.blocks},
+               {"blocks_changed", table.blocks_changed},
+               {"elements", table.elements},
+               {"elements_changed", table.elements_changed}};
+    entry.update(ValuesJson(table.values));
+    tables.push_back(std::move(entry));
+  }
+  Json row_tables = Json::array();
+  for (const auto& table : report.row_tables) {
+    Json entry{{"name", table.name},
+               {"rows_before", table.rows_before},
+               {"rows_after", table.rows_after},
+               {"rows_added", table.rows_added},
+               {"rows_removed", table.rows_removed},
+               {"rows_changed", table.rows_changed}};
+    entry.update(ValuesJson(table.values));
+    row_tables.push_back(std::move(entry));
+  }
+  Json spec = Json::array();
+  const auto value = [](const std::string& text) {
+    return text.empty() ? Json() : Json::parse(text, nullptr, false);
+  };
+  for (const auto& one : report.spec) {
+    spec.push_back(
+        {{"path", one.path}, {"before", value(one.before)}, {"after", value(one.after)}});
+  }
+  const auto side = [](const checkpoint::Manifest& manifest) {
+    return Json{{"job", manifest.job_name},
+                {"round", manifest.round.value()},
+                {"step", manifest.step},
+                {"samples", manifest.samples}};
+  };
+  return {{"before", side(report.before)},       {"after", side(report.after)},
+          {"different", report.different()},     {"tables", std::move(tables)},
+          {"row_tables", std::move(row_tables)}, {"spec", std::move(spec)}};
+}
+
+std::string Counted(std::uint64_t count) { return CountText(static_cast<std::int64_t>(count)); }
+
+// "1,024 of 4,096"
+std::string PartText(std::uint64_t part, std::uint64_t whole) {
+  return Counted(part) + " of " + Counted(whole);
+}
+
+// JOB A B with A and B rounds, or two directories.
+Result<ExitCode> Diff(Globals& globals, const DiffOptions& options,
+                      const std::vector<std::string>& directories) {
+  Environment& environment = globals.environment;
+  const OutputFormat format = PS_TRY(globals.Format());
+  checkpoint::DiffSide sides[2];
+  if (directories.size() == 2) {
+    sides[0] = {directories[0], ""};
+    sides[1] = {directories[1], ""};
+  } else {
+    if (options.job.empty() || options.before.empty() || options.after.empty()) {
+      return Error{ErrorCode::kUsage, "name a job and two of its checkpoints, or give --dirs A B"};
+    }
+    const std::string rounds[2] = {options.before, options.after};
+    for (int i = 0; i < 2; ++i) {
+      const Located located = PS_TRY(LocateRound(globals, options.job, rounds[i], options.root));
+      sides[i] = {located.directory, located.hash};
+    }
+  }
+  auto compared = checkpoint::DiffCheckpoints(sides[0], sides[1], ShowShards(environment));
+  EndShards(environment);
+  const checkpoint::DiffReport report = PS_TRY(std::move(compared));
+  std::ostream& out = environment.out;
+  if (WriteStructured(out, format, DiffJson(report))) return ExitCode::kOk;
+  out << FieldsText(
+      {{"step", Counted(report.before.step) + " -> " + Counted(report.after.step)},
+       {"samples", Counted(report.before.samples) + " -> " + Counted(report.after.samples)}});
+  const auto norms = [](std::vector<std::string> row, const checkpoint::ValuesDiff& values) {
+    row.push_back(DecimalText(values.before_norm));
+    row.push_back(DecimalText(values.difference_norm));
+    row.push_back(DecimalText(values.largest));
+    row.push_back(Counted(values.nonfinite));
+    return row;
+  };
+  if (!report.tables.empty()) {
+    Table table({"TABLE", "BLOCKS CHANGED", "ELEMENTS CHANGED", "NORM", "NORM OF DIFFERENCE",
+                 "LARGEST", "NOT FINITE"});
+    for (const auto& one : report.tables) {
+      table.Add(norms({Printable(one.name), PartText(one.blocks_changed, one.blocks),
+                       PartText(one.elements_changed, one.elements)},
+                      one.values));
+    }
+    out << "\n" << table.ToString();
+  }
+  if (!report.row_tables.empty()) {
+    Table table({"TABLE OF ROWS", "ROWS", "ADDED", "REMOVED", "CHANGED", "NORM",
+                 "NORM OF DIFFERENCE", "LARGEST", "NOT FINITE"});
+    for (const auto& one : report.row_tables) {
+      table.Add(
+          norms({Printable(one.name), Counted(one.rows_before) + " -> " + Counted(one.rows_after),
+                 Counted(one.rows_added), Counted(one.rows_removed), Counted(one.rows_changed)},
+                one.values));
+    }
+    out << "\n" << table.ToString();
+  }
+  if (!report.spec.empty()) {
+    Table table({"KEY OF THE JOB", "BEFORE", "AFTER"});
+    for (const auto& one : report.spec) {
+      table.Add({Printable(one.path), one.before.empty() ? "-" : Printable(one.before),
+                 one.after.empty() ? "-" : Printable(one.after)});
+    }
+    out << "\n" << table.ToString();
+  }
+  return ExitCode::kOk;
+}
+
+void AddRetentionCommands(CLI::App& group, Globals& globals) {
+  const auto add = [&](const char* name, const char* description, const char* examples) {
+    CLI::App* command = AddCommand(group, name, description, examples, globals);
+    const auto options = std::make_shared<RoundOptions>();
+    command->add_option("job", options->job, "Number or name (then the newest)")->required();
+    command->add_option("round", options->round, "The checkpoint's number")->required();
+    return std::pair(command, options);
+  };
+  const auto [pin, pin_options] =
+      add("pin", "Keep a checkpoint until it is unpinned", "  ds-cli ckpt pin fashion-mlp 3\n");
+  pin->callback([&globals, options = pin_options] {
+    globals.action = [&globals, options] { return SetPin(globals, *options, true); };
+  });
+  const auto [unpin, unpin_options] = add("unpin", "Keep a checkpoint no longer than others",
+                                          "  ds-cli ckpt unpin fashion-mlp 3\n");
+  unpin->callback([&globals, options = unpin_options] {
+    globals.action = [&globals, options] { return SetPin(globals, *options, false); };
+  });
+  CLI::App* prune = AddCommand(
+      group, "prune",
+      "Delete the checkpoints of a job but the newest, every keep_every-th and the pinned",
+      "  ds-cli ckpt prune fashion-mlp --keep 1 --dry-run\n  ds-cli ckpt prune 7\n", globals);
+  const auto prune_options = std::make_shared<PruneOptions>();
+  prune->add_option("job", prune_options->job, "Number or name (then the newest)")->required();
+  prune
+      ->add_option("--keep", prune_options->keep,
+                   "How many of the newest stay; else as the job's checkpoint.keep says")
+      ->check(CLI::Range(1, 1000));
+  prune->add_flag("--dry-run", prune_options->dry_run, "Only show what would go");
+  prune->callback([&globals, options = prune_options] {
+    globals.action = [&globals, options] { return Prune(globals, *options); };
+  });
+  const auto [rollback, rollback_options] =
+      add("rollback",
+          "Take a running job back to a checkpoint; later ones are discarded, what came after is "
+          "trained again",
+          "  ds-cli ckpt rollback fashion-mlp 3          # says what it would cost\n"
+          "  ds-cli ckpt rollback fashion-mlp 3 --yes\n");
+  rollback->add_flag("--yes", rollback_options->yes, "Do it");
+  rollback->callback([&globals, options = rollback_options] {
+    globals.action = [&globals, options] { return RollBack(globals, *options); };
+  });
+}
+
+void AddDiffCommand(CLI::App& group, Globals& globals) {
+  CLI::App* diff = AddCommand(
+      group, "diff", "Show what differs between two checkpoints, table by table",
+      "  ds-cli ckpt diff fashion-mlp 3 7\n  ds-cli ckpt diff --dirs DIR DIR -o json\n", globals);
+  const auto options = std::make_shared<DiffOptions>();
+  const auto directories = std::make_shared<std::vector<std::string>>();
+  auto* job = diff->add_option("job", options->job, "Number or name (then the newest)");
+  auto* before = diff->add_option("before", options->before, "Number of the one checkpoint");
+  auto* after = diff->add_option("after", options->after, "Number of the other");
+  diff->add_option("--dirs", *directories, "The checkpoints' directories; needs no coordinator")
+      ->expected(2)
+      ->excludes(job)
+      ->excludes(before)
+      ->excludes(after)
+      ->type_name("DIR DIR");
+  diff->add_option("--checkpoint-dir", options->root, "Where the servers store checkpoints")
+      ->type_name("DIR");
+  diff->callback([&globals, options, directories] {
+    globals.action = [&globals, options, directories] {
+      return Diff(globals, *options, *directories);
+    };
+  });
+}
+
 // The command, and the options that its callback reads.
 std::pair<CLI::App*, std::shared_ptr<CheckpointOptions>> AddLocated(
     CLI::App& group, Globals& globals, const char* name, const char* description,
@@ -339,6 +640,8 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
   command->add_option("--to", options->output, "The folder to write, which must not exist")
       ->required()
       ->type_name("FOLDER");
+  AddDiffCommand(*group, globals);
+  AddRetentionCommands(*group, globals);
 }
 
 }  // namespace ps::cli

@@ -123,7 +123,8 @@ class Diagnosis {
 
   void Over() {
     const bool failed = phase_ == "failed";
-    Add(failed ? Weight::kBlocked : Weight::kFine, failed ? "the job has failed" : "the job is over: " + phase_,
+    Add(failed ? Weight::kBlocked : Weight::kFine,
+        failed ? "the job has failed" : "the job is over: " + phase_,
         TextOf(job_, "reason", failed ? "no reason is known" : ""),
         failed ? "ds-cli job events " + id_ + "; ds-cli job logs " + id_ : "");
   }

@@ -289,6 +289,7 @@ template <typename Visitor>
 void Visit(Visitor& v, CheckpointSpec& c) {
   v.Integer("every_steps", c.every_steps, Whole{1, 1'000'000'000});
   v.Integer("keep", c.keep, Whole{1, 1000});
+  v.Integer("keep_every", c.keep_every, Whole{0, 1'000'000});
   v.Integer("full_every", c.full_every, Whole{1, 1000});
   v.Text("from", c.from, TextRule::kOrigin, Need::kOptional);
 }

@@ -145,6 +145,7 @@ struct TrainingSpec {
 struct CheckpointSpec {
   std::int64_t every_steps = 1000;  // of the slowest live worker
   std::int64_t keep = 5;
+  std::int64_t keep_every = 0;  // and every so many-th checkpoint for good; 0: none
   std::int64_t full_every = 4;  // checkpoints; those between hold what changed since the one before
   std::string from;             // JOB or JOB@ROUND: start from its values
 };

@@ -424,6 +424,18 @@ std::uint32_t Core::FreeSlots(const std::string& agent) const {
   return at->second.slots > used ? at->second.slots - used : 0;
 }
 
+std::set<Round> Core::RoundsHeldOf(JobId job) const {
+  std::set<Round> held;
+  for (const auto& [id, other] : jobs_) {
+    const JobState& state = other->state();
+    if (state.start_round != 0 && state.start_job == job.value() && !other->over() &&
+        state.checkpoints.empty()) {
+      held.insert(Round(state.start_round));
+    }
+  }
+  return held;
+}
+
 void Core::Send(const std::string& procid, control::MessageT message) {
   message.leader_epoch = leader_epoch_;
   sends_.push_back({procid, control::Encode(message)});
@@ -622,13 +634,44 @@ void Core::Cancel(Ticket ticket, const std::string& name, const std::string& rea
 
 void Core::Rebalance(Ticket ticket, const std::string& name, bool dry_run, std::uint64_t now_ms) {
   now_ms_ = now_ms;
-  Job* job = Find(name);
-  if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  Job* const job = FindFor(ticket, name);
+  if (job == nullptr) return;
   if (job->state().phase != Phase::kRunning) {
     return Fail(ticket, {ErrorCode::kConflict,
                          "job " + name + " does not run: it is " + PhaseName(job->state().phase)});
   }
   answers_.push_back({ticket, nlohmann::json{{"moves", job->Rebalance(dry_run)}}, false});
+}
+
+Job* Core::FindFor(Ticket ticket, const std::string& name) {
+  Job* const job = Find(name);
+  if (job == nullptr) Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  return job;
+}
+
+void Core::PinCheckpoint(Ticket ticket, const std::string& name, Round round, bool pinned,
+                         std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* const job = FindFor(ticket, name);
+  if (job != nullptr) answers_.push_back({ticket, job->PinCheckpoint(round, pinned), false});
+}
+
+void Core::PruneCheckpoints(Ticket ticket, const std::string& name, std::optional<std::size_t> keep,
+                            bool dry_run, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  if (keep && (*keep < 1 || *keep > kCheckpointsMax)) {
+    return Fail(ticket,
+                {ErrorCode::kUsage, "`keep` must be 1 to " + std::to_string(kCheckpointsMax)});
+  }
+  Job* const job = FindFor(ticket, name);
+  if (job != nullptr) answers_.push_back({ticket, job->PruneCheckpoints(keep, dry_run), false});
+}
+
+void Core::RollBack(Ticket ticket, const std::string& name, Round round, bool confirmed,
+                    std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* const job = FindFor(ticket, name);
+  if (job != nullptr) answers_.push_back({ticket, job->RollBack(round, confirmed), false});
 }
 
 void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,

@@ -109,6 +109,13 @@ class Core final : public Cluster {
   // Of all members of that name, now and later. kNotFound if there is none.
   void SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint64_t now_ms);
   void Rebalance(Ticket ticket, const std::string& job, bool dry_run, std::uint64_t now_ms);
+  void PinCheckpoint(Ticket ticket, const std::string& job, Round round, bool pinned,
+                     std::uint64_t now_ms);
+  // `keep` in the place of the job's checkpoint.keep.
+  void PruneCheckpoints(Ticket ticket, const std::string& job, std::optional<std::size_t> keep,
+                        bool dry_run, std::uint64_t now_ms);
+  void RollBack(Ticket ticket, const std::string& job, Round round, bool confirmed,
+                std::uint64_t now_ms);
   // Answered at once.
   Result<nlohmann::json> DescribeJob(const std::string& job) const;
   nlohmann::json DescribeJobs() const;
@@ -125,6 +132,7 @@ class Core final : public Cluster {
   bool servers_known() const override { return servers_known_; }
   const Members& agents() const override { return agents_; }
   std::uint32_t FreeSlots(const std::string& agent) const override;
+  std::set<Round> RoundsHeldOf(JobId job) const override;
   void Send(const std::string& procid, control::MessageT message) override;
   void NoteTaskFailure(const std::string& agent) override;
 
@@ -158,6 +166,8 @@ class Core final : public Cluster {
   void ReplaceNamesake(Members& members, const Member& member, bool server);
   void OnPreflightResult(const control::PreflightResultT& result);
   void Fail(Ticket ticket, Error error);
+  // Null, and the request has failed, if there is no such job.
+  Job* FindFor(Ticket ticket, const std::string& job);
 
   const CoreOptions options_;
   const std::uint64_t leader_epoch_;

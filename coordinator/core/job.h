@@ -21,6 +21,7 @@
 #include "coordinator/core/batch_shares.h"
 #include "coordinator/core/job_state.h"
 #include "coordinator/core/members.h"
+#include "coordinator/core/retention.h"
 
 namespace ps::coordinator {
 
@@ -84,6 +85,15 @@ class Job {
   std::size_t CopiesOn(const std::string& server) const;
   // Tasks, and pushes that the agent keeps and may have to replay.
   bool NeedsAgent(const std::string& agent) const;
+  // Operators and checkpoints. Each says what it has done, as the API tells it.
+  // kNotFound without that checkpoint; kConflict beyond kPinsMax.
+  Result<nlohmann::json> PinCheckpoint(Round round, bool pinned);
+  // Removes what retention does not keep, with `keep` in the place of the job's. Servers delete it.
+  nlohmann::json PruneCheckpoints(std::optional<std::size_t> keep, bool dry_run);
+  // The whole job goes back to the checkpoint, and later ones are discarded. kConflict if it is not
+  // confirmed (the message says what it costs), a later one is pinned or held, or the job cannot.
+  Result<nlohmann::json> RollBack(Round round, bool confirmed);
+
   // Tasks of this job that occupy slots of the agent.
   std::uint32_t TasksOn(const std::string& agent) const;
   // Agent that runs or ran the worker's newest task; empty if none.
@@ -152,6 +162,8 @@ class Job {
   // Shards cannot be restored from a checkpoint: the job goes back to the one before. False if
   // there is none.
   bool GoBackBefore(Round damaged, const std::string& message);
+  // All shards, those that are well too, and a Rewind().
+  void GoBack(const std::string& why);
   bool Unaccounted() const;
   void SendJobStart(const std::string& server);
   // Those that are the first of some shard's chain, and all that hold or get a copy of one.
@@ -185,6 +197,15 @@ class Job {
   void OnManifestWritten(const std::string& procid, const control::ManifestWrittenT& written);
   void MaybeWriteManifest();
   void CommitRound();
+
+  // Checkpoints.
+  CommittedCheckpoint* FindCheckpoint(Round round);  // null if there is none
+  Error NoSuchCheckpoint(Round round) const;
+  RetentionRule Retention() const;
+  void RemoveCheckpoints(const std::vector<Round>& rounds);
+  // Tells servers what to keep on their disks: what is older than `below` and not named goes.
+  control::RoundCommittedT KeptRounds(Round below) const;
+  nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint) const;
 
   // Phases.
   void StartRunning();

@@ -16,7 +16,14 @@ nlohmann::json Number(double value) {
 
 double Ratio(double a, double b) { return b > 0 ? a / b : 0; }
 
-nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::size_t shards) {
+// 0: not begun. Clocks of leaders may differ.
+double SecondsSince(std::uint64_t begun_ms, std::uint64_t now_ms) {
+  return begun_ms == 0 || now_ms < begun_ms ? 0.0 : static_cast<double>(now_ms - begun_ms) / 1000.0;
+}
+
+}  // namespace
+
+nlohmann::json Job::DescribeCheckpoint(const CommittedCheckpoint& checkpoint) const {
   nlohmann::json bases = nlohmann::json::array();
   for (const Round base : checkpoint.bases) bases.push_back(base.value());
   return {{"round", checkpoint.round.value()},
@@ -27,19 +34,13 @@ nlohmann::json DescribeCheckpoint(const CommittedCheckpoint& checkpoint, std::si
           {"duration_ms", checkpoint.duration_ms},
           {"directory", checkpoint.directory},
           {"manifest_hash", checkpoint.manifest_hash},
-          {"shards", shards},
+          {"shards", map_.shards.size()},
           {"final", checkpoint.final_round},
           {"state_bytes", checkpoint.state_bytes},
           {"bases", std::move(bases)},
-          {"damaged", checkpoint.damaged}};
+          {"damaged", checkpoint.damaged},
+          {"pinned", checkpoint.pinned}};
 }
-
-// 0: not begun. Clocks of leaders may differ.
-double SecondsSince(std::uint64_t begun_ms, std::uint64_t now_ms) {
-  return begun_ms == 0 || now_ms < begun_ms ? 0.0 : static_cast<double>(now_ms - begun_ms) / 1000.0;
-}
-
-}  // namespace
 
 std::string TimeText(std::uint64_t unix_ms) {
   if (unix_ms == 0) return "";
@@ -55,7 +56,7 @@ std::string TimeText(std::uint64_t unix_ms) {
 nlohmann::json Job::DescribeCheckpoints() const {
   nlohmann::json list = nlohmann::json::array();
   for (const CommittedCheckpoint& checkpoint : state_.checkpoints) {
-    list.push_back(DescribeCheckpoint(checkpoint, map_.shards.size()));
+    list.push_back(DescribeCheckpoint(checkpoint));
   }
   return list;
 }
@@ -182,7 +183,7 @@ nlohmann::json Job::Describe() const {
       {"recoveries",
        {{"count", recoveries_}, {"seconds", static_cast<double>(recovery_ms_) / 1000.0}}}};
   if (!state_.checkpoints.empty()) {
-    json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back(), map_.shards.size());
+    json["last_checkpoint"] = DescribeCheckpoint(state_.checkpoints.back());
     json["checkpoint_age_seconds"] =
         SecondsSince(state_.checkpoints.back().time_ms, cluster_.now_ms());
   }

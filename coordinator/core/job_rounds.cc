@@ -261,12 +261,10 @@ void Job::CommitRound() {
   checkpoint.since_whole =
       checkpoint.bases.empty() || before == nullptr ? 0 : before->since_whole + 1;
   checkpoint.remaining = committed_remaining_next_;
-  std::erase_if(state_.checkpoints, [](const CommittedCheckpoint& one) { return one.damaged; });
+  checkpoint.ordinal = before == nullptr ? 1 : before->ordinal + 1;
   state_.checkpoints.push_back(checkpoint);
-  const auto most =
-      static_cast<std::size_t>(std::max<std::int64_t>(definition_.spec.checkpoint.keep, 1));
-  while (state_.checkpoints.size() > most) state_.checkpoints.erase(state_.checkpoints.begin());
-  dirty_.state = true;
+  RemoveCheckpoints(
+      ExpiredCheckpoints(state_.checkpoints, Retention(), cluster_.RoundsHeldOf(state_.id)));
   const std::string share =
       checkpoint.bases.empty() ? std::string() : " of " + std::to_string(round->state_bytes);
   Event("checkpoint", "checkpoint " + std::to_string(round->number.value()) + " at step " +
@@ -298,24 +296,13 @@ void Job::CommitRound() {
     dead = state_.dead.erase(dead);
   }
   const auto committed = [&] {
-    control::RoundCommittedT message;
-    message.job = state_.id.value();
-    message.round = round->number.value();
+    control::RoundCommittedT message = KeptRounds(round->number);
     for (const auto& [incarnation, cut] : round->cuts) {
       auto entry = std::make_unique<control::WorkerCutEntryT>();
       entry->worker = cut.worker.value();
       entry->incarnation = incarnation.value();
       entry->clock = cut.clock.value();
       message.cuts.push_back(std::move(entry));
-    }
-    std::set<Round> keep;
-    for (const CommittedCheckpoint& kept : state_.checkpoints) {
-      keep.insert(kept.round);
-      keep.insert(kept.bases.begin(), kept.bases.end());
-    }
-    for (const Round kept : keep) {
-      message.keep.push_back(std::make_unique<control::KeptRoundT>());
-      message.keep.back()->round = kept.value();
     }
     return message;
   };

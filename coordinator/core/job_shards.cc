@@ -230,11 +230,14 @@ bool Job::GoBackBefore(Round damaged, const std::string& message) {
   }
   Event("checkpoint damaged",
         "checkpoint " + std::to_string(damaged.value()) + " cannot be restored: " + message);
-  AbortRound("the job goes back to an earlier checkpoint", timeouts_.round_retry_ms);
-  // All shards have to go back, those that are well too.
-  for (const auto& shard : map_.shards) shard->lane = std::numeric_limits<std::uint16_t>::max();
-  Rewind("checkpoint " + std::to_string(damaged.value()) + " is damaged");
+  GoBack("checkpoint " + std::to_string(damaged.value()) + " is damaged");
   return true;
+}
+
+void Job::GoBack(const std::string& why) {
+  AbortRound("the job goes back to an earlier checkpoint", timeouts_.round_retry_ms);
+  for (const auto& shard : map_.shards) shard->lane = std::numeric_limits<std::uint16_t>::max();
+  Rewind(why);
 }
 
 void Job::SendJobStart(const std::string& server) {

@@ -84,7 +84,9 @@ nlohmann::json StateToJson(const JobState& state) {
                            {"bases", bases},
                            {"since_whole", checkpoint.since_whole},
                            {"remaining", RangesToJson(checkpoint.remaining)},
-                           {"damaged", checkpoint.damaged}});
+                           {"damaged", checkpoint.damaged},
+                           {"pinned", checkpoint.pinned},
+                           {"ordinal", checkpoint.ordinal}});
   }
   nlohmann::json json = {
       {"version", 1},
@@ -184,6 +186,8 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       checkpoint.since_whole = entry.at("since_whole").get<std::uint64_t>();
       checkpoint.remaining = RangesFromJson(entry.at("remaining"));
       checkpoint.damaged = entry.at("damaged").get<bool>();
+      checkpoint.pinned = entry.value("pinned", false);
+      checkpoint.ordinal = entry.value("ordinal", std::uint64_t{0});
       state.checkpoints.push_back(std::move(checkpoint));
     }
     state.start_job = json.at("start_job").get<std::uint64_t>();

@@ -75,6 +75,8 @@ struct CommittedCheckpoint {
   std::uint64_t since_whole = 0;  // checkpoints since the last one that builds on none
   std::vector<Range> remaining;   // data position
   bool damaged = false;           // a shard could not be restored from it
+  bool pinned = false;            // by an operator: it stays
+  std::uint64_t ordinal = 0;      // which of the job's checkpoints it is, from 1
 };
 
 struct JobEvent {

@@ -52,16 +52,39 @@ std::vector<std::string> Split(const std::string& path) {
   return parts;
 }
 
-Result<std::uint64_t> QueryNumber(const net::HttpRequest& request, const std::string& name,
-                                  std::uint64_t fallback) {
-  const std::string text = request.QueryOr(name, "");
-  if (text.empty()) return fallback;
+Result<std::uint64_t> Number(const std::string& what, const std::string& text) {
   std::uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) {
-    return Error{ErrorCode::kUsage, "query parameter " + name + ": '" + text + "' is not a number"};
+    return Error{ErrorCode::kUsage, what + ": '" + text + "' is not a number"};
   }
   return value;
+}
+
+Result<std::uint64_t> QueryNumber(const net::HttpRequest& request, const std::string& name,
+                                  std::uint64_t fallback) {
+  const std::string text = request.QueryOr(name, "");
+  return text.empty() ? Result<std::uint64_t>(fallback) : Number("query parameter " + name, text);
+}
+
+// Of a body: nothing if it is not there.
+Result<std::optional<std::uint64_t>> MemberNumber(const nlohmann::json& body, const char* name) {
+  const auto member = body.find(name);
+  if (member == body.end()) return std::optional<std::uint64_t>();
+  if (!member->is_number_unsigned()) {
+    return Error{ErrorCode::kUsage, std::string("`") + name + "` is not a whole number"};
+  }
+  return std::optional(member->get<std::uint64_t>());
+}
+
+// Of a body: false if it is not there.
+Result<bool> MemberFlag(const nlohmann::json& body, const char* name) {
+  const auto member = body.find(name);
+  if (member == body.end()) return false;
+  if (!member->is_boolean()) {
+    return Error{ErrorCode::kUsage, std::string("`") + name + "` is not true or false"};
+  }
+  return member->get<bool>();
 }
 
 }  // namespace
@@ -129,6 +152,9 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
     if (json.is_object()) return json;
     return Error{ErrorCode::kUsage, "the request's body is not a JSON object"};
   };
+  const auto optional_body = [&] {
+    return request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
+  };
   if (parts.size() == 3 && parts[1] == "nodes" && post) {
     const auto json = body();
     if (!json.ok()) return responder.Answer(ApiError(json.error()));
@@ -191,17 +217,41 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
                             now);
     }
     if (parts.size() == 4 && post && parts[3] == "rebalance") {
-      const auto json =
-          request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
+      const auto json = optional_body();
       if (!json.ok()) return responder.Answer(ApiError(json.error()));
-      const auto dry_run = json->find("dry_run");
-      return core_->Rebalance(
-          ticket(), parts[2],
-          dry_run != json->end() && dry_run->is_boolean() && dry_run->get<bool>(), now);
+      const auto dry_run = MemberFlag(*json, "dry_run");
+      if (!dry_run.ok()) return responder.Answer(ApiError(dry_run.error()));
+      return core_->Rebalance(ticket(), parts[2], *dry_run, now);
+    }
+    if (parts.size() == 6 && post && parts[3] == "checkpoints" &&
+        (parts[5] == "pin" || parts[5] == "unpin")) {
+      const auto round = Number("checkpoint", parts[4]);
+      if (!round.ok()) return responder.Answer(ApiError(round.error()));
+      return core_->PinCheckpoint(ticket(), parts[2], Round(*round), parts[5] == "pin", now);
+    }
+    if (parts.size() == 5 && post && parts[3] == "checkpoints" && parts[4] == "prune") {
+      const auto json = optional_body();
+      if (!json.ok()) return responder.Answer(ApiError(json.error()));
+      const auto keep = MemberNumber(*json, "keep");
+      const auto dry_run = MemberFlag(*json, "dry_run");
+      if (!keep.ok()) return responder.Answer(ApiError(keep.error()));
+      if (!dry_run.ok()) return responder.Answer(ApiError(dry_run.error()));
+      return core_->PruneCheckpoints(ticket(), parts[2], *keep, *dry_run, now);
+    }
+    if (parts.size() == 4 && post && parts[3] == "rollback") {
+      const auto json = body();
+      if (!json.ok()) return responder.Answer(ApiError(json.error()));
+      const auto round = MemberNumber(*json, "round");
+      const auto confirmed = MemberFlag(*json, "confirm");
+      if (!round.ok()) return responder.Answer(ApiError(round.error()));
+      if (!confirmed.ok()) return responder.Answer(ApiError(confirmed.error()));
+      if (!round->has_value()) {
+        return responder.Answer(ApiError({ErrorCode::kUsage, "the body has no number `round`"}));
+      }
+      return core_->RollBack(ticket(), parts[2], Round(**round), *confirmed, now);
     }
     if (parts.size() == 4 && post && parts[3] == "cancel") {
-      const auto json =
-          request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
+      const auto json = optional_body();
       if (!json.ok()) return responder.Answer(ApiError(json.error()));
       const auto reason = json->find("reason");
       return core_->Cancel(

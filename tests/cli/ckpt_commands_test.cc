@@ -15,15 +15,17 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 
 // Writes a checkpoint of one shard on one server; returns the hash of its manifest.
-std::string WriteCheckpoint(const fs::path& round_directory) {
+std::string WriteCheckpoint(const fs::path& round_directory,
+                            const std::vector<float>& values = {1, 2, 3, 4},
+                            Round round = Round(3)) {
   checkpoint::ShardImage image;
   image.job = JobId(7);
-  image.round = Round(3);
+  image.round = round;
   image.shard = ShardId(0);
   image.epoch = Epoch(1);
   image.version = 5;
   image.block_elements = {4};
-  image.values = {1, 2, 3, 4};
+  image.values = values;
   auto writer = checkpoint::Writer::Open(round_directory / "server-1", 0);
   EXPECT_TRUE(writer.ok()) << writer.error().message;
   EXPECT_TRUE(writer->Add(image).ok());
@@ -34,7 +36,7 @@ std::string WriteCheckpoint(const fs::path& round_directory) {
   checkpoint::Manifest manifest;
   manifest.job = JobId(7);
   manifest.job_name = "fashion";
-  manifest.round = Round(3);
+  manifest.round = round;
   manifest.generation = 1;
   manifest.step = 1500;
   manifest.tables = {{"parameters", TableRule::Sgd, 4, {{"w", {4}, 0, 4}}}};
@@ -157,6 +159,106 @@ TEST(CkptCommandsTest, AManifestThatTheClusterDidNotCommitIsAFinding) {
   EXPECT_EQ(test.Run({"ckpt", "verify", "fashion", "--checkpoint-dir", test.directory().string()}),
             10);
   EXPECT_THAT(test.output(), HasSubstr("the cluster committed 0123456789abcdef"));
+}
+
+TEST(CkptCommandsTest, PinsArePostedAndShown) {
+  FakeCoordinator fake([](const net::HttpRequest& request) {
+    if (request.path == "/v1/jobs/fashion/checkpoints") {
+      return Answer(200, R"({"checkpoints": [{"round": 3, "pinned": true}, {"round": 4}]})");
+    }
+    if (request.path == "/v1/jobs/fashion/checkpoints/3/pin" ||
+        request.path == "/v1/jobs/fashion/checkpoints/3/unpin") {
+      return Answer(200, R"({"checkpoint": {"round": 3, "pinned": true}})");
+    }
+    return AnswerError(404, "not_found", "job fashion has no checkpoint 9");
+  });
+  TestEnvironment test;
+  test.Set("DS_COORDINATOR", fake.url());
+  EXPECT_EQ(test.Run({"ckpt", "pin", "fashion", "3"}), 0) << test.errors();
+  EXPECT_EQ(test.output(), "checkpoint fashion@3 is pinned\n");
+  EXPECT_EQ(test.Run({"ckpt", "unpin", "fashion", "3"}), 0);
+  EXPECT_EQ(test.output(), "checkpoint fashion@3 is not pinned\n");
+  EXPECT_THAT(fake.requests(), testing::ElementsAre("POST /v1/jobs/fashion/checkpoints/3/pin",
+                                                    "POST /v1/jobs/fashion/checkpoints/3/unpin"));
+  EXPECT_EQ(test.Run({"ckpt", "pin", "fashion", "3", "-o", "json"}), 0);
+  EXPECT_THAT(test.output(), HasSubstr("\"pinned\": true"));
+  EXPECT_EQ(test.Run({"ckpt", "pin", "fashion", "9"}), 3);
+  EXPECT_EQ(test.Run({"ckpt", "pin", "fashion", "newest"}), 2);
+  EXPECT_EQ(test.Run({"ckpt", "pin", "fashion"}), 2);
+  EXPECT_EQ(test.Run({"ckpt", "list", "fashion"}), 0);
+  EXPECT_THAT(test.output(), HasSubstr("PINNED"));
+}
+
+TEST(CkptCommandsTest, PruneShowsWhatWentAndWhatStays) {
+  FakeCoordinator fake([](const net::HttpRequest& request) {
+    EXPECT_EQ(request.path, "/v1/jobs/fashion/checkpoints/prune");
+    return Answer(
+        200, R"({"removed": [1, 2], "needed": [2], "kept": [3], "bytes": 83123, "dry_run": true})");
+  });
+  TestEnvironment test;
+  test.Set("DS_COORDINATOR", fake.url());
+  EXPECT_EQ(test.Run({"ckpt", "prune", "fashion", "--keep", "1", "--dry-run"}), 0) << test.errors();
+  EXPECT_EQ(nlohmann::json::parse(fake.last_body()),
+            nlohmann::json({{"keep", 1}, {"dry_run", true}}));
+  EXPECT_THAT(test.output(), HasSubstr("would be removed"));
+  EXPECT_THAT(test.output(), HasSubstr("1, 2"));
+  EXPECT_THAT(test.output(), HasSubstr("83.1 kB"));
+  EXPECT_EQ(test.Run({"ckpt", "prune", "fashion", "-o", "name"}), 0);
+  EXPECT_EQ(nlohmann::json::parse(fake.last_body()), nlohmann::json({{"dry_run", false}}));
+  EXPECT_EQ(test.output(), "fashion@1\nfashion@2\n");
+  EXPECT_EQ(test.Run({"ckpt", "prune", "fashion", "--keep", "0"}), 2);
+}
+
+TEST(CkptCommandsTest, ARollbackWithoutYesOnlySaysWhatItCosts) {
+  FakeCoordinator fake([](const net::HttpRequest& request) {
+    EXPECT_EQ(request.path, "/v1/jobs/fashion/rollback");
+    if (!nlohmann::json::parse(request.body)["confirm"].get<bool>()) {
+      return AnswerError(409, "conflict", "checkpoints 4, 5 are discarded; confirm it");
+    }
+    return Answer(200, R"({"round": 3, "step": 1500, "discarded": [4, 5], "job": {}})");
+  });
+  TestEnvironment test;
+  test.Set("DS_COORDINATOR", fake.url());
+  EXPECT_EQ(test.Run({"ckpt", "rollback", "fashion", "3"}), 4);
+  EXPECT_THAT(test.errors(), HasSubstr("checkpoints 4, 5 are discarded; confirm it (with --yes)"));
+  EXPECT_EQ(test.Run({"ckpt", "rollback", "fashion", "3", "--yes"}), 0) << test.errors();
+  EXPECT_EQ(nlohmann::json::parse(fake.last_body()),
+            nlohmann::json({{"round", 3}, {"confirm", true}}));
+  EXPECT_EQ(test.output(),
+            "job fashion goes back to checkpoint 3 at step 1,500; checkpoints discarded: 4, 5\n");
+}
+
+TEST(CkptCommandsTest, TwoCheckpointsAreComparedByNumberOrDirectory) {
+  TestEnvironment test;
+  const fs::path root = test.directory() / "root";
+  const std::string hash = WriteCheckpoint(root / "7" / "3");
+  const std::string other = WriteCheckpoint(root / "7" / "2", {1, 2, 3, 7}, Round(2));
+  FakeCoordinator fake([&](const net::HttpRequest&) {
+    return Answer(200,
+                  nlohmann::json{{"checkpoints",
+                                  {{{"round", 2}, {"directory", "7/2"}, {"manifest_hash", other}},
+                                   {{"round", 3}, {"directory", "7/3"}, {"manifest_hash", hash}}}}}
+                      .dump());
+  });
+  test.Set("DS_COORDINATOR", fake.url());
+  const std::string place = root.string();
+  EXPECT_EQ(test.Run({"ckpt", "diff", "fashion", "2", "3", "--checkpoint-dir", place}), 0)
+      << test.errors();
+  EXPECT_THAT(test.output(), HasSubstr("parameters"));
+  EXPECT_THAT(test.output(), HasSubstr("1 of 4"));
+  EXPECT_EQ(test.Run({"ckpt", "diff", "--dirs", (root / "7" / "2").string(),
+                      (root / "7" / "3").string(), "-o", "json"}),
+            0)
+      << test.errors();
+  const auto json = nlohmann::json::parse(test.output());
+  EXPECT_EQ(json["before"]["round"], 2);
+  EXPECT_EQ(json["after"]["round"], 3);
+  EXPECT_EQ(json["different"], true);
+  EXPECT_EQ(json["tables"][0]["elements_changed"], 1);
+  EXPECT_EQ(json["tables"][0]["difference_norm"], 3.0);
+  EXPECT_EQ(test.Run({"ckpt", "diff", "fashion", "2", "9", "--checkpoint-dir", place}), 3);
+  EXPECT_EQ(test.Run({"ckpt", "diff", "fashion", "2"}), 2);
+  EXPECT_EQ(test.Run({"ckpt", "diff", "--dirs", place}), 2);
 }
 
 }  // namespace

@@ -277,7 +277,8 @@ TEST_F(JobCommandsTest, ExplainOfASectionShowsItsKeys) {
   EXPECT_THAT(test_.output(), HasSubstr("\nschedule       word"));
   EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "name"}), 0);
   EXPECT_EQ(test_.output(),
-            "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.full_every\ncheckpoint.from\n");
+            "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.keep_every\ncheckpoint.full_"
+            "every\ncheckpoint.from\n");
   EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "json"}), 0);
   EXPECT_EQ(json::parse(test_.output())["fields"].size(), 4u);
   EXPECT_EQ(test_.Run({"job", "explain", "optimizer", "-r", "-o", "name"}), 0);

@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
+#include <optional>
+#include <random>
 #include <set>
 
 #include "checkpoint/manifest.h"
@@ -395,6 +398,66 @@ class CoreTest : public ::testing::Test {
     ASSERT_EQ(Backups(true), 4u) << Events();
   }
 
+  // ---- checkpoints
+
+  using Rounds = std::vector<std::uint64_t>;
+
+  // In the place of the job's `checkpoint`.
+  void UseCheckpoints(const std::string& text) {
+    const std::string every = "{every_steps: 10}";
+    spec_text_ = kSpec;
+    spec_text_.replace(spec_text_.find(every), every.size(), text);
+    spec_ = spec_text_.c_str();
+  }
+  // The next checkpoint, 11 steps later. The shard 0 builds on `bases`.
+  void CommitNext(const Rounds& bases = {}) {
+    Progress(clock_ += 11);
+    Tick(60'000);
+    ASSERT_NE(PlayRound(clock_, bases), "") << Events();
+  }
+  Rounds Listed() {
+    Rounds rounds;
+    const auto body = core_->DescribeCheckpoints("count");
+    for (const auto& one : body->at("checkpoints")) {
+      rounds.push_back(one["round"].get<std::uint64_t>());
+    }
+    return rounds;
+  }
+  CommittedCheckpoint Stored(std::uint64_t round) {
+    const auto state = StateFromJson(nlohmann::json::parse(nodes_["/jobs/0000000001/state"]));
+    EXPECT_TRUE(state.ok());
+    for (const CommittedCheckpoint& one : state->checkpoints) {
+      if (one.round == Round(round)) return one;
+    }
+    ADD_FAILURE() << "no checkpoint " << round;
+    return {};
+  }
+  std::uint64_t StepOf(std::uint64_t round) { return Stored(round).step; }
+  std::uint64_t OrdinalOf(std::uint64_t round) { return Stored(round).ordinal; }
+  // What an operator is answered.
+  template <typename Request>
+  Result<nlohmann::json> Ask(const Request& request) {
+    answers_.clear();
+    request(Ticket{77});
+    Flush();
+    EXPECT_EQ(answers_.size(), 1u);
+    if (answers_.size() != 1) return Error{ErrorCode::kInternal, "no answer"};
+    EXPECT_EQ(answers_[0].ticket, 77u);
+    return answers_[0].body;
+  }
+  // After a rewind.
+  void RestartTasks() {
+    tasks_.clear();
+    Tick();
+    ServeStarts();
+    ReportShards();
+    Tick();
+    ASSERT_EQ(PhaseNow(), "running") << Events();
+  }
+
+  std::string spec_text_;
+  std::uint64_t clock_ = 0;
+
   std::string spec_more_ = "resources: {replicas: 0}\n";
   struct TaskOf {
     std::uint32_t worker = 0;
@@ -669,7 +732,6 @@ TEST_F(CoreTest, RoundsBuildOnTheNewestCheckpointUntilAWholeOneIsDueAndItsBasesA
     }
     return keep;
   };
-  using Rounds = std::vector<std::uint64_t>;
   struct Step {
     std::uint64_t base;  // that servers are told
     Rounds bases;        // that they build on
@@ -789,6 +851,308 @@ TEST_F(CoreTest, ADamagedCheckpointTakesTheWholeJobBackToTheOneBefore) {
   const auto kept = core_->DescribeCheckpoints("count")->at("checkpoints");
   ASSERT_EQ(kept.size(), 2u);
   EXPECT_EQ(kept.at(1)["round"], 3);
+}
+
+// ---- retention
+
+TEST_F(CoreTest, APinnedCheckpointOutlivesTheNewestOnesUntilItIsUnpinned) {
+  UseCheckpoints("{every_steps: 10, keep: 1}");
+  StartRunning();
+  CommitNext();
+  CommitNext();
+  EXPECT_EQ(Listed(), Rounds{2});
+  EXPECT_EQ(Ask([&](Ticket ticket) { core_->PinCheckpoint(ticket, "count", Round(1), true, now_); })
+                .error()
+                .code,
+            ErrorCode::kNotFound);
+  const auto pin = [&](std::uint64_t round, bool pinned) {
+    return Ask(
+        [&](Ticket ticket) { core_->PinCheckpoint(ticket, "count", Round(round), pinned, now_); });
+  };
+  const auto answer = pin(2, true);
+  ASSERT_TRUE(answer.ok()) << answer.error().message;
+  EXPECT_EQ(answer->at("checkpoint").at("round"), 2);
+  EXPECT_EQ(answer->at("checkpoint").at("pinned"), true);
+  CommitNext();
+  CommitNext();
+  EXPECT_EQ(Listed(), (Rounds{2, 4}));
+  // A new leader knows it, and one that was written before there were pins is read all the same.
+  auto json = nlohmann::json::parse(nodes_["/jobs/0000000001/state"]);
+  const auto state = StateFromJson(json);
+  ASSERT_TRUE(state.ok()) << state.error().message;
+  EXPECT_TRUE(state->checkpoints[0].pinned);
+  EXPECT_EQ(state->checkpoints[0].ordinal, 2u);
+  EXPECT_FALSE(state->checkpoints[1].pinned);
+  json["checkpoints"][0].erase("pinned");
+  json["checkpoints"][0].erase("ordinal");
+  EXPECT_TRUE(StateFromJson(json).ok());
+  ASSERT_TRUE(pin(2, false).ok());
+  ASSERT_TRUE(pin(2, false).ok());
+  EXPECT_EQ(Listed(), (Rounds{2, 4}));
+  CommitNext();
+  EXPECT_EQ(Listed(), Rounds{5});
+  EXPECT_NE(Events().find("checkpoint pinned: checkpoint 2"), std::string::npos);
+  EXPECT_NE(Events().find("checkpoint unpinned: checkpoint 2"), std::string::npos);
+}
+
+TEST_F(CoreTest, EverySoManythCheckpointStays) {
+  UseCheckpoints("{every_steps: 10, keep: 2, keep_every: 3}");
+  StartRunning();
+  for (int i = 0; i < 8; ++i) CommitNext();
+  EXPECT_EQ(Listed(), (Rounds{3, 6, 7, 8}));
+}
+
+TEST_F(CoreTest, PruneSaysWhatGoesAndTellsTheServersWhatStays) {
+  UseCheckpoints("{every_steps: 10, keep: 9, full_every: 3}");
+  StartRunning();
+  CommitNext();
+  CommitNext({1});
+  CommitNext({2, 1});
+  CommitNext();
+  CommitNext({4});
+  for (const auto& server : servers_) Take("p-" + server, Body::RoundCommitted);
+  const auto prune = [&](std::optional<std::size_t> keep, bool dry_run) {
+    return Ask(
+        [&](Ticket ticket) { core_->PruneCheckpoints(ticket, "count", keep, dry_run, now_); });
+  };
+  const auto tried = prune(1, true);
+  ASSERT_TRUE(tried.ok());
+  EXPECT_EQ(tried->at("removed"), nlohmann::json({1, 2, 3, 4}));
+  EXPECT_EQ(tried->at("needed"), nlohmann::json::array({4}));
+  EXPECT_EQ(tried->at("kept"), nlohmann::json::array({5}));
+  EXPECT_EQ(tried->at("bytes"), 3 * 400);
+  EXPECT_EQ(Listed(), (Rounds{1, 2, 3, 4, 5}));
+  EXPECT_TRUE(Take("p-s0", Body::RoundCommitted).empty());
+
+  const auto done = prune(1, false);
+  ASSERT_TRUE(done.ok());
+  EXPECT_EQ(done->at("removed"), tried->at("removed"));
+  EXPECT_EQ(done->at("dry_run"), false);
+  EXPECT_EQ(Listed(), Rounds{5});
+  for (const auto& server : servers_) {
+    const auto told = Take("p-" + server, Body::RoundCommitted);
+    ASSERT_EQ(told.size(), 1u);
+    const auto& message = *told[0].body.AsRoundCommitted();
+    EXPECT_EQ(message.job, 1u);
+    EXPECT_EQ(message.round, 6u) << "all that was ever written, and what never will be";
+    EXPECT_TRUE(message.cuts.empty());
+    ASSERT_EQ(message.keep.size(), 2u);
+    EXPECT_EQ(message.keep[0]->round, 4u);
+    EXPECT_EQ(message.keep[1]->round, 5u);
+  }
+  EXPECT_NE(Events().find("checkpoints pruned: checkpoints 1, 2, 3, 4"), std::string::npos);
+  EXPECT_EQ(prune(0, false).error().code, ErrorCode::kUsage);
+  EXPECT_EQ(prune(1001, false).error().code, ErrorCode::kUsage);
+  // Without a number the job's own, also when the job is over.
+  core_->Cancel(7, "count", "", now_);
+  Flush();
+  ASSERT_TRUE(prune(std::nullopt, false).ok());
+  EXPECT_EQ(Listed(), Rounds{5});
+  EXPECT_EQ(Take("p-s0", Body::RoundCommitted).size(), 1u);
+}
+
+TEST_F(CoreTest, APruneDuringARoundLeavesTheRoundAndWhatItBuildsOn) {
+  UseCheckpoints("{every_steps: 10, keep: 9}");
+  StartRunning();
+  CommitNext();
+  CommitNext({1});
+  Progress(clock_ += 11);
+  Tick();
+  ASSERT_TRUE(
+      Ask([&](Ticket ticket) { core_->PruneCheckpoints(ticket, "count", 1, false, now_); }).ok());
+  EXPECT_EQ(Describe()["open_checkpoint"], 3);
+  const auto told = Take("p-s0", Body::RoundCommitted);
+  ASSERT_FALSE(told.empty());
+  EXPECT_EQ(told.back().body.AsRoundCommitted()->round, 2u) << "the open round goes on";
+  EXPECT_NE(PlayRound(clock_, {2, 1}), "");
+  EXPECT_EQ(Listed(), (Rounds{2, 3}));
+}
+
+TEST_F(CoreTest, ARollbackTakesTheWholeJobBackOnceItIsConfirmed) {
+  UseCheckpoints("{every_steps: 10, keep: 9}");
+  StartRunning();
+  CommitNext();
+  CommitNext({1});
+  CommitNext({2, 1});
+  const auto before = Map();
+  const auto roll = [&](std::uint64_t round, bool confirmed) {
+    return Ask(
+        [&](Ticket ticket) { core_->RollBack(ticket, "count", Round(round), confirmed, now_); });
+  };
+  EXPECT_EQ(roll(9, true).error().code, ErrorCode::kNotFound);
+  const auto asked = roll(1, false);
+  EXPECT_EQ(asked.error().code, ErrorCode::kConflict);
+  EXPECT_NE(asked.error().message.find("checkpoints 2, 3 are discarded"), std::string::npos)
+      << asked.error().message;
+  EXPECT_EQ(Listed(), (Rounds{1, 2, 3}));
+  EXPECT_EQ(PhaseNow(), "running");
+
+  ASSERT_TRUE(Ask([&](Ticket ticket) {
+                core_->PinCheckpoint(ticket, "count", Round(3), true, now_);
+              }).ok());
+  EXPECT_NE(roll(1, true).error().message.find("checkpoint 3 would be discarded"),
+            std::string::npos);
+  ASSERT_TRUE(Ask([&](Ticket ticket) {
+                core_->PinCheckpoint(ticket, "count", Round(3), false, now_);
+              }).ok());
+
+  // Also out of an open round, which comes to nothing.
+  Progress(clock_ += 11);
+  Tick();
+  EXPECT_EQ(Describe()["open_checkpoint"], 4);
+  for (const auto& agent : agents_) Take("p-" + agent, Body::StopTask);
+  const auto done = roll(1, true);
+  ASSERT_TRUE(done.ok()) << done.error().message;
+  EXPECT_EQ(done->at("round"), 1);
+  EXPECT_EQ(done->at("step"), 11);
+  EXPECT_EQ(done->at("discarded"), nlohmann::json({2, 3}));
+  EXPECT_EQ(PhaseNow(), "placing");
+  EXPECT_EQ(Describe()["generation"], 2);
+  EXPECT_FALSE(Describe().contains("open_checkpoint"));
+  EXPECT_EQ(Listed(), Rounds{1});
+  for (const auto& agent : agents_) {
+    EXPECT_EQ(Take("p-" + agent, Body::StopTask).size(), 1u);
+    EXPECT_EQ(Take("p-" + agent, Body::DropRing).size(), 1u);
+  }
+  const auto after = Map();
+  for (std::size_t i = 0; i < after.shards.size(); ++i) {
+    EXPECT_EQ(after.shards[i]->restore_round, 1u);
+    EXPECT_EQ(after.shards[i]->lineage, before.shards[i]->lineage + 1);
+  }
+  RestartTasks();
+  // Its number is a new one, and once it is committed what was discarded may be deleted.
+  for (const auto& server : servers_) Take("p-" + server, Body::RoundCommitted);
+  clock_ = 11;
+  CommitNext();
+  EXPECT_EQ(Listed(), (Rounds{1, 5}));
+  const auto told = Take("p-s0", Body::RoundCommitted);
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].body.AsRoundCommitted()->round, 5u);
+  EXPECT_EQ(told[0].body.AsRoundCommitted()->keep.size(), 2u);
+}
+
+TEST_F(CoreTest, ARollbackIsRefusedWhereNothingCouldCarryItOut) {
+  UseCheckpoints("{every_steps: 10, keep: 9}");
+  StartRunning();
+  CommitNext();
+  const auto roll = [&] {
+    return Ask([&](Ticket ticket) { core_->RollBack(ticket, "count", Round(1), true, now_); });
+  };
+  const auto servers = servers_;
+  servers_.clear();
+  Announce();
+  EXPECT_EQ(roll().error().code, ErrorCode::kUnreachable);
+  servers_ = servers;
+  Announce();
+  for (const auto& server : servers) Register(server);
+  core_->Cancel(7, "count", "", now_);
+  Flush();
+  EXPECT_EQ(roll().error().code, ErrorCode::kConflict);
+  EXPECT_EQ(Ask([&](Ticket ticket) { core_->RollBack(ticket, "none", Round(1), true, now_); })
+                .error()
+                .code,
+            ErrorCode::kNotFound);
+}
+
+TEST_F(CoreTest, WhatAnotherJobStartsFromStaysUntilThatHasACheckpointOfItsOwn) {
+  UseCheckpoints("{every_steps: 10, keep: 1}");
+  StartRunning();
+  CommitNext();
+  const std::string from = "{every_steps: 10, keep: 1}";
+  std::string text = spec_ + spec_more_;
+  text.replace(text.find(from), from.size(), "{from: count@1}");
+  text.replace(text.find("name: count"), 11, "name: heir");
+  answers_.clear();
+  core_->Submit(2, SpecJson(text), false, now_);
+  Flush();
+  for (const auto& name : agents_) {
+    for (const auto& message : Take("p-" + name, Body::Preflight)) {
+      Say("p-" + name, GoodPreflight(message.body.AsPreflight()->request));
+    }
+  }
+  ASSERT_EQ(answers_.size(), 1u);
+  ASSERT_TRUE(answers_[0].body.ok()) << answers_[0].body.error().message;
+  CommitNext();
+  CommitNext();
+  EXPECT_EQ(Listed(), (Rounds{1, 3}));
+  core_->Cancel(7, "heir", "", now_);
+  Flush();
+  CommitNext();
+  EXPECT_EQ(Listed(), Rounds{4});
+}
+
+// The disks are a model: whatever servers are told to delete is gone.
+TEST_F(CoreTest, RandomRoundsPinsPrunesAndRollbacksNeverLoseWhatAKeptOneBuildsOn) {
+  UseCheckpoints("{every_steps: 10, keep: 3, keep_every: 5, full_every: 1000}");
+  StartRunning();
+  std::mt19937 random(11);
+  std::map<std::uint64_t, Rounds> disk;  // rounds and what they build on
+  std::size_t deleted = 0;
+  std::size_t rollbacks = 0;
+  for (int turn = 0; turn < 400; ++turn) {
+    SCOPED_TRACE(turn);
+    const Rounds listed = Listed();
+    const auto any = [&] { return listed[random() % listed.size()]; };
+    const auto dice = random() % 10;
+    if (listed.empty() || dice < 5) {
+      Rounds bases;
+      if (!listed.empty() && random() % 5 != 0) {
+        bases = disk[listed.back()];
+        bases.insert(bases.begin(), listed.back());
+      }
+      CommitNext(bases);
+      disk[Listed().back()] = bases;
+    } else if (dice < 7) {
+      const std::uint64_t round = any();
+      const bool pinned = random() % 2 == 0;
+      ASSERT_TRUE(Ask([&](Ticket ticket) {
+                    core_->PinCheckpoint(ticket, "count", Round(round), pinned, now_);
+                  }).ok());
+    } else if (dice < 9) {
+      ASSERT_TRUE(Ask([&](Ticket ticket) {
+                    core_->PruneCheckpoints(ticket, "count", 1 + random() % 4, false, now_);
+                  }).ok());
+    } else {
+      const std::uint64_t round = any();
+      const auto rolled =
+          Ask([&](Ticket ticket) { core_->RollBack(ticket, "count", Round(round), true, now_); });
+      if (!rolled.ok()) {
+        EXPECT_NE(rolled.error().message.find("pinned"), std::string::npos);
+        continue;
+      }
+      ++rollbacks;
+      EXPECT_EQ(Listed().back(), round);
+      RestartTasks();
+      clock_ = StepOf(round);
+    }
+    for (const auto& server : servers_) {
+      for (const auto& message : Take("p-" + server, Body::RoundCommitted)) {
+        const auto& told = *message.body.AsRoundCommitted();
+        deleted += std::erase_if(disk, [&](const auto& on_disk) {
+          return on_disk.first < told.round &&
+                 std::none_of(told.keep.begin(), told.keep.end(),
+                              [&](const auto& kept) { return kept->round == on_disk.first; });
+        });
+      }
+    }
+    for (const std::uint64_t round : Listed()) {
+      ASSERT_TRUE(disk.contains(round)) << round;
+      for (const std::uint64_t base : disk[round]) ASSERT_TRUE(disk.contains(base)) << base;
+    }
+  }
+  EXPECT_GT(deleted, 100u);
+  EXPECT_GT(rollbacks, 10u);
+  // And nothing stays for ever: with no pins and no numbers kept the newest alone is left.
+  for (const std::uint64_t round : Listed()) {
+    ASSERT_TRUE(Ask([&](Ticket ticket) {
+                  core_->PinCheckpoint(ticket, "count", Round(round), false, now_);
+                }).ok());
+  }
+  CommitNext();
+  ASSERT_TRUE(
+      Ask([&](Ticket ticket) { core_->PruneCheckpoints(ticket, "count", 1, false, now_); }).ok());
+  const Rounds left = Listed();
+  for (std::size_t i = 0; i + 1 < left.size(); ++i) EXPECT_EQ(OrdinalOf(left[i]) % 5, 0u);
 }
 
 TEST_F(CoreTest, WithoutAnEarlierCheckpointADamagedOneFailsTheJob) {

@@ -989,6 +989,90 @@ class Alone(unittest.TestCase):
         self.assertIn("/proc/nowhere", done.stderr)
 
 
+class Retention(WithCluster):
+    """What operators do with the checkpoints of a running job."""
+
+    def listed(self, job):
+        done = self.cluster.ds("ckpt", "list", job, "-o", "json")
+        return [one["round"] for one in json.loads(done.stdout)["checkpoints"]]
+
+    def on_disk(self, job):
+        folder = os.path.join(self.cluster.directory, "checkpoints", "job-" + job)
+        return sorted(int(name.split("-")[1]) for name in os.listdir(folder))
+
+    def until(self, done, job):
+        deadline = time.time() + 100
+        while not done():
+            self.assertLess(time.time(), deadline, self.cluster.events(job))
+            time.sleep(0.05)
+
+    def ckpt(self, *words):
+        done = self.cluster.ds("ckpt", *words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_what_is_kept_is_whole_and_a_job_that_was_rolled_back_is_exact(self):
+        job = self.cluster.submit(ledger("kept", records=400000, epochs=4, every=200,
+                                         more=", keep: 2, keep_every: 4, full_every: 3"))
+        self.until(lambda: self.listed(job), job)
+        # Whatever is listed may go before it is pinned, but not all of it.
+        while self.cluster.ds("ckpt", "pin", job, str(self.listed(job)[-1])).returncode != 0:
+            pass
+        pinned = [one["round"] for one in json.loads(self.ckpt("list", job, "-o", "json"))
+                  ["checkpoints"] if one["pinned"]]
+        self.assertEqual(len(pinned), 1)
+        self.until(lambda: self.listed(job)[-1] >= pinned[0] + 6, job)
+        self.assertIn(pinned[0], self.listed(job))
+        name = "%s@%d" % (job, pinned[0])
+        self.ckpt("verify", name)
+
+        asked = self.cluster.ds("ckpt", "rollback", job, str(pinned[0]))
+        self.assertEqual(asked.returncode, 4, asked.stderr)
+        self.assertIn("discarded", asked.stderr)
+        self.assertEqual(self.cluster.job(job)["generation"], 1)
+        rolled = json.loads(self.ckpt("rollback", job, str(pinned[0]), "--yes", "-o", "json"))
+        self.assertGreaterEqual(len(rolled["discarded"]), 2)
+        self.assertEqual(self.cluster.job(job)["generation"], 2)
+        described = self.finish(job)
+        events = self.cluster.events(job)
+        self.assertIn("takes the job back to checkpoint %d" % pinned[0], events)
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        code, said, _ = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        # 16,000 pushes, once each, in 16 blocks.
+        self.assertEqual(described["result"]["metric"], 16 * 16000)
+
+        listed = self.listed(job)
+        self.assertIn(pinned[0], listed)
+        self.assertFalse(set(listed) & set(rolled["discarded"]))
+        # Those kept by their number beside the two newest and the pinned.
+        self.assertGreaterEqual(len(listed), 6)
+        for number in listed:
+            self.ckpt("verify", "%s@%d" % (job, number))
+        diff = json.loads(self.ckpt("diff", job, str(pinned[0]), str(listed[-1]), "-o", "json"))
+        self.assertTrue(diff["different"])
+        self.assertEqual(diff["spec"], [])
+        table = diff["tables"][0]
+        self.assertEqual(table["blocks_changed"], 16)
+        self.assertGreater(table["difference_norm"], 0)
+
+        # After the end, too: the pinned and the final one stay, and what they build on.
+        tried = json.loads(self.ckpt("prune", job, "--keep", "1", "--dry-run", "-o", "json"))
+        self.assertEqual(self.listed(job), listed)
+        pruned = json.loads(self.ckpt("prune", job, "--keep", "1", "-o", "json"))
+        self.assertEqual(dict(pruned, dry_run=True), tried)
+        kept = self.listed(job)
+        self.assertEqual(kept, pruned["kept"])
+        self.assertIn(pinned[0], kept)
+        self.assertIn(listed[-1], kept)
+        needed = set(kept)
+        for one in json.loads(self.ckpt("list", job, "-o", "json"))["checkpoints"]:
+            needed.update(one["bases"])
+        self.until(lambda: self.on_disk(job) == sorted(needed), job)
+        for number in kept:
+            self.ckpt("verify", "%s@%d" % (job, number))
+
+
 class FullDisk(unittest.TestCase):
     """The checkpoints' file system has room for data but for few files: the write itself fails."""
 
@@ -1027,6 +1111,52 @@ class FullDisk(unittest.TestCase):
             cluster.ds("local", "down", "--dir", cluster.directory, timeout=100)
             subprocess.run(["umount", checkpoints])
             shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+class FaultyDisk(unittest.TestCase):
+    """Servers whose disk fails at some calls, as tests/support/faulty_disk.h has it."""
+
+    def test_a_fault_costs_its_round_and_is_an_event_and_a_metric(self):
+        cluster = Cluster(start=False)
+        checkpoints = os.path.join(cluster.directory, "checkpoints")
+        library = os.path.join(BIN, "libfaulty_disk.so")
+        if not os.path.exists(library):
+            shutil.rmtree(cluster.folder)
+            self.skipTest("the sanitizers have a `write` of their own")
+        # In the first round, in the second, and in the third, which does not mind.
+        cluster.env.update(LD_PRELOAD=library,
+                           FAULTY_DISK=os.path.realpath(checkpoints) + ":eio@30,enospc@75,short@150")
+        try:
+            cluster.up()
+            job = cluster.submit(ledger("faulty", records=400000, epochs=4, every=500))
+            self.assertEqual(cluster.wait(job, 200), 0, cluster.events(job) + cluster.log_tails())
+            described = cluster.job(job)
+            events = cluster.events(job)
+            self.assertIn("checkpoint aborted", events)
+            self.assertIn("Input/output error", events)
+            self.assertIn("No space left on device", events)
+            failed = 0
+            for name, pid in cluster.processes().items():
+                if name.startswith("server"):
+                    text = metrics_at(metrics_port(pid))
+                    failed += sum(float(line.split()[-1]) for line in text.splitlines()
+                                  if "checkpoints_total" in line and 'outcome="failed"' in line)
+            self.assertGreaterEqual(failed, 2)
+            self.assertEqual(described["progress"]["repeated_samples"], 0)
+            self.assertEqual(described["restarts"], 0)
+            code, said, _ = cluster.ledger(described)
+            self.assertEqual(code, 0, said)
+            self.assertEqual(described["result"]["metric"], 16 * 16000)
+            listed = json.loads(cluster.ds("ckpt", "list", job, "-o", "json").stdout)["checkpoints"]
+            self.assertGreaterEqual(len(listed), 1)
+            for one in listed:
+                done = cluster.ds("ckpt", "verify", "%s@%d" % (job, one["round"]))
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            # Nothing is left of the failed ones.
+            for folder, names, _ in os.walk(checkpoints):
+                self.assertFalse([name for name in names if name.endswith(".partial")], folder)
+        finally:
+            cluster.down()
 
 
 class Coordinators(WithCluster):

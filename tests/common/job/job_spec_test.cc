@@ -92,6 +92,7 @@ TEST(JobSpecTest, AShortFileGetsEveryDefault) {
   EXPECT_EQ(spec.training.staleness, 3);
   EXPECT_DOUBLE_EQ(spec.sparsification.ratio, 0.01);
   EXPECT_EQ(spec.checkpoint.keep, 5);
+  EXPECT_EQ(spec.checkpoint.keep_every, 0);
   EXPECT_EQ(spec.checkpoint.full_every, 4);
   EXPECT_EQ(spec.resources.retention_mebibytes, 1024);
 }
@@ -187,7 +188,7 @@ sparsification:
   index_codec: gap8
   value_codec: fp32
   small_tensor_elements: 0
-checkpoint: {every_steps: 7, keep: 2, full_every: 9, from: other@12}
+checkpoint: {every_steps: 7, keep: 2, keep_every: 10, full_every: 9, from: other@12}
 resources: {shards: 4096, replicas: 2, retention_mebibytes: 64, max_restarts: 0, label: gpu.a_b-1}
 )");
   EXPECT_EQ(spec.model.channels, (std::vector<std::int64_t>{8, 24}));
@@ -230,6 +231,7 @@ resources: {shards: 4096, replicas: 2, retention_mebibytes: 64, max_restarts: 0,
   EXPECT_EQ(spec.sparsification.small_tensor_elements, 0);
   EXPECT_EQ(spec.checkpoint.every_steps, 7);
   EXPECT_EQ(spec.checkpoint.keep, 2);
+  EXPECT_EQ(spec.checkpoint.keep_every, 10);
   EXPECT_EQ(spec.checkpoint.full_every, 9);
   EXPECT_EQ(spec.checkpoint.from, "other@12");
   EXPECT_EQ(spec.resources.shards, 4096);
@@ -519,6 +521,7 @@ const BadCase kBadCases[] = {
     {kMlp, "", "sparsification: {small_tensor_elements: -1}\n", "must be 0 to"},
     {kMlp, "", "checkpoint: {every_steps: 0}\n", "checkpoint.every_steps: must be 1 to"},
     {kMlp, "", "checkpoint: {keep: 0}\n", "checkpoint.keep: must be 1 to 1000"},
+    {kMlp, "", "checkpoint: {keep_every: -1}\n", "checkpoint.keep_every: must be 0 to"},
     {kMlp, "", "checkpoint: {full_every: 0}\n", "checkpoint.full_every: must be 1 to 1000"},
     {kMlp, "", "checkpoint: {from: a@b}\n", "must be JOB or JOB@ROUND"},
     {kMlp, "", "checkpoint: {from: ../x}\n", "must be JOB or JOB@ROUND"},
