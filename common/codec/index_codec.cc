@@ -53,37 +53,50 @@ std::size_t RiceBytes(std::size_t count, std::uint32_t bits, std::uint64_t quoti
   return 1 + bits * BytesOfBits(count) + BytesOfBits(count + quotients);
 }
 
-std::uint32_t SumOfQuotients(std::span<const std::uint16_t> indices, std::uint32_t bits) {
-  std::uint32_t sum = 0;  // at most the elements of a block
-  ForEachGap(indices, [&](std::uint32_t gap) { sum += gap >> bits; });
-  return sum;
+// Sums over all gaps; the first three are at most the elements of a block.
+struct GapSums {
+  std::uint32_t quotients[3] = {};  // for remainders of one bit less, of `bits`, of one more
+  std::uint32_t long_gaps = 0;      // those that Gap8 cannot write as one byte
+};
+
+// All in one pass, which costs hardly more than one of them.
+GapSums SumGaps(std::span<const std::uint16_t> indices, std::uint32_t bits) {
+  const std::uint32_t fewer = bits > 0 ? bits - 1 : 0;
+  GapSums sums;
+  ForEachGap(indices, [&](std::uint32_t gap) {
+    sums.quotients[0] += gap >> fewer;
+    sums.quotients[1] += gap >> bits;
+    sums.quotients[2] += gap >> (bits + 1);
+    sums.long_gaps += gap >= kSkip ? 1 : 0;
+  });
+  return sums;
 }
 
 struct RicePlan {
   std::uint32_t bits = 0;
   std::size_t bytes = 0;
+  std::uint32_t long_gaps = 0;
 };
 
 // The closed form, and from there downhill: entries that lie in heaps have another optimum.
 RicePlan PlanRice(std::uint32_t elements, std::span<const std::uint16_t> indices) {
   const std::size_t count = indices.size();
-  const auto plan_of = [&](std::uint32_t bits) {
-    return RicePlan{bits, RiceBytes(count, bits, SumOfQuotients(indices, bits))};
+  std::uint32_t bits = RiceBitsOf(elements, static_cast<std::uint32_t>(count));
+  GapSums sums = SumGaps(indices, bits);
+  const auto bytes_of = [&](int step) {
+    return RiceBytes(count, bits + static_cast<std::uint32_t>(step),
+                     sums.quotients[static_cast<std::size_t>(step + 1)]);
   };
-  RicePlan best = plan_of(RiceBitsOf(elements, static_cast<std::uint32_t>(count)));
-  for (const int step : {-1, 1}) {
-    for (bool better = true; better;) {
-      better = false;
-      const int bits = static_cast<int>(best.bits) + step;
-      if (bits < 0 || bits > static_cast<int>(kRiceBitsMax)) break;
-      const RicePlan next = plan_of(static_cast<std::uint32_t>(bits));
-      if (next.bytes < best.bytes) {
-        best = next;
-        better = true;
-      }
-    }
+  const int step = bits > 0 && bytes_of(-1) < bytes_of(0)             ? -1
+                   : bits < kRiceBitsMax && bytes_of(1) < bytes_of(0) ? 1
+                                                                      : 0;
+  std::size_t bytes = bytes_of(0);
+  while (step != 0 && (step < 0 ? bits > 0 : bits < kRiceBitsMax) && bytes_of(step) < bytes) {
+    bytes = bytes_of(step);
+    bits += static_cast<std::uint32_t>(step);
+    sums = SumGaps(indices, bits);
   }
-  return best;
+  return {bits, bytes, sums.long_gaps};
 }
 
 // Bit `bit` of each byte of `bytes`, as one byte.
@@ -312,10 +325,15 @@ wire::IndexCodec ChooseIndexCodec(std::uint32_t elements, std::uint32_t count) {
 wire::IndexCodec SmallestIndexCodec(std::uint32_t elements,
                                     std::span<const std::uint16_t> indices) {
   if (indices.size() == elements) return wire::IndexCodec::Dense;
+  if (indices.empty()) return kSparse[0];
+  const RicePlan rice = PlanRice(elements, indices);
   wire::IndexCodec smallest = kSparse[0];
   std::size_t least = IndexBytes(elements, indices, smallest);
   for (const wire::IndexCodec codec : kSparse) {
-    const std::size_t bytes = IndexBytes(elements, indices, codec);
+    // A long gap is a skip at least: to count them all divides each gap.
+    if (codec == wire::IndexCodec::Gap8 && indices.size() + rice.long_gaps > rice.bytes) continue;
+    const std::size_t bytes =
+        codec == wire::IndexCodec::Rice ? rice.bytes : IndexBytes(elements, indices, codec);
     if (bytes >= least) continue;
     least = bytes;
     smallest = codec;

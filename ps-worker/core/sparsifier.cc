@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -63,21 +64,6 @@ std::uint32_t LargestButRank(std::span<const std::uint32_t> values, std::size_t 
   return *nth;
 }
 
-double SumOfSquares(std::span<const float> values) {
-  std::array<double, 8> lanes{};
-  std::size_t at = 0;
-  for (; at + lanes.size() <= values.size(); at += lanes.size()) {
-    for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
-      const double value = values[at + lane];
-      lanes[lane] += value * value;
-    }
-  }
-  double sum = 0;
-  for (; at < values.size(); ++at) sum += double{values[at]} * values[at];
-  for (const double lane : lanes) sum += lane;
-  return sum;
-}
-
 }  // namespace
 
 std::optional<wire::IndexCodec> IndexCodecNamed(std::string_view name) {
@@ -89,7 +75,10 @@ std::optional<wire::IndexCodec> IndexCodecNamed(std::string_view name) {
   return wire::IndexCodec::Bitmap;
 }
 
-wire::ValueCodec ValueCodecNamed(std::string_view name) {
+wire::ValueCodec ValueCodecNamed(std::string_view name, double ratio) {
+  // What is selected lies close above the threshold, where two magnitudes are enough; the values of
+  // a whole gradient do not.
+  if (name == "auto") return ratio < 1 ? wire::ValueCodec::Bits2 : wire::ValueCodec::Bf16;
   if (name == "fp32") return wire::ValueCodec::Fp32;
   if (name == "bf16") return wire::ValueCodec::Bf16;
   if (name == "int8") return wire::ValueCodec::Int8;
@@ -169,7 +158,7 @@ Result<float> Sparsifier::Scale(std::span<const float> gradient) const {
   for (std::size_t begin = 0; begin < gradient.size(); begin += kChunk) {
     const std::size_t end = std::min(begin + kChunk, gradient.size());
     PS_TRY(CheckFinite(gradient, begin, end));
-    squares += SumOfSquares(gradient.subspan(begin, end - begin));
+    squares += kernels_.squares(gradient.data() + begin, end - begin);
   }
   const double norm = std::sqrt(squares);
   return norm > options_.clip_norm ? static_cast<float>(options_.clip_norm / norm) : 1.0f;
@@ -344,6 +333,7 @@ std::uint32_t Sparsifier::ScanThreshold(double aim) const {
 }
 
 void Sparsifier::BeginSelection() {
+  PutBack();
   flushing_ = false;
   sent_squares_ = 0;
   picked_ = 0;
@@ -351,13 +341,14 @@ void Sparsifier::BeginSelection() {
 }
 
 Status Sparsifier::SelectAbove(std::uint32_t threshold, std::span<const float> gradient,
-                               float scale, bool checked) {
+                               float scale, bool checked, double encode_most) {
   const float suspicious = std::min(std::bit_cast<float>(threshold) * kSuspicious, kLimit);
   kernels::Gradient source{gradient.data(), scale,
                            checked ? kernels::kNoBound : MagnitudeBits(suspicious)};
   // Zero is never worth an entry.
   kernels::Picker picker{std::max(threshold, 1u), nullptr, nullptr, 0};
   picked_ = 0;
+  encoded_used_ = 0;
   for (std::uint32_t at = 0; at < selected_blocks_; ++at) {
     const std::size_t block_begin = BlockAt(at).table_offset;
     const std::size_t block_end = block_begin + BlockAt(at).elements;
@@ -381,6 +372,7 @@ Status Sparsifier::SelectAbove(std::uint32_t threshold, std::span<const float> g
       if (done == end) continue;
       // Of v nothing might be left beside such a value. So what comes is looked at first.
       if (auto status = CheckFinite(gradient, done, selected_elements_); !status.ok()) {
+        PutBack();
         Subtract(gradient, done);
         return status;
       }
@@ -392,8 +384,72 @@ Status Sparsifier::SelectAbove(std::uint32_t threshold, std::span<const float> g
     selections_[at].first = picked_;
     selections_[at].count = static_cast<std::uint32_t>(picker.count);
     picked_ += picker.count;
+    if (picker.count > 0 && static_cast<double>(picked_) <= encode_most) EncodeAhead(at);
   }
   return Ok();
+}
+
+std::size_t Sparsifier::EncodeSparse(std::uint32_t at, std::byte* out, float* sent_to) {
+  const Selection& selection = selections_[at];
+  const std::uint32_t elements = BlockAt(at).elements;
+  const std::span<const std::uint16_t> indices(indices_.data() + selection.first, selection.count);
+  const std::span<const float> values(values_.data() + selection.first, selection.count);
+  const std::span<float> sent(sent_to, selection.count);
+  const wire::IndexCodec index_codec = options_.index_codec.has_value()
+                                           ? *options_.index_codec
+                                           : codec::SmallestIndexCodec(elements, indices);
+  const std::size_t bytes = codec::EncodeBlock(
+      first_block_ + at, elements,
+      index_codec == wire::IndexCodec::Dense ? std::span<const std::uint16_t>() : indices, values,
+      index_codec, ValueCodecOf(at), out, sent);
+  float* const v = residual_.data() + BlockAt(at).table_offset;
+  for (std::size_t i = 0; i < indices.size(); ++i) v[indices[i]] -= sent[i];
+  if (masks_momentum()) {
+    float* const u = momentum_.data() + BlockAt(at).table_offset;
+    for (const std::uint16_t index : indices) u[index] = 0.0f;
+  }
+  if (!outer_.empty()) {
+    float* const o = outer_.data() + BlockAt(at).table_offset;
+    for (const std::uint16_t index : indices) o[index] = 0.0f;
+  }
+  return bytes;
+}
+
+void Sparsifier::EncodeAhead(std::uint32_t at) {
+  Selection& selection = selections_[at];
+  const std::size_t end = selection.first + selection.count;
+  const auto keep = [&](std::vector<float>& kept, const std::vector<float>& of) {
+    if (kept.size() < end) kept.resize(values_.size());
+    const float* const from = of.data() + BlockAt(at).table_offset;
+    for (std::size_t i = selection.first; i < end; ++i) kept[i] = from[indices_[i]];
+  };
+  if (masks_momentum()) keep(masked_momentum_, momentum_);
+  if (!outer_.empty()) keep(masked_outer_, outer_);
+  const std::size_t room = encoded_used_ + MaxBlockBytes(at);
+  if (encoded_.size() < room) encoded_.resize(room + room / 2);
+  selection.encoded_at = encoded_used_;
+  if (sent_.size() < end) sent_.resize(values_.size());
+  selection.encoded_bytes =
+      EncodeSparse(at, encoded_.data() + encoded_used_, sent_.data() + selection.first);
+  encoded_used_ += selection.encoded_bytes;
+  selection.mode = Mode::kEncoded;
+}
+
+void Sparsifier::PutBack() {
+  for (std::uint32_t at = 0; at < selected_blocks_; ++at) {
+    Selection& selection = selections_[at];
+    if (selection.mode != Mode::kEncoded) continue;
+    selection.mode = Mode::kSparse;
+    const std::size_t offset = BlockAt(at).table_offset;
+    for (std::size_t i = selection.first; i < selection.first + selection.count; ++i) {
+      const std::size_t element = offset + indices_[i];
+      float& v = residual_[element];
+      // To the bit, unless something was taken back meanwhile.
+      v = v == values_[i] - sent_[i] ? values_[i] : Bounded(v + sent_[i]);
+      if (masks_momentum()) momentum_[element] = masked_momentum_[i];
+      if (!outer_.empty()) outer_[element] = masked_outer_[i];
+    }
+  }
 }
 
 Status Sparsifier::SelectSparse(std::span<const float> gradient, float scale, double ratio,
@@ -405,15 +461,19 @@ Status Sparsifier::SelectSparse(std::span<const float> gradient, float scale, do
   if (!checked && sampled.largest_gradient > MagnitudeBits(kLimit)) {
     return CheckFinite(gradient, 0, gradient.size());
   }
-  PS_TRY(SelectAbove(sampled.threshold, gradient, scale, checked || accumulated_));
+  const double most = kAcceptHigh * target;
+  PS_TRY(SelectAbove(sampled.threshold, gradient, scale, checked || accumulated_, most));
+  const bool misled =
+      static_cast<double>(picked_) < kAcceptLow * target || static_cast<double>(picked_) > most;
+  if (misled) PutBack();
   if (static_cast<double>(picked_) < kAcceptLow * target) {
     const bool accumulated = std::exchange(accumulated_, true);
-    PS_TRY(SelectAbove(ScanThreshold(aim), gradient, scale, /*checked=*/true));
+    PS_TRY(SelectAbove(ScanThreshold(aim), gradient, scale, /*checked=*/true, /*encode_most=*/0));
     // A class of the histogram may hold many more values than were asked for.
     if (static_cast<double>(picked_) > aim) Trim(static_cast<std::size_t>(aim));
     accumulated_ = accumulated;
   }
-  if (static_cast<double>(picked_) > kAcceptHigh * target) Trim(static_cast<std::size_t>(aim));
+  if (static_cast<double>(picked_) > most) Trim(static_cast<std::size_t>(aim));
   // Where there is little but zeros, too few entries are no debt to make good later.
   surplus_ = std::clamp(surplus_ + static_cast<double>(picked_) - target, -target, target);
   return Ok();
@@ -560,6 +620,7 @@ wire::ValueCodec Sparsifier::ValueCodecOf(std::uint32_t at) const {
 std::size_t Sparsifier::MaxBlockBytes(std::uint32_t at) const {
   const Selection& selection = selections_[at];
   if (selection.mode == Mode::kNothing) return 0;
+  if (selection.mode == Mode::kEncoded) return selection.encoded_bytes;
   const std::uint32_t elements = BlockAt(at).elements;
   const wire::IndexCodec index = selection.mode == Mode::kDense ? wire::IndexCodec::Dense
                                  : options_.index_codec.has_value()
@@ -595,46 +656,35 @@ std::uint64_t Sparsifier::entries() const {
   return entries;
 }
 
+std::size_t Sparsifier::EncodeDense(std::uint32_t at, std::byte* out) {
+  const std::uint32_t elements = BlockAt(at).elements;
+  float* const v = residual_.data() + BlockAt(at).table_offset;
+  const std::span<float> sent = std::span(scratch_sent_).first(elements);
+  const std::size_t bytes =
+      codec::EncodeBlock(first_block_ + at, elements, {}, std::span<const float>(v, elements),
+                         wire::IndexCodec::Dense, ValueCodecOf(at), out, sent);
+  for (std::uint32_t i = 0; i < elements; ++i) v[i] -= sent[i];
+  return bytes;
+}
+
 std::size_t Sparsifier::EncodeShard(ShardId shard, std::byte* out, std::size_t capacity) {
   PS_CHECK(MaxShardBytes(shard) <= capacity, shard, capacity);
   const auto blocks = BlocksOf(shard);
   std::size_t used = 0;
   for (std::uint32_t at = blocks.first; at < blocks.second; ++at) {
     Selection& selection = selections_[at];
-    if (selection.mode == Mode::kNothing) continue;
-    const std::uint32_t elements = BlockAt(at).elements;
-    const wire::ValueCodec value_codec = ValueCodecOf(at);
-    float* v = residual_.data() + BlockAt(at).table_offset;
-    const std::span<float> sent = std::span(scratch_sent_).first(selection.count);
-    if (selection.mode == Mode::kDense) {
-      used +=
-          codec::EncodeBlock(first_block_ + at, elements, {}, std::span<const float>(v, elements),
-                             wire::IndexCodec::Dense, value_codec, out + used, sent);
-      for (std::uint32_t i = 0; i < elements; ++i) v[i] -= sent[i];
-    } else {
-      const std::span<const std::uint16_t> indices(indices_.data() + selection.first,
-                                                   selection.count);
-      const std::span<const float> values(values_.data() + selection.first, selection.count);
-      // They come from memory while the block is encoded.
-      for (const std::uint16_t index : indices) __builtin_prefetch(v + index, 1);
-      const wire::IndexCodec index_codec = options_.index_codec.has_value()
-                                               ? *options_.index_codec
-                                               : codec::SmallestIndexCodec(elements, indices);
-      used += codec::EncodeBlock(
-          first_block_ + at, elements,
-          index_codec == wire::IndexCodec::Dense ? std::span<const std::uint16_t>() : indices,
-          values, index_codec, value_codec, out + used, sent);
-      for (std::size_t i = 0; i < indices.size(); ++i) v[indices[i]] -= sent[i];
-      if (options_.rule == AccumulationRule::kNesterov && !momentum_.empty()) {
-        float* u = momentum_.data() + BlockAt(at).table_offset;
-        for (const std::uint16_t index : indices) u[index] = 0.0f;
-      }
-      if (!outer_.empty()) {
-        float* o = outer_.data() + BlockAt(at).table_offset;
-        for (const std::uint16_t index : indices) o[index] = 0.0f;
-      }
+    std::span<const float> sent = std::span(scratch_sent_).first(selection.count);
+    switch (selection.mode) {
+      case Mode::kNothing: continue;
+      case Mode::kEncoded:
+        std::memcpy(out + used, encoded_.data() + selection.encoded_at, selection.encoded_bytes);
+        used += selection.encoded_bytes;
+        sent = std::span(sent_).subspan(selection.first, selection.count);
+        break;
+      case Mode::kSparse: used += EncodeSparse(at, out + used, scratch_sent_.data()); break;
+      case Mode::kDense: used += EncodeDense(at, out + used); break;
     }
-    sent_squares_ += SumOfSquares(sent);
+    sent_squares_ += kernels_.squares(sent.data(), sent.size());
     // What was sent must not be sent again by a second call.
     selection = Selection();
   }
@@ -671,12 +721,15 @@ Status Sparsifier::TakeBack(std::span<const std::byte> payload, float weight) {
 }
 
 void Sparsifier::ScaleResidual(float factor) {
+  PutBack();
   for (float& value : residual_) value = Bounded(factor * value);
   for (float& value : pseudo_) value = Bounded(factor * value);
 }
 
 double Sparsifier::SentNorm() const { return std::sqrt(sent_squares_); }
 
-double Sparsifier::ResidualNorm() const { return std::sqrt(SumOfSquares(residual_)); }
+double Sparsifier::ResidualNorm() const {
+  return std::sqrt(kernels_.squares(residual_.data(), residual_.size()));
+}
 
 }  // namespace ps::worker

@@ -18,13 +18,14 @@
 //
 // The threshold is a quantile of a seeded sample, corrected by the surplus of earlier steps; the
 // same gradients and seed select the same entries, on every processor. So one pass over gradient,
-// v and u does all: it checks that the gradient is finite, accumulates, selects, and packs what is
-// selected. The number of selected entries is within 0.8 and 1.3 of the ratio, unless fewer are not
-// zero: where the sample misled, they are chosen anew from v.
+// v and u does all: it checks that the gradient is finite, accumulates, selects, and encodes what
+// is selected of a block while the block is still in the cache. The number of selected entries is
+// within 0.8 and 1.3 of the ratio, unless fewer are not zero: where the sample misled, what was
+// encoded is put back and they are chosen anew from v.
 //
-// A step: Step() or Flush(), then EncodeShard() for each shard. A shard that is not encoded keeps
-// its entries in v. One thread; no locks. Magnitudes are bounded by kLimit, so that no value on the
-// wire is ever infinite.
+// A step: Step() or Flush(), then EncodeShard() for each shard. What of a shard is not taken is put
+// back into v before the next step. One thread; no locks. Magnitudes are bounded by kLimit, so that
+// no value on the wire is ever infinite.
 #pragma once
 
 #include <cstddef>
@@ -60,9 +61,10 @@ struct SparsifierOptions {
   std::uint64_t seed = 1;
 };
 
-// As a job file names them: "rice", "2bit". Nothing for "auto"; other names abort.
+// As a job file names them: "rice", "2bit". An index codec is nothing for "auto"; a value codec
+// then depends on the ratio. Other names abort.
 std::optional<wire::IndexCodec> IndexCodecNamed(std::string_view name);
-wire::ValueCodec ValueCodecNamed(std::string_view name);
+wire::ValueCodec ValueCodecNamed(std::string_view name, double ratio = 1);
 
 // Part of the large tensors' entries that is sent at `epoch`: 25 % at first, falling exponentially
 // to `ratio` at `warmup_epochs`.
@@ -103,7 +105,7 @@ class Sparsifier {
   // Entries that are selected.
   std::uint64_t entries() const;
 
-  // Writes the selected blocks of a shard in their order and takes them out of the residual.
+  // Writes the selected blocks of a shard in their order; they are out of the residual then.
   // Returns the bytes written, at most MaxShardBytes() <= capacity. Once per shard and step.
   std::size_t EncodeShard(ShardId shard, std::byte* out, std::size_t capacity);
 
@@ -121,13 +123,16 @@ class Sparsifier {
   std::span<const float> momentum() const { return momentum_; }
 
  private:
-  enum class Mode : std::uint8_t { kNothing, kSparse, kDense };
+  enum class Mode : std::uint8_t { kNothing, kSparse, kEncoded, kDense };
 
   // What is selected in one block. kSparse: [first, first + count) of indices_ and values_.
+  // kEncoded: the same, out of the residual already, as bytes.
   struct Selection {
     Mode mode = Mode::kNothing;
     std::size_t first = 0;
     std::uint32_t count = 0;
+    std::size_t encoded_at = 0;
+    std::size_t encoded_bytes = 0;
   };
 
   const Block& BlockAt(std::uint32_t at) const { return layout_.block(first_block_ + at); }
@@ -161,13 +166,24 @@ class Sparsifier {
   Sampled SampleThreshold(std::span<const float> gradient, float scale, double aim);
   // A threshold from a histogram of all residuals: never too few entries, if there are as many.
   std::uint32_t ScanThreshold(double aim) const;
-  // One pass over the selected region. With `checked` nobody looks at the gradient any more.
+  // One pass over the selected region. With `checked` nobody looks at the gradient any more. Blocks
+  // are encoded as they come, as long as there are at most `encode_most` entries.
   Status SelectAbove(std::uint32_t threshold, std::span<const float> gradient, float scale,
-                     bool checked);
+                     bool checked, double encode_most);
+  // Writes the block, which is kSparse, and takes it out of the residual; momenta are masked.
+  // Returns the bytes; what the receiver will decode is in `sent`.
+  std::size_t EncodeSparse(std::uint32_t at, std::byte* out, float* sent);
+  std::size_t EncodeDense(std::uint32_t at, std::byte* out);
+  void EncodeAhead(std::uint32_t at);
+  // What EncodeAhead() did to blocks that nobody has taken: they are kSparse again.
+  void PutBack();
   // Of the rule of the pass, which is not Adam's; empty: none.
   std::vector<float>& Velocity() { return outer_now_ ? outer_ : momentum_; }
   const std::vector<float>& Velocity() const { return outer_now_ ? outer_ : momentum_; }
   float VelocityFactor() const { return outer_now_ ? options_.outer_momentum : options_.momentum; }
+  bool masks_momentum() const {
+    return options_.rule == AccumulationRule::kNesterov && !momentum_.empty();
+  }
   bool AdamNow() const { return options_.rule == AccumulationRule::kAdam && !outer_now_; }
   void BeginSelection();
   void BeginStep();
@@ -207,9 +223,16 @@ class Sparsifier {
   std::vector<std::uint16_t> indices_;
   std::vector<float> values_;
   std::size_t picked_ = 0;
+  // Of blocks that are encoded ahead: their bytes, and in the places of values_ what the receiver
+  // will decode and the momenta that were masked.
+  std::vector<std::byte> encoded_;
+  std::size_t encoded_used_ = 0;
+  std::vector<float> sent_;
+  std::vector<float> masked_momentum_;
+  std::vector<float> masked_outer_;
   std::vector<std::uint32_t> sample_;  // magnitudes as bits
   std::vector<std::uint32_t> scratch_sample_;
-  std::vector<float> scratch_sent_;
+  std::vector<float> scratch_sent_;  // of a block
 };
 
 }  // namespace ps::worker

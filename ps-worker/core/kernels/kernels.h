@@ -58,6 +58,8 @@ struct Table {
   // The largest of the values without their signs, as bits: those of NaN are above all others. 0 if
   // there is none.
   std::uint32_t (*largest)(const float* values, std::size_t count);
+  // The sum of their squares. Those of every sixteenth value are added up by themselves.
+  double (*squares)(const float* values, std::size_t count);
 };
 
 // Those that this processor has, the plain one first; ends with null.

@@ -280,6 +280,47 @@ std::uint32_t Largest(const float* values, Size count) {
   return static_cast<std::uint32_t>(largest);
 }
 
+// The product of two floats is exact in double.
+double Squares(const float* values, Size count) {
+  constexpr Size kLanes = 16;
+  double lanes[kLanes] = {};
+  Size at = 0;
+#if defined(__AVX512VBMI2__)
+  __m512d sums[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
+  for (; at + kLanes <= count; at += kLanes) {
+    for (Size half = 0; half < 2; ++half) {
+      const __m512d value = _mm512_cvtps_pd(_mm256_loadu_ps(values + at + 8 * half));
+      sums[half] = _mm512_add_pd(sums[half], _mm512_mul_pd(value, value));
+    }
+  }
+  for (Size half = 0; half < 2; ++half) _mm512_storeu_pd(lanes + 8 * half, sums[half]);
+#elif defined(__AVX2__)
+  __m256d sums[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(),
+                     _mm256_setzero_pd()};
+  for (; at + kLanes <= count; at += kLanes) {
+    for (Size part = 0; part < 4; ++part) {
+      const __m256d value = _mm256_cvtps_pd(_mm_loadu_ps(values + at + 4 * part));
+      sums[part] = _mm256_add_pd(sums[part], _mm256_mul_pd(value, value));
+    }
+  }
+  for (Size part = 0; part < 4; ++part) _mm256_storeu_pd(lanes + 4 * part, sums[part]);
+#else
+  for (; at + kLanes <= count; at += kLanes) {
+    for (Size lane = 0; lane < kLanes; ++lane) {
+      const double value = values[at + lane];
+      lanes[lane] += value * value;
+    }
+  }
+#endif
+  for (Size lane = 0; at < count; ++at, ++lane) {
+    const double value = values[at];
+    lanes[lane] += value * value;
+  }
+  double sum = 0;
+  for (Size lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
+
 template <typename Rule>
 Size Run(const Rule& rule, Piece piece, const float* v, Picker& picker) {
   const Size before = picker.count;
@@ -311,7 +352,7 @@ Size AddNesterov(Piece piece, const Gradient& gradient, float momentum, float li
 void Pick(Piece piece, const float* v, Picker& picker) { Run(Nothing(), piece, v, picker); }
 
 constexpr Table MakeTable(const char* name) {
-  return Table{name, &Add, &AddNesterov, &Pick, &Largest};
+  return Table{name, &Add, &AddNesterov, &Pick, &Largest, &Squares};
 }
 
 }  // namespace

@@ -200,5 +200,20 @@ TEST(SparsifierKernelsTest, LargestFindsWhatIsNoNumberAboveAllOthers) {
   }
 }
 
+TEST(SparsifierKernelsTest, SquaresAreTheSameToTheBitOnEveryProcessor) {
+  std::mt19937 random(5);
+  for (std::size_t count = 0; count < 200; ++count) {
+    std::vector<float> values = count == 0 ? std::vector<float>() : MakeInput(random, count).g;
+    if (count > 3) values[1] = 1e38f;  // their sum is no float any more
+    double sum = 0;
+    for (const float value : values) sum += double{value} * value;
+    const double plain = Available()[0]->squares(values.data(), count);
+    EXPECT_NEAR(plain, sum, 1e-12 * sum);
+    for (const Table* const* variant = Available(); *variant != nullptr; ++variant) {
+      EXPECT_EQ((*variant)->squares(values.data(), count), plain) << (*variant)->name << count;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ps::worker::kernels

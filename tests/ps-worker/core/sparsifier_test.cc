@@ -369,10 +369,12 @@ TEST(SparsifierTest, MomentumOfSentEntriesIsMaskedAndOfKeptOnesGoesOn) {
     ASSERT_EQ(sparsifier.momentum()[i], receiver.touched[i] ? 0.0f : gradient[i]);
     ASSERT_EQ(receiver.last[i] + sparsifier.residual()[i], 1.5f * gradient[i]);
   }
+  const std::vector<bool> touched = receiver.touched;
   ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+  receiver.Take(sparsifier);
   for (std::size_t i = 0; i < kSelected; ++i) {
-    const float before = receiver.touched[i] ? 0.0f : gradient[i];
-    ASSERT_EQ(sparsifier.momentum()[i], 0.5f * before + gradient[i]);
+    const float before = touched[i] ? 0.0f : gradient[i];
+    ASSERT_EQ(sparsifier.momentum()[i], receiver.touched[i] ? 0.0f : 0.5f * before + gradient[i]);
   }
 }
 
@@ -820,9 +822,88 @@ TEST(SparsifierTest, ShardThatIsNotEncodedKeepsItsEntries) {
   std::vector<std::byte> segment(sparsifier.MaxShardBytes(ShardId(0)));
   sparsifier.EncodeShard(ShardId(0), segment.data(), segment.size());
   EXPECT_EQ(sparsifier.EncodeShard(ShardId(0), segment.data(), segment.size()), 0u);
+  // What nobody has taken is there again when the next step begins.
   const std::size_t first = layout.block(layout.shard_first_block(ShardId(1))).table_offset;
+  sparsifier.Flush();
   for (std::size_t i = first; i < gradient.size(); ++i) {
     ASSERT_EQ(sparsifier.residual()[i], 1.5f * gradient[i]);
+    ASSERT_EQ(sparsifier.momentum()[i], gradient[i]);
+  }
+}
+
+TEST(SparsifierTest, WhatNobodyTakesIsNeitherLostNorSentTwice) {
+  const LayoutView layout = Layout();
+  for (const auto& options : {Sgd(), Nesterov()}) {
+    const bool nesterov = options.rule == AccumulationRule::kNesterov;
+    Sparsifier sparsifier(layout, 0, kSelected, options);
+    Receiver receiver(layout, sparsifier.elements());
+    Receiver seen(layout, sparsifier.elements());
+    Values sum(sparsifier.elements());
+    Values u(sparsifier.elements());
+    std::mt19937 random(31);
+    for (int step = 0; step < 12; ++step) {
+      Values gradient = WholeNumbers(random, sparsifier.elements());
+      // Powers of two, so that halves of halves stay exact.
+      for (float& value : gradient) value = std::ldexp(value, 14);
+      ASSERT_TRUE(sparsifier.Step(gradient, 0.01).ok());
+      std::fill(seen.touched.begin(), seen.touched.end(), false);
+      std::vector<std::byte> segment;
+      for (std::uint32_t shard = 0; shard < layout.shard_count(); ++shard) {
+        if ((step + static_cast<int>(shard)) % 3 == 0) continue;
+        segment.resize(sparsifier.MaxShardBytes(ShardId(shard)));
+        segment.resize(sparsifier.EncodeShard(ShardId(shard), segment.data(), segment.size()));
+        seen.Apply(ShardId(shard), segment);
+        // What comes back because it was refused is added to what waits.
+        if (step % 4 == 3) {
+          ASSERT_TRUE(sparsifier.TakeBack(segment).ok());
+        } else {
+          receiver.Apply(ShardId(shard), segment);
+        }
+      }
+      for (std::size_t i = 0; i < gradient.size(); ++i) {
+        u[i] = nesterov ? 0.5f * u[i] + gradient[i] : 0;
+        sum[i] += gradient[i] + 0.5f * u[i];
+        if (nesterov && i < kSelected && seen.touched[i]) u[i] = 0;
+      }
+    }
+    sparsifier.Flush();
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      ASSERT_EQ(receiver.sum[i] + sparsifier.residual()[i], sum[i]) << nesterov << " " << i;
+    }
+  }
+}
+
+TEST(SparsifierTest, AStepWhoseSampleMisledSendsWhatAPatientOneWould) {
+  const LayoutView layout = Layout();
+  // Few lines of 16 hold all that is large, and they are not the same in each step: most samples
+  // see too many of them or too few.
+  for (const auto& options :
+       {Nesterov(wire::ValueCodec::Fp32), Nesterov(wire::ValueCodec::Bits2)}) {
+    Sparsifier sparsifier(layout, 0, kSelected, options);
+    Receiver receiver(layout, sparsifier.elements());
+    std::vector<double> accumulated(sparsifier.elements());
+    Values u(sparsifier.elements());
+    std::mt19937 random(32);
+    for (int step = 0; step < 30; ++step) {
+      Values gradient(sparsifier.elements());
+      for (std::size_t line = 0; line + 16 <= gradient.size(); line += 16) {
+        const float scale = random() % 61 == 0 ? 1000.0f : 1.0f;
+        for (std::size_t i = line; i < line + 16; ++i) {
+          gradient[i] = scale * (static_cast<float>(random() % 2001) / 1000 - 1);
+        }
+      }
+      ASSERT_TRUE(sparsifier.Step(gradient, 0.001).ok());
+      receiver.Take(sparsifier);
+      for (std::size_t i = 0; i < gradient.size(); ++i) {
+        u[i] = 0.5f * u[i] + gradient[i];
+        accumulated[i] += gradient[i] + 0.5 * u[i];
+        if (i < kSelected && receiver.touched[i]) u[i] = 0;
+        ASSERT_NEAR(sparsifier.momentum()[i], u[i], 1e-2) << step << " " << i;
+      }
+    }
+    for (std::size_t i = 0; i < accumulated.size(); ++i) {
+      ASSERT_NEAR(receiver.sum[i] + sparsifier.residual()[i], accumulated[i], 1) << i;
+    }
   }
 }
 
@@ -918,6 +999,9 @@ TEST(SparsifierTest, NamesAreThoseOfTheJobFile) {
   EXPECT_EQ(ValueCodecNamed("4bit"), wire::ValueCodec::Bits4);
   EXPECT_EQ(ValueCodecNamed("2bit"), wire::ValueCodec::Bits2);
   EXPECT_EQ(ValueCodecNamed("1bit"), wire::ValueCodec::Bits1);
+  EXPECT_EQ(ValueCodecNamed("auto", 0.25), wire::ValueCodec::Bits2);
+  EXPECT_EQ(ValueCodecNamed("auto", 1), wire::ValueCodec::Bf16);
+  EXPECT_EQ(ValueCodecNamed("4bit", 0.01), wire::ValueCodec::Bits4);
 }
 
 TEST(SparsifierTest, AskedIndexCodecIsUsed) {
