@@ -35,18 +35,28 @@ function(ps_library name)
   target_link_libraries(${name} PUBLIC ps_options ${A_LIBS})
 endfunction()
 
-# ps_program(NAME sources... LIBS targets...): an executable, installed.
+# ps_program(NAME sources... COMPONENT package LIBS targets...): an executable, installed; see
+# cmake/Packages.cmake for the packages.
 function(ps_program name)
-  cmake_parse_arguments(A "" "" "LIBS" ${ARGN})
+  cmake_parse_arguments(A "" "COMPONENT" "LIBS" ${ARGN})
   add_executable(${name} ${A_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE ps_options ${A_LIBS})
-  install(TARGETS ${name} RUNTIME DESTINATION bin)
+  install(TARGETS ${name} RUNTIME DESTINATION bin COMPONENT ${A_COMPONENT})
 endfunction()
 
-# ps_man_page(FILE): a manual page, of the section that its name ends with.
+# ps_man_page(FILE COMPONENT package): a manual page, of the section that its name ends with.
+# Installed compressed, without a time in it, so that two builds are alike.
 function(ps_man_page file)
+  cmake_parse_arguments(A "" "COMPONENT" "" ${ARGN})
   string(REGEX MATCH "[0-9]$" section ${file})
-  install(FILES ${file} DESTINATION share/man/man${section})
+  get_filename_component(name ${file} NAME)
+  set(page ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+  set(compressed ${PROJECT_BINARY_DIR}/man/${name}.gz)
+  add_custom_command(OUTPUT ${compressed}
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/man
+    COMMAND gzip -9nc ${page} > ${compressed} DEPENDS ${page} VERBATIM)
+  add_custom_target(man_${name} ALL DEPENDS ${compressed})
+  install(FILES ${compressed} DESTINATION share/man/man${section} COMPONENT ${A_COMPONENT})
 endfunction()
 
 # ps_test(NAME sources... LIBS targets... [TIMEOUT seconds]): a GoogleTest program, each test a ctest.

@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "common/net/allocator.h"
-#include "common/net/log.h"
+#include "common/net/daemon_options.h"
 #include "ps-server/shell/daemon.h"
 
 namespace {
@@ -38,20 +38,20 @@ int ExitCodeOf(const ps::Error& error) {
 
 int main(int argc, char** argv) {
   ps::net::KeepFreedMemory();
-  CLI::App app{
+  ps::net::DaemonOptions options(
+      "ps-server",
       "Holds shards of the parameters of training jobs in memory, applies pushes, answers pulls "
-      "and writes checkpoints. Finds the coordinator through ZooKeeper.",
-      "ps-server"};
+      "and writes checkpoints. Finds the coordinator through ZooKeeper.");
+  CLI::App& app = options.app();
   ps::server::DaemonConfig config;
   config.server.name = DefaultName();
   config.server.lanes = std::max(1u, std::thread::hardware_concurrency());
   std::int64_t session_timeout_ms = config.session_timeout.count();
   std::string checkpoint_dir;
-  std::string log_level = "info";
-  std::string log_format = "text";
   std::uint16_t admin_port = 0;
 
   app.add_option("--name", config.server.name, "name of this server, for people")
+      ->envname("DS_NAME")
       ->capture_default_str();
   app.add_option("--zookeeper", config.zookeeper, "HOST:PORT[,HOST:PORT...][/CHROOT]")->required();
   app.add_option("--session-timeout-ms", session_timeout_ms,
@@ -68,30 +68,18 @@ int main(int argc, char** argv) {
       ->required();
   auto* admin = app.add_option("--admin-port", admin_port,
                                "port of /healthz and /metrics; 0: any free one; absent: none");
-  app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
-      ->capture_default_str();
-  app.add_option("--log-format", log_format, "text or json")->capture_default_str();
-  app.set_version_flag("--version", std::string("ps-server " PS_VERSION));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? EX_OK : EX_USAGE;
-  }
-  if (const ps::Status logging = ps::SetUpLogging("ps-server", log_level, log_format);
-      !logging.ok()) {
-    std::fprintf(stderr, "ps-server: %s\n", logging.error().message.c_str());
-    return EX_USAGE;
-  }
+  if (const auto status = options.Parse(argc, argv)) return *status;
   const bool bound_everywhere = config.server.bind == "0.0.0.0" || config.server.bind == "::";
   if (bound_everywhere && config.server.advertise.empty()) {
-    std::fprintf(stderr, "ps-server: --bind %s needs --advertise: workers cannot connect to it\n",
-                 config.server.bind.c_str());
-    return EX_USAGE;
+    return options.Wrong("--bind " + config.server.bind +
+                         " needs --advertise: workers cannot connect to it");
   }
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
   config.server.checkpoint_dir = checkpoint_dir;
   if (admin->count() > 0) config.server.admin_port = admin_port;
+
+  if (options.check_only()) return options.ConfigurationIsGood();
+  config.reload = [&options] { return options.Reload(); };
 
   const ps::Status ended = ps::server::Run(std::move(config));
   if (ended.ok()) return EX_OK;

@@ -41,22 +41,58 @@ class JsonMessage final : public spdlog::custom_flag_formatter {
   }
 };
 
-}  // namespace
+// %Q: the priority as sd-daemon(3) has it; lines after the first get theirs too.
+class JournalMessage final : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&,
+              spdlog::memory_buf_t& out) override {
+    const char priority[] = {'<', Priority(message.level), '>'};
+    out.append(priority, priority + sizeof(priority));
+    for (const char c : message.payload) {
+      out.push_back(c);
+      if (c == '\n') out.append(priority, priority + sizeof(priority));
+    }
+  }
+  std::unique_ptr<spdlog::custom_flag_formatter> clone() const override {
+    return std::make_unique<JournalMessage>();
+  }
 
-Status SetUpLogging(const std::string& role, const std::string& level, const std::string& format) {
+ private:
+  static char Priority(spdlog::level::level_enum level) {
+    switch (level) {
+      case spdlog::level::critical: return '2';
+      case spdlog::level::err: return '3';
+      case spdlog::level::warn: return '4';
+      case spdlog::level::info: return '6';
+      default: return '7';
+    }
+  }
+};
+
+Result<spdlog::level::level_enum> ParseLevel(const std::string& level) {
   const auto parsed = spdlog::level::from_str(level == "warning" ? "warn" : level);
   if (parsed == spdlog::level::off && level != "off") {
     return Error{ErrorCode::kUsage,
                  "log level '" + level + "' is not one of trace, debug, info, warn, error, off"};
   }
+  return parsed;
+}
+
+}  // namespace
+
+Status SetUpLogging(const std::string& role, const std::string& level, const std::string& format) {
+  const auto parsed = PS_TRY(ParseLevel(level));
   auto formatter = std::make_unique<spdlog::pattern_formatter>();
   if (format == "text") {
     formatter->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %L %n: %v");
   } else if (format == "json") {
     formatter->add_flag<JsonMessage>('J').set_pattern(
         R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","role":"%n","pid":%P,"message":"%J"})");
+  } else if (format == "journal") {
+    formatter->add_flag<JournalMessage>('Q').set_pattern("%Q");
   } else {
-    return Error{ErrorCode::kUsage, "log format '" + format + "' is not one of text, json"};
+    return Error{ErrorCode::kUsage,
+                 "log format '" + format + "' is not one of text, json, journal"};
   }
   auto logger =
       std::make_shared<spdlog::logger>(role, std::make_shared<spdlog::sinks::stderr_sink_mt>());
@@ -64,6 +100,11 @@ Status SetUpLogging(const std::string& role, const std::string& level, const std
   logger->set_level(parsed);
   logger->flush_on(spdlog::level::trace);
   spdlog::set_default_logger(std::move(logger));
+  return Ok();
+}
+
+Status SetLogLevel(const std::string& level) {
+  spdlog::default_logger()->set_level(PS_TRY(ParseLevel(level)));
   return Ok();
 }
 

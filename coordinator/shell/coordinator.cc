@@ -89,6 +89,24 @@ Status Coordinator::Start() {
   return Ok();
 }
 
+net::DaemonState Coordinator::State() const {
+  net::DaemonState state;
+  state.ready = session_->connected();
+  if (!session_->connected()) {
+    state.status = "waits: " + session_->Trouble();
+  } else if (core_) {
+    state.status = "leads, epoch " + std::to_string(leadership_->epoch) + "; " +
+                   std::to_string(core_->servers().size()) + " servers, " +
+                   std::to_string(core_->agents().size()) + " agents";
+  } else if (leadership_) {
+    state.status = "takes over";
+  } else {
+    const std::string leader = LeaderHttp();
+    state.status = leader.empty() ? "stands by; nobody leads" : "stands by; " + leader + " leads";
+  }
+  return state;
+}
+
 void Coordinator::OnLeadership(const std::optional<zk::Leadership>& leadership) {
   StepDown("the leadership is lost");
   leadership_ = leadership;

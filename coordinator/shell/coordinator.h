@@ -9,6 +9,7 @@
 
 #include "common/net/http_server.h"
 #include "common/net/loop.h"
+#include "common/net/systemd.h"
 #include "common/net/zmq_socket.h"
 #include "common/zookeeper/election.h"
 #include "common/zookeeper/session.h"
@@ -36,6 +37,9 @@ class Coordinator {
 
   // Binds the sockets and joins the election. kConflict: a port is taken.
   Status Start();
+
+  // For systemd: ready once the session with ZooKeeper is there.
+  net::DaemonState State() const;
 
  private:
   void OnLeadership(const std::optional<zk::Leadership>& leadership);

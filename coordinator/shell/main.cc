@@ -5,18 +5,20 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 
-#include "common/net/log.h"
+#include "common/net/daemon_options.h"
 #include "common/net/loop.h"
+#include "common/net/systemd.h"
 #include "coordinator/shell/coordinator.h"
 
 int main(int argc, char** argv) {
   ps::coordinator::CoordinatorOptions options;
-  std::string log_level = "info";
-  std::string log_format = "text";
-  CLI::App app(
-      "Coordinator of a parameter-server cluster: election, placement, recovery, REST API.",
-      "coordinator");
-  app.add_option("--id", options.id, "Name of this coordinator")->capture_default_str();
+  ps::net::DaemonOptions daemon(
+      "coordinator",
+      "Coordinator of a parameter-server cluster: election, placement, recovery, REST API.");
+  CLI::App& app = daemon.app();
+  app.add_option("--id", options.id, "Name of this coordinator")
+      ->envname("DS_NAME")
+      ->capture_default_str();
   app.add_option("--zookeeper", options.zookeeper, "HOST:PORT[,HOST:PORT...][/chroot]")
       ->capture_default_str();
   app.add_option("--bind", options.bind, "Address to listen on")->capture_default_str();
@@ -28,30 +30,26 @@ int main(int argc, char** argv) {
   app.add_option("--session-timeout-ms", options.session_timeout_ms, "Of the ZooKeeper session")
       ->capture_default_str()
       ->check(CLI::Range(200, 600'000));
-  app.add_option("--log-level", log_level, "trace, debug, info, warn, error, off")
-      ->capture_default_str();
-  app.add_option("--log-format", log_format, "text or json")->capture_default_str();
-  app.set_version_flag("--version", std::string("coordinator ") + PS_VERSION);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? EX_OK : EX_USAGE;
+  if (const auto status = daemon.Parse(argc, argv)) return *status;
+  if ((options.bind == "0.0.0.0" || options.bind == "::") && options.advertise.empty()) {
+    return daemon.Wrong("--bind " + options.bind + " needs --advertise: nobody can connect to it");
   }
-  const ps::Status logging = ps::SetUpLogging("coordinator", log_level, log_format);
-  if (!logging.ok()) {
-    fprintf(stderr, "coordinator: %s\n", logging.error().message.c_str());
-    return EX_USAGE;
-  }
+  if (daemon.check_only()) return daemon.ConfigurationIsGood();
   ps::net::Loop loop;
   {
     ps::coordinator::Coordinator coordinator(loop, options);
     const ps::Status started = coordinator.Start();
     if (!started.ok()) {
       spdlog::error("cannot start: {}", started.error().message);
-      return started.error().code == ps::ErrorCode::kInvalid ? EX_CONFIG : EX_UNAVAILABLE;
+      const bool makes_no_sense = started.error().code == ps::ErrorCode::kInvalid ||
+                                  started.error().code == ps::ErrorCode::kUsage;
+      return makes_no_sense ? EX_CONFIG : EX_UNAVAILABLE;
     }
-    loop.OnSignal({SIGTERM, SIGINT}, [&loop](int signal) {
+    ps::net::SystemdNotifier systemd(loop, [&coordinator] { return coordinator.State(); });
+    loop.OnSignal({SIGTERM, SIGINT, SIGHUP}, [&](int signal) {
+      if (signal == SIGHUP) return systemd.Reload([&daemon] { return daemon.Reload(); });
       spdlog::info("stops on signal {}", signal);
+      systemd.Stopping();
       loop.Stop();
     });
     loop.Run();

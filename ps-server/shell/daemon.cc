@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/net/loop.h"
+#include "common/net/systemd.h"
 #include "common/net/zmq_socket.h"
 #include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
@@ -42,6 +43,10 @@ std::string HostName() {
   return name.data();
 }
 
+// A lane that has not gone round for so long hangs, if no watchdog asks for less: restoring and
+// freezing a large shard takes seconds.
+constexpr std::chrono::milliseconds kLaneRoundMax{30000};
+
 // Says in the log that the coordinator, or ZooKeeper before it, cannot be reached.
 class Nagger {
  public:
@@ -50,6 +55,15 @@ class Nagger {
     timer_.Every(net::Milliseconds(500), [this] { Look(); });
   }
   void SetLeader(std::string endpoint) { leader_ = std::move(endpoint); }
+
+  // What is missing, while the server is not registered.
+  std::string Missing() const {
+    if (!session_.connected()) return session_.Trouble();
+    if (leader_.empty()) {
+      return "no coordinator is registered in ZooKeeper at " + session_.options().hosts;
+    }
+    return leader_ + " does not welcome us";
+  }
 
  private:
   void Look() {
@@ -61,14 +75,7 @@ class Nagger {
     }
     if (now_ms - since_ms_ < next_after_ms_) return;
     const auto seconds = (now_ms - since_ms_) / 1000;
-    if (!session_.connected()) {
-      spdlog::warn("no coordinator since {} s: {}", seconds, session_.Trouble());
-    } else if (leader_.empty()) {
-      spdlog::warn("no coordinator since {} s: none is registered in ZooKeeper at {}", seconds,
-                   session_.options().hosts);
-    } else {
-      spdlog::warn("no coordinator since {} s: {} does not welcome us", seconds, leader_);
-    }
+    spdlog::warn("no coordinator since {} s: {}", seconds, Missing());
     next_after_ms_ = now_ms - since_ms_ + kNagAgain.count();
   }
 
@@ -80,14 +87,34 @@ class Nagger {
   std::int64_t next_after_ms_ = kNagFirst.count();
 };
 
+net::DaemonState Look(const Server& server, const Nagger& nagger, net::Milliseconds watchdog) {
+  net::DaemonState state;
+  state.ready = server.registered();
+  const ServerSummary summary = server.Summary();
+  state.status = server.registered() ? "registered" : "waits: " + nagger.Missing();
+  state.status += "; " + std::to_string(summary.shards) + " shards of " +
+                  std::to_string(summary.jobs) + " jobs on " +
+                  std::to_string(server.lane_endpoints().size()) + " lanes";
+  const auto round_max = watchdog.count() > 0 ? watchdog / 2 : kLaneRoundMax;
+  if (summary.slowest_lane_ms > round_max.count()) {
+    state.stuck = "lane " + std::to_string(summary.slowest_lane) + " has not gone round for " +
+                  std::to_string(summary.slowest_lane_ms / 1000) + " s";
+  }
+  return state;
+}
+
 }  // namespace
 
 Status Run(DaemonConfig config) {
   config.server.procid = DrawProcid();
   zmq::context_t context = net::MakeContext();
   net::Loop loop;
-  loop.OnSignal({SIGTERM, SIGINT}, [&loop](int signal) {
+  // Signals come once the loop runs.
+  std::unique_ptr<net::SystemdNotifier> systemd;
+  loop.OnSignal({SIGTERM, SIGINT, SIGHUP}, [&](int signal) {
+    if (signal == SIGHUP) return systemd->Reload(config.reload);
     spdlog::info("signal {}: ends", signal);
+    systemd->Stopping();
     loop.Stop();
   });
   const auto server = PS_TRY(Server::Start(loop, context, config.server));
@@ -99,6 +126,8 @@ Status Run(DaemonConfig config) {
   PS_TRY(session.Start());
 
   Nagger nagger(loop, *server, session);
+  systemd = std::make_unique<net::SystemdNotifier>(
+      loop, [&] { return Look(*server, nagger, systemd->watchdog()); });
   const nlohmann::json data = {
       {"name", config.server.name}, {"host", HostName()}, {"version", PS_VERSION}};
   const auto node =
@@ -117,6 +146,7 @@ Status Run(DaemonConfig config) {
   spdlog::info("server {} ({}) listens on{}{}", config.server.name, config.server.procid, lanes,
                server->admin_endpoint().empty() ? "" : ", admin on " + server->admin_endpoint());
   loop.Run();
+  systemd.reset();  // what it looks at goes before it otherwise
   return Ok();
 }
 

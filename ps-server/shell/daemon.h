@@ -1,10 +1,12 @@
 // The whole server as a daemon: ZooKeeper presence, finding the leader, signals.
 //
 // Run() returns when SIGTERM or SIGINT asks for it, or with the error that kept
-// the server from starting.
+// the server from starting. systemd hears how it is (common/net/systemd.h): ready once the leading
+// coordinator has welcomed it, alive while the loop and every lane go round.
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 
 #include "common/result.h"
@@ -16,6 +18,8 @@ struct DaemonConfig {
   std::string zookeeper;  // "host:port,host:port/chroot"
   std::chrono::milliseconds session_timeout{6000};
   ServerConfig server;  // procid is drawn by Run()
+  // On SIGHUP.
+  std::function<Status()> reload = [] { return Ok(); };
 };
 
 Status Run(DaemonConfig config);

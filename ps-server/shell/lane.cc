@@ -54,8 +54,8 @@ Lane::Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_eve
     : context_(context),
       options_(std::move(options)),
       on_event_(std::move(on_event)),
-      core_(LaneMemory{options_.row_hash_seed, [] { return std::make_shared<HugePageMemory>(); }}) {
-}
+      core_(LaneMemory{options_.row_hash_seed, [] { return std::make_shared<HugePageMemory>(); }}),
+      last_round_ms_(net::MonotonicMs()) {}
 
 Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,
                                           EventFn on_event) {
@@ -136,6 +136,7 @@ void Lane::Run() {
   bool more = false;
   while (!stopping_) {
     const std::int64_t now_ms = net::MonotonicMs();
+    last_round_ms_.store(now_ms, std::memory_order_relaxed);
     if (now_ms >= next_status_ms) {
       PublishStatus();
       next_status_ms = now_ms + options_.status_interval_ms;

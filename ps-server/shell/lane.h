@@ -81,6 +81,10 @@ class Lane {
 
   LaneStatus status() const;
 
+  // net::MonotonicMs() when the lane last began a round; it begins one at least each
+  // status_interval_ms unless something in it takes longer.
+  std::int64_t last_round_ms() const { return last_round_ms_.load(std::memory_order_relaxed); }
+
  private:
   struct SocketCloser {
     void operator()(void* socket) const { zmq_close(socket); }
@@ -137,7 +141,8 @@ class Lane {
   std::vector<Command> commands_;  // guarded
   LaneStatus status_;              // guarded
 
-  std::atomic<bool> stopping_{false};  // set once; the wake-up follows it
+  std::atomic<std::int64_t> last_round_ms_;  // a lone number, nothing is published with it
+  std::atomic<bool> stopping_{false};        // set once; the wake-up follows it
   std::thread thread_;
 };
 

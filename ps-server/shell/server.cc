@@ -156,6 +156,19 @@ void Server::Answer(const net::HttpRequest& request, const net::Responder& respo
   responder.Answer(net::ErrorResponse(404, "no such page; there are /healthz and /metrics"));
 }
 
+ServerSummary Server::Summary() const {
+  ServerSummary summary;
+  summary.jobs = jobs_.size();
+  for (std::uint32_t number = 0; number < lanes_.size(); ++number) {
+    for (const JobStatus& job : lanes_[number]->status().jobs) summary.shards += job.shards.size();
+    const std::int64_t ms = net::MonotonicMs() - lanes_[number]->last_round_ms();
+    if (ms <= summary.slowest_lane_ms) continue;
+    summary.slowest_lane = number;
+    summary.slowest_lane_ms = ms;
+  }
+  return summary;
+}
+
 void Server::SetLeader(const std::string& endpoint) { control_->SetEndpoint(endpoint); }
 
 template <typename Task>

@@ -39,6 +39,14 @@ struct ServerConfig {
   net::Milliseconds report_interval{500};
 };
 
+// How the server is, in numbers.
+struct ServerSummary {
+  std::size_t jobs = 0;
+  std::size_t shards = 0;  // of which it is the first, or is to be
+  std::uint32_t slowest_lane = 0;
+  std::int64_t slowest_lane_ms = 0;  // since that lane last began a round
+};
+
 class Server {
   struct Private {};  // makes the constructor below ours alone
 
@@ -55,6 +63,7 @@ class Server {
   // The leading coordinator's control endpoint; empty: there is none known.
   void SetLeader(const std::string& endpoint);
   bool registered() const { return control_->registered(); }
+  ServerSummary Summary() const;
 
   const std::vector<std::string>& lane_endpoints() const { return lane_endpoints_; }
   const std::string& admin_endpoint() const { return admin_endpoint_; }  // "127.0.0.1:8080"

@@ -1,7 +1,7 @@
 // ps-worker: the agent of a worker node. Reads flags and runs it; see run.h.
 //
 // Exit status: 0 after SIGTERM; 64 usage; 73 a directory cannot be made or used; 75 another agent
-// uses the state directory; 70 anything else.
+// uses the state directory; 78 the configuration makes no sense; 70 anything else.
 #include <sysexits.h>
 #include <unistd.h>
 
@@ -16,7 +16,7 @@
 #include <thread>
 
 #include "common/net/allocator.h"
-#include "common/net/log.h"
+#include "common/net/daemon_options.h"
 #include "ps-worker/agent/ring_store.h"
 #include "ps-worker/agent/run.h"
 
@@ -42,8 +42,8 @@ std::string TaskBinaryBesideUs() {
 
 int ExitStatus(const ps::Error& error) {
   switch (error.code) {
-    case ps::ErrorCode::kUsage:
-    case ps::ErrorCode::kInvalid: return EX_USAGE;
+    case ps::ErrorCode::kUsage: return EX_USAGE;
+    case ps::ErrorCode::kInvalid: return EX_CONFIG;
     case ps::ErrorCode::kIo:
     case ps::ErrorCode::kDenied: return EX_CANTCREAT;
     case ps::ErrorCode::kConflict: return EX_TEMPFAIL;
@@ -64,12 +64,14 @@ int main(int argc, char** argv) {
   agent.task_binary = TaskBinaryBesideUs();
   std::string state_directory = DefaultStateDirectory();
   std::string retention_directory;
-  std::string log_format = "text";
   int session_timeout_ms = static_cast<int>(config.session_timeout.count());
 
-  CLI::App app{"Runs the worker tasks of training jobs on this node.", "ps-worker"};
-  app.set_version_flag("--version", PS_VERSION);
-  app.add_option("--name", agent.name, "Name of this node for people")->capture_default_str();
+  ps::net::DaemonOptions options("ps-worker",
+                                 "Runs the worker tasks of training jobs on this node.");
+  CLI::App& app = options.app();
+  app.add_option("--name", agent.name, "Name of this node for people")
+      ->envname("DS_NAME")
+      ->capture_default_str();
   app.add_option("--zookeeper", config.zookeeper, "HOST:PORT,.../CHROOT")->capture_default_str();
   app.add_option("--session-timeout-ms", session_timeout_ms, "Of the ZooKeeper session")
       ->capture_default_str()
@@ -86,25 +88,16 @@ int main(int argc, char** argv) {
   app.add_option("--task-binary", agent.task_binary, "The program ps-task")->capture_default_str();
   app.add_option("--bind", agent.host, "Name or address by which others know this node")
       ->capture_default_str();
-  app.add_option("--log-level", agent.log_level, "trace, debug, info, warn, error or off")
-      ->capture_default_str();
-  app.add_option("--log-format", log_format, "text or json")->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : EX_USAGE;
-  }
-  if (const ps::Status logging = ps::SetUpLogging("ps-worker", agent.log_level, log_format);
-      !logging.ok()) {
-    std::fprintf(stderr, "ps-worker: %s\n", logging.error().message.c_str());
-    return EX_USAGE;
-  }
+  if (const auto status = options.Parse(argc, argv)) return *status;
+  agent.log_level = options.log_level();
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
   std::error_code error;
   agent.state_directory = std::filesystem::absolute(state_directory, error);
   agent.retention_directory = retention_directory.empty()
                                   ? ps::worker::DefaultRetentionDirectory(agent.state_directory)
                                   : std::filesystem::absolute(retention_directory, error);
+  if (options.check_only()) return options.ConfigurationIsGood();
+  config.reload = [&options] { return options.Reload(); };
   const ps::Status status = ps::worker::Run(std::move(config));
   if (status.ok()) return 0;
   std::fprintf(stderr, "ps-worker: %s\n", status.error().message.c_str());

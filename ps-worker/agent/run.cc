@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "common/net/systemd.h"
 #include "common/net/zmq_socket.h"
 #include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
@@ -42,6 +43,15 @@ std::string Announcement(const AgentOptions& options) {
   return data.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+// Why the agent is not registered.
+std::string Missing(const zk::Session& session, const std::string& leader) {
+  if (!session.connected()) return session.Trouble();
+  if (leader.empty()) {
+    return "no coordinator is registered in ZooKeeper at " + session.options().hosts;
+  }
+  return leader + " does not welcome us";
+}
+
 }  // namespace
 
 Status Run(RunConfig config) {
@@ -56,6 +66,7 @@ Status Run(RunConfig config) {
   session_options.session_timeout = config.session_timeout;
   zk::Session session(loop.context(), session_options);
   PS_TRY(session.Start());
+  std::string leader;
   const auto node =
       zk::EphemeralNode::Fixed(session, "/agents/" + options.procid, Announcement(options));
   const zk::ChildrenWatcher coordinators(
@@ -66,12 +77,29 @@ Status Run(RunConfig config) {
         } else {
           spdlog::info("the coordinator is at {}", endpoint);
         }
+        leader = endpoint;
         agent->SetLeader(endpoint);
       });
 
   net::Timer farewell(loop);
   bool stopping = false;
-  loop.OnSignal({SIGTERM, SIGINT}, [&](int signal) {
+  net::SystemdNotifier systemd(loop, [&] {
+    net::DaemonState state;
+    state.ready = agent->registered();
+    const std::string tasks = std::to_string(agent->running_tasks()) + " tasks in " +
+                              std::to_string(options.slots) + " slots";
+    if (stopping) {
+      state.status = "stops; " + tasks;
+    } else if (agent->registered()) {
+      state.status = "registered; " + tasks;
+    } else {
+      state.status = "waits: " + Missing(session, leader) + "; " + tasks;
+    }
+    return state;
+  });
+  loop.OnSignal({SIGTERM, SIGINT, SIGHUP}, [&](int signal) {
+    if (signal == SIGHUP) return systemd.Reload(config.reload);
+    systemd.Stopping();
     if (std::exchange(stopping, true)) {
       spdlog::warn("signal {} again: ends at once", signal);
       loop.Stop();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 
 #include "common/result.h"
@@ -13,10 +14,13 @@ struct RunConfig {
   std::string zookeeper = "127.0.0.1:2181/ds";
   std::chrono::milliseconds session_timeout{6000};
   AgentOptions agent;  // `procid` is made here
+  // On SIGHUP.
+  std::function<Status()> reload = [] { return Ok(); };
 };
 
 // Runs until SIGTERM or SIGINT, then stops the tasks; a second signal ends at once. An error only
-// if it cannot start. Without ZooKeeper it says so and keeps trying.
+// if it cannot start. Without ZooKeeper it says so and keeps trying. systemd hears how it is
+// (common/net/systemd.h): ready once the leading coordinator has welcomed it.
 Status Run(RunConfig config);
 
 }  // namespace ps::worker

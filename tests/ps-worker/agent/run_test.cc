@@ -87,14 +87,14 @@ TEST_F(RunTest, SaysThatZooKeeperIsAwayAndKeepsTrying) {
   EXPECT_EQ(program->Terminate(std::chrono::milliseconds(10'000)), 0) << program->Output();
 }
 
-TEST_F(RunTest, WrongFlagsAreAUsageError) {
+TEST_F(RunTest, WrongFlagsAreAUsageErrorAndWhatTheyMeanMayBeAConfigurationError) {
   test::ChildProcess::Options options;
   options.argv = {PS_WORKER, "--slots", "0"};
   EXPECT_EQ(test::RunProgram(options, std::chrono::milliseconds(10'000))->exit, 64);
   options.argv = {PS_WORKER, "--no-such-flag"};
   EXPECT_EQ(test::RunProgram(options, std::chrono::milliseconds(10'000))->exit, 64);
   options.argv = {PS_WORKER, "--zookeeper", "", "--state-dir", (directory_ / "s").string()};
-  EXPECT_EQ(test::RunProgram(options, std::chrono::milliseconds(10'000))->exit, 64);
+  EXPECT_EQ(test::RunProgram(options, std::chrono::milliseconds(10'000))->exit, 78);
   options.argv = {PS_WORKER, "--version"};
   EXPECT_EQ(test::RunProgram(options, std::chrono::milliseconds(10'000))->exit, 0);
 }

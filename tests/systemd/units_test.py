@@ -1,0 +1,155 @@
+#!/usr/bin/python3
+"""The units, without a booted systemd: units_test.py BIN_DIR UNITS_DIR.
+
+What needs a booted one is in scripts/systemd_test.
+"""
+import configparser
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BIN, UNITS = sys.argv[1:3]
+EXPOSURE_MAX = 2.0
+# Of sysexits.h: what another start does not mend.
+HOPELESS = {"64", "78"}
+
+
+def services():
+    return sorted(glob.glob(os.path.join(UNITS, "*.service")))
+
+
+def read(path):
+    # A key may come again, as SystemCallFilter does: all values, one a line.
+    class Values(dict):
+        def __setitem__(self, key, value):
+            if key in self and isinstance(value, list):
+                self[key].extend(value)
+            else:
+                super().__setitem__(key, value)
+
+    unit = configparser.RawConfigParser(dict_type=Values, strict=False, interpolation=None,
+                                        comment_prefixes=("#",), delimiters=("=",))
+    unit.optionxform = str
+    unit.read(path, encoding="utf-8")
+    return unit
+
+
+def seconds(text):
+    unit = {"": 1, "s": 1, "min": 60, "ms": 0.001}
+    number, name = re.fullmatch(r"([\d.]+)(\w*)", text).groups()
+    return float(number) * unit[name]
+
+
+class UnitsTest(unittest.TestCase):
+    def test_there_are_units(self):
+        self.assertEqual([os.path.basename(path) for path in services()],
+                         ["ps-coordinator.service", "ps-server@.service", "ps-worker@.service"])
+
+    def test_systemd_understands_them(self):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = []
+            for path in glob.glob(os.path.join(UNITS, "*.s*[ec]e")):
+                with open(path, encoding="utf-8") as file:
+                    text = file.read().replace("/usr/bin/", BIN + "/")
+                paths.append(os.path.join(folder, os.path.basename(path)))
+                with open(paths[-1], "w", encoding="utf-8") as file:
+                    file.write(text)
+            self.assertEqual(len(paths), 4)  # with the slice
+            done = subprocess.run(["systemd-analyze", "verify", "--man=no", *paths], text=True,
+                                  stderr=subprocess.PIPE, timeout=60)
+            ours = [line for line in done.stderr.splitlines() if "ps-" in line or "ds.slice" in line]
+            self.assertEqual((done.returncode, ours), (0, []), done.stderr)
+
+    def test_an_attacker_would_find_little(self):
+        for path in services():
+            done = subprocess.run(
+                ["systemd-analyze", "security", "--no-pager", "--offline=true",
+                 "--threshold=%d" % (10 * EXPOSURE_MAX), path],
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(done.returncode, 0, done.stdout[-2000:] + done.stderr)
+            exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+            self.assertLessEqual(float(exposure.group(1)), EXPOSURE_MAX)
+
+    def test_the_programs_take_the_arguments(self):
+        for path in services():
+            words = read(path)["Service"]["ExecStart"].split()
+            self.assertEqual(words[-1], "$DS_OPTIONS")
+            self.assertTrue(words[0].startswith("/usr/bin/"))
+            program = os.path.join(BIN, os.path.basename(words[0]))
+            self.assertTrue(os.access(program, os.X_OK), program)
+            arguments = [word for word in words[1:-1] if not word.startswith("/etc/ds/")]
+            help_text = subprocess.run([program, "--help"], stdout=subprocess.PIPE, text=True,
+                                       timeout=30).stdout
+            for argument in arguments:
+                self.assertIn(argument, help_text)
+
+    def test_what_cannot_be_mended_is_not_started_again(self):
+        for path in services():
+            service = read(path)["Service"]
+            self.assertEqual(service["Restart"], "on-failure")
+            self.assertEqual(set(service["RestartPreventExitStatus"].split()), HOPELESS)
+
+    def test_a_crash_loop_ends(self):
+        for path in services():
+            unit = read(path)
+            burst = int(unit["Unit"]["StartLimitBurst"])
+            interval = seconds(unit["Unit"]["StartLimitIntervalSec"])
+            # All the starts of a burst fit into the interval, or the limit would never be met.
+            self.assertLess(burst * (seconds(unit["Service"]["RestartSec"]) + 5), interval)
+
+    def test_a_daemon_that_hangs_is_noticed(self):
+        for path in services():
+            service = read(path)["Service"]
+            self.assertEqual(service["Type"], "notify")
+            self.assertGreaterEqual(seconds(service["WatchdogSec"]), 10)
+            # The daemon asks for 30 s more at a time while it waits.
+            self.assertGreaterEqual(seconds(service["TimeoutStartSec"]), 30)
+            self.assertLess(seconds(service["TimeoutAbortSec"]), seconds(service["TimeoutStopSec"]))
+
+    def test_what_outlives_an_agent_is_left_alone(self):
+        for path in services():
+            self.assertEqual(read(path)["Service"]["RemoveIPC"], "no", path)
+
+    def test_one_task_that_the_kernel_kills_does_not_end_the_agent(self):
+        service = read(os.path.join(UNITS, "ps-worker@.service"))["Service"]
+        self.assertEqual(service["OOMPolicy"], "continue")
+        self.assertEqual(service["KillMode"], "mixed")
+
+    def test_the_drop_in_for_gpus_is_understood_too(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(UNITS, "ps-worker@.service"), encoding="utf-8") as file:
+                text = file.read().replace("/usr/bin/", BIN + "/")
+            with open(os.path.join(UNITS, "examples", "ps-worker-gpu.conf"), encoding="utf-8") as file:
+                text += file.read()
+            path = os.path.join(folder, "ps-worker@0.service")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            shutil.copy(os.path.join(UNITS, "ds.slice"), folder)
+            done = subprocess.run(["systemd-analyze", "verify", "--man=no", path], text=True,
+                                  stderr=subprocess.PIPE, timeout=60)
+            self.assertNotIn("ps-worker", done.stderr)
+            self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_the_user_and_the_directories_can_be_made(self):
+        if os.geteuid() != 0:
+            self.skipTest("only root makes users")
+        with tempfile.TemporaryDirectory() as root:
+            os.mkdir(os.path.join(root, "etc"))
+            subprocess.run(["systemd-sysusers", "--root=" + root,
+                            os.path.join(UNITS, "sysusers.d-ds.conf")], check=True, timeout=30)
+            with open(os.path.join(root, "etc/passwd"), encoding="utf-8") as file:
+                self.assertRegex(file.read(), r"(?m)^ds:.*:/var/lib/ds:.*nologin$")
+            subprocess.run(["systemd-tmpfiles", "--root=" + root, "--create",
+                            os.path.join(UNITS, "tmpfiles.d-ds.conf")], check=True, timeout=30)
+            status = os.stat(os.path.join(root, "var/lib/ds/checkpoints"))
+            self.assertEqual(status.st_mode & 0o777, 0o750)
+            self.assertNotEqual(status.st_uid, 0)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
