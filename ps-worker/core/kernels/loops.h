@@ -153,13 +153,14 @@ Size Groups(const Rule& rule, Piece piece, const float* v, Picker& picker) {
       if (_mm512_cmpgt_epi32_mask(largest, bound) != 0) break;
     }
     for (Size half = 0; half < 2; ++half) {
-      std::uint32_t masks[2];
+      __mmask16 masks[2];
       for (Size part = 0; part < 2; ++part) {
         const Size number = 2 * half + part;
         const __m512 sum = Sixteen(rule, i + number * 16, g[number], v);
         masks[part] = _mm512_cmpge_epi32_mask(Magnitude(sum), least);
       }
-      const std::uint32_t mask = masks[0] | masks[1] << 16;
+      // Not by a shift: gcc 12 stores such a mask as 16 bits and may load it back as 32.
+      const std::uint32_t mask = _mm512_kunpackw(masks[1], masks[0]);
       // To a register and then to memory: compressing stores are slow on some processors.
       _mm512_storeu_si512(positions, _mm512_maskz_compress_epi16(mask, position));
       positions += __builtin_popcount(mask);
