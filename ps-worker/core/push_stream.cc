@@ -101,6 +101,7 @@ void PushStream::SetMap(const StreamMap& map, StreamActions& actions) {
     if (shard.phase == Phase::kBroken) continue;
     shard.phase = Phase::kAsk;
     shard.moved = true;
+    shard.left_to_nearer = false;
     // It may have been restored from a checkpoint: only what that covers is certain.
     shard.acked = shard.sent = std::min(shard.acked, released_);
     shard.ahead = 0;
@@ -179,11 +180,19 @@ void PushStream::HelloReply(std::uint32_t number, std::uint64_t request, std::ui
     }
     push = lane.in_flight.erase(push);
   }
+  const bool far = !options_.ghost && std::find(map_.far_lanes.begin(), map_.far_lanes.end(),
+                                                number) != map_.far_lanes.end();
   for (const StreamVerdict& segment : segments) {
     if (!Current(number, segment.shard, segment.epoch)) continue;
     if (At(segment.shard).phase != Phase::kAsk) continue;
     if (segment.code == wire::Code::Applied) {
       TakeWatermark(segment.shard, segment.watermark, actions);
+    } else if (segment.code == wire::Code::Blank && far && !At(segment.shard).left_to_nearer) {
+      // Every worker has the same values, and they are the largest message of all: over a slow link
+      // they would hold up everything for as long as they take.
+      At(segment.shard).left_to_nearer = true;
+      lane.hello_not_before_ms =
+          std::max(lane.hello_not_before_ms, now_ms_ + options_.nearer_init_ms);
     } else if (segment.code == wire::Code::Blank && !options_.ghost) {
       At(segment.shard).phase = Phase::kBlank;
       const std::uint64_t init = next_request_++;

@@ -37,6 +37,7 @@ struct StreamMap {
   };
   std::uint64_t version = 0;
   std::vector<Shard> shards;
+  std::vector<std::uint32_t> far_lanes;  // those on other hosts than the worker's
 };
 
 // One segment of a HelloReply or PushReply.
@@ -112,6 +113,8 @@ struct StreamOptions {
   std::int64_t hello_interval_ms = 200;  // at most one Hello per lane in this time
   std::int64_t hello_timeout_ms = 500;   // an unanswered Hello is sent again
   std::int64_t compare_maps_ms = 1000;   // how often a lane with another map version is asked again
+  // How long initial values of a blank shard on a far lane are left to workers that are nearer.
+  std::int64_t nearer_init_ms = 300;
   std::int64_t marker_retry_ms = 100;
   int marker_refusals_max = 20;  // RoundAborted answers until the round counts as aborted
   bool ghost = false;
@@ -187,9 +190,10 @@ class PushStream {
     Clock sent;
     Clock seen;  // verdicts up to it have reached us, whatever became of the shard since
     Clock sent_max;
-    std::uint64_t ahead = 0;  // bit i: clock acked + 1 + i has its verdict
-    Clock replay_until;       // clocks up to it may have been sent before
-    bool moved = true;        // under this epoch no Hello has been answered yet
+    std::uint64_t ahead = 0;      // bit i: clock acked + 1 + i has its verdict
+    Clock replay_until;           // clocks up to it may have been sent before
+    bool moved = true;            // under this epoch no Hello has been answered yet
+    bool left_to_nearer = false;  // it was blank under this epoch, on a far lane
   };
   struct InFlight {
     Clock clock;

@@ -9,12 +9,14 @@
 #include "common/codec/block_codec.h"
 #include "common/codec/increment.h"
 #include "common/codec/row_codec.h"
+#include "common/net/this_host.h"
 
 namespace ps::worker {
 namespace {
 
 constexpr auto kTickPeriod = net::Milliseconds(20);
 constexpr std::int64_t kHoldRetryMs = 500;
+constexpr std::int64_t kPullTimeoutMaxMs = 60'000;
 constexpr std::size_t kVersionGapsMax = 4096;
 constexpr std::uint64_t kBadMessagesLogged = 5;
 // Above all requests of the stream: the answers tell by themselves whose they are.
@@ -111,6 +113,9 @@ Status DataClient::SetMap(const control::MapT& map) {
     place.lane = number;
     used[number] = endpoint;
   }
+  for (const auto& [number, endpoint] : used) {
+    if (!net::OnThisHost(endpoint)) stream_map.far_lanes.push_back(number);
+  }
   std::erase_if(lanes_, [&](const auto& lane) { return !used.contains(lane.first); });
   for (const auto& [number, endpoint] : used) {
     Lane& lane = lanes_[number];
@@ -180,7 +185,10 @@ void DataClient::OnConnection(std::uint32_t number, bool connected) {
   Run(std::move(actions));
   if (pull_) {
     const auto missing = pull_->missing.find(number);
-    if (missing != pull_->missing.end()) missing->second.next_send_ms = 0;
+    if (missing != pull_->missing.end()) {
+      missing->second.next_send_ms = 0;
+      missing->second.timeout_ms = 0;
+    }
     SendPulls();
   }
   SendHolds();
@@ -630,7 +638,11 @@ void DataClient::SendPulls() {
     std::optional<zmq::message_t> frame;
     if (!payload.empty()) frame = net::TakeFrame(std::move(payload));
     const bool sent = Send(number, header, segments, std::move(frame));
-    lane.next_send_ms = now + (sent ? options_.pull_timeout_ms : options_.pull_retry_ms);
+    if (sent) {
+      lane.timeout_ms = lane.timeout_ms == 0 ? options_.pull_timeout_ms
+                                             : std::min(2 * lane.timeout_ms, kPullTimeoutMaxMs);
+    }
+    lane.next_send_ms = now + (sent ? lane.timeout_ms : options_.pull_retry_ms);
   }
 }
 

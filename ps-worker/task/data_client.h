@@ -32,8 +32,10 @@ struct DataClientOptions {
   bool ghost = false;
   std::uint32_t window = 4;
   std::int64_t resend_timeout_ms = 2000;
-  std::int64_t pull_retry_ms = 100;     // after a refusal of a pull
-  std::int64_t pull_timeout_ms = 3000;  // an unanswered pull is sent again
+  std::int64_t pull_retry_ms = 100;  // after a refusal of a pull
+  // An unanswered pull is sent again after this time, then after twice that, and so on up to a
+  // minute: over a slow link the answer may just be long.
+  std::int64_t pull_timeout_ms = 3000;
 };
 
 struct DataClientCounters {
@@ -124,6 +126,7 @@ class DataClient {
   struct LanePull {
     std::vector<ShardId> shards;
     std::int64_t next_send_ms = 0;
+    std::int64_t timeout_ms = 0;  // of the last time that it was sent; 0: it was not
   };
   // The rows that one shard is asked for.
   struct RowsAsked {

@@ -244,6 +244,45 @@ TEST_F(PushStreamTest, ABlankShardGetsItsInitialValues) {
   ASSERT_FALSE(pushes.empty());
 }
 
+TEST_F(PushStreamTest, ABlankShardOnAFarLaneIsLeftToANearerWorkerOnceAndThenInitialised) {
+  StreamMap map = MapOf(1, {0, 1});
+  map.far_lanes = {1};
+  Start(Options(2), map);
+  ASSERT_EQ(hellos.size(), 2u);
+  const auto blank = [this](std::uint32_t shard, std::uint32_t epoch = 1) {
+    auto segment = Has(shard, 0, epoch);
+    segment.code = wire::Code::Blank;
+    return segment;
+  };
+  EXPECT_EQ(All<SendInit>(Answer(hellos[0], {blank(0)})).size(), 1u) << "the near one at once";
+  const StreamActions far = Answer(hellos[1], {blank(1)});
+  EXPECT_TRUE(All<SendInit>(far).empty());
+  EXPECT_TRUE(All<SendHello>(far).empty());
+  EXPECT_TRUE(All<SendHello>(After(250)).empty());
+  const auto again = All<SendHello>(After(60));
+  ASSERT_EQ(again.size(), 1u);
+  EXPECT_EQ(again[0].lane, 1u);
+  // Nobody was nearer.
+  const auto init = All<SendInit>(Answer(again[0], {blank(1)}));
+  ASSERT_EQ(init.size(), 1u);
+  EXPECT_EQ(init[0].shard, ShardId(1));
+
+  // Where the shard has moved, others may be nearer.
+  StreamActions actions;
+  StreamMap moved = MapOf(2, {0, 1}, 2);
+  moved.far_lanes = {1};
+  stream->SetMap(moved, actions);
+  for (const SendHello& hello : All<SendHello>(actions)) {
+    if (hello.lane != 1) continue;
+    EXPECT_TRUE(All<SendInit>(Answer(hello, {blank(1, 2)}, 2)).empty());
+  }
+  const auto third = All<SendHello>(After(310));
+  const auto ready = std::find_if(third.begin(), third.end(),
+                                  [](const SendHello& hello) { return hello.lane == 1; });
+  ASSERT_NE(ready, third.end());
+  EXPECT_TRUE(All<SendInit>(Answer(*ready, {Has(1, 0, 2)}, 2)).empty());
+}
+
 TEST_F(PushStreamTest, ATooOldVerdictIsHandedOverOnceAndSettlesTheClock) {
   Start(Options(2), MapOf(1, {0, 0}));
   Answer(hellos[0], {Has(0, 0), Has(1, 0)});
