@@ -79,11 +79,12 @@ void SystemdNotifier::Reload(const std::function<Status()>& reload) {
   ::clock_gettime(CLOCK_MONOTONIC, &now);
   const auto usec = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000 +
                     static_cast<std::uint64_t>(now.tv_nsec) / 1000;
-  if (active_) Send("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(usec) + "\n");
+  // Of one that is not ready, READY=1 would say that it is.
+  const bool tell = active_ && ready_ && !stopping_;
+  if (tell) Send("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(usec) + "\n");
   const Status reloaded = reload();
   if (!reloaded.ok()) spdlog::error("not reloaded: {}", reloaded.error().message);
-  // Also of one that was not ready: systemd reloads none such.
-  if (active_) Send("READY=1\n");
+  if (tell) Send("READY=1\n");
 }
 
 void SystemdNotifier::Stopping() {

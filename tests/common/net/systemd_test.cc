@@ -117,7 +117,9 @@ TEST_F(SystemdTest, AWatchdogOfAnotherProcessIsNotFed) {
 }
 
 TEST_F(SystemdTest, AReloadIsBracketed) {
+  state_ = {true, "registered", ""};
   SystemdNotifier notifier(loop_, [this] { return state_; });
+  Until("READY=1\n");
   std::string during;
   notifier.Reload([&] {
     during = Receive().value_or("");
@@ -125,6 +127,22 @@ TEST_F(SystemdTest, AReloadIsBracketed) {
   });
   EXPECT_EQ(during.find("RELOADING=1\nMONOTONIC_USEC="), 0u) << during;
   EXPECT_EQ(Receive(), "READY=1\n");
+}
+
+TEST_F(SystemdTest, AReloadDoesNotMakeReadyWhatIsNot) {
+  SystemdNotifier notifier(loop_, [this] { return state_; });
+  int reloaded = 0;
+  const auto reload = [&reloaded] {
+    ++reloaded;
+    return Ok();
+  };
+  notifier.Reload(reload);
+  EXPECT_EQ(Receive(), std::nullopt);
+  notifier.Stopping();
+  EXPECT_EQ(Receive(), "STOPPING=1\n");
+  notifier.Reload(reload);
+  EXPECT_EQ(Receive(), std::nullopt);
+  EXPECT_EQ(reloaded, 2);
 }
 
 TEST_F(SystemdTest, OneThatStopsIsNotReadyAnyMore) {
