@@ -59,7 +59,7 @@ class CompletionTest(unittest.TestCase):
         return [word for word in done.stdout.split("\n") if word]
 
     def test_it_is_installed_beside_the_program_and_its_page(self):
-        for path in ("bin/ds-cli", "share/man/man1/ds-cli.1",
+        for path in ("bin/ds-cli", "share/man/man1/ds-cli.1.gz",
                      "share/bash-completion/completions/ds-cli",
                      "share/fish/vendor_completions.d/ds-cli.fish"):
             self.assertTrue(os.path.getsize(os.path.join(self.prefix, path)) > 0, path)
