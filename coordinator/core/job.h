@@ -174,7 +174,7 @@ class Job {
   void MendChains();
   bool ChainsNeedMending() const;
   void OnChainReport(const std::string& procid, const control::ServerReportT& report);
-  bool MayDrop(ShardId shard, const control::BackupEntryT& backup);
+  bool MayDrop(ShardId shard, const control::BackupEntryT& backup, bool may_shed);
   bool TakeSynced(control::MapT& map);
   bool SyncedNow(const control::MapT& map, std::uint32_t shard, std::size_t place) const;
   void AskSurvivors();
