@@ -1045,8 +1045,9 @@ class Retention(WithCluster):
         listed = self.listed(job)
         self.assertIn(pinned[0], listed)
         self.assertFalse(set(listed) & set(rolled["discarded"]))
-        # Those kept by their number beside the two newest and the pinned.
-        self.assertGreaterEqual(len(listed), 6)
+        # Every fourth beside the two newest and the pinned; how many there were depends on the
+        # machine.
+        self.assertGreaterEqual(len(listed), 4, listed)
         for number in listed:
             self.ckpt("verify", "%s@%d" % (job, number))
         diff = json.loads(self.ckpt("diff", job, str(pinned[0]), str(listed[-1]), "-o", "json"))
@@ -1268,7 +1269,8 @@ class Bench(WithCluster):
         self.cluster.ds("job", "cancel", self.running(), "--reason", "too loud")
         _, said = bench.communicate(timeout=30)
         self.assertEqual(bench.returncode, 70, said)
-        self.assertIn("the job has cancelled", said)
+        # Or just before its first push.
+        self.assertRegex(said, "the job has cancelled|is over before it began: cancelled")
 
     def test_a_lost_server_ends_the_benchmark(self):
         bench = self.start("-t", "push", "--size", "1M", "--seconds", "100")
