@@ -1,0 +1,447 @@
+// A job's life: submission, tasks, leases, events, its end.
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tests/coordinator/core_fixture.h"
+
+namespace ps::coordinator {
+namespace {
+
+TEST_F(CoreTest, SubmissionWithoutAnAgentSaysWhatIsMissing) {
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
+  EXPECT_NE(answers_[0].body.error().message.find("no ps-worker agent"), std::string::npos);
+  EXPECT_TRUE(nodes_.empty());
+}
+
+TEST_F(CoreTest, SubmissionThatFailsItsCheckCreatesNothing) {
+  AddAgent("a0");
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  const auto asked = Take("p-a0", Body::Preflight);
+  ASSERT_EQ(asked.size(), 1u);
+  control::PreflightResultT bad;
+  bad.request = asked[0].body.AsPreflight()->request;
+  bad.error = "no such file: x";
+  Say("p-a0", std::move(bad));
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(answers_[0].body.error().message, "no such file: x");
+  EXPECT_TRUE(nodes_.empty());
+}
+
+TEST_F(CoreTest, CheckThatNeverEndsIsAnsweredInTheEnd) {
+  AddAgent("a0");
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  Tick(91'000);
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kTimeout);
+}
+
+TEST_F(CoreTest, DryRunCreatesNothing) {
+  AddAgent("a0");
+  core_->Submit(9, SpecJson(), true, now_);
+  Flush();
+  const auto asked = Take("p-a0", Body::Preflight);
+  Say("p-a0", GoodPreflight(asked[0].body.AsPreflight()->request));
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ((*answers_[0].body)["records"], 6400);
+  EXPECT_EQ((*answers_[0].body)["shards"], 4);
+  EXPECT_TRUE(nodes_.empty());
+}
+
+TEST_F(CoreTest, QueuedJobNamesWhatItWaitsFor) {
+  AddAgent("a0");
+  Submit();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "queued");
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("ps-server"), std::string::npos) << reason;
+  EXPECT_NE(reason.find("2 free worker slots"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, AJobWithALabelIsCheckedAndRunByAgentsThatHaveItAlone) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1", {}, "bench");
+  AddAgent("a2", {}, "other");
+  auto spec = ParseJobJson(SpecJson());
+  spec->training.workers = 1;
+  spec->resources.label = "bench";
+  spec->resources.max_restarts = 0;
+  core_->Submit(1, ResolvedJson(*spec), false, now_);
+  Flush();
+  EXPECT_TRUE(Take("p-a0", Body::Preflight).empty());
+  EXPECT_TRUE(Take("p-a2", Body::Preflight).empty());
+  const auto checks = Take("p-a1", Body::Preflight);
+  ASSERT_EQ(checks.size(), 1u);
+  Say("p-a1", GoodPreflight(checks[0].body.AsPreflight()->request));
+  Tick();
+  EXPECT_TRUE(Take("p-a0", Body::StartTask).empty());
+  EXPECT_TRUE(Take("p-a2", Body::StartTask).empty());
+  EXPECT_EQ(Take("p-a1", Body::StartTask).size(), 1u);
+  EXPECT_EQ(PhaseNow(), "placing");
+  agents_.erase("a1");
+  Announce();
+  EXPECT_EQ(PhaseNow(), "failed") << "whoever measured is gone, and nobody else may go on";
+}
+
+TEST_F(CoreTest, AJobWithoutALabelLeavesAgentsWithOneAlone) {
+  AddServer("s0");
+  AddAgent("a0", {}, "bench");
+  core_->Submit(9, SpecJson(), false, now_);
+  Flush();
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
+  answers_.clear();
+  AddAgent("a1");
+  Submit();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "queued");
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("2 free worker slots, 1 free now"), std::string::npos) << reason;
+  EXPECT_TRUE(Take("p-a0", Body::StartTask).empty());
+}
+
+TEST_F(CoreTest, AQueuedJobNamesTheLabelItWaitsFor) {
+  AddServer("s0");
+  AddAgent("a0", {}, "bench");
+  auto spec = ParseJobJson(SpecJson());
+  spec->resources.label = "bench";
+  core_->Submit(1, ResolvedJson(*spec), false, now_);
+  Flush();
+  for (const auto& message : Take("p-a0", Body::Preflight)) {
+    Say("p-a0", GoodPreflight(message.body.AsPreflight()->request));
+  }
+  Tick();
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("with the label `bench`, 1 free now"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, JobStartsOnceServersAndWorkersAreThere) {
+  StartRunning();
+  for (const auto& [task, worker] : tasks_) {
+    const auto starts = Take(worker.agent, Body::TaskStart);
+    ASSERT_EQ(starts.size(), 1u);
+    const auto& start = *starts[0].body.AsTaskStart();
+    EXPECT_EQ(start.first_clock, 0u);
+    EXPECT_EQ(start.start->live->workers.size(), 2u);
+    EXPECT_EQ(start.start->map->shards.size(), 4u);
+  }
+  EXPECT_EQ(Take("p-s0", Body::JobStart).size(), 1u);
+}
+
+TEST_F(CoreTest, TaskWithAnotherModelFailsTheJob) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  const auto starts = Take("p-a0", Body::StartTask);
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = 78;
+  Say("p-a0", std::move(ready), starts.at(0).body.AsStartTask()->task);
+  EXPECT_EQ(PhaseNow(), "failed");
+  EXPECT_NE(Describe()["reason"].get<std::string>().find("another model"), std::string::npos);
+}
+
+TEST_F(CoreTest, LeasesAreOfWholePushes) {
+  spec_ = kLocalSteps;
+  StartRunning();
+  std::uint64_t leases = 0;
+  for (const auto& [task, worker] : tasks_) {
+    Say(worker.agent, control::LeaseRequestT{}, task);
+    for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
+      for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
+        ++leases;
+        EXPECT_EQ(lease->end - lease->begin, 320u) << "two pushes of five batches of 32";
+      }
+    }
+  }
+  EXPECT_EQ(leases, 4u);
+}
+
+// One worker is three times as fast as the other: their pushes become so, and what is granted
+// before and after is trained once.
+TEST_F(CoreTest, BatchesFollowTheSpeedsOfTheWorkersAndEveryRecordIsTrainedOnce) {
+  static const std::string spec = [] {
+    std::string text = kSpec;
+    const std::string batch = "batch_size: 32";
+    return text.replace(text.find(batch), batch.size(), batch + ", batch_by_speed: true");
+  }();
+  spec_ = spec.c_str();
+  StartRunning();
+  std::vector<int> trained(6400);
+  std::map<std::uint64_t, control::ProgressT> progress;      // by task
+  std::map<std::uint32_t, std::set<std::uint32_t>> records;  // of pushes, by worker
+  std::uint64_t left = 6400;
+  for (int turn = 0; turn < 1000 && left > 0; ++turn) {
+    for (const auto& [task, worker] : tasks_) {
+      Say(worker.agent, control::LeaseRequestT{}, task);
+      for (const auto& grant : Take(worker.agent, Body::LeaseGrant)) {
+        control::LeaseProgressT done;
+        for (const auto& lease : grant.body.AsLeaseGrant()->leases) {
+          records[worker.worker].insert(lease->push_records);
+          done.leases.push_back(control::ClonePtr(*lease));
+          done.leases.back()->done = lease->end - lease->begin;
+          for (std::uint64_t at = lease->begin; at < lease->end; ++at) ++trained[at];
+          left -= lease->end - lease->begin;
+          progress[task].samples += lease->end - lease->begin;
+          progress[task].compute_ms += (lease->end - lease->begin) * (worker.worker == 0 ? 30 : 10);
+        }
+        Say(worker.agent, std::move(done), task);
+      }
+      Say(worker.agent, control::ProgressT(progress[task]), task);
+    }
+    Tick();
+  }
+  EXPECT_EQ(trained, std::vector<int>(6400, 1));
+  EXPECT_EQ(records[0], (std::set<std::uint32_t>{32, 16}));
+  EXPECT_EQ(records[1], (std::set<std::uint32_t>{32, 48}));
+  EXPECT_NE(Events().find("batches: records of a push in proportion to speed: 16 of worker 0 (33 a "
+                          "second), 48 of worker 1 (100 a second)"),
+            std::string::npos)
+      << Events();
+  const auto workers = Describe()["workers"];
+  EXPECT_EQ(workers[0]["push_records"], 16);
+  EXPECT_EQ(workers[1]["push_records"], 48);
+  EXPECT_NEAR(workers[1]["compute_samples_per_second"].get<double>(), 100, 1);
+}
+
+TEST_F(CoreTest, LeasesAreWrittenBeforeTheyAreSent) {
+  StartRunning();
+  const auto task = tasks_.begin()->first;
+  const auto agent = tasks_.begin()->second.agent;
+  core_->OnMessage(agent, control::Make(control::LeaseRequestT{}, task), now_);
+  const Output output = core_->TakeOutput(false);
+  bool state_written = false;
+  for (const auto& write : output.writes) state_written |= write.path.ends_with("/state");
+  EXPECT_TRUE(state_written);
+  ASSERT_EQ(output.sends.size(), 1u);
+  const auto grant = control::Decode(output.sends[0].bytes);
+  EXPECT_EQ(grant->body.AsLeaseGrant()->leases.size(), 2u);
+  EXPECT_EQ(grant->task, task);
+}
+
+TEST_F(CoreTest, SkippedStepsAreEventsThatNameTheWorkerOncePerDoubling) {
+  StartRunning();
+  const auto& [task, worker] = *tasks_.begin();
+  Say(worker.agent, control::LeaseRequestT{}, task);
+  for (std::uint64_t skipped = 0; skipped <= 9; ++skipped) {
+    control::ProgressT progress;
+    progress.clock = 10 + skipped;
+    progress.skipped = skipped;
+    Say(worker.agent, std::move(progress), task);
+  }
+  const std::string events = Events();
+  std::size_t count = 0;
+  for (auto at = events.find("not finite: "); at != std::string::npos;
+       at = events.find("not finite: ", at + 1)) {
+    ++count;
+  }
+  EXPECT_EQ(count, 4u);  // 1, 2, 4, 8
+  EXPECT_NE(events.find("(incarnation 1) has skipped 8 steps"), std::string::npos) << events;
+  EXPECT_NE(events.find("by clock 18, near data position 0; "), std::string::npos) << events;
+  // Where the worker says, whatever leases it has by now.
+  control::ProgressT later;
+  later.clock = 40;
+  later.skipped = 16;
+  later.skipped_position = 77;
+  Say(worker.agent, std::move(later), task);
+  const std::string more = Events();
+  EXPECT_NE(more.find("by clock 40, near data position 77; "), std::string::npos) << more;
+}
+
+TEST_F(CoreTest, SegmentsThatAShardFoundNotFiniteAreEventsOncePerDoubling) {
+  StartRunning();
+  const auto& [task, worker] = *tasks_.begin();
+  for (std::uint64_t refused = 0; refused <= 5; ++refused) {
+    control::ProgressT progress;
+    progress.refused = refused;
+    progress.last_refused = "shard 3 refused its part of the push of clock " +
+                            std::to_string(10 + refused) + ", data positions 5 to 6";
+    Say(worker.agent, std::move(progress), task);
+  }
+  const std::string events = Events();
+  for (const int clock : {11, 12, 14}) {
+    EXPECT_NE(events.find("shard 3 refused its part of the push of clock " + std::to_string(clock) +
+                          ", data positions 5 to 6, of worker"),
+              std::string::npos)
+        << events;
+  }
+  EXPECT_EQ(events.find("clock 13"), std::string::npos) << events;
+  EXPECT_EQ(events.find("clock 10"), std::string::npos) << events;
+}
+
+TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  std::uint64_t asked = 0;
+  for (const auto& [task, worker] : tasks_) {
+    for (const auto& message : Take(worker.agent, Body::Evaluate)) {
+      asked = message.task;
+      EXPECT_EQ(message.body.AsEvaluate()->digests.size(), 4u);
+    }
+  }
+  ASSERT_NE(asked, 0u);
+  control::EvaluatedT evaluated;
+  evaluated.metric = 0.5;
+  Say(tasks_[asked].agent, std::move(evaluated), asked);
+  EXPECT_EQ(PhaseNow(), "succeeded");
+  EXPECT_EQ(Describe()["progress"]["samples_trained"], 6400);
+  for (const auto& [task, worker] : tasks_) {
+    EXPECT_EQ(Take(worker.agent, Body::StopTask).size(), 1u);
+  }
+  EXPECT_EQ(Take("p-s0", Body::JobDrop).size(), 1u);
+}
+
+TEST_F(CoreTest, AJobWithTablesOfRowsNamesThemAndHasNoDenseModelToCompareWith) {
+  row_widths_ = {8, 17};
+  AddServer("s0");
+  AddAgent("a0");
+  Submit();
+  const nlohmann::json job = Describe();
+  EXPECT_EQ(job["shards"], 64);
+  ASSERT_EQ(job["embedding_tables"].size(), 2u);
+  EXPECT_EQ(job["embedding_tables"][1]["name"], "rows17");
+  EXPECT_EQ(job["embedding_tables"][1]["width"], 17);
+  EXPECT_TRUE(job["progress"]["dense_bytes"].is_null());
+  EXPECT_TRUE(job["progress"]["pull_bytes_per_parameter"].is_null());
+}
+
+// Its agent keeps the Drained of an earlier drain and says it again after a reconnect.
+TEST_F(CoreTest, FinalCheckpointIsOfWhatWasDrained) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  const auto [task, worker] = *tasks_.begin();
+  control::WorkerCutT cut;
+  cut.round = 1;
+  cut.clock = 101;
+  Say(worker.agent, std::move(cut), task);
+  EXPECT_EQ(Take("p-s0", Body::RoundAbort).size(), 1u);
+  EXPECT_EQ(Take(worker.agent, Body::Drain).size(), 1u);
+  Take("p-s0", Body::RoundBegin);
+  Tick(3000);
+  EXPECT_TRUE(Take("p-s0", Body::RoundBegin).empty());  // until it is drained
+  control::DrainedT drained;
+  drained.clock = 101;
+  Say(worker.agent, std::move(drained), task);
+  Tick();
+  EXPECT_EQ(Take("p-s0", Body::RoundBegin).size(), 1u);
+}
+
+TEST_F(CoreTest, JobThatCannotWriteItsFinalCheckpointSaysWhyAndTriesAgain) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  const auto begun = Take("p-s0", Body::RoundBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  control::PrepareFailedT failed;
+  failed.job = begun[0].body.AsRoundBegin()->job;
+  failed.round = begun[0].body.AsRoundBegin()->round;
+  failed.message = "No space left on device";
+  Say("p-s0", std::move(failed));
+  EXPECT_EQ(PhaseNow(), "draining");
+  EXPECT_NE(Describe()["reason"].get<std::string>().find("No space left"), std::string::npos);
+  Tick(11'000);
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  EXPECT_EQ(Describe()["reason"], "evaluates the final checkpoint");
+}
+
+// Found by the simulation: the connection broke with the only message that says so on it.
+TEST_F(CoreTest, TaskThatIsReadyAgainIsStartedAgain) {
+  StartRunning();
+  const auto [task, worker] = *tasks_.begin();
+  ASSERT_EQ(Take(worker.agent, Body::TaskStart).size(), 1u);
+  control::TaskReadyT ready;
+  ready.layout_fingerprint = 77;
+  ready.data_fingerprint = 5;
+  ready.records = 6400;
+  Say(worker.agent, std::move(ready), task);
+  const auto starts = Take(worker.agent, Body::TaskStart);
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts[0].body.AsTaskStart()->incarnation, worker.incarnation);
+  EXPECT_EQ(starts[0].task, task);
+}
+
+TEST_F(CoreTest, AfterAReconnectOfItsAgentSomebodyIsToldAgainToEvaluate) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  EXPECT_EQ(PhaseNow(), "evaluating");
+  const auto told = [this] {
+    std::size_t count = 0;
+    for (const auto& [task, worker] : tasks_) count += Take(worker.agent, Body::Evaluate).size();
+    return count;
+  };
+  EXPECT_EQ(told(), 1u);
+  Tick();
+  EXPECT_EQ(told(), 0u);
+  for (const std::string& name : std::set<std::string>(agents_)) AddAgent(name);
+  Tick();
+  EXPECT_EQ(told(), 1u);
+}
+
+TEST_F(CoreTest, CancelledJobStopsItsTasksAndCannotBeCancelledAgain) {
+  StartRunning();
+  core_->Cancel(5, "count", "", now_);
+  Flush();
+  EXPECT_EQ(PhaseNow(), "cancelled");
+  EXPECT_EQ(Take("p-a0", Body::StopTask).size(), 1u);
+  core_->Cancel(6, "count", "", now_);
+  core_->Cancel(7, "nobody", "", now_);
+  Flush();
+  EXPECT_EQ(answers_[answers_.size() - 2].body.error().code, ErrorCode::kConflict);
+  EXPECT_EQ(answers_.back().body.error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(CoreTest, TaskThatKeepsDyingFailsTheJobWithItsWords) {
+  StartRunning();
+  for (int life = 0; life < 200 && PhaseNow() != "failed"; ++life) {
+    for (const auto& [task, worker] : std::map(tasks_)) {
+      control::TaskFailedT failed;
+      failed.message = "out of luck";
+      Say(worker.agent, std::move(failed), task);
+      Say(worker.agent, Exited(task, false));
+      tasks_.erase(task);
+    }
+    Tick(40'000);
+    ServeStarts();
+    ReportShards();
+    Tick();
+  }
+  EXPECT_EQ(PhaseNow(), "failed");
+  const std::string reason = Describe()["reason"];
+  EXPECT_NE(reason.find("max_restarts"), std::string::npos) << reason;
+  EXPECT_NE(reason.find("out of luck"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, JunkFromStrangersChangesNothing) {
+  StartRunning();
+  const std::string before = nodes_["/jobs/0000000001/state"];
+  Say("stranger", Exited(tasks_.begin()->first, false));
+  control::PreparedT prepared;
+  prepared.job = 99;
+  Say("p-s0", std::move(prepared));
+  control::ServerReportT report;
+  report.job = 1;
+  report.shards.push_back(std::make_unique<control::ShardStateT>());
+  report.shards.back()->shard = 4000;
+  Say("p-s0", std::move(report));
+  EXPECT_EQ(nodes_["/jobs/0000000001/state"], before);
+  EXPECT_EQ(PhaseNow(), "running");
+}
+
+}  // namespace
+}  // namespace ps::coordinator
