@@ -174,7 +174,7 @@ class Job {
   void MendChains();
   bool ChainsNeedMending() const;
   void OnChainReport(const std::string& procid, const control::ServerReportT& report);
-  bool MayDrop(ShardId shard, const control::BackupEntryT& backup, bool may_shed);
+  bool MayDrop(ShardId shard, const control::BackupEntryT& backup);
   bool TakeSynced(control::MapT& map);
   bool SyncedNow(const control::MapT& map, std::uint32_t shard, std::size_t place) const;
   void AskSurvivors();
@@ -214,10 +214,10 @@ class Job {
   void OnEvaluated(std::size_t slot, const control::EvaluatedT& evaluated);
   void Finish(Phase phase, const std::string& reason);
   void SetPhase(Phase phase, const std::string& reason);
-  // ", 0.3 s after TEXT", by the newest event of the type whose message begins so; empty if none is
-  // known any more.
-  // How long ago the newest such event was, as After() counts.
+  // How long ago the newest event of the type was whose message begins so; none if none is known any
+  // more.
   std::optional<std::uint64_t> MsSince(const std::string& type, const std::string& begins) const;
+  // ", 0.3 s after TEXT", by the same; empty if none is known any more.
   std::string After(const std::string& type, const std::string& begins,
                     const std::string& text) const;
   void Event(const std::string& type, const std::string& message);

@@ -374,14 +374,9 @@ void Job::MendChains() {
   // Who is the first of a chain now has said so far nothing as such: it is asked.
   std::swap(map_, next);
   AskSurvivors();
-  // Before, as chains cannot be looked at while they are being shortened.
-  std::vector<bool> may_shed;
-  for (std::uint32_t shard = 0; shard < map_.shards.size(); ++shard) {
-    may_shed.push_back(!round_ && MayShed(ShardId(shard), map_));
-  }
   std::size_t left = 0;  // with servers that drain
   std::size_t dropped = DropBackups(map_, [&](ShardId shard, const control::BackupEntryT& backup) {
-    if (!MayDrop(shard, backup, may_shed[shard.value()])) return false;
+    if (!MayDrop(shard, backup)) return false;
     left += Leaves(shard, map_.servers[backup.server]->procid) ? 1 : 0;
     return true;
   });
@@ -453,14 +448,14 @@ void Job::MendChains() {
 
 // A chain gets shorter only once the first of it is known to be there still, after the backup was
 // gone: if both are gone, what the backup had may be all that there is.
-bool Job::MayDrop(ShardId shard, const control::BackupEntryT& backup, bool may_shed) {
+bool Job::MayDrop(ShardId shard, const control::BackupEntryT& backup) {
   const std::string& procid = map_.servers[backup.server]->procid;
   if (chains_.stalled.contains({shard.value(), procid, backup.since})) {
     chains_.avoid_until_ms[procid] = cluster_.now_ms() + timeouts_.backup_avoid_ms;
     return true;
   }
   if (Leaves(shard, procid)) {
-    if (!may_shed) return false;
+    if (round_ || !MayShed(shard, map_)) return false;
   } else if (!IsGone(cluster_.servers(), procid)) {
     return false;
   }

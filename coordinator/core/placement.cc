@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -134,12 +135,17 @@ std::vector<ShardId> PromoteBackups(control::MapT& map, const ServerFn& is_gone,
 }
 
 std::size_t DropBackups(control::MapT& map, const BackupFn& goes) {
-  std::size_t dropped = 0;
+  std::set<const control::BackupEntryT*> dropped;
   for (std::uint32_t shard = 0; shard < map.shards.size(); ++shard) {
-    dropped += std::erase_if(map.shards[shard]->backups,
-                             [&](const auto& backup) { return goes(ShardId(shard), *backup); });
+    for (const auto& backup : map.shards[shard]->backups) {
+      if (goes(ShardId(shard), *backup)) dropped.insert(backup.get());
+    }
   }
-  return dropped;
+  for (const auto& entry : map.shards) {
+    std::erase_if(entry->backups,
+                  [&](const auto& backup) { return dropped.contains(backup.get()); });
+  }
+  return dropped.size();
 }
 
 std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,

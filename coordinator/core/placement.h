@@ -51,7 +51,7 @@ using BackupFn = std::function<bool(ShardId shard, const control::BackupEntryT& 
 std::vector<ShardId> PromoteBackups(control::MapT& map, const ServerFn& is_gone,
                                     const std::function<bool(ShardId)>& is_lost);
 
-// Returns how many went.
+// Returns how many went. `goes` is asked about all of them before the first one goes.
 std::size_t DropBackups(control::MapT& map, const BackupFn& goes);
 
 // Gives every shard that has fewer than `backups` new ones, not synced, members since map `since`,
