@@ -39,11 +39,11 @@ rocksdb::Options DatabaseOptions() {
   return options;
 }
 
-Error DatabaseError(const std::filesystem::path& path, const std::string& what,
+Error DatabaseError(const std::string& name, const std::string& what,
                     const rocksdb::Status& status) {
   const bool damage = !status.IsIOError() || status.IsPathNotFound();
   return Error{damage ? ErrorCode::kInvalid : ErrorCode::kIo,
-               path.string() + ": " + what + ": " + status.ToString()};
+               name + ": " + what + ": " + status.ToString()};
 }
 
 }  // namespace ps::checkpoint

@@ -4,7 +4,7 @@
 #include <rocksdb/options.h>
 #include <rocksdb/status.h>
 
-#include <filesystem>
+#include <string>
 
 #include "common/result.h"
 
@@ -13,7 +13,7 @@ namespace ps::checkpoint {
 rocksdb::Options DatabaseOptions();
 
 // kInvalid for damage, kIo for the rest.
-Error DatabaseError(const std::filesystem::path& path, const std::string& what,
+Error DatabaseError(const std::string& name, const std::string& what,
                     const rocksdb::Status& status);
 
 }  // namespace ps::checkpoint

@@ -23,23 +23,6 @@ namespace fs = std::filesystem;
 constexpr std::string_view kSealHeading = "ds-checkpoint-part 1\n";
 constexpr std::size_t kReadBytes = std::size_t{1} << 20;
 
-class FileDescriptor {
- public:
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-
-  int get() const { return fd_; }
-  // Close may be what reports a failed write.
-  int Close() { return ::close(std::exchange(fd_, -1)); }
-
- private:
-  int fd_;
-};
-
 Status SyncPath(const fs::path& path, int flags) {
   FileDescriptor file(::open(path.c_str(), flags | O_CLOEXEC));
   if (file.get() < 0) return IoError(path, "cannot open to sync", errno);
@@ -47,46 +30,37 @@ Status SyncPath(const fs::path& path, int flags) {
   return Ok();
 }
 
-// Reads the whole file in pieces; `take` gets each with its offset.
-Status ForEachPiece(const fs::path& path,
-                    const std::function<void(std::uint64_t, std::string_view)>& take) {
-  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) return IoError(path, "cannot open", errno);
+// Reads the whole file in pieces; `take` gets each.
+Status ForEachPiece(const Storage& storage, const fs::path& path,
+                    const std::function<Status(std::string_view)>& take) {
   std::string buffer(kReadBytes, '\0');
   std::uint64_t offset = 0;
   while (true) {
-    const ssize_t got =
-        ::pread(file.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return IoError(path, "cannot read", errno);
-    if (got == 0) return Ok();
-    take(offset, std::string_view(buffer.data(), static_cast<std::size_t>(got)));
-    offset += static_cast<std::uint64_t>(got);
+    const std::size_t got =
+        PS_TRY(storage.Read(path, offset, std::as_writable_bytes(std::span(buffer))));
+    if (got > 0) PS_TRY(take(std::string_view(buffer.data(), got)));
+    if (got < buffer.size()) return Ok();
+    offset += got;
   }
 }
 
-Result<std::string> ReadTail(const fs::path& path, std::uint64_t file_bytes) {
-  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) return IoError(path, "cannot open", errno);
+Result<std::string> ReadTail(const Storage& storage, const fs::path& path,
+                             std::uint64_t file_bytes) {
   std::string tail(static_cast<std::size_t>(std::min<std::uint64_t>(file_bytes, kTailBytes)), '\0');
-  std::size_t done = 0;
-  while (done < tail.size()) {
-    const ssize_t got = ::pread(file.get(), tail.data() + done, tail.size() - done,
-                                static_cast<off_t>(file_bytes - tail.size() + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return IoError(path, "cannot read", errno);
-    if (got == 0) return Error{ErrorCode::kInvalid, path.string() + ": the file is cut short"};
-    done += static_cast<std::size_t>(got);
+  const std::size_t got =
+      PS_TRY(storage.Read(path, file_bytes - tail.size(), std::as_writable_bytes(std::span(tail))));
+  if (got < tail.size()) {
+    return Error{ErrorCode::kInvalid, storage.Describe(path) + ": the file is cut short"};
   }
   return tail;
 }
 
-Result<std::string> DigestFile(const fs::path& path,
-                               const std::function<void(std::uint64_t)>& progress) {
+Result<std::string> DigestFile(const Storage& storage, const fs::path& path,
+                               const std::function<Status(std::string_view)>& take) {
   Digester digester;
-  PS_TRY(ForEachPiece(path, [&](std::uint64_t, std::string_view piece) {
+  PS_TRY(ForEachPiece(storage, path, [&](std::string_view piece) -> Status {
     digester.Update(std::as_bytes(std::span(piece)));
-    if (progress) progress(piece.size());
+    return take ? take(piece) : Ok();
   }));
   return digester.Hex();
 }
@@ -101,6 +75,12 @@ bool IsPlainName(std::string_view name) {
 }
 
 }  // namespace
+
+FileDescriptor::~FileDescriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+int FileDescriptor::Close() { return ::close(std::exchange(fd_, -1)); }
 
 Error IoError(const fs::path& path, const std::string& what, int error_number) {
   return Error{error_number == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo,
@@ -142,20 +122,16 @@ Status WriteFileDurably(const fs::path& path, std::string_view content) {
   return SyncDirectory(path.has_parent_path() ? path.parent_path() : fs::path("."));
 }
 
-Result<std::string> ReadWholeFile(const fs::path& path, std::size_t limit) {
+Result<std::string> ReadWholeFile(const fs::path& path, std::size_t limit, const Storage& storage) {
   std::string content;
-  bool too_large = false;
-  PS_TRY(ForEachPiece(path, [&](std::uint64_t, std::string_view piece) {
+  PS_TRY(ForEachPiece(storage, path, [&](std::string_view piece) -> Status {
     if (content.size() + piece.size() > limit) {
-      too_large = true;
-    } else {
-      content.append(piece);
+      return Error{ErrorCode::kInvalid,
+                   storage.Describe(path) + ": larger than " + std::to_string(limit) + " bytes"};
     }
+    content.append(piece);
+    return Ok();
   }));
-  if (too_large) {
-    return Error{ErrorCode::kInvalid,
-                 path.string() + ": larger than " + std::to_string(limit) + " bytes"};
-  }
   return content;
 }
 
@@ -170,8 +146,8 @@ Result<std::vector<SealedFile>> SealFiles(const fs::path& directory) {
     file.name = name;
     file.bytes = entry->file_size(error);
     if (error) break;
-    file.digest = PS_TRY(DigestFile(entry->path(), {}));
-    file.tail_digest = HexDigest(PS_TRY(ReadTail(entry->path(), file.bytes)));
+    file.digest = PS_TRY(DigestFile(ThisHost(), entry->path(), {}));
+    file.tail_digest = HexDigest(PS_TRY(ReadTail(ThisHost(), entry->path(), file.bytes)));
     files.push_back(std::move(file));
   }
   if (error) return IoError(directory, "cannot list", error.value());
@@ -224,25 +200,49 @@ Result<std::vector<SealedFile>> DecodeSeal(std::string_view text) {
   return files;
 }
 
-Status CheckSealedFile(const fs::path& directory, const SealedFile& file, bool whole,
-                       const std::function<void(std::uint64_t)>& progress) {
-  const fs::path path = directory / file.name;
-  const auto bad = [&](const std::string& what) {
-    return Error{ErrorCode::kInvalid, path.string() + ": " + what};
-  };
-  std::error_code error;
-  if (!fs::is_regular_file(path, error)) return bad("the file is missing");
-  const std::uint64_t bytes = fs::file_size(path, error);
-  if (error) return IoError(path, "cannot read its size", error.value());
-  if (bytes != file.bytes) {
-    return bad(std::to_string(bytes) + " bytes, " + std::to_string(file.bytes) + " were written");
+namespace {
+
+// What is wrong with the file's place and size.
+Status CheckSize(const Storage& storage, const fs::path& path, std::uint64_t expected) {
+  const Result<std::uint64_t> bytes = storage.FileBytes(path);
+  if (!bytes.ok() && bytes.error().code == ErrorCode::kNotFound) {
+    return Error{ErrorCode::kInvalid, storage.Describe(path) + ": the file is missing"};
   }
-  const std::string digest =
-      whole ? PS_TRY(DigestFile(path, progress)) : HexDigest(PS_TRY(ReadTail(path, file.bytes)));
-  if (digest != (whole ? file.digest : file.tail_digest)) {
-    return bad("the content is not what was written");
+  if (PS_TRY(bytes) != expected) {
+    return Error{ErrorCode::kInvalid, storage.Describe(path) + ": " + std::to_string(*bytes) +
+                                          " bytes, " + std::to_string(expected) + " were written"};
   }
   return Ok();
+}
+
+Status CheckDigest(const Storage& storage, const fs::path& path, const std::string& found,
+                   const std::string& expected) {
+  if (found == expected) return Ok();
+  return Error{ErrorCode::kInvalid,
+               storage.Describe(path) + ": the content is not what was written"};
+}
+
+}  // namespace
+
+Status CheckSealedFile(const Storage& storage, const fs::path& directory, const SealedFile& file,
+                       bool whole, const std::function<void(std::uint64_t)>& progress) {
+  const fs::path path = directory / file.name;
+  if (whole) {
+    return CheckSealedFile(storage, directory, file, [&](std::string_view piece) {
+      if (progress) progress(piece.size());
+      return Ok();
+    });
+  }
+  PS_TRY(CheckSize(storage, path, file.bytes));
+  return CheckDigest(storage, path, HexDigest(PS_TRY(ReadTail(storage, path, file.bytes))),
+                     file.tail_digest);
+}
+
+Status CheckSealedFile(const Storage& storage, const fs::path& directory, const SealedFile& file,
+                       const std::function<Status(std::string_view)>& take) {
+  const fs::path path = directory / file.name;
+  PS_TRY(CheckSize(storage, path, file.bytes));
+  return CheckDigest(storage, path, PS_TRY(DigestFile(storage, path, take)), file.digest);
 }
 
 }  // namespace ps::checkpoint

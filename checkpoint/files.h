@@ -13,14 +13,31 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/storage.h"
 #include "common/result.h"
 
 namespace ps::checkpoint {
 
 inline constexpr const char* kSealFile = "SEAL";
 inline constexpr std::size_t kTailBytes = std::size_t{64} << 10;
+inline constexpr std::size_t kMaxSealBytes = std::size_t{16} << 20;
 
-// "FILE: cannot sync: No space left on device".
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  ~FileDescriptor();
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+
+  int get() const { return fd_; }
+  // Close may be what reports a failed write: its result is that of close().
+  int Close();
+
+ private:
+  int fd_;
+};
+
+// "FILE: cannot sync: No space left on device"; kNotFound if there is no such file, else kIo.
 Error IoError(const std::filesystem::path& path, const std::string& what, int error_number);
 
 Status SyncFile(const std::filesystem::path& path);
@@ -30,7 +47,8 @@ Status CreateDirectories(const std::filesystem::path& path);
 // Temporary file, fsync, rename, fsync of the directory.
 Status WriteFileDurably(const std::filesystem::path& path, std::string_view content);
 // kNotFound if there is none; kInvalid if it is larger than `limit`.
-Result<std::string> ReadWholeFile(const std::filesystem::path& path, std::size_t limit);
+Result<std::string> ReadWholeFile(const std::filesystem::path& path, std::size_t limit,
+                                  const Storage& storage = ThisHost());
 
 struct SealedFile {
   std::string name;
@@ -45,7 +63,12 @@ std::string EncodeSeal(const std::vector<SealedFile>& files);
 Result<std::vector<SealedFile>> DecodeSeal(std::string_view text);
 
 // Compares size and tail, and with `whole` every byte.
-Status CheckSealedFile(const std::filesystem::path& directory, const SealedFile& file, bool whole,
+Status CheckSealedFile(const Storage& storage, const std::filesystem::path& directory,
+                       const SealedFile& file, bool whole,
                        const std::function<void(std::uint64_t)>& progress);
+// Of the whole file, as it is read: whoever copies it looks at it too.
+Status CheckSealedFile(const Storage& storage, const std::filesystem::path& directory,
+                       const SealedFile& file,
+                       const std::function<Status(std::string_view piece)>& take);
 
 }  // namespace ps::checkpoint

@@ -437,7 +437,11 @@ Status WriteManifest(const std::filesystem::path& directory, std::string_view te
 }
 
 Result<std::string> ReadManifest(const std::filesystem::path& directory) {
-  return ReadWholeFile(directory / kManifestFile, kMaxManifestBytes);
+  return ReadManifest(directory, ThisHost());
+}
+
+Result<std::string> ReadManifest(const std::filesystem::path& directory, const Storage& storage) {
+  return ReadWholeFile(directory / kManifestFile, kMaxManifestBytes, storage);
 }
 
 }  // namespace ps::checkpoint

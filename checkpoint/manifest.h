@@ -21,6 +21,8 @@
 
 namespace ps::checkpoint {
 
+class Storage;
+
 inline constexpr int kFormatVersion = 4;
 inline constexpr std::size_t kMaxManifestBytes = std::size_t{32} << 20;
 inline constexpr const char* kManifestFile = "MANIFEST.json";
@@ -126,5 +128,6 @@ Status WriteManifest(const std::filesystem::path& directory, std::string_view te
 
 // The text of `<directory>/MANIFEST.json`, not yet checked. kNotFound if there is none.
 Result<std::string> ReadManifest(const std::filesystem::path& directory);
+Result<std::string> ReadManifest(const std::filesystem::path& directory, const Storage& storage);
 
 }  // namespace ps::checkpoint

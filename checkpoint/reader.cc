@@ -9,7 +9,8 @@
 
 #include "checkpoint/content.h"
 #include "checkpoint/database.h"
-#include "checkpoint/files.h"
+#include "checkpoint/part_directory.h"
+#include "checkpoint/part_environment.h"
 #include "checkpoint/record.h"
 
 namespace ps::checkpoint {
@@ -17,7 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kMaxSealBytes = std::size_t{16} << 20;
 // Of a table that is read from one end to the other.
 constexpr std::size_t kReadAheadBytes = std::size_t{4} << 20;
 
@@ -31,17 +31,13 @@ std::uint64_t KeyAt(std::string_view bytes, std::size_t at) {
   return key;
 }
 
-fs::path Normal(const fs::path& directory) {
-  const fs::path normal = directory.lexically_normal();
-  return normal.has_filename() ? normal : normal.parent_path();
-}
-
 // The records of one part from `begin` to before `end`, each unsealed.
 class RecordCursor {
  public:
-  RecordCursor(rocksdb::DB& database, const fs::path& directory, const std::string& begin,
+  // `name` of the part outlives the cursor.
+  RecordCursor(rocksdb::DB& database, const std::string& name, const std::string& begin,
                std::string end)
-      : directory_(directory), end_(std::move(end)), upper_(end_) {
+      : name_(name), end_(std::move(end)), upper_(end_) {
     rocksdb::ReadOptions options;
     options.verify_checksums = true;
     options.fill_cache = false;
@@ -62,7 +58,7 @@ class RecordCursor {
     valid_ = iterator_->Valid();
     if (!valid_) {
       if (iterator_->status().ok()) return Ok();
-      return DatabaseError(directory_, "cannot read", iterator_->status());
+      return DatabaseError(name_, "cannot read", iterator_->status());
     }
     key_ = PS_TRY(DecodeKey(View(iterator_->key())));
     content_ = PS_TRY(Unseal(View(iterator_->key()), View(iterator_->value())));
@@ -74,7 +70,7 @@ class RecordCursor {
   }
 
  private:
-  const fs::path& directory_;
+  const std::string& name_;
   const std::string end_;
   const rocksdb::Slice upper_;
   std::unique_ptr<rocksdb::Iterator> iterator_;
@@ -163,7 +159,7 @@ class RowCursor {
 }  // namespace
 
 fs::path BaseDirectory(const fs::path& part, Round base) {
-  const fs::path normal = Normal(part);
+  const fs::path normal = NormalPart(part);
   // A path that ends in the round directory itself has no other name for the one above it.
   fs::path round = normal.parent_path();
   return (round.has_filename() ? round.parent_path() : round / "..") /
@@ -172,25 +168,28 @@ fs::path BaseDirectory(const fs::path& part, Round base) {
 
 class Reader::Impl {
  public:
-  explicit Impl(const fs::path& directory) : directory_(Normal(directory)) {}
+  Impl(const fs::path& directory, const Storage& storage)
+      : storage_(storage), directory_(NormalPart(directory)), name_(storage.Describe(directory_)) {}
 
   Status Open() {
-    std::error_code error;
-    if (!fs::is_directory(directory_, error)) {
-      return Error{ErrorCode::kNotFound, directory_.string() + ": no such checkpoint part"};
-    }
     PS_TRY(OpenSeal());
     for (const SealedFile& file : files_) {
       // Tables may be gigabytes; what leads RocksDB to their blocks lies in their tail.
       const bool whole = fs::path(file.name).extension() != ".sst";
-      PS_TRY(CheckSealedFile(directory_, file, whole, {}));
+      PS_TRY(CheckSealedFile(storage_, directory_, file, whole, {}));
       part_bytes_ += file.bytes;
     }
+    rocksdb::Options options = DatabaseOptions();
+    fs::path path = storage_.LocalPath(directory_);
+    if (path.empty()) {
+      environment_ = PartEnvironment(storage_, directory_, files_);
+      options.env = environment_.get();
+      path = kPartPath;
+    }
     rocksdb::DB* opened = nullptr;
-    const rocksdb::Status status =
-        rocksdb::DB::OpenForReadOnly(DatabaseOptions(), directory_.string(), &opened);
+    const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(options, path.string(), &opened);
     database_.reset(opened);
-    if (!status.ok()) return DatabaseError(directory_, "cannot open the database", status);
+    if (!status.ok()) return DatabaseError(name_, "cannot open the database", status);
     return ListKeys();
   }
 
@@ -218,7 +217,7 @@ class Reader::Impl {
 
   Status VerifyFiles(const std::function<void(std::uint64_t)>& progress) const {
     for (const SealedFile& file : files_) {
-      PS_TRY(CheckSealedFile(directory_, file, /*whole=*/true, progress));
+      PS_TRY(CheckSealedFile(storage_, directory_, file, /*whole=*/true, progress));
     }
     return Ok();
   }
@@ -227,7 +226,7 @@ class Reader::Impl {
   using Parts = std::vector<Impl*>;  // of one shard, the newest first
 
   Error Named(ShardId shard, const Error& error) const {
-    return Annotate(error, directory_.string() + ": shard " + std::to_string(shard.value()) + ": ");
+    return Annotate(error, name_ + ": shard " + std::to_string(shard.value()) + ": ");
   }
   static std::uint64_t BytesOf(const Parts& parts) {
     std::uint64_t bytes = 0;
@@ -237,13 +236,15 @@ class Reader::Impl {
 
   Status OpenSeal() {
     const fs::path path = directory_ / kSealFile;
-    Result<std::string> text = ReadWholeFile(path, kMaxSealBytes);
+    Result<std::string> text = ReadWholeFile(path, kMaxSealBytes, storage_);
     if (!text.ok()) {
       if (text.error().code != ErrorCode::kNotFound) return text.error();
-      return Error{ErrorCode::kInvalid, path.string() + ": the file is missing"};
+      const bool there = storage_.ListDirectories(directory_).ok();
+      if (!there) return Error{ErrorCode::kNotFound, name_ + ": no such checkpoint part"};
+      return Error{ErrorCode::kInvalid, storage_.Describe(path) + ": the file is missing"};
     }
     Result<std::vector<SealedFile>> files = DecodeSeal(*text);
-    if (!files.ok()) return Annotate(files.error(), path.string() + ": ");
+    if (!files.ok()) return Annotate(files.error(), storage_.Describe(path) + ": ");
     files_ = std::move(*files);
     return Ok();
   }
@@ -257,11 +258,11 @@ class Reader::Impl {
     const std::unique_ptr<rocksdb::Iterator> iterator(database_->NewIterator(options));
     for (iterator->SeekToFirst(); iterator->Valid(); iterator->Next()) {
       Result<RecordKey> key = DecodeKey(View(iterator->key()));
-      if (!key.ok()) return Annotate(key.error(), directory_.string() + ": ");
+      if (!key.ok()) return Annotate(key.error(), name_ + ": ");
       shards_.push_back(key->shard);
     }
     if (!iterator->status().ok()) {
-      return DatabaseError(directory_, "cannot list the shards", iterator->status());
+      return DatabaseError(name_, "cannot list the shards", iterator->status());
     }
     return Ok();
   }
@@ -275,7 +276,7 @@ class Reader::Impl {
     const rocksdb::Status status =
         database_->Get(options, database_->DefaultColumnFamily(), key, &holder);
     if (status.IsNotFound()) return Error{ErrorCode::kInvalid, "a record is missing"};
-    if (!status.ok()) return DatabaseError(directory_, "cannot read", status);
+    if (!status.ok()) return DatabaseError(name_, "cannot read", status);
     return Unseal(key, View(holder));
   }
 
@@ -288,7 +289,7 @@ class Reader::Impl {
     const rocksdb::Status status =
         database_->Get(options, database_->DefaultColumnFamily(), key, &holder);
     if (status.IsNotFound()) return std::vector<Round>();
-    if (!status.ok()) return DatabaseError(directory_, "cannot read", status);
+    if (!status.ok()) return DatabaseError(name_, "cannot read", status);
     return DecodeBases(PS_TRY(Unseal(key, View(holder))));
   }
 
@@ -310,7 +311,7 @@ class Reader::Impl {
   Result<Impl*> OpenBase(Round round) {
     std::unique_ptr<Impl>& base = bases_[round];
     if (base != nullptr) return base.get();
-    auto opened = std::make_unique<Impl>(BaseDirectory(directory_, round));
+    auto opened = std::make_unique<Impl>(BaseDirectory(directory_, round), storage_);
     const Status status = opened->Open();
     if (!status.ok()) {
       const ErrorCode code =
@@ -344,7 +345,7 @@ class Reader::Impl {
       const Status checked = check();
       if (!checked.ok()) {
         return Error{ErrorCode::kInvalid,
-                     "it builds on " + base->directory_.string() + ": " + checked.error().message};
+                     "it builds on " + base->name_ + ": " + checked.error().message};
       }
       parts.push_back(base);
     }
@@ -401,8 +402,7 @@ class Reader::Impl {
                             const std::string& end) const {
     Cursors cursors;
     for (const Impl* part : parts) {
-      cursors.push_back(
-          std::make_unique<RecordCursor>(*part->database_, part->directory_, begin, end));
+      cursors.push_back(std::make_unique<RecordCursor>(*part->database_, part->name_, begin, end));
       PS_TRY(cursors.back()->Load());
     }
     return cursors;
@@ -503,9 +503,12 @@ class Reader::Impl {
     return Ok();
   }
 
+  const Storage& storage_;
   const fs::path directory_;
+  const std::string name_;  // for messages
   std::vector<SealedFile> files_;
   std::uint64_t part_bytes_ = 0;
+  std::unique_ptr<rocksdb::Env> environment_;  // of a part on another host
   std::unique_ptr<rocksdb::DB> database_;
   std::vector<ShardId> shards_;
   std::map<Round, std::unique_ptr<Impl>> bases_;  // that have been needed
@@ -516,8 +519,8 @@ Reader::Reader(Reader&&) noexcept = default;
 Reader& Reader::operator=(Reader&&) noexcept = default;
 Reader::~Reader() = default;
 
-Result<Reader> Reader::Open(const fs::path& directory) {
-  auto impl = std::make_unique<Impl>(directory);
+Result<Reader> Reader::Open(const fs::path& directory, const Storage& storage) {
+  auto impl = std::make_unique<Impl>(directory, storage);
   PS_TRY(impl->Open());
   return Reader(std::move(impl));
 }

@@ -16,6 +16,7 @@
 
 #include "checkpoint/content.h"
 #include "checkpoint/image.h"
+#include "checkpoint/storage.h"
 #include "common/result.h"
 
 namespace ps::checkpoint {
@@ -26,8 +27,10 @@ std::filesystem::path BaseDirectory(const std::filesystem::path& part, Round bas
 class Reader {
  public:
   // kNotFound if there is no such directory. Checks that every file is there, has its size, and,
-  // but for the large ones, its digest.
-  static Result<Reader> Open(const std::filesystem::path& directory);
+  // but for the large ones, its digest. `storage` outlives the reader; what is on another host is
+  // read from there piece by piece, as it is needed.
+  static Result<Reader> Open(const std::filesystem::path& directory,
+                             const Storage& storage = ThisHost());
 
   Reader(Reader&&) noexcept;
   Reader& operator=(Reader&&) noexcept;

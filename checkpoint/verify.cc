@@ -19,24 +19,15 @@ namespace {
 namespace fs = std::filesystem;
 
 // The round directory first, then the parts in it by name.
-Result<std::vector<fs::path>> PlacesOfManifest(const fs::path& round_directory) {
-  std::error_code error;
-  if (!fs::is_directory(round_directory, error)) {
-    return Error{ErrorCode::kNotFound, round_directory.string() + ": no such checkpoint"};
+Result<std::vector<fs::path>> PlacesOfManifest(const fs::path& round_directory,
+                                               const Storage& storage) {
+  const Result<std::vector<std::string>> parts = storage.ListDirectories(round_directory);
+  if (!parts.ok() && parts.error().code == ErrorCode::kNotFound) {
+    return Error{ErrorCode::kNotFound, storage.Describe(round_directory) + ": no such checkpoint"};
   }
-  std::vector<fs::path> parts;
-  for (fs::directory_iterator entry(round_directory, error), end; !error && entry != end;
-       entry.increment(error)) {
-    if (entry->is_directory(error) && entry->path().extension() != ".partial") {
-      parts.push_back(entry->path());
-    }
-  }
-  if (error) {
-    return Error{ErrorCode::kIo, round_directory.string() + ": cannot list: " + error.message()};
-  }
-  std::sort(parts.begin(), parts.end());
-  parts.insert(parts.begin(), round_directory);
-  return parts;
+  std::vector<fs::path> places{round_directory};
+  for (const std::string& part : PS_TRY(parts)) places.push_back(round_directory / part);
+  return places;
 }
 
 struct Copies {
@@ -44,10 +35,10 @@ struct Copies {
   std::vector<std::string> findings;
 };
 
-Result<Copies> CollectCopies(const fs::path& round_directory) {
+Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& storage) {
   Copies copies;
-  for (const fs::path& place : PS_TRY(PlacesOfManifest(round_directory))) {
-    Result<std::string> text = ReadManifest(place);
+  for (const fs::path& place : PS_TRY(PlacesOfManifest(round_directory, storage))) {
+    Result<std::string> text = ReadManifest(place, storage);
     if (!text.ok()) {
       if (text.error().code != ErrorCode::kNotFound)
         copies.findings.push_back(text.error().message);
@@ -217,7 +208,7 @@ class Verification {
 
 Result<VerifyReport> VerifyCheckpoint(const fs::path& round_directory,
                                       const VerifyProgress& progress) {
-  Copies copies = PS_TRY(CollectCopies(round_directory));
+  Copies copies = PS_TRY(CollectCopies(round_directory, ThisHost()));
   if (copies.valid.empty()) return NoManifest(round_directory, copies);
   const auto chosen = std::max_element(
       copies.valid.begin(), copies.valid.end(),
@@ -237,15 +228,15 @@ Result<VerifyReport> VerifyCheckpoint(const fs::path& round_directory,
   return report;
 }
 
-Result<std::string> FindManifest(const fs::path& round_directory,
-                                 const std::string& expected_hash) {
-  Copies copies = PS_TRY(CollectCopies(round_directory));
-  if (copies.valid.empty()) return NoManifest(round_directory, copies);
+Result<std::string> FindManifest(const fs::path& round_directory, const std::string& expected_hash,
+                                 const Storage& storage) {
+  Copies copies = PS_TRY(CollectCopies(round_directory, storage));
+  if (copies.valid.empty()) return NoManifest(storage.Describe(round_directory), copies);
   for (const auto& copy : copies.valid) {
     if (expected_hash.empty() || Hash(copy.first) == expected_hash) return copy.first;
   }
-  return Error{ErrorCode::kInvalid,
-               round_directory.string() + ": no manifest with the committed hash " + expected_hash};
+  return Error{ErrorCode::kInvalid, storage.Describe(round_directory) +
+                                        ": no manifest with the committed hash " + expected_hash};
 }
 
 }  // namespace ps::checkpoint

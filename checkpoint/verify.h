@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/storage.h"
 #include "common/result.h"
 
 namespace ps::checkpoint {
@@ -36,6 +37,7 @@ Result<VerifyReport> VerifyCheckpoint(const std::filesystem::path& round_directo
 // The manifest of a checkpoint, from wherever in the round directory a valid copy lies. With
 // `expected_hash` (from ZooKeeper) only a copy with that hash is taken.
 Result<std::string> FindManifest(const std::filesystem::path& round_directory,
-                                 const std::string& expected_hash = "");
+                                 const std::string& expected_hash = "",
+                                 const Storage& storage = ThisHost());
 
 }  // namespace ps::checkpoint

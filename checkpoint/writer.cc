@@ -2,7 +2,6 @@
 
 #include <rocksdb/db.h>
 #include <rocksdb/sst_file_writer.h>
-#include <sys/statvfs.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,6 +18,7 @@
 #include "checkpoint/digest.h"
 #include "checkpoint/files.h"
 #include "checkpoint/manifest.h"
+#include "checkpoint/part_directory.h"
 #include "checkpoint/record.h"
 
 namespace ps::checkpoint {
@@ -27,41 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kStaging = "staging";
-
-fs::path PartialOf(const fs::path& directory) {
-  fs::path partial = directory;
-  partial += ".partial";
-  return partial;
-}
-
-// A trailing separator would put the partial directory inside the finished one.
-fs::path Normal(const fs::path& directory) {
-  const fs::path normal = directory.lexically_normal();
-  return normal.has_filename() ? normal : normal.parent_path();
-}
-
-Status RemoveTree(const fs::path& path) {
-  std::error_code error;
-  fs::remove_all(path, error);
-  if (error) return IoError(path, "cannot remove", error.value());
-  return Ok();
-}
-
-Status CheckFreeSpace(const fs::path& directory, std::uint64_t expected_bytes) {
-  struct statvfs space = {};
-  if (::statvfs(directory.c_str(), &space) != 0) {
-    return IoError(directory, "cannot read the free space", errno);
-  }
-  const std::uint64_t free_bytes = std::uint64_t{space.f_bavail} * space.f_frsize;
-  if (free_bytes / 2 < expected_bytes) {
-    return Error{ErrorCode::kIo,
-                 directory.string() +
-                     ": not enough space for a checkpoint: " + std::to_string(free_bytes >> 20) +
-                     " MiB free, " + std::to_string((2 * expected_bytes) >> 20) +
-                     " MiB wanted (twice the data); free some or lower checkpoint.keep"};
-  }
-  return Ok();
-}
 
 }  // namespace
 
@@ -483,17 +448,12 @@ class Writer::Impl {
     PS_TRY(WriteSmall("bases.sst", bases_));
     PS_TRY(BuildDatabase());
     // What a reader does not need: the lock, and the empty log of a database that has none.
-    PS_TRY(RemoveTree(partial_ / kStaging));
-    PS_TRY(RemoveTree(partial_ / "LOCK"));
+    PS_TRY(Remove(partial_ / kStaging));
+    PS_TRY(Remove(partial_ / "LOCK"));
     PS_TRY(RemoveLogs());
     const std::vector<SealedFile> files = PS_TRY(SealFiles(partial_));
     for (const SealedFile& file : files) PS_TRY(SyncFile(partial_ / file.name));
-    PS_TRY(WriteFileDurably(partial_ / kSealFile, EncodeSeal(files)));
-    PS_TRY(SyncDirectory(partial_));
-    std::error_code error;
-    fs::rename(partial_, directory_, error);
-    if (error) return IoError(directory_, "cannot rename into place", error.value());
-    return SyncDirectory(directory_.parent_path());
+    return FinishPart(directory_, files);
   }
 
   // One table of all shards' records of a kind.
@@ -527,6 +487,13 @@ class Writer::Impl {
     return Ok();
   }
 
+  static Status Remove(const fs::path& path) {
+    std::error_code error;
+    fs::remove(path, error);
+    if (error) return IoError(path, "cannot remove", error.value());
+    return Ok();
+  }
+
   Status RemoveLogs() {
     std::error_code error;
     std::vector<fs::path> logs;
@@ -535,7 +502,7 @@ class Writer::Impl {
       if (entry->path().extension() == ".log") logs.push_back(entry->path());
     }
     if (error) return IoError(partial_, "cannot list", error.value());
-    for (const fs::path& log : logs) PS_TRY(RemoveTree(log));
+    for (const fs::path& log : logs) PS_TRY(Remove(log));
     return Ok();
   }
 
@@ -557,20 +524,9 @@ Writer& Writer::operator=(Writer&&) noexcept = default;
 Writer::~Writer() = default;
 
 Result<Writer> Writer::Open(const fs::path& directory, std::uint64_t expected_bytes) {
-  const fs::path target = Normal(directory);
-  if (target.filename().empty() || !target.has_parent_path()) {
-    return Error{ErrorCode::kUsage, directory.string() + ": not the path of a checkpoint part"};
-  }
-  const fs::path partial = PartialOf(target);
-  PS_TRY(CreateDirectories(target.parent_path()));
-  PS_TRY(CheckFreeSpace(target.parent_path(), expected_bytes));
-  std::error_code error;
-  if (fs::exists(target, error)) {
-    return Error{ErrorCode::kConflict, target.string() + ": exists already"};
-  }
-  PS_TRY(RemoveTree(partial));
+  fs::path partial = PS_TRY(BeginPart(directory, expected_bytes));
   PS_TRY(CreateDirectories(partial / kStaging));
-  return Writer(std::make_unique<Impl>(target, partial));
+  return Writer(std::make_unique<Impl>(NormalPart(directory), std::move(partial)));
 }
 
 Status Writer::Add(const ShardImage& image) {
@@ -584,19 +540,5 @@ Result<ShardBase> Writer::Add(const ShardSource& source, const ShardBase* base) 
 }
 
 Result<std::vector<WrittenShard>> Writer::Finish() { return impl_->Finish(); }
-
-Status RemovePartial(const fs::path& directory) { return RemoveTree(PartialOf(Normal(directory))); }
-
-Status RemovePart(const fs::path& directory) {
-  const fs::path target = Normal(directory);
-  std::error_code error;
-  if (!fs::exists(target, error)) return Ok();
-  if (fs::remove(target / kManifestFile, error)) PS_TRY(SyncDirectory(target));
-  if (error) return IoError(target / kManifestFile, "cannot remove", error.value());
-  PS_TRY(RemoveTree(target));
-  // Fails while other servers' parts are there; the last one takes the round directory with it.
-  fs::remove(target.parent_path(), error);
-  return Ok();
-}
 
 }  // namespace ps::checkpoint

@@ -2,10 +2,8 @@
 //
 // The part is a RocksDB database (FORMAT.md), built in `<directory>.partial` and
 // renamed to `<directory>` by Finish(), after every file and the directory have
-// reached the disk. A crash before that leaves only *.partial, which
-// RemovePartial() deletes. A failed write or fsync is an error of the round: the
-// writer is then unusable and nothing is tried again, since after a failed fsync
-// the kernel may have dropped the pages.
+// reached the disk (part_directory.h). A failed write or fsync is an error of the
+// round: the writer is then unusable.
 //
 // One thread at a time. Blocks on the disk.
 #pragma once
@@ -36,9 +34,7 @@ struct WrittenShard {
 
 class Writer {
  public:
-  // Creates missing parents of `directory`. `expected_bytes` is the size of all values to come:
-  // with less than twice that free on the file system it is refused (kIo) before anything is
-  // written. kConflict if `directory` exists already. A leftover `<directory>.partial` is replaced.
+  // `expected_bytes` is the size of all values to come. As BeginPart().
   static Result<Writer> Open(const std::filesystem::path& directory, std::uint64_t expected_bytes);
 
   Writer(Writer&&) noexcept;
@@ -62,13 +58,5 @@ class Writer {
 
   std::unique_ptr<Impl> impl_;
 };
-
-// Deletes `<directory>.partial`, if there is one.
-Status RemovePartial(const std::filesystem::path& directory);
-
-// Deletes a finished part, its manifest first, so that a crash half-way leaves a part that does not
-// claim to be complete; then the round directory above it if nothing else is in it. Ok if the part
-// does not exist.
-Status RemovePart(const std::filesystem::path& directory);
 
 }  // namespace ps::checkpoint

@@ -214,8 +214,8 @@ class Job {
   void OnEvaluated(std::size_t slot, const control::EvaluatedT& evaluated);
   void Finish(Phase phase, const std::string& reason);
   void SetPhase(Phase phase, const std::string& reason);
-  // How long ago the newest event of the type was whose message begins so; none if none is known any
-  // more.
+  // How long ago the newest event of the type was whose message begins so; none if none is known
+  // any more.
   std::optional<std::uint64_t> MsSince(const std::string& type, const std::string& begins) const;
   // ", 0.3 s after TEXT", by the same; empty if none is known any more.
   std::string After(const std::string& type, const std::string& begins,

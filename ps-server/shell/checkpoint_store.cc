@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "checkpoint/files.h"
+#include "checkpoint/part_directory.h"
 #include "checkpoint/verify.h"
 #include "checkpoint/writer.h"
 #include "common/net/unique_fd.h"

@@ -85,16 +85,16 @@ TEST_F(FilesTest, TheTailCheckSeesTheTailAndTheWholeCheckAll) {
   std::string content = ReadFile(root_ / "one.sst");
   content[10] = 'b';
   WriteFile(root_ / "one.sst", content);
-  EXPECT_TRUE(CheckSealedFile(root_, file, false, {}).ok());
-  EXPECT_FALSE(CheckSealedFile(root_, file, true, {}).ok());
+  EXPECT_TRUE(CheckSealedFile(ThisHost(), root_, file, false, {}).ok());
+  EXPECT_FALSE(CheckSealedFile(ThisHost(), root_, file, true, {}).ok());
   content[10] = 'a';
   content[199'999] = 'b';
   WriteFile(root_ / "one.sst", content);
-  EXPECT_FALSE(CheckSealedFile(root_, file, false, {}).ok());
+  EXPECT_FALSE(CheckSealedFile(ThisHost(), root_, file, false, {}).ok());
   fs::resize_file(root_ / "one.sst", 199'999);
-  EXPECT_FALSE(CheckSealedFile(root_, file, false, {}).ok());
+  EXPECT_FALSE(CheckSealedFile(ThisHost(), root_, file, false, {}).ok());
   fs::remove(root_ / "one.sst");
-  const Status missing = CheckSealedFile(root_, file, false, {});
+  const Status missing = CheckSealedFile(ThisHost(), root_, file, false, {});
   ASSERT_FALSE(missing.ok());
   EXPECT_EQ(missing.error().code, ErrorCode::kInvalid);
 }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "checkpoint/part_directory.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/writer.h"
 #include "tests/checkpoint/checkpoint_fixture.h"
