@@ -4,17 +4,13 @@
 #include "checkpoint/diff.h"
 #include "checkpoint/export.h"
 #include "checkpoint/verify.h"
+#include "cli/checkpoint_files.h"
 #include "cli/commands.h"
 
 namespace ps::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-Result<Json> ListCheckpoints(Api& api, const std::string& job) {
-  const Json answer = PS_TRY(api.Get("/v1/jobs/" + UrlEncode(job) + "/checkpoints"));
-  return MemberOf(answer, "checkpoints");
-}
 
 std::string BasesText(const Json& checkpoint) {
   std::string text;
@@ -76,57 +72,8 @@ struct CheckpointOptions {
   std::string output;  // export
 };
 
-// A checkpoint on this machine's disk, and the hash that the cluster committed for it.
-struct Located {
-  fs::path directory;
-  std::string hash;  // empty: unknown, for --dir
-};
-
-Result<Located> LocateRound(Globals& globals, const std::string& job, const std::string& round,
-                            const std::string& root) {
-  Api api = PS_TRY(globals.OpenApi());
-  const Json checkpoints = PS_TRY(ListCheckpoints(api, job));
-  if (!checkpoints.is_array() || checkpoints.empty()) {
-    return Error{ErrorCode::kNotFound, "job " + job + " has no checkpoint yet"};
-  }
-  const Json* found = nullptr;
-  for (const Json& checkpoint : checkpoints) {
-    const bool newer =
-        found == nullptr || IntegerOf(checkpoint, "round") > IntegerOf(*found, "round");
-    if (round.empty() ? newer : TextOf(checkpoint, "round") == round) found = &checkpoint;
-  }
-  if (found == nullptr) {
-    return Error{ErrorCode::kNotFound, "job " + job + " has no checkpoint " + round +
-                                           " (`ds-cli ckpt list " + job + "`)"};
-  }
-  fs::path directory = TextOf(*found, "directory");
-  if (directory.is_relative()) {
-    // The cluster knows it relative to the servers' --checkpoint-dir.
-    if (!root.empty()) {
-      directory = root / directory;
-    } else {
-      const auto context = ReadContextFile(globals.environment);
-      if (!context.ok() || context->directory.empty()) {
-        return Error{ErrorCode::kUsage,
-                     "give --checkpoint-dir, the --checkpoint-dir of the "
-                     "servers, or --dir: the checkpoint is " +
-                         directory.string() + " below it"};
-      }
-      directory = fs::path(context->directory) / "checkpoints" / directory;
-    }
-  }
-  std::error_code error;
-  if (!fs::is_directory(directory, error)) {
-    return Error{ErrorCode::kNotFound,
-                 directory.string() +
-                     " is not on this machine; run this where the servers store "
-                     "checkpoints, or name another place with --checkpoint-dir"};
-  }
-  return Located{directory, TextOf(*found, "manifest_hash")};
-}
-
 Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
-  if (!options.directory.empty()) return Located{options.directory, ""};
+  if (!options.directory.empty()) return Located{options.directory, "", nullptr};
   if (options.name.empty()) {
     return Error{ErrorCode::kUsage, "name a checkpoint (JOB or JOB@ROUND) or give --dir DIR"};
   }
@@ -594,6 +541,62 @@ void AddDiffCommand(CLI::App& group, Globals& globals) {
   });
 }
 
+struct FetchOptions {
+  std::string name;  // JOB or JOB@ROUND
+  std::string root;
+  std::string rate;
+};
+
+Result<ExitCode> Fetch(Globals& globals, const FetchOptions& options) {
+  const OutputFormat format = PS_TRY(globals.Format());
+  FetchLimits limits;
+  if (!options.rate.empty()) limits.bytes_per_second = PS_TRY(ParseRate(options.rate));
+  Api api = PS_TRY(globals.OpenApi());
+  const auto at = options.name.find('@');
+  const std::string job = options.name.substr(0, at);
+  const Json found = PS_TRY(
+      FindRound(api, job, at == std::string::npos ? "" : options.name.substr(at + 1)));
+  const auto report = PS_TRY(FetchRound(globals.environment, api, found, options.root, limits));
+  const std::string directory = (fs::path(options.root) / TextOf(found, "directory")).string();
+  const Json json{{"directory", directory},
+                  {"job", report.manifest.job_name},
+                  {"round", report.manifest.round.value()},
+                  {"parts", report.parts},
+                  {"bytes", report.bytes}};
+  std::ostream& out = globals.environment.out;
+  if (WriteStructured(out, format, json)) return ExitCode::kOk;
+  if (format == OutputFormat::kName) {
+    out << directory << "\n";
+    return ExitCode::kOk;
+  }
+  out << Printable(report.manifest.job_name) << "@" << report.manifest.round.value() << ": "
+      << BytesText(static_cast<double>(report.bytes)) << " fetched to " << directory
+      << "\nUse it as: ds-cli ckpt verify --dir '" << directory << "'\n";
+  return ExitCode::kOk;
+}
+
+void AddFetchCommand(CLI::App& group, Globals& globals) {
+  CLI::App* fetch = AddCommand(
+      group, "fetch", "Copy a checkpoint, with all that it builds on, from the servers to a folder",
+      "  ds-cli ckpt fetch fashion-mlp --to /srv/copies\n"
+      "  ds-cli ckpt fetch fashion-mlp@3 --to /srv/copies --rate 50M\n",
+      globals);
+  const auto options = std::make_shared<FetchOptions>();
+  fetch->add_option("checkpoint", options->name, "JOB (its newest checkpoint) or JOB@ROUND")
+      ->required();
+  fetch
+      ->add_option("--to", options->root,
+                   "The folder, in which it gets the path that it has on the servers; what is there "
+                   "already is not fetched again")
+      ->required()
+      ->type_name("FOLDER");
+  fetch->add_option("--rate", options->rate, "At most so many bytes a second, as in 50M")
+      ->type_name("RATE");
+  fetch->callback([&globals, options] {
+    globals.action = [&globals, options] { return Fetch(globals, *options); };
+  });
+}
+
 // The command, and the options that its callback reads.
 std::pair<CLI::App*, std::shared_ptr<CheckpointOptions>> AddLocated(
     CLI::App& group, Globals& globals, const char* name, const char* description,
@@ -640,6 +643,7 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
   command->add_option("--to", options->output, "The folder to write, which must not exist")
       ->required()
       ->type_name("FOLDER");
+  AddFetchCommand(*group, globals);
   AddDiffCommand(*group, globals);
   AddRetentionCommands(*group, globals);
 }

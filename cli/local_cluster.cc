@@ -124,6 +124,7 @@ LocalConfig ApplySizes(LocalConfig config, const LocalSizes& sizes) {
   if (sizes.servers) config.servers = *sizes.servers;
   if (sizes.lanes) config.lanes = *sizes.lanes;
   if (sizes.session_ms) config.session_ms = *sizes.session_ms;
+  config.own_disks = config.own_disks || sizes.own_disks;
   if (sizes.workers || sizes.agents) {
     const int workers = sizes.workers.value_or(*sizes.agents);
     config.agents = std::min(sizes.agents.value_or(workers), workers);
@@ -172,6 +173,9 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
               (!json.contains("session_ms") ||
                read("session_ms", kSessionMsMin, kSessionMsMax, config.session_ms)) &&
               read("zookeeper_port", 0, 65535, config.zookeeper_port);
+  if (const Json& own_disks = MemberOf(json, "own_disks"); own_disks.is_boolean()) {
+    config.own_disks = own_disks.get<bool>();
+  }
   const Json& ports = MemberOf(json, "http_ports");
   good = good && ports.is_array() && ports.size() == static_cast<std::size_t>(config.coordinators);
   for (std::size_t i = 0; good && i < ports.size(); ++i) {
@@ -190,6 +194,7 @@ Status LocalCluster::WriteConfig(const LocalConfig& config) const {
                                  {"slots", config.slots},
                                  {"lanes", config.lanes},
                                  {"session_ms", config.session_ms},
+                                 {"own_disks", config.own_disks},
                                  {"zookeeper_port", config.zookeeper_port},
                                  {"http_ports", config.http_ports}}));
 }
@@ -352,11 +357,13 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
   for (int i = 0; i < config.servers; ++i) {
     const std::string name = Numbered("server", i + 1);
     expected.insert(name);
+    fs::path checkpoints = directory_ / "checkpoints";
+    if (config.own_disks) checkpoints /= name;
     PS_TRY(
         StartOne(name,
                  {programs.server, "--name", name, "--zookeeper", zookeeper, "--bind", "127.0.0.1",
                   "--lanes", std::to_string(config.lanes), "--admin-port", "0", "--checkpoint-dir",
-                  (directory_ / "checkpoints").string(), "--session-timeout-ms", session},
+                  checkpoints.string(), "--session-timeout-ms", session},
                  directory_));
   }
   for (int i = 0; i < config.agents; ++i) {

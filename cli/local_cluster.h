@@ -28,6 +28,7 @@ struct LocalSizes {
   std::optional<int> agents;        // one for each slot
   std::optional<int> lanes;         // 1 for each server
   std::optional<int> session_ms;    // 4000
+  bool own_disks = false;           // from now on
 };
 
 // cluster.json
@@ -37,7 +38,8 @@ struct LocalConfig {
   int agents = 2;
   int slots = 1;  // of each agent
   int lanes = 1;
-  int session_ms = 4000;  // of ZooKeeper: after so long a silence a process counts as dead
+  bool own_disks = false;  // each server has a folder of checkpoints that no other sees
+  int session_ms = 4000;   // of ZooKeeper: after so long a silence a process counts as dead
   int zookeeper_port = 0;
   std::vector<int> http_ports;
 

@@ -178,6 +178,9 @@ void AddLocalCommands(CLI::App& app, Globals& globals) {
       ->check(CLI::Range(1, 9));
   up->add_option("--lanes", options->sizes.lanes, "Threads that serve shards, per server (1)")
       ->check(CLI::Range(1, 64));
+  up->add_flag("--own-disks", options->sizes.own_disks,
+               "Each server keeps its checkpoints where no other sees them, as on hosts of their "
+               "own");
   up->add_option("--session-timeout", options->session,
                  "After so long a silence ZooKeeper takes a process for dead, 1s to 10s (4s)")
       ->type_name("TIME");

@@ -95,8 +95,9 @@ class RemoteStorage::Connection {
       connected_ = connected;
     }));
     PS_TRY(socket_->Connect(endpoint_));
-    if (!loop_.RunUntil([&] { return connected_; }, options_.deadline)) {
-      return Lost("cannot connect within " + std::to_string(options_.deadline.count()) + " ms");
+    if (!loop_.RunUntil([&] { return connected_; }, options_.connect_deadline)) {
+      return Lost("cannot connect within " + std::to_string(options_.connect_deadline.count()) +
+                  " ms");
     }
     return Ok();
   }

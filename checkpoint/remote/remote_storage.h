@@ -16,6 +16,7 @@ namespace ps::checkpoint {
 
 struct RemoteOptions {
   std::chrono::milliseconds deadline{10'000};
+  std::chrono::milliseconds connect_deadline{2'000};
 };
 
 class RemoteStorage : public Storage {

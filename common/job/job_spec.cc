@@ -291,6 +291,7 @@ void Visit(Visitor& v, CheckpointSpec& c) {
   v.Integer("keep", c.keep, Whole{1, 1000});
   v.Integer("keep_every", c.keep_every, Whole{0, 1'000'000});
   v.Integer("full_every", c.full_every, Whole{1, 1000});
+  v.Integer("copies", c.copies, Whole{1, 3});
   v.Text("from", c.from, TextRule::kOrigin, Need::kOptional);
 }
 

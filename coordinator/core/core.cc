@@ -297,6 +297,8 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
   member.host = message.host;
   member.version = message.version;
   member.lanes = message.lanes;
+  member.store = message.store;
+  member.files = message.files;
   member.registered = true;
   member.registered_ms = now_ms_;
   dead_servers_.erase(procid);  // alive after all
@@ -377,6 +379,8 @@ void Core::OnMessage(const std::string& procid, control::MessageT message, std::
       case control::Body::RestoreFailed: job = message.body.AsRestoreFailed()->job; break;
       case control::Body::Prepared: job = message.body.AsPrepared()->job; break;
       case control::Body::PrepareFailed: job = message.body.AsPrepareFailed()->job; break;
+      case control::Body::PartCopied: job = message.body.AsPartCopied()->job; break;
+      case control::Body::PartCopyFailed: job = message.body.AsPartCopyFailed()->job; break;
       case control::Body::ManifestWritten: job = message.body.AsManifestWritten()->job; break;
       default: return;
     }
@@ -575,6 +579,7 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   Round from_round;
   JobId from_job;
   std::string from_directory;
+  PartPlaces from_places;
   const std::string& from = submission.spec.checkpoint.from;
   if (!from.empty()) {
     const Job* source = Find(from.substr(0, from.find('@')));
@@ -602,6 +607,7 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
     from_round = found->round;
     from_job = source->id();
     from_directory = found->directory;
+    from_places = found->places;
   }
   const std::uint64_t id = next_job_++;
   control::PreflightResultT stored = control::Clone(result);
@@ -610,7 +616,9 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   new_nodes_.push_back(
       {JobPath(id, "layout"), Text(control::Encode(Make(std::move(stored)))), true});
   auto job = std::make_unique<Job>(*this, std::move(definition), JobId(id), options_.job);
-  if (from_round.value() != 0) job->StartFrom(from_job, from_round, from_directory);
+  if (from_round.value() != 0) {
+    job->StartFrom(from_job, from_round, from_directory, std::move(from_places));
+  }
   new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), true});
   new_nodes_.push_back({JobPath(id, "events"), EventsToJson(job->state().events).dump(), true});
   new_nodes_.push_back({JobPath(id, "map"), MapText(id, job->map()), true});
@@ -783,6 +791,8 @@ nlohmann::json Core::DescribeNodes() const {
                               {"jobs", std::move(jobs)},   {"leader", false}};
       if (server) {
         entry["lanes"] = member.lanes;
+        entry["store"] = member.store;
+        entry["files"] = member.files;
         std::size_t copies = 0;
         for (const auto& [id, job] : jobs_) copies += job->CopiesOn(procid);
         entry["shards"] = copies;

@@ -109,10 +109,11 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobState state, control::Ma
 
 Job::~Job() = default;
 
-void Job::StartFrom(JobId job, Round round, std::string directory) {
+void Job::StartFrom(JobId job, Round round, std::string directory, PartPlaces places) {
   state_.start_job = job.value();
   state_.start_round = round.value();
   state_.start_directory = std::move(directory);
+  state_.start_places = std::move(places);
   Event("start", "starts from checkpoint " + std::to_string(round.value()) + " of job " +
                      std::to_string(job.value()));
   dirty_.state = true;
@@ -149,6 +150,11 @@ void Job::Tick() {
   ContinueRebalance();
   MendChains();
   if (state_.phase == Phase::kRunning || state_.phase == Phase::kPlacing) EvictTasks();
+  for (auto& [shard, retry] : restore_retries_) {
+    if (retry.at_ms == 0 || now < retry.at_ms) continue;
+    retry.at_ms = 0;
+    if (map_.shards[shard]->epoch == retry.epoch.value()) chains_.lost.insert(shard);
+  }
   if (map_.shards.empty() || Homeless()) {
     PlaceShards();
   } else {
@@ -168,7 +174,8 @@ void Job::Tick() {
                            After(PhaseName(Phase::kRecovering), "", "the loss was noticed"));
     SetPhase(Phase::kRunning, "");
   }
-  if (round_ && now >= round_->started_ms + timeouts_.round_ms) {
+  CopyParts();
+  if (round_ && now >= round_->news_ms + timeouts_.round_ms) {
     std::string missing;
     for (const Incarnation incarnation : round_->workers) {
       if (!round_->cuts.contains(incarnation)) {
@@ -176,13 +183,17 @@ void Job::Tick() {
       }
     }
     for (const std::string& server : round_->servers) {
-      if (!round_->prepared.contains(server))
-        missing += " server " + server + " (images)";
-      else if (!round_->manifest.empty() && !round_->written.contains(server)) {
-        missing += " server " + server + " (manifest)";
+      if (!round_->prepared.contains(server)) missing += " server " + server + " (images)";
+    }
+    for (const auto& [part, copies] : round_->copies) {
+      for (const std::string& server : copies.fetching) {
+        missing += " server " + server + " (copy of what " + part + " wrote)";
       }
     }
-    AbortRound("not complete after " + std::to_string(timeouts_.round_ms / 1000) +
+    for (const auto& [server, parts] : round_->holders) {
+      if (!round_->written.contains(server)) missing += " server " + server + " (manifest)";
+    }
+    AbortRound("nothing new in " + std::to_string(timeouts_.round_ms / 1000) +
                    " s; missing:" + missing,
                timeouts_.failed_round_retry_ms);
   }
@@ -756,8 +767,6 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
       update.job = state_.id.value();
       update.map = control::ClonePtr(map_);
       update.live = control::ClonePtr(LiveSet());
-      update.restore = Restore().directory;
-      update.restore_job = Restore().job.value();
       SendToTask(slot, Make(std::move(update)));
       if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
       // A former leader's round, or one whose end was lost, must not hold its pushes back.
@@ -784,6 +793,7 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
         const auto& entry = *map_.shards[shard->shard];
         if (map_.servers[entry.server]->procid != procid) continue;
         shard_states_[shard->shard] = *shard;
+        if (shard->state == 0) restore_retries_.erase(shard->shard);
       }
       OnChainReport(procid, report);
       break;
@@ -795,10 +805,7 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
       if (failed.shard >= map_.shards.size()) break;
       const auto& entry = *map_.shards[failed.shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != failed.epoch) break;
-      if (failed.damaged && GoBackBefore(Round(failed.round), failed.message)) break;
-      Finish(Phase::kFailed, "shard " + std::to_string(failed.shard) +
-                                 " could not be restored from checkpoint " +
-                                 std::to_string(failed.round) + ": " + failed.message);
+      OnRestoreFailed(failed);
       break;
     }
     case control::Body::Prepared: OnPrepared(procid, *message.body.AsPrepared()); break;
@@ -811,6 +818,10 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
     }
     case control::Body::ManifestWritten:
       OnManifestWritten(procid, *message.body.AsManifestWritten());
+      break;
+    case control::Body::PartCopied: OnPartCopied(procid, *message.body.AsPartCopied()); break;
+    case control::Body::PartCopyFailed:
+      OnPartCopyFailed(procid, *message.body.AsPartCopyFailed());
       break;
     default: break;
   }
@@ -1042,6 +1053,7 @@ control::JobStartT Job::JobStart() const {
   const RestoreSource restore = Restore();
   start.restore = restore.directory;
   start.restore_job = restore.job.value();
+  start.sources = Sources();
   const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
   start.committed_round = newest == nullptr ? 0 : newest->round.value();
   start.checkpoint_dir = "job-" + std::to_string(state_.id.value());
@@ -1062,6 +1074,7 @@ void Job::BroadcastUpdate(bool with_map, bool with_live) {
     if (with_live) message.live = control::ClonePtr(LiveSet());
     message.restore = restore.directory;
     message.restore_job = restore.job.value();
+    if (with_map) message.sources = Sources();
     return message;
   };
   for (const std::string& server : JobServers()) cluster_.Send(server, Make(update()));

@@ -37,13 +37,14 @@ struct JobDefinition {
 // How long things may take before the job acts on it.
 struct JobTimeouts {
   std::uint64_t task_start_ms = 120'000;  // a task that was started must be ready
-  std::uint64_t round_ms = 60'000;        // a checkpoint round
+  std::uint64_t round_ms = 60'000;        // a checkpoint round that does not come on
   std::uint64_t round_retry_ms = 2'000;   // after a round that was aborted
   std::uint64_t failed_round_retry_ms = 10'000;
   std::uint64_t rewind_grace_ms = 10'000;  // for lost agents to come back before a rewind
   std::uint64_t feed_stalled_ms = 3'000;   // a backup that its chain cannot reach is dropped
   std::uint64_t backup_avoid_ms = 20'000;  // and its server gets no new ones for so long
   std::uint64_t synced_wait_ms = 1'000;    // for other backups to come in sync, to save maps
+  std::uint64_t restore_retry_ms = 3'000;  // a restore whose source did not answer
 };
 
 class Job {
@@ -65,7 +66,7 @@ class Job {
   Job& operator=(const Job&) = delete;
 
   // The checkpoint to start from; before the first Tick.
-  void StartFrom(JobId job, Round round, std::string directory);
+  void StartFrom(JobId job, Round round, std::string directory, PartPlaces places);
 
   void Tick();
   void OnServerReady(const std::string& procid);
@@ -157,6 +158,13 @@ class Job {
   bool AllHomeless() const;
   bool ShardsReady() const;
   void PlaceShards();
+  // What the restore of these shards has to wait for, in words; empty: nothing.
+  std::string MissingParts(const std::vector<std::uint32_t>& shards) const;
+  std::vector<std::uint32_t> ShardsToPlace() const;
+  // Servers that have something of the checkpoint to restore, and then all others with a store of
+  // their own.
+  std::vector<std::unique_ptr<control::FileSourceT>> Sources() const;
+  void OnRestoreFailed(const control::RestoreFailedT& failed);
   // `why` the whole job goes back to its newest checkpoint.
   void Rewind(const std::string& why);
   // Shards cannot be restored from a checkpoint: the job goes back to the one before. False if
@@ -197,6 +205,15 @@ class Job {
   void OnManifestWritten(const std::string& procid, const control::ManifestWrittenT& written);
   void MaybeWriteManifest();
   void CommitRound();
+  // A part lies in several servers' stores before the round counts.
+  void CopyParts();
+  void OnPartCopied(const std::string& procid, const control::PartCopiedT& copied);
+  void OnPartCopyFailed(const std::string& procid, const control::PartCopyFailedT& failed);
+  bool PartsAreCopied() const;
+  // Servers with other stores than those that have the part or are about to, the best first.
+  std::vector<const Member*> CopyCandidates(const std::string& part) const;
+  std::string StoreOf(const std::string& procid) const;  // empty if the server is gone
+  PartPlaces PlacesOfRound() const;
 
   // Checkpoints.
   CommittedCheckpoint* FindCheckpoint(Round round);  // null if there is none
@@ -231,6 +248,7 @@ class Job {
     Round round;
     JobId job;
     std::string directory;
+    const PartPlaces* places = nullptr;  // in the state
   };
   RestoreSource Restore() const;
   Round BaseOfRounds() const;
@@ -269,6 +287,13 @@ class Job {
     std::map<ShardId, std::string> moving;  // and the server that it leaves
   };
   Chains chains_;
+  // Restores whose source did not answer are tried again: the shard, how often, and when.
+  struct RestoreRetry {
+    std::uint32_t times = 0;
+    std::uint64_t at_ms = 0;  // 0: it is under way
+    Epoch epoch;              // of the shard when it failed
+  };
+  std::map<std::uint32_t, RestoreRetry> restore_retries_;
   std::uint64_t next_round_ms_ = 0;
   bool round_wanted_ = false;
   std::uint64_t rewind_at_ms_ = 0;

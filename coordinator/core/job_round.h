@@ -25,6 +25,15 @@ struct Job::Round_ {
   };
   std::map<Incarnation, Cut> cuts;
   std::map<std::string, control::PreparedT> prepared;
+  // What other servers fetch of a part before the round counts.
+  struct Copies {
+    std::set<std::string> fetching;  // servers that have been told to
+    std::set<std::string> done;
+    std::set<std::string> failed;
+    std::string failure;  // of the last one
+  };
+  std::map<std::string, Copies> copies;  // by part, which is named by the server that wrote it
+  std::uint64_t news_ms = 0;             // when it last came on
   std::string manifest;  // once all cuts and images are there
   std::string manifest_hash;
   Round base;             // that images may build on
@@ -34,6 +43,7 @@ struct Job::Round_ {
   std::uint64_t step = 0;
   std::uint64_t samples = 0;
   std::vector<std::string> values_digests;
+  std::map<std::string, std::set<std::string>> holders;  // servers that get the manifest: parts
   std::set<std::string> written;
 };
 

@@ -34,6 +34,7 @@ void Job::BeginRound(bool final_round) {
   round_->number = Round(state_.next_round++);
   round_->final_round = final_round;
   round_->started_ms = cluster_.now_ms();
+  round_->news_ms = round_->started_ms;
   round_->directory = "job-" + std::to_string(state_.id.value()) + "/ckpt-" +
                       std::to_string(round_->number.value());
   round_->base = final_round ? Round() : BaseOfRounds();
@@ -91,7 +92,12 @@ void Job::AbortRound(const std::string& reason, std::uint64_t retry_ms) {
     message.reason = reason;
     return message;
   };
-  for (const std::string& server : round_->servers) cluster_.Send(server, Make(abort()));
+  std::set<std::string> servers = round_->servers;
+  for (const auto& [part, copies] : round_->copies) {
+    servers.insert(copies.fetching.begin(), copies.fetching.end());
+    servers.insert(copies.done.begin(), copies.done.end());
+  }
+  for (const std::string& server : servers) cluster_.Send(server, Make(abort()));
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     if (state_.workers[slot].live) SendToTask(slot, Make(abort()));
   }
@@ -124,6 +130,7 @@ void Job::OnWorkerCut(std::size_t slot, const control::WorkerCutT& cut) {
     return;
   }
   state_.leases.CutWorker(incarnation);
+  round_->news_ms = cluster_.now_ms();
   round_->cuts[incarnation] = {WorkerId(static_cast<std::uint32_t>(slot)), Clock(cut.clock)};
   MaybeWriteManifest();
 }
@@ -133,12 +140,14 @@ void Job::OnPrepared(const std::string& procid, const control::PreparedT& prepar
     return;
   }
   round_->prepared[procid] = control::Clone(prepared);
+  round_->news_ms = cluster_.now_ms();
+  CopyParts();
   MaybeWriteManifest();
 }
 
 void Job::MaybeWriteManifest() {
   if (!round_ || !round_->manifest.empty() || round_->cuts.size() < round_->workers.size() ||
-      round_->prepared.size() < round_->servers.size()) {
+      round_->prepared.size() < round_->servers.size() || !PartsAreCopied()) {
     return;
   }
   checkpoint::Manifest manifest;
@@ -225,27 +234,39 @@ void Job::MaybeWriteManifest() {
   for (const auto& range : manifest.data.remaining) {
     committed_remaining_next_.push_back({range.begin, range.end});
   }
-  for (const std::string& server : round_->servers) {
+  for (const auto& [part, prepared] : round_->prepared) {
+    round_->holders[part].insert(part);
+    for (const std::string& server : round_->copies[part].done) {
+      round_->holders[server].insert(part);
+    }
+  }
+  for (const auto& [server, parts] : round_->holders) {
     control::WriteManifestT write;
     write.job = state_.id.value();
     write.round = round_->number.value();
     write.directory = round_->directory;
     write.manifest = round_->manifest;
+    for (const std::string& part : parts) {
+      write.parts.push_back(std::make_unique<control::PartNameT>());
+      write.parts.back()->name = part;
+    }
     cluster_.Send(server, Make(std::move(write)));
   }
 }
 
 void Job::OnManifestWritten(const std::string& procid, const control::ManifestWrittenT& written) {
   if (!round_ || round_->manifest.empty() || round_->number.value() != written.round) return;
-  if (!round_->servers.contains(procid)) return;
+  if (!round_->holders.contains(procid)) return;
   round_->written.insert(procid);
-  if (round_->written.size() == round_->servers.size()) CommitRound();
+  round_->news_ms = cluster_.now_ms();
+  if (round_->written.size() == round_->holders.size()) CommitRound();
 }
 
 // The state node that is written next is the commit point; RoundCommitted leaves after it.
 void Job::CommitRound() {
-  const std::unique_ptr<Round_> round = std::move(round_);
   CommittedCheckpoint checkpoint;
+  checkpoint.places = PlacesOfRound();
+  const std::unique_ptr<Round_> round = std::move(round_);
   checkpoint.round = round->number;
   checkpoint.time_ms = cluster_.now_ms();
   checkpoint.step = round->step;
@@ -306,7 +327,14 @@ void Job::CommitRound() {
     }
     return message;
   };
-  for (const std::string& server : round->servers) cluster_.Send(server, Make(committed()));
+  // And one of each other folder, where copies of this round or of older ones may lie.
+  std::set<std::string> servers = round->servers;
+  std::set<std::string> stores;
+  for (const std::string& server : servers) stores.insert(StoreOf(server));
+  for (const auto& [procid, server] : cluster_.servers()) {
+    if (server.alive() && stores.insert(server.store).second) servers.insert(procid);
+  }
+  for (const std::string& server : servers) cluster_.Send(server, Make(committed()));
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     if (state_.workers[slot].live) SendToTask(slot, Make(committed()));
   }

@@ -104,10 +104,11 @@ bool Job::Unaccounted() const {
 
 Job::RestoreSource Job::Restore() const {
   if (const CommittedCheckpoint* const newest = state_.NewestCheckpoint()) {
-    return {newest->round, state_.id, newest->directory};
+    return {newest->round, state_.id, newest->directory, &newest->places};
   }
   if (state_.start_round != 0) {
-    return {Round(state_.start_round), JobId(state_.start_job), state_.start_directory};
+    return {Round(state_.start_round), JobId(state_.start_job), state_.start_directory,
+            &state_.start_places};
   }
   return {};
 }
@@ -135,6 +136,14 @@ void Job::PlaceShards() {
     return;
   }
   rewind_at_ms_ = 0;
+  if (const std::string missing = MissingParts(ShardsToPlace()); !missing.empty()) {
+    AbortRound("shards are lost", timeouts_.round_retry_ms);
+    if (state_.reason != missing) {
+      SetPhase(first ? state_.phase : Phase::kRecovering, missing);
+      Event("waiting", missing);
+    }
+    return;
+  }
   if (!first && Unaccounted()) {
     for (const DeadWorker& dead : state_.dead) {
       if (!dead.agent.empty() || dead.covered) continue;
@@ -165,6 +174,7 @@ void Job::PlaceShards() {
           : "checkpoint " + std::to_string(restore.round.value()) + " (" + restore.directory + ")";
   Event("placed", std::to_string(placed.moved.size()) + " shards on " +
                       std::to_string(FirstServers().size()) + " servers, from " + from);
+  if (state_.reason.rfind("waits for", 0) == 0) SetPhase(state_.phase, "shards are placed");
   if (Backups(definition_) > 0) TellWhole();
   for (const std::string& server : JobServers()) SendJobStart(server);
   if (!first) BroadcastUpdate(true, true);

@@ -1,5 +1,6 @@
 #include "coordinator/core/job_state.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -30,6 +31,35 @@ std::vector<Range> RangesFromJson(const nlohmann::json& json) {
     ranges.push_back({range.at(0).get<std::uint64_t>(), range.at(1).get<std::uint64_t>()});
   }
   return ranges;
+}
+
+// {"stores": [["<id>", "server-1"], ..], "parts": [[0, 1], ..], "shards": [0, ..]}
+nlohmann::json PlacesToJson(const PartPlaces& places) {
+  nlohmann::json stores = nlohmann::json::array();
+  for (const PartPlaces::Store& store : places.stores) stores.push_back({store.id, store.server});
+  return {{"stores", std::move(stores)}, {"parts", places.parts}, {"shards", places.shards}};
+}
+
+// Empty if `json` has none under `key`.
+Result<PartPlaces> PlacesFromJson(const nlohmann::json& json, const char* key) {
+  PartPlaces places;
+  if (!json.contains(key)) return places;
+  const nlohmann::json& found = json.at(key);
+  for (const auto& store : found.at("stores")) {
+    places.stores.push_back({store.at(0).get<std::string>(), store.at(1).get<std::string>()});
+  }
+  places.parts = found.at("parts").get<std::vector<std::vector<std::uint32_t>>>();
+  places.shards = found.at("shards").get<std::vector<std::uint32_t>>();
+  const auto no_part = [&](std::uint32_t part) { return part >= places.parts.size(); };
+  const auto no_store = [&](const std::vector<std::uint32_t>& part) {
+    return std::any_of(part.begin(), part.end(),
+                       [&](std::uint32_t store) { return store >= places.stores.size(); });
+  };
+  if (std::any_of(places.shards.begin(), places.shards.end(), no_part) ||
+      std::any_of(places.parts.begin(), places.parts.end(), no_store)) {
+    return Error{ErrorCode::kInvalid, "job state: a checkpoint's places contradict themselves"};
+  }
+  return places;
 }
 
 }  // namespace
@@ -87,6 +117,9 @@ nlohmann::json StateToJson(const JobState& state) {
                            {"damaged", checkpoint.damaged},
                            {"pinned", checkpoint.pinned},
                            {"ordinal", checkpoint.ordinal}});
+    if (!checkpoint.places.empty()) {
+      checkpoints.back()["places"] = PlacesToJson(checkpoint.places);
+    }
   }
   nlohmann::json json = {
       {"version", 1},
@@ -112,6 +145,7 @@ nlohmann::json StateToJson(const JobState& state) {
       {"start_round", state.start_round},
       {"start_directory", state.start_directory},
   };
+  if (!state.start_places.empty()) json["start_places"] = PlacesToJson(state.start_places);
   if (state.result) {
     json["result"] = {{"metric", state.result->metric},
                       {"loss", state.result->loss},
@@ -188,11 +222,13 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       checkpoint.damaged = entry.at("damaged").get<bool>();
       checkpoint.pinned = entry.value("pinned", false);
       checkpoint.ordinal = entry.value("ordinal", std::uint64_t{0});
+      checkpoint.places = PS_TRY(PlacesFromJson(entry, "places"));
       state.checkpoints.push_back(std::move(checkpoint));
     }
     state.start_job = json.at("start_job").get<std::uint64_t>();
     state.start_round = json.at("start_round").get<std::uint64_t>();
     state.start_directory = json.at("start_directory").get<std::string>();
+    state.start_places = PS_TRY(PlacesFromJson(json, "start_places"));
     if (json.contains("result")) {
       const auto& result = json.at("result");
       state.result = JobResult{result.at("metric").get<double>(), result.at("loss").get<double>(),

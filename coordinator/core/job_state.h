@@ -60,6 +60,22 @@ struct DeadWorker {
   friend bool operator==(const DeadWorker&, const DeadWorker&) = default;
 };
 
+// Which folders of checkpoints have which parts. Empty: nothing is known, as in a checkpoint of an
+// earlier version, or all servers share one folder.
+struct PartPlaces {
+  struct Store {
+    std::string id;
+    std::string server;  // the name of a server that had it
+    friend bool operator==(const Store&, const Store&) = default;
+  };
+  std::vector<Store> stores;
+  std::vector<std::vector<std::uint32_t>> parts;  // of each part the stores, by their number
+  std::vector<std::uint32_t> shards;              // of each shard the part
+
+  bool empty() const { return shards.empty(); }
+  friend bool operator==(const PartPlaces&, const PartPlaces&) = default;
+};
+
 struct CommittedCheckpoint {
   Round round;
   std::uint64_t time_ms = 0;
@@ -77,6 +93,7 @@ struct CommittedCheckpoint {
   bool damaged = false;           // a shard could not be restored from it
   bool pinned = false;            // by an operator: it stays
   std::uint64_t ordinal = 0;      // which of the job's checkpoints it is, from 1
+  PartPlaces places;
 };
 
 struct JobEvent {
@@ -115,6 +132,7 @@ struct JobState {
   std::uint64_t start_job = 0;                   // checkpoint the job started from, if any
   std::uint64_t start_round = 0;
   std::string start_directory;
+  PartPlaces start_places;
   std::optional<JobResult> result;
   std::deque<JobEvent> events;  // a node of its own, the newest kMaxEvents
 

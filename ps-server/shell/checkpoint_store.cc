@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <random>
 #include <system_error>
 #include <utility>
 
@@ -49,7 +50,45 @@ std::vector<fs::path> ListDirectories(const fs::path& directory) {
 
 }  // namespace
 
-Status PrepareCheckpointRoot(const fs::path& root) {
+namespace {
+
+constexpr const char* kStoreFile = "STORE";
+constexpr std::size_t kStoreDigits = 32;
+
+// A new one unless another server is quicker: what is there then counts for both.
+Status MakeStoreFile(const fs::path& root) {
+  std::random_device random;
+  std::string id;
+  while (id.size() < kStoreDigits) id += "0123456789abcdef"[random() % 16];
+  const fs::path file = root / kStoreFile;
+  const fs::path temporary = root / ("." + std::string(kStoreFile) + "-" + id);
+  PS_TRY(checkpoint::WriteFileDurably(temporary, id + "\n"));
+  const int linked = ::link(temporary.c_str(), file.c_str());
+  const int reason = errno;
+  ::unlink(temporary.c_str());
+  if (linked != 0 && reason != EEXIST) {
+    return checkpoint::IoError(file, "cannot create", reason);
+  }
+  return checkpoint::SyncDirectory(root);
+}
+
+Result<std::string> ReadStoreFile(const fs::path& root) {
+  std::string text = PS_TRY(checkpoint::ReadWholeFile(root / kStoreFile, kStoreDigits + 1));
+  const bool ours = text.size() == kStoreDigits + 1 && text.back() == '\n' &&
+                    text.find_first_not_of("0123456789abcdef") == kStoreDigits;
+  if (!ours) {
+    return Error{ErrorCode::kInvalid,
+                 (root / kStoreFile).string() +
+                     ": does not hold the identity of a checkpoint directory; remove the file and "
+                     "a new one is made"};
+  }
+  text.pop_back();
+  return text;
+}
+
+}  // namespace
+
+Result<std::string> PrepareCheckpointRoot(const fs::path& root) {
   std::error_code error;
   fs::create_directories(root, error);
   if (error) {
@@ -64,7 +103,10 @@ Status PrepareCheckpointRoot(const fs::path& root) {
     return Error{ErrorCode::kIo, "checkpoint directory " + root.string() +
                                      " cannot be written: " + std::strerror(reason)};
   }
-  return Ok();
+  Result<std::string> store = ReadStoreFile(root);
+  if (store.ok() || store.error().code != ErrorCode::kNotFound) return store;
+  PS_TRY(MakeStoreFile(root));
+  return ReadStoreFile(root);
 }
 
 Result<fs::path> ResolveRound(const fs::path& root, const std::string& name) {
@@ -162,14 +204,19 @@ void CheckpointStore::Forget(JobId job) {
 }
 
 Status CheckpointStore::WriteManifest(const std::string& round_name,
+                                      const std::vector<std::string>& parts,
                                       const std::string& text) const {
-  const fs::path part = PS_TRY(ResolveRound(root_, round_name)) / procid_;
-  std::error_code error;
-  if (!fs::is_directory(part, error)) {
-    return Error{ErrorCode::kConflict, "this server wrote no part of " + round_name};
-  }
+  const fs::path round = PS_TRY(ResolveRound(root_, round_name));
   PS_TRY(checkpoint::FromJson(text));
-  return checkpoint::WriteManifest(part, text);
+  for (const std::string& name : parts) {
+    const fs::path part = PS_TRY(ResolveRound(round, name));
+    std::error_code error;
+    if (!fs::is_directory(part, error)) {
+      return Error{ErrorCode::kConflict, "this server has no part " + name + " of " + round_name};
+    }
+    PS_TRY(checkpoint::WriteManifest(part, text));
+  }
+  return Ok();
 }
 
 Status CheckpointStore::Discard(const std::string& round_name) const {
@@ -212,20 +259,92 @@ int CheckpointStore::DeleteOldRounds(JobId job, Round committed,
   return deleted;
 }
 
-Status RestoreReader::OpenRound(const std::string& round_name) {
-  if (open_name_ == round_name) return Ok();
-  open_name_.clear();
-  parts_.clear();
-  open_path_ = PS_TRY(ResolveRound(root_, round_name));
-  const std::string text = PS_TRY(checkpoint::FindManifest(open_path_));
-  manifest_ = PS_TRY(checkpoint::FromJson(text));
-  open_name_ = round_name;
+Status CopyPart(const checkpoint::Storage& source, const fs::path& root,
+                const std::string& round_name, const std::string& part,
+                const std::vector<Round>& bases,
+                const std::function<bool(std::uint64_t)>& progress) {
+  std::vector<std::string> rounds;
+  for (const Round base : bases) rounds.push_back(RoundName(round_name, base));
+  rounds.push_back(round_name);
+  for (const std::string& name : rounds) {
+    const fs::path round = PS_TRY(ResolveRound(root, name));
+    const fs::path directory = PS_TRY(ResolveRound(round, part));
+    PS_TRY(checkpoint::CopyPart(source, fs::path(name) / part, directory, progress));
+  }
   return Ok();
 }
 
+void RestoreReader::Close() {
+  open_name_.clear();
+  parts_.clear();
+  places_.clear();
+  remote_.clear();
+}
+
+Status RestoreReader::OpenRound(const std::string& round_name,
+                                const std::vector<PartSource>& sources) {
+  if (open_name_ == round_name && open_sources_ == sources) return Ok();
+  Close();
+  const fs::path full = PS_TRY(ResolveRound(root_, round_name));
+  open_path_ = full.lexically_relative(root_.lexically_normal());
+  open_sources_ = sources;
+  places_.push_back(&local_);
+  for (const PartSource& source : sources) {
+    if (source.store == store_) continue;
+    remote_.push_back(std::make_unique<checkpoint::RemoteStorage>(context_, source.endpoint));
+    places_.push_back(remote_.back().get());
+  }
+  return Ok();
+}
+
+namespace {
+
+// What is to be said of several places, none of which had it: what may be there after all weighs
+// most, then what is there and damaged.
+class Failures {
+ public:
+  void Add(const Error& error) {
+    if (Weight(error.code) > Weight(worst_.code) || worst_.message.empty()) worst_.code = error.code;
+    if (error.code == ErrorCode::kNotFound) {
+      missing_ = error.message;
+      return;
+    }
+    worst_.message += (worst_.message.empty() ? "" : "; ") + error.message;
+  }
+  Error Sum() const {
+    if (!worst_.message.empty()) return worst_;
+    return Error{ErrorCode::kNotFound, missing_};
+  }
+
+ private:
+  static int Weight(ErrorCode code) {
+    if (code == ErrorCode::kNotFound) return 0;
+    return code == ErrorCode::kInvalid ? 1 : 2;
+  }
+
+  Error worst_{ErrorCode::kNotFound, ""};
+  std::string missing_;
+};
+
+}  // namespace
+
 Status RestoreReader::Read(const std::string& round_name, ShardId shard,
-                           checkpoint::ShardSink& sink) {
-  PS_TRY(OpenRound(round_name));
+                           const std::vector<PartSource>& sources,
+                           const std::function<checkpoint::ShardSink&()>& begin) {
+  const bool opened = open_name_ == round_name && open_sources_ == sources;
+  PS_TRY(OpenRound(round_name, sources));
+  Failures failures;
+  for (std::size_t place = 0; !opened && place < places_.size(); ++place) {
+    const auto text = checkpoint::FindManifest(open_path_, "", *places_[place]);
+    auto manifest = text.ok() ? checkpoint::FromJson(*text) : text.error();
+    if (manifest.ok()) {
+      manifest_ = std::move(*manifest);
+      open_name_ = round_name;
+      break;
+    }
+    failures.Add(manifest.error());
+  }
+  if (open_name_ != round_name) return failures.Sum();
   const auto entry =
       std::find_if(manifest_.shards.begin(), manifest_.shards.end(),
                    [&](const checkpoint::ManifestShard& one) { return one.shard == shard; });
@@ -233,16 +352,29 @@ Status RestoreReader::Read(const std::string& round_name, ShardId shard,
     return Error{ErrorCode::kNotFound,
                  "checkpoint " + round_name + " has no shard " + std::to_string(shard.value())};
   }
-  auto part = parts_.find(entry->server);
-  if (part == parts_.end()) {
-    // The manifest's names of parts come from the disk: they, too, must stay below the round.
-    const fs::path directory = PS_TRY(ResolveRound(open_path_, entry->server));
-    checkpoint::Reader reader = PS_TRY(checkpoint::Reader::Open(directory));
-    part = parts_.emplace(entry->server, std::move(reader)).first;
+  // The manifest's names of parts come from the disk: they, too, must stay below the round.
+  PS_TRY(ResolveRound(root_ / open_path_, entry->server));
+  Failures unread;
+  for (std::size_t place = 0; place < places_.size(); ++place) {
+    const Status read = ReadFrom(place, *entry, begin);
+    if (read.ok()) return Ok();
+    unread.Add(read.error());
   }
-  const Status read = part->second.ReadShard(shard, entry->digest, sink);
   // Whoever tries again should open the files again.
-  if (!read.ok()) open_name_.clear();
+  Close();
+  return unread.Sum();
+}
+
+Status RestoreReader::ReadFrom(std::size_t place, const checkpoint::ManifestShard& shard,
+                               const std::function<checkpoint::ShardSink&()>& begin) {
+  auto part = parts_.find({place, shard.server});
+  if (part == parts_.end()) {
+    checkpoint::Reader reader =
+        PS_TRY(checkpoint::Reader::Open(open_path_ / shard.server, *places_[place]));
+    part = parts_.emplace(std::pair(place, shard.server), std::move(reader)).first;
+  }
+  const Status read = part->second.ReadShard(shard.shard, shard.digest, begin());
+  if (!read.ok()) parts_.erase(part);
   return read;
 }
 

@@ -1,6 +1,7 @@
 // This server's side of the checkpoint directory: <root>/job-<id>/ckpt-<round>/<procid>/.
 //
-// The root is shared by all servers. Names of rounds come from the coordinator
+// The root is shared by servers, or each has its own; then others fetch copies of
+// what it writes, and it reads from them what it has not. Names of rounds come from the coordinator
 // and are resolved against it; none may lead out of it. Everything here blocks
 // on the disk: CheckpointStore belongs to the writer thread, RestoreReader to
 // the restore thread.
@@ -8,6 +9,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -15,10 +17,12 @@
 #include <string>
 #include <utility>
 #include <vector>
+#include <zmq.hpp>
 
 #include "checkpoint/image.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/reader.h"
+#include "checkpoint/remote/remote_storage.h"
 #include "checkpoint/source.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
@@ -27,8 +31,10 @@
 
 namespace ps::server {
 
-// Creates the directory and checks that a file can be written in it. kIo otherwise.
-Status PrepareCheckpointRoot(const std::filesystem::path& root);
+// Creates the directory, checks that a file can be written in it, and returns its identity, which
+// is made with the first start and lies in the file STORE: servers that share the directory have the
+// same. kIo, or kInvalid if that file is none of ours.
+Result<std::string> PrepareCheckpointRoot(const std::filesystem::path& root);
 
 // `name` under `root`; an absolute name must lie there already. kDenied if it is empty or leads
 // out.
@@ -49,8 +55,9 @@ class CheckpointStore {
   Result<std::vector<control::PreparedShardT>> Write(const std::string& round_name,
                                                      std::vector<FrozenShard> shards, Round base);
 
-  // kConflict if this server wrote no part of the round.
-  Status WriteManifest(const std::string& round_name, const std::string& text) const;
+  // Into these parts, the own one and copies of others'. kConflict if one of them is not here.
+  Status WriteManifest(const std::string& round_name, const std::vector<std::string>& parts,
+                       const std::string& text) const;
 
   // What this server wrote for a round that came to nothing.
   Status Discard(const std::string& round_name) const;
@@ -74,23 +81,52 @@ class CheckpointStore {
   std::map<std::pair<JobId, ShardId>, std::vector<checkpoint::ShardBase>> written_;
 };
 
+// Fetches what another server wrote, and what that builds on, into this one's directory. As
+// checkpoint::CopyPart(). `bases` are earlier rounds.
+Status CopyPart(const checkpoint::Storage& source, const std::filesystem::path& root,
+                const std::string& round_name, const std::string& part,
+                const std::vector<Round>& bases,
+                const std::function<bool(std::uint64_t)>& progress);
+
+// A server that may have parts of a checkpoint.
+struct PartSource {
+  std::string store;     // identity of its directory
+  std::string endpoint;  // of its file service
+
+  friend bool operator==(const PartSource&, const PartSource&) = default;
+};
+
 class RestoreReader {
  public:
-  explicit RestoreReader(std::filesystem::path root) : root_(std::move(root)) {}
+  // `store` is the identity of `root`. `context` outlives the reader.
+  RestoreReader(std::filesystem::path root, std::string store, zmq::context_t& context)
+      : root_(std::move(root)), store_(std::move(store)), context_(context), local_(root_) {}
 
-  // As checkpoint::Reader::ReadShard: what `sink` got counts if this is Ok. kNotFound if the round
-  // or the shard is not there, kInvalid if what is there is damaged, or the sink refuses it.
-  Status Read(const std::string& round_name, ShardId shard, checkpoint::ShardSink& sink);
+  // Tries this host's directory and then the sources, one after the other, until one of them has the
+  // shard whole: `begin` is called for each that has something, and what its sink got counts if this
+  // is Ok. Else kNotFound if nobody has it; kInvalid if whoever has it has it damaged, or the sink
+  // refuses it; any other code if it may be there where it could not be read.
+  Status Read(const std::string& round_name, ShardId shard, const std::vector<PartSource>& sources,
+              const std::function<checkpoint::ShardSink&()>& begin);
 
  private:
-  Status OpenRound(const std::string& round_name);
+  Status OpenRound(const std::string& round_name, const std::vector<PartSource>& sources);
+  Status ReadFrom(std::size_t place, const checkpoint::ManifestShard& shard,
+                  const std::function<checkpoint::ShardSink&()>& begin);
+  void Close();
 
   const std::filesystem::path root_;
+  const std::string store_;
+  zmq::context_t& context_;
+  const checkpoint::LocalStorage local_;
   // The round that was read last stays open: shards of one round come one after the other.
   std::string open_name_;
-  std::filesystem::path open_path_;
+  std::vector<PartSource> open_sources_;
+  std::filesystem::path open_path_;  // below each place
+  std::vector<std::unique_ptr<checkpoint::RemoteStorage>> remote_;
+  std::vector<const checkpoint::Storage*> places_;  // the local one first
   checkpoint::Manifest manifest_;
-  std::map<std::string, checkpoint::Reader> parts_;
+  std::map<std::pair<std::size_t, std::string>, checkpoint::Reader> parts_;  // by place and name
 };
 
 }  // namespace ps::server

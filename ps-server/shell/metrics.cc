@@ -244,6 +244,11 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
   families.Add(static_cast<double>(control.checkpoints_failed), {{"outcome", "failed"}});
   families.Begin("checkpoint_bytes_total", "Bytes of checkpoints written.", kCounter);
   families.Add(static_cast<double>(control.checkpoint_bytes));
+  families.Begin("checkpoint_parts_copied_total",
+                 "Parts of checkpoints of other servers that were fetched.", kCounter);
+  families.Add(static_cast<double>(control.parts_copied));
+  families.Begin("checkpoint_copied_bytes_total", "Bytes of these.", kCounter);
+  families.Add(static_cast<double>(control.copied_bytes));
   families.Begin("restores_total", "Shards restored from checkpoints, by outcome.", kCounter);
   families.Add(static_cast<double>(control.shards_restored), {{"outcome", "restored"}});
   families.Add(static_cast<double>(control.restores_failed), {{"outcome", "failed"}});

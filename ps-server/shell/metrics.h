@@ -13,6 +13,8 @@ struct ControlCounters {
   std::uint64_t checkpoints_written = 0;
   std::uint64_t checkpoints_failed = 0;
   std::uint64_t checkpoint_bytes = 0;
+  std::uint64_t parts_copied = 0;
+  std::uint64_t copied_bytes = 0;
   std::uint64_t shards_restored = 0;
   std::uint64_t restores_failed = 0;
   std::uint64_t unsent_messages = 0;  // to the coordinator

@@ -66,6 +66,7 @@ struct Server::Job {
   std::map<ShardId, Epoch> own;  // under that map
   std::string restore;           // the round that restore_round of the map's entries means
   std::uint64_t restore_job = 0;
+  std::vector<PartSource> sources;  // that have it, or may
   std::optional<OpenRound> round;
   // Restores that failed, until the map takes the shard away: told again to each new leader.
   std::map<ShardId, std::pair<RestoreWanted, Error>> failed;
@@ -89,18 +90,21 @@ Server::~Server() {
 
 Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& context,
                                               ServerConfig config) {
-  PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
+  std::string store = PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
   auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));
+  server->store_id_ = std::move(store);
   server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
+  server->copy_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
   const std::uint32_t restoring =
       std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
   for (std::uint32_t i = 0; i < restoring; ++i) {
     server->restore_readers_.push_back(
-        std::make_unique<RestoreReader>(server->config_.checkpoint_dir));
+        std::make_unique<RestoreReader>(server->config_.checkpoint_dir, server->store_id_, context));
   }
   for (std::uint32_t i = 0; i < restoring; ++i) {
     server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax));
   }
+  PS_TRY(server->StartFileService());
   PS_TRY(server->StartLanes());
   PS_TRY(server->StartAdmin());
   Server* const raw = server.get();
@@ -112,12 +116,23 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   return server;
 }
 
+std::string Server::BindAnyPort() const {
+  const bool ipv6 = config_.bind.find(':') != std::string::npos;
+  return "tcp://" + (ipv6 ? "[" + config_.bind + "]" : config_.bind) + ":*";
+}
+
+Status Server::StartFileService() {
+  files_ = PS_TRY(checkpoint::FileService::Start(context_, config_.checkpoint_dir, BindAnyPort()));
+  const std::string host = config_.advertise.empty() ? config_.bind : config_.advertise;
+  files_endpoint_ = net::EndpointWithHost(files_->endpoint(), host);
+  return Ok();
+}
+
 Status Server::StartLanes() {
   const std::string host = config_.advertise.empty() ? config_.bind : config_.advertise;
-  const bool ipv6 = config_.bind.find(':') != std::string::npos;
   for (std::uint32_t number = 0; number < config_.lanes; ++number) {
     LaneOptions options;
-    options.bind = "tcp://" + (ipv6 ? "[" + config_.bind + "]" : config_.bind) + ":*";
+    options.bind = BindAnyPort();
     options.number = number;
     options.row_hash_seed = row_hash_seed_;
     auto lane = PS_TRY(Lane::Start(context_, options, [this, number](LaneEvent event) {
@@ -208,6 +223,8 @@ control::MessageT Server::Registration() const {
   registration.host = HostName();
   registration.version = PS_VERSION;
   registration.lanes = lane_endpoints_;
+  registration.store = store_id_;
+  registration.files = files_endpoint_;
   for (const auto& [id, job] : jobs_) {
     auto holding = std::make_unique<control::JobHoldingT>();
     holding->job = id.value();
@@ -249,6 +266,7 @@ void Server::OnMessage(control::MessageT message) {
     case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
     case control::Body::RoundAbort: OnRoundAbort(*message.body.AsRoundAbort()); break;
     case control::Body::WriteManifest: OnWriteManifest(*message.body.AsWriteManifest()); break;
+    case control::Body::CopyPart: OnCopyPart(*message.body.AsCopyPart()); break;
     case control::Body::RoundCommitted: OnRoundCommitted(*message.body.AsRoundCommitted()); break;
     default:
       spdlog::debug("a message of the coordinator that is not for servers: {}",
@@ -287,23 +305,33 @@ void Server::OnJobStart(const control::JobStartT& start) {
   }
   // Lanes begin a job with a map and a live set, be it an empty one.
   const control::LiveSetT nobody;
-  ApplyUpdate(*job, start.map.get(), start.live != nullptr ? start.live.get() : &nobody,
-              start.restore, start.restore_job);
+  TakeSources(*job, start);
+  ApplyUpdate(*job, start.map.get(), start.live != nullptr ? start.live.get() : &nobody);
 }
 
 void Server::OnJobUpdate(const control::JobUpdateT& update) {
   Job* job = FindJob(JobId(update.job));
   // The start of a job that we do not know comes after our next registration.
   if (job == nullptr) return spdlog::warn("job {}: an update of an unknown job", update.job);
-  ApplyUpdate(*job, update.map.get(), update.live.get(), update.restore, update.restore_job);
+  TakeSources(*job, update);
+  ApplyUpdate(*job, update.map.get(), update.live.get());
 }
 
-void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live,
-                         const std::string& restore, std::uint64_t restore_job) {
-  if (!restore.empty()) {
-    job.restore = restore;
-    job.restore_job = restore_job;
+template <typename MessageT>
+void Server::TakeSources(Job& job, const MessageT& message) {
+  if (!message.restore.empty()) {
+    job.restore = message.restore;
+    job.restore_job = message.restore_job;
   }
+  // An update without a map says nothing of them.
+  if (message.map == nullptr) return;
+  job.sources.clear();
+  for (const auto& source : message.sources) {
+    job.sources.push_back({source->store, source->endpoint});
+  }
+}
+
+void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live) {
   std::vector<LaneMap> own;
   LiveMembers members;
   for (std::uint32_t lane = 0; map != nullptr && lane < lanes_.size(); ++lane) {
@@ -482,7 +510,9 @@ void Server::WriteRound(Job& job) {
 void Server::OnWriteManifest(const control::WriteManifestT& write) {
   auto work = std::make_shared<control::WriteManifestT>(write);
   const Status posted = checkpoint_thread_->Post([this, work] {
-    const Status written = store_.WriteManifest(work->directory, work->manifest);
+    std::vector<std::string> parts;
+    for (const auto& part : work->parts) parts.push_back(part->name);
+    const Status written = store_.WriteManifest(work->directory, parts, work->manifest);
     PostToLoop([this, work, written] {
       if (!written.ok()) {
         return OnRoundFailed(JobId(work->job), Round(work->round),
@@ -495,6 +525,54 @@ void Server::OnWriteManifest(const control::WriteManifestT& write) {
     });
   });
   if (!posted.ok()) OnRoundFailed(JobId(write.job), Round(write.round), posted.error().message);
+}
+
+// On a thread of its own: what this server writes itself does not wait for the network.
+void Server::OnCopyPart(const control::CopyPartT& copy) {
+  auto work = std::make_shared<control::CopyPartT>(control::Clone(copy));
+  const auto answer = [this, work](const Status& copied) {
+    if (copied.ok()) {
+      control::PartCopiedT done;
+      done.job = work->job;
+      done.round = work->round;
+      done.part = work->part;
+      return Send(control::Make(std::move(done)));
+    }
+    spdlog::warn("job {}: what {} wrote of checkpoint {} could not be copied: {}", work->job,
+                 work->part, work->round, copied.error().message);
+    control::PartCopyFailedT failed;
+    failed.job = work->job;
+    failed.round = work->round;
+    failed.part = work->part;
+    failed.message = copied.error().message;
+    Send(control::Make(std::move(failed)));
+  };
+  if (work->source == nullptr) {
+    return answer(Error{ErrorCode::kInvalid, "the coordinator names no source"});
+  }
+  TaskThread* const thread = copy_thread_.get();
+  const Status posted = thread->Post([this, work, thread, answer] {
+    const auto begun = net::MonotonicMs();
+    const checkpoint::RemoteStorage source(context_, work->source->endpoint);
+    std::vector<Round> bases;
+    for (const auto& base : work->bases) bases.emplace_back(base->round);
+    std::uint64_t bytes = 0;
+    const Status copied = CopyPart(source, config_.checkpoint_dir, work->directory, work->part,
+                                   bases, [&bytes, thread](std::uint64_t piece) {
+                                     bytes += piece;
+                                     return thread->Pause(std::chrono::milliseconds(0));
+                                   });
+    PostToLoop([this, work, copied, answer, bytes, took_ms = net::MonotonicMs() - begun] {
+      if (copied.ok()) {
+        ++counters_.parts_copied;
+        counters_.copied_bytes += bytes;
+        spdlog::info("job {}: checkpoint {}: {} bytes that {} wrote are copied in {} ms", work->job,
+                     work->round, bytes, work->part, took_ms);
+      }
+      answer(copied);
+    });
+  });
+  if (!posted.ok()) answer(posted.error());
 }
 
 void Server::OnRoundCommitted(const control::RoundCommittedT& committed) {
@@ -543,17 +621,27 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   const std::size_t number = wanted.shard.value() % restore_threads_.size();
   TaskThread* const thread = restore_threads_[number].get();
   RestoreReader* const reader = restore_readers_[number].get();
-  const Status posted = thread->Post([this, lane, wanted, name, values_only, thread, reader] {
+  const auto read_it = [this, lane, wanted, name, values_only, thread, reader,
+                        sources = job->sources] {
     std::shared_ptr<std::unique_ptr<Shard>> loaded;
     Status read = Ok();
     for (int attempt = 1; attempt <= kRestoreAttempts; ++attempt) {
       if (attempt > 1 && !thread->Pause(kRestoreRetryWait)) return;
-      loaded = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
-      ShardLoad load(**loaded, {values_only, /*expect=*/true});
-      read = reader->Read(name, wanted.shard, load);
-      if (read.ok()) load.Finish();
-      // What is damaged stays damaged.
-      if (read.ok() || read.error().code == ErrorCode::kInvalid) break;
+      std::unique_ptr<ShardLoad> load;
+      // Anew for each place that has the shard: what came of a damaged one is thrown away.
+      read = reader->Read(name, wanted.shard, sources, [&]() -> checkpoint::ShardSink& {
+        load.reset();
+        loaded = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
+        load = std::make_unique<ShardLoad>(**loaded, ShardLoadOptions{values_only, /*expect=*/true});
+        return *load;
+      });
+      if (read.ok()) load->Finish();
+      // What is damaged stays damaged, and a server that does not answer may be known to be gone by
+      // now: the coordinator asks again.
+      if (read.ok() || read.error().code == ErrorCode::kInvalid ||
+          read.error().code == ErrorCode::kUnreachable) {
+        break;
+      }
     }
     if (!read.ok()) {
       return PostToLoop([this, wanted, error = read.error()] { OnRestoreFailed(wanted, error); });
@@ -568,7 +656,8 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
       });
     };
     PostToLoop([this, lane, install] { PostToLane(lane, install); });
-  });
+  };
+  const Status posted = thread->Post(read_it);
   if (!posted.ok()) OnRestoreFailed(wanted, posted.error());
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 #include <zmq.hpp>
 
+#include "checkpoint/remote/file_service.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
 #include "common/net/control_client.h"
@@ -71,6 +72,8 @@ class Server {
  private:
   struct Job;
 
+  std::string BindAnyPort() const;  // "tcp://127.0.0.1:*"
+  Status StartFileService();
   Status StartLanes();
   Status StartAdmin();
   void Answer(const net::HttpRequest& request, const net::Responder& responder);
@@ -84,9 +87,12 @@ class Server {
   void OnRoundBegin(const control::RoundBeginT& begin);
   void OnRoundAbort(const control::RoundAbortT& abort);
   void OnWriteManifest(const control::WriteManifestT& write);
+  void OnCopyPart(const control::CopyPartT& copy);
   void OnRoundCommitted(const control::RoundCommittedT& committed);
-  void ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live,
-                   const std::string& restore, std::uint64_t restore_job);
+  void ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live);
+  // Where the job's checkpoints are restored from: of a JobStart or a JobUpdate.
+  template <typename MessageT>
+  static void TakeSources(Job& job, const MessageT& message);
 
   // ---- from lanes and disk threads
   void OnLaneEvent(std::uint32_t lane, LaneEvent event);
@@ -111,6 +117,9 @@ class Server {
   const ServerConfig config_;
   const std::uint64_t row_hash_seed_;  // of this process; nobody else knows it
 
+  std::string store_id_;  // of the checkpoint directory
+  std::unique_ptr<checkpoint::FileService> files_;
+  std::string files_endpoint_;
   std::vector<std::string> lane_endpoints_;
   std::string admin_endpoint_;
   std::map<JobId, std::unique_ptr<Job>> jobs_;
@@ -126,6 +135,7 @@ class Server {
   std::vector<std::unique_ptr<RestoreReader>> restore_readers_;  // each one restore thread's
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::unique_ptr<TaskThread> checkpoint_thread_;
+  std::unique_ptr<TaskThread> copy_thread_;
   std::vector<std::unique_ptr<TaskThread>> restore_threads_;
 };
 

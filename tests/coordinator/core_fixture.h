@@ -111,7 +111,7 @@ class CoreTest : public ::testing::Test {
 
   void Announce() {
     std::vector<Presence> servers, agents;
-    for (const auto& name : servers_) servers.push_back({"p-" + name, name, "host"});
+    for (const auto& name : servers_) servers.push_back({"p-" + name, name, HostOf(name)});
     for (const auto& name : agents_) agents.push_back({"p-" + name, name, "host"});
     core_->SetServers(servers, now_);
     core_->SetAgents(agents, now_);
@@ -127,8 +127,12 @@ class CoreTest : public ::testing::Test {
     control::RegisterServerT message;
     message.name = name;
     message.procid = "p-" + name;
-    message.host = "host";
+    message.host = HostOf(name);
     message.lanes = {"tcp://" + name + ":1"};
+    if (const auto store = stores_.find(name); store != stores_.end()) {
+      message.store = store->second;
+      message.files = "tcp://" + name + ":9";
+    }
     Say("p-" + name, std::move(message));
   }
   void AddAgent(const std::string& name, std::vector<control::RingInfoT> rings = {},
@@ -150,6 +154,11 @@ class CoreTest : public ::testing::Test {
     }
     for (const auto& ring : rings) message.rings.push_back(control::ClonePtr(ring));
     Say("p-" + name, std::move(message));
+  }
+
+  std::string HostOf(const std::string& server) const {
+    const auto at = hosts_.find(server);
+    return at == hosts_.end() ? "host" : at->second;
   }
 
   // Messages of one type to a member, removed from its inbox.
@@ -331,9 +340,13 @@ class CoreTest : public ::testing::Test {
       }
       Say("p-" + name, std::move(prepared));
     }
+    PlayCopies();
     std::string manifest;
     for (const auto& name : servers_) {
       for (const auto& message : Take("p-" + name, Body::WriteManifest)) {
+        for (const auto& part : message.body.AsWriteManifest()->parts) {
+          written_[name].insert(part->name);
+        }
         manifest = message.body.AsWriteManifest()->manifest;
         control::ManifestWrittenT written;
         written.job = 1;
@@ -342,6 +355,35 @@ class CoreTest : public ::testing::Test {
       }
     }
     return manifest;
+  }
+
+  // Servers fetch what they are told to, but for those that cannot.
+  void PlayCopies() {
+    for (bool any = true; any;) {
+      any = false;
+      for (const auto& name : servers_) {
+        for (const auto& message : Take("p-" + name, Body::CopyPart)) {
+          any = true;
+          const auto& copy = *message.body.AsCopyPart();
+          copies_.push_back({name, copy.part, copy.source->endpoint, {}});
+          for (const auto& base : copy.bases) copies_.back().bases.push_back(base->round);
+          if (cannot_copy_.contains(name)) {
+            control::PartCopyFailedT failed;
+            failed.job = copy.job;
+            failed.round = copy.round;
+            failed.part = copy.part;
+            failed.message = name + " has no room";
+            Say("p-" + name, std::move(failed));
+          } else {
+            control::PartCopiedT done;
+            done.job = copy.job;
+            done.round = copy.round;
+            done.part = copy.part;
+            Say("p-" + name, std::move(done));
+          }
+        }
+      }
+    }
   }
 
   control::TaskExitedT Exited(std::uint64_t task, bool with_ring, std::uint64_t last_clock = 20) {
@@ -470,6 +512,15 @@ class CoreTest : public ::testing::Test {
   std::uint64_t now_ = 1'000'000;
   std::vector<std::uint32_t> row_widths_;  // tables of rows of the job submitted
   const char* spec_ = kSpec;
+  // Of servers: their hosts, if not "host", and the folders of checkpoints that they have, if any.
+  std::map<std::string, std::string> hosts_, stores_;
+  struct Copy {
+    std::string by, part, from;
+    std::vector<std::uint64_t> bases;
+  };
+  std::vector<Copy> copies_;            // that were asked for in PlayRound()
+  std::set<std::string> cannot_copy_;   // servers
+  std::map<std::string, std::set<std::string>> written_;  // manifests: by server the parts
   std::set<std::string> servers_, agents_;
   std::map<std::string, std::string> nodes_;
   std::map<std::string, std::vector<control::MessageT>> inbox_;

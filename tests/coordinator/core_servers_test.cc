@@ -180,6 +180,7 @@ TEST_F(CoreTest, AFailedRestoreCountsFromTheServerThatHasTheShardAlone) {
   nowhere.shard = 1000;
   Say("p-s0", nowhere);
   EXPECT_EQ(PhaseNow(), "recovering");
+  failed.damaged = true;
   Say("p-s0", failed);
   EXPECT_EQ(PhaseNow(), "failed");
 }

@@ -1074,6 +1074,79 @@ class Retention(WithCluster):
             self.ckpt("verify", "%s@%d" % (job, number))
 
 
+class OwnDisks(WithCluster):
+    """Servers that do not share a folder of checkpoints: each part lies in two of them."""
+
+    arguments = ("--servers", "3", "--workers", "2", "--own-disks")
+
+    def store(self, server):
+        return os.path.join(self.cluster.directory, "checkpoints", server)
+
+    def until(self, met, job, seconds=60):
+        deadline = time.time() + seconds
+        while not met():
+            self.assertLess(time.time(), deadline, self.cluster.events(job) + self.cluster.log_tails())
+            time.sleep(0.05)
+
+    def kill(self, *servers):
+        for server in servers:
+            os.kill(self.cluster.processes()[server], signal.SIGKILL)
+
+    def exact(self, job):
+        described = self.finish(job)
+        folder = os.path.join(self.cluster.folder, "fetched-" + job)
+        done = self.cluster.ds("ckpt", "fetch", job, "--to", folder, "-o", "json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        checked = subprocess.run([os.path.join(BIN, "ledger_check"), json.loads(done.stdout)["directory"]],
+                                 text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        self.assertEqual(checked.returncode, 0, checked.stderr)
+        # Without a folder that has it all, too.
+        verify = self.cluster.ds("ckpt", "verify", job)
+        self.assertEqual(verify.returncode, 0, verify.stderr + verify.stdout)
+        return described
+
+    def start(self, name, checkpoints=4):
+        job = self.cluster.submit(ledger(name, records=400000, epochs=3, every=150,
+                                         more=", full_every: 3") + "resources: {replicas: 0}\n")
+        self.until(lambda: self.cluster.job(job)["checkpoints"] >= checkpoints, job)
+        return job
+
+    def test_what_a_lost_disk_had_is_read_from_another(self):
+        job = self.start("lost-disk")
+        directory = self.cluster.job(job)["last_checkpoint"]["directory"]
+        # Also while it goes on: of the newest checkpoint every part is there twice.
+        held = {}
+        for server in ("server-1", "server-2", "server-3"):
+            folder = os.path.join(self.store(server), directory)
+            for part in os.listdir(folder) if os.path.isdir(folder) else []:
+                held.setdefault(part, set()).add(server)
+        if self.cluster.job(job)["last_checkpoint"]["directory"] == directory:
+            self.assertEqual(sorted(map(len, held.values())), [2, 2, 2], held)
+        self.kill("server-1")
+        shutil.rmtree(self.store("server-1"))
+        self.until(lambda: "recovered" in self.cluster.events(job), job)
+        self.cluster.up("--repair")
+        self.exact(job)
+
+    def test_all_servers_may_start_again_at_once(self):
+        job = self.start("all-again")
+        self.kill("server-1", "server-2", "server-3")
+        self.cluster.up("--repair")
+        self.until(lambda: "recovered" in self.cluster.events(job), job)
+        self.exact(job)
+
+    def test_a_part_that_nobody_has_is_waited_for_by_name(self):
+        job = self.start("waited-for")
+        self.kill("server-1", "server-2")
+        self.until(lambda: self.cluster.job(job)["reason"].startswith("waits for server server-"), job)
+        reason = self.cluster.job(job)["reason"]
+        self.assertRegex(reason, "waits for server server-[12] or server-[12]: only there is shard")
+        self.assertIn("ckpt rollback", reason)
+        self.cluster.up("--repair")
+        self.until(lambda: "recovered" in self.cluster.events(job), job)
+        self.exact(job)
+
+
 class FullDisk(unittest.TestCase):
     """The checkpoints' file system has room for data but for few files: the write itself fails."""
 

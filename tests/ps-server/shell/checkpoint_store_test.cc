@@ -12,6 +12,7 @@
 #include "ps-server/core/shard.h"
 #include "ps-server/core/shard_load.h"
 #include "tests/ps-server/core/server_testing.h"
+#include "tests/ps-server/shell/local_reader.h"
 #include "tests/ps-server/shell/temporary_directory.h"
 
 namespace ps::server {
@@ -61,7 +62,7 @@ std::vector<Round> BasesOf(const control::PreparedShardT& shard) {
   return bases;
 }
 
-Result<checkpoint::ShardImage> ReadImage(RestoreReader& reader, const std::string& round,
+Result<checkpoint::ShardImage> ReadImage(testing::LocalReader& reader, const std::string& round,
                                          ShardId shard) {
   checkpoint::ImageSink sink(std::uint64_t{1} << 32);
   PS_TRY(reader.Read(round, shard, sink));
@@ -113,7 +114,7 @@ TEST(CheckpointStoreTest, ADirectoryThatCannotBeWrittenIsRefused) {
   const TemporaryDirectory directory;
   EXPECT_TRUE(PrepareCheckpointRoot(directory.path() / "a" / "b").ok());
   std::ofstream(directory.path() / "file") << "x";
-  const Status refused = PrepareCheckpointRoot(directory.path() / "file" / "below");
+  const auto refused = PrepareCheckpointRoot(directory.path() / "file" / "below");
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kIo);
   EXPECT_FALSE(PrepareCheckpointRoot(directory.path() / "file").ok());
@@ -130,9 +131,9 @@ TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
   EXPECT_EQ(prepared->at(1).version, 41u);
   EXPECT_EQ(prepared->at(1).samples, 900u);
   EXPECT_EQ(prepared->at(1).values_digest, checkpoint::ValuesDigest(images[1].values));
-  ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", ManifestText(*prepared, 3, "p1")).ok());
+  ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", {"p1"}, ManifestText(*prepared, 3, "p1")).ok());
 
-  RestoreReader reader(directory.path());
+  testing::LocalReader reader(directory.path());
   const auto read = ReadImage(reader, "job-7/ckpt-3", ShardId(1));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(*read, images[1]);
@@ -176,8 +177,8 @@ TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
   ASSERT_TRUE(prepared.ok()) << prepared.error().message;
   EXPECT_EQ(prepared->at(0).rows, 4u);
   EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
-  ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", ManifestText(*prepared, 3, "p1")).ok());
-  RestoreReader reader(directory.path());
+  ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", {"p1"}, ManifestText(*prepared, 3, "p1")).ok());
+  testing::LocalReader reader(directory.path());
   const auto read = ReadImage(reader, "job-7/ckpt-3", ShardId(0));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(*read, image);
@@ -186,9 +187,9 @@ TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
 TEST(CheckpointStoreTest, AManifestNeedsAPartAndMustBeOne) {
   const TemporaryDirectory directory;
   CheckpointStore store(directory.path(), "p1");
-  EXPECT_FALSE(store.WriteManifest("job-7/ckpt-3", "{}").ok());
+  EXPECT_FALSE(store.WriteManifest("job-7/ckpt-3", {"p1"}, "{}").ok());
   ASSERT_TRUE(store.Write("job-7/ckpt-3", Frozen({MakeImage(0, 3, 1)}), Round()).ok());
-  EXPECT_EQ(store.WriteManifest("job-7/ckpt-3", "{}").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(store.WriteManifest("job-7/ckpt-3", {"p1"}, "{}").error().code, ErrorCode::kInvalid);
 }
 
 TEST(CheckpointStoreTest, ADiscardedRoundIsGone) {
@@ -275,8 +276,8 @@ class IncrementalStoreTest : public ::testing::Test {
     EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
     EXPECT_EQ(prepared->at(0).values_digest, checkpoint::ValuesDigest(image.values));
     EXPECT_EQ(prepared->at(0).state_bytes, checkpoint::ContentBytes(image));
-    EXPECT_TRUE(store_.WriteManifest(NameOf(round), ManifestText(*prepared, round, "p1")).ok());
-    RestoreReader reader(directory_.path());
+    EXPECT_TRUE(store_.WriteManifest(NameOf(round), {"p1"}, ManifestText(*prepared, round, "p1")).ok());
+    testing::LocalReader reader(directory_.path());
     const auto read = ReadImage(reader, NameOf(round), ShardId(0));
     EXPECT_TRUE(read.ok() && *read == image) << (read.ok() ? "" : read.error().message);
     images_[round] = image;
@@ -413,7 +414,7 @@ TEST_F(IncrementalStoreTest, RandomRoundsOfAShardAreReadBackEqual) {
     // And a shard that is made of the last one goes on as if nothing had been.
     Shard restored(layout_, rules_, ShardId(0), Epoch(2), 2, /*restoring=*/true);
     ShardLoad load(restored, {false, true});
-    RestoreReader reader(directory_.path());
+    testing::LocalReader reader(directory_.path());
     ASSERT_TRUE(reader.Read(NameOf(base), ShardId(0), load).ok());
     load.Finish();
     checkpoint::ShardImage image = restored.Freeze(JobId(7), Round(base)).ToImage();
@@ -444,7 +445,7 @@ TEST_F(IncrementalStoreTest, AFailedLoadLeavesTheShardEmptyAndWaiting) {
   Shard restored(layout_, rules_, ShardId(0), Epoch(2), 2, /*restoring=*/true);
   {
     ShardLoad load(restored, {false, true});
-    RestoreReader reader(directory_.path());
+    testing::LocalReader reader(directory_.path());
     const Status read = reader.Read(NameOf(1), ShardId(0), load);
     ASSERT_FALSE(read.ok());
     EXPECT_EQ(read.error().code, ErrorCode::kInvalid);

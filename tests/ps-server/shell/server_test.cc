@@ -239,6 +239,8 @@ class ServerTest : public ::testing::Test {
     write.round = round;
     write.directory = "job-1/ckpt-" + std::to_string(round);
     write.manifest = checkpoint::ToJson(manifest).value();
+    write.parts.push_back(std::make_unique<control::PartNameT>());
+    write.parts.back()->name = procid_;
     Tell(std::move(write));
     PS_CHECK(Wait(control::Body::ManifestWritten).has_value());
     control::RoundCommittedT committed;

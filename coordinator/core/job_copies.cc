@@ -1,0 +1,270 @@
+// Parts of checkpoints in several servers' stores: copied in a round, found again for a restore.
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "coordinator/core/job.h"
+#include "coordinator/core/job_round.h"
+
+namespace ps::coordinator {
+namespace {
+
+// Of a restore that finds its sources but cannot read them.
+constexpr std::uint32_t kRestoreRetriesMax = 5;
+
+std::unique_ptr<control::FileSourceT> SourceOf(const Member& server) {
+  auto source = std::make_unique<control::FileSourceT>();
+  source->store = server.store;
+  source->endpoint = server.files;
+  return source;
+}
+
+// Others can read from it.
+bool Gives(const Member& server) {
+  return server.alive() && !server.store.empty() && !server.files.empty();
+}
+
+}  // namespace
+
+std::string Job::StoreOf(const std::string& procid) const {
+  const auto at = cluster_.servers().find(procid);
+  return at == cluster_.servers().end() ? "" : at->second.store;
+}
+
+// ---- in a round
+
+std::vector<const Member*> Job::CopyCandidates(const std::string& part) const {
+  const Round_::Copies& copies = round_->copies.at(part);
+  std::set<std::string> taken{StoreOf(part)};
+  for (const std::string& server : copies.fetching) taken.insert(StoreOf(server));
+  for (const std::string& server : copies.done) taken.insert(StoreOf(server));
+  std::map<std::string, std::size_t> load;  // copies in this round, by server
+  for (const auto& entry : round_->copies) {
+    for (const std::string& server : entry.second.fetching) ++load[server];
+    for (const std::string& server : entry.second.done) ++load[server];
+  }
+  // Who has copied the part in the round before need not fetch what it builds on again.
+  std::set<std::string> former;
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  for (std::uint32_t shard = 0; newest != nullptr && !newest->places.empty(); ++shard) {
+    if (shard >= std::min(newest->places.shards.size(), map_.shards.size())) break;
+    if (map_.servers[map_.shards[shard]->server]->procid != part) continue;
+    for (const std::uint32_t store : newest->places.parts[newest->places.shards[shard]]) {
+      former.insert(newest->places.stores[store].id);
+    }
+    break;
+  }
+  const auto own = cluster_.servers().find(part);
+  const bool known = own != cluster_.servers().end();
+  const std::string host = known ? own->second.host : "";
+  const std::string name = known ? own->second.name : "";
+  std::vector<const Member*> candidates;
+  for (const auto& [procid, server] : cluster_.servers()) {
+    if (!Gives(server) || taken.contains(server.store) || copies.failed.contains(procid)) continue;
+    candidates.push_back(&server);
+  }
+  const auto rank = [&](const Member* server) {
+    return std::tuple(server->host == host, server->unsteady || server->duty != Duty::kFull,
+                      !former.contains(server->store), load[server->procid],
+                      server->name < name, server->name, server->procid);  // else the next in turn
+  };
+  std::sort(candidates.begin(), candidates.end(),
+            [&](const Member* a, const Member* b) { return rank(a) < rank(b); });
+  return candidates;
+}
+
+// Who is gone is replaced; a part that nobody else can have stays in one place.
+void Job::CopyParts() {
+  if (!round_) return;
+  const auto wanted = static_cast<std::size_t>(definition_.spec.checkpoint.copies) - 1;
+  const auto gone = [this](const std::string& procid) {
+    const auto at = cluster_.servers().find(procid);
+    return at == cluster_.servers().end() || !at->second.present;
+  };
+  for (const auto& [server, parts] : round_->holders) {
+    if (!gone(server)) continue;
+    return AbortRound("a server that had to write the manifest is gone", timeouts_.round_retry_ms);
+  }
+  if (!round_->manifest.empty()) return;
+  for (const auto& [part, prepared] : round_->prepared) {
+    Round_::Copies& copies = round_->copies[part];
+    const auto own = cluster_.servers().find(part);
+    // Without a server to read from; if it is gone its shards move, which ends the round.
+    if (own == cluster_.servers().end() || !Gives(own->second)) continue;
+    std::erase_if(copies.fetching, gone);
+    std::erase_if(copies.done, gone);
+    while (copies.fetching.size() + copies.done.size() < wanted) {
+      const std::vector<const Member*> candidates = CopyCandidates(part);
+      if (candidates.empty()) break;
+      const Member& server = *candidates.front();
+      control::CopyPartT copy;
+      copy.job = state_.id.value();
+      copy.round = round_->number.value();
+      copy.directory = round_->directory;
+      copy.part = part;
+      copy.source = SourceOf(own->second);
+      std::set<std::uint64_t> bases;
+      for (const auto& shard : prepared.shards) {
+        for (const auto& base : shard->bases) bases.insert(base->round);
+      }
+      for (const std::uint64_t base : bases) {
+        copy.bases.push_back(std::make_unique<control::KeptRoundT>());
+        copy.bases.back()->round = base;
+      }
+      cluster_.Send(server.procid, control::Make(std::move(copy)));
+      copies.fetching.insert(server.procid);
+    }
+    if (!copies.failed.empty() && copies.fetching.empty() && copies.done.size() < wanted) {
+      return AbortRound("what server " + own->second.name + " wrote could not be copied: " +
+                            copies.failure,
+                        timeouts_.failed_round_retry_ms);
+    }
+  }
+}
+
+bool Job::PartsAreCopied() const {
+  return std::all_of(round_->prepared.begin(), round_->prepared.end(), [this](const auto& entry) {
+    const auto copies = round_->copies.find(entry.first);
+    return copies != round_->copies.end() && copies->second.fetching.empty();
+  });
+}
+
+void Job::OnPartCopied(const std::string& procid, const control::PartCopiedT& copied) {
+  if (!round_ || round_->number.value() != copied.round || !round_->manifest.empty()) return;
+  const auto at = round_->copies.find(copied.part);
+  if (at == round_->copies.end() || at->second.fetching.erase(procid) == 0) return;
+  at->second.done.insert(procid);
+  round_->news_ms = cluster_.now_ms();
+  MaybeWriteManifest();
+}
+
+void Job::OnPartCopyFailed(const std::string& procid, const control::PartCopyFailedT& failed) {
+  if (!round_ || round_->number.value() != failed.round) return;
+  const auto at = round_->copies.find(failed.part);
+  if (at == round_->copies.end() || at->second.fetching.erase(procid) == 0) return;
+  at->second.failed.insert(procid);
+  at->second.failure = failed.message;
+  CopyParts();
+}
+
+PartPlaces Job::PlacesOfRound() const {
+  PartPlaces places;
+  std::map<std::string, std::uint32_t> stores;
+  const auto number = [&](const std::string& procid) {
+    const std::string store = StoreOf(procid);
+    const auto [at, added] =
+        stores.emplace(store, static_cast<std::uint32_t>(places.stores.size()));
+    if (added) places.stores.push_back({store, cluster_.servers().at(procid).name});
+    return at->second;
+  };
+  places.shards.resize(map_.shards.size());
+  for (const auto& [part, prepared] : round_->prepared) {
+    // A server without an identity of its store is of an earlier version: nothing is known.
+    if (StoreOf(part).empty()) return {};
+    for (const auto& shard : prepared.shards) {
+      if (shard->shard < places.shards.size()) {
+        places.shards[shard->shard] = static_cast<std::uint32_t>(places.parts.size());
+      }
+    }
+    std::vector<std::uint32_t> of{number(part)};
+    for (const std::string& server : round_->copies.at(part).done) of.push_back(number(server));
+    places.parts.push_back(std::move(of));
+  }
+  return places;
+}
+
+// ---- for a restore
+
+std::vector<std::uint32_t> Job::ShardsToPlace() const {
+  std::vector<std::uint32_t> shards;
+  for (std::uint32_t shard = 0; shard < definition_.shards; ++shard) {
+    bool lost = shard >= map_.shards.size() || chains_.lost.contains(shard);
+    if (!lost) {
+      const control::ShardEntryT& entry = *map_.shards[shard];
+      const auto at = cluster_.servers().find(map_.servers[entry.server]->procid);
+      lost = entry.lane == std::numeric_limits<std::uint16_t>::max() ||
+             at == cluster_.servers().end() || !at->second.present;
+    }
+    if (lost) shards.push_back(shard);
+  }
+  return shards;
+}
+
+std::string Job::MissingParts(const std::vector<std::uint32_t>& shards) const {
+  const RestoreSource restore = Restore();
+  if (restore.places == nullptr || restore.places->empty()) return "";
+  const PartPlaces& places = *restore.places;
+  std::set<std::string> here;
+  for (const auto& entry : cluster_.servers()) {
+    if (entry.second.alive()) here.insert(entry.second.store);
+  }
+  std::set<std::uint32_t> checked;
+  for (const std::uint32_t shard : shards) {
+    if (shard >= places.shards.size() || !checked.insert(places.shards[shard]).second) continue;
+    const std::vector<std::uint32_t>& holders = places.parts[places.shards[shard]];
+    const auto is_here = [&](std::uint32_t store) {
+      return here.contains(places.stores[store].id);
+    };
+    if (std::any_of(holders.begin(), holders.end(), is_here)) continue;
+    std::string names;
+    for (const std::uint32_t store : holders) {
+      names += (names.empty() ? "" : " or ") + places.stores[store].server;
+    }
+    return "waits for server " + names + ": only there is shard " + std::to_string(shard) +
+           " of checkpoint " + std::to_string(restore.round.value()) +
+           (restore.job == state_.id ? "; if it is gone for good, `ds-cli ckpt rollback` goes back "
+                                       "to an earlier checkpoint"
+                                     : " of job " + std::to_string(restore.job.value()));
+  }
+  return "";
+}
+
+std::vector<std::unique_ptr<control::FileSourceT>> Job::Sources() const {
+  std::vector<std::unique_ptr<control::FileSourceT>> sources;
+  const RestoreSource restore = Restore();
+  if (restore.round == Round()) return sources;
+  std::set<std::string> holders;
+  if (restore.places != nullptr) {
+    for (const PartPlaces::Store& store : restore.places->stores) holders.insert(store.id);
+  }
+  std::set<std::string> added;
+  for (const bool holding : {true, false}) {
+    for (const auto& entry : cluster_.servers()) {
+      const Member& server = entry.second;
+      if (!Gives(server) || holders.contains(server.store) != holding) continue;
+      if (added.insert(server.store).second) sources.push_back(SourceOf(server));
+    }
+  }
+  return sources;
+}
+
+void Job::OnRestoreFailed(const control::RestoreFailedT& failed) {
+  RestoreRetry& retry = restore_retries_[failed.shard];
+  if (retry.at_ms != 0) return;
+  const std::string what = "shard " + std::to_string(failed.shard) +
+                           " could not be restored from checkpoint " +
+                           std::to_string(failed.round) + ": " + failed.message;
+  // What nobody had may be on a server that is not here: once it is, or to wait for it by name.
+  const RestoreSource restore = Restore();
+  bool all_here = true;
+  if (restore.places != nullptr && failed.shard < restore.places->shards.size()) {
+    std::set<std::string> here;
+    for (const auto& entry : cluster_.servers()) {
+      if (entry.second.alive()) here.insert(entry.second.store);
+    }
+    for (const std::uint32_t store : restore.places->parts[restore.places->shards[failed.shard]]) {
+      all_here = all_here && here.contains(restore.places->stores[store].id);
+    }
+  }
+  if (failed.damaged && all_here) {
+    restore_retries_.erase(failed.shard);
+    if (!GoBackBefore(Round(failed.round), failed.message)) Finish(Phase::kFailed, what);
+    return;
+  }
+  if (all_here && ++retry.times > kRestoreRetriesMax) return Finish(Phase::kFailed, what);
+  retry.at_ms = cluster_.now_ms() + timeouts_.restore_retry_ms;
+  retry.epoch = Epoch(failed.epoch);
+  Event("restore failed", what + "; it is tried again");
+}
+
+}  // namespace ps::coordinator
