@@ -29,9 +29,9 @@ Result<Json> ListCheckpoints(Api& api, const std::string& job);
 // One of them; `round` empty: the newest. kNotFound says what there is.
 Result<Json> FindRound(Api& api, const std::string& job, const std::string& round);
 
-// Looks below `root`, which is the --checkpoint-dir of the servers, or if it is empty in that of the
-// local cluster. A checkpoint that is not there is fetched from the servers into a temporary folder,
-// unless `root` was given: then that is an error.
+// Looks below `root`, which is the --checkpoint-dir of the servers, or if it is empty in that of
+// the local cluster. A checkpoint that is not there is fetched from the servers into a temporary
+// folder, unless `root` was given: then that is an error.
 Result<Located> LocateRound(Globals& globals, const std::string& job, const std::string& round,
                             const std::string& root);
 

@@ -38,6 +38,7 @@ Result<ExitCode> List(Globals& globals, const std::string& job) {
     header.emplace_back("STATE");
     header.emplace_back("BUILDS ON");
     header.emplace_back("DAMAGED");
+    header.emplace_back("COPIES");
     header.emplace_back("SHARDS");
     header.emplace_back("MANIFEST");
     header.emplace_back("DIRECTORY");
@@ -55,6 +56,7 @@ Result<ExitCode> List(Globals& globals, const std::string& job) {
       row.push_back(BytesText(NumberOf(checkpoint, "state_bytes")));
       row.push_back(BasesText(checkpoint));
       row.push_back(FlagOf(checkpoint, "damaged") ? "yes" : "no");
+      row.push_back(TextOf(checkpoint, "copies"));
       row.push_back(TextOf(checkpoint, "shards"));
       row.push_back(TextOf(checkpoint, "manifest_hash"));
       row.push_back(TextOf(checkpoint, "directory"));
@@ -554,8 +556,8 @@ Result<ExitCode> Fetch(Globals& globals, const FetchOptions& options) {
   Api api = PS_TRY(globals.OpenApi());
   const auto at = options.name.find('@');
   const std::string job = options.name.substr(0, at);
-  const Json found = PS_TRY(
-      FindRound(api, job, at == std::string::npos ? "" : options.name.substr(at + 1)));
+  const Json found =
+      PS_TRY(FindRound(api, job, at == std::string::npos ? "" : options.name.substr(at + 1)));
   const auto report = PS_TRY(FetchRound(globals.environment, api, found, options.root, limits));
   const std::string directory = (fs::path(options.root) / TextOf(found, "directory")).string();
   const Json json{{"directory", directory},
@@ -585,9 +587,10 @@ void AddFetchCommand(CLI::App& group, Globals& globals) {
   fetch->add_option("checkpoint", options->name, "JOB (its newest checkpoint) or JOB@ROUND")
       ->required();
   fetch
-      ->add_option("--to", options->root,
-                   "The folder, in which it gets the path that it has on the servers; what is there "
-                   "already is not fetched again")
+      ->add_option(
+          "--to", options->root,
+          "The folder, in which it gets the path that it has on the servers; what is there "
+          "already is not fetched again")
       ->required()
       ->type_name("FOLDER");
   fetch->add_option("--rate", options->rate, "At most so many bytes a second, as in 50M")

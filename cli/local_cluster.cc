@@ -359,12 +359,11 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
     expected.insert(name);
     fs::path checkpoints = directory_ / "checkpoints";
     if (config.own_disks) checkpoints /= name;
-    PS_TRY(
-        StartOne(name,
-                 {programs.server, "--name", name, "--zookeeper", zookeeper, "--bind", "127.0.0.1",
-                  "--lanes", std::to_string(config.lanes), "--admin-port", "0", "--checkpoint-dir",
-                  checkpoints.string(), "--session-timeout-ms", session},
-                 directory_));
+    PS_TRY(StartOne(name,
+                    {programs.server, "--name", name, "--zookeeper", zookeeper, "--bind",
+                     "127.0.0.1", "--lanes", std::to_string(config.lanes), "--admin-port", "0",
+                     "--checkpoint-dir", checkpoints.string(), "--session-timeout-ms", session},
+                    directory_));
   }
   for (int i = 0; i < config.agents; ++i) {
     const std::string name = Numbered("worker", i + 1);

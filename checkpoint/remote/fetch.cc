@@ -33,8 +33,8 @@ Status TryEach(const std::vector<const Storage*>& sources, const std::string& wh
     error.message += (error.message.empty() ? "" : "; ") + done.error().message;
   }
   if (error.code == ErrorCode::kNotFound) {
-    error.message = what + " is on none of the " + std::to_string(sources.size()) +
-                    " servers that were asked";
+    error.message =
+        what + " is on none of the " + std::to_string(sources.size()) + " servers that were asked";
   }
   return error;
 }

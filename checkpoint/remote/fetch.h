@@ -26,8 +26,8 @@ struct FetchReport {
 // `progress`, which may be empty, gets the bytes of each piece; false ends it with kClosed.
 // kNotFound if no source has the manifest or a part, else the error of a source that may have it.
 Result<FetchReport> FetchCheckpoint(const std::vector<const Storage*>& sources,
-                                    const std::filesystem::path& directory,
-                                    const std::string& hash, const std::filesystem::path& root,
+                                    const std::filesystem::path& directory, const std::string& hash,
+                                    const std::filesystem::path& root,
                                     const std::function<bool(std::uint64_t)>& progress);
 
 }  // namespace ps::checkpoint

@@ -193,9 +193,9 @@ void Job::Tick() {
     for (const auto& [server, parts] : round_->holders) {
       if (!round_->written.contains(server)) missing += " server " + server + " (manifest)";
     }
-    AbortRound("nothing new in " + std::to_string(timeouts_.round_ms / 1000) +
-                   " s; missing:" + missing,
-               timeouts_.failed_round_retry_ms);
+    AbortRound(
+        "nothing new in " + std::to_string(timeouts_.round_ms / 1000) + " s; missing:" + missing,
+        timeouts_.failed_round_retry_ms);
   }
   MaybeDrain();
   MaybeBeginRound();

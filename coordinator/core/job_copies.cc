@@ -65,8 +65,8 @@ std::vector<const Member*> Job::CopyCandidates(const std::string& part) const {
   }
   const auto rank = [&](const Member* server) {
     return std::tuple(server->host == host, server->unsteady || server->duty != Duty::kFull,
-                      !former.contains(server->store), load[server->procid],
-                      server->name < name, server->name, server->procid);  // else the next in turn
+                      !former.contains(server->store), load[server->procid], server->name < name,
+                      server->name, server->procid);  // else the next in turn
   };
   std::sort(candidates.begin(), candidates.end(),
             [&](const Member* a, const Member* b) { return rank(a) < rank(b); });
@@ -115,9 +115,9 @@ void Job::CopyParts() {
       copies.fetching.insert(server.procid);
     }
     if (!copies.failed.empty() && copies.fetching.empty() && copies.done.size() < wanted) {
-      return AbortRound("what server " + own->second.name + " wrote could not be copied: " +
-                            copies.failure,
-                        timeouts_.failed_round_retry_ms);
+      return AbortRound(
+          "what server " + own->second.name + " wrote could not be copied: " + copies.failure,
+          timeouts_.failed_round_retry_ms);
     }
   }
 }

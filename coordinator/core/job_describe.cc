@@ -39,7 +39,8 @@ nlohmann::json Job::DescribeCheckpoint(const CommittedCheckpoint& checkpoint) co
           {"state_bytes", checkpoint.state_bytes},
           {"bases", std::move(bases)},
           {"damaged", checkpoint.damaged},
-          {"pinned", checkpoint.pinned}};
+          {"pinned", checkpoint.pinned},
+          {"copies", checkpoint.places.Copies()}};
 }
 
 std::string TimeText(std::uint64_t unix_ms) {

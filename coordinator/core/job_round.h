@@ -34,7 +34,7 @@ struct Job::Round_ {
   };
   std::map<std::string, Copies> copies;  // by part, which is named by the server that wrote it
   std::uint64_t news_ms = 0;             // when it last came on
-  std::string manifest;  // once all cuts and images are there
+  std::string manifest;                  // once all cuts and images are there
   std::string manifest_hash;
   Round base;             // that images may build on
   std::set<Round> bases;  // that some do

@@ -73,6 +73,12 @@ struct PartPlaces {
   std::vector<std::uint32_t> shards;              // of each shard the part
 
   bool empty() const { return shards.empty(); }
+  // Stores that every part lies in, at least.
+  std::size_t Copies() const {
+    std::size_t copies = parts.empty() ? 1 : parts.front().size();
+    for (const auto& part : parts) copies = std::min(copies, part.size());
+    return copies;
+  }
   friend bool operator==(const PartPlaces&, const PartPlaces&) = default;
 };
 

@@ -304,7 +304,8 @@ namespace {
 class Failures {
  public:
   void Add(const Error& error) {
-    if (Weight(error.code) > Weight(worst_.code) || worst_.message.empty()) worst_.code = error.code;
+    if (Weight(error.code) > Weight(worst_.code) || worst_.message.empty())
+      worst_.code = error.code;
     if (error.code == ErrorCode::kNotFound) {
       missing_ = error.message;
       return;

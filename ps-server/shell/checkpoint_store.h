@@ -32,8 +32,8 @@
 namespace ps::server {
 
 // Creates the directory, checks that a file can be written in it, and returns its identity, which
-// is made with the first start and lies in the file STORE: servers that share the directory have the
-// same. kIo, or kInvalid if that file is none of ours.
+// is made with the first start and lies in the file STORE: servers that share the directory have
+// the same. kIo, or kInvalid if that file is none of ours.
 Result<std::string> PrepareCheckpointRoot(const std::filesystem::path& root);
 
 // `name` under `root`; an absolute name must lie there already. kDenied if it is empty or leads
@@ -102,10 +102,10 @@ class RestoreReader {
   RestoreReader(std::filesystem::path root, std::string store, zmq::context_t& context)
       : root_(std::move(root)), store_(std::move(store)), context_(context), local_(root_) {}
 
-  // Tries this host's directory and then the sources, one after the other, until one of them has the
-  // shard whole: `begin` is called for each that has something, and what its sink got counts if this
-  // is Ok. Else kNotFound if nobody has it; kInvalid if whoever has it has it damaged, or the sink
-  // refuses it; any other code if it may be there where it could not be read.
+  // Tries this host's directory and then the sources, one after the other, until one of them has
+  // the shard whole: `begin` is called for each that has something, and what its sink got counts if
+  // this is Ok. Else kNotFound if nobody has it; kInvalid if whoever has it has it damaged, or the
+  // sink refuses it; any other code if it may be there where it could not be read.
   Status Read(const std::string& round_name, ShardId shard, const std::vector<PartSource>& sources,
               const std::function<checkpoint::ShardSink&()>& begin);
 

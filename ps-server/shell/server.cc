@@ -98,8 +98,8 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   const std::uint32_t restoring =
       std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
   for (std::uint32_t i = 0; i < restoring; ++i) {
-    server->restore_readers_.push_back(
-        std::make_unique<RestoreReader>(server->config_.checkpoint_dir, server->store_id_, context));
+    server->restore_readers_.push_back(std::make_unique<RestoreReader>(
+        server->config_.checkpoint_dir, server->store_id_, context));
   }
   for (std::uint32_t i = 0; i < restoring; ++i) {
     server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax));
@@ -632,7 +632,8 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
       read = reader->Read(name, wanted.shard, sources, [&]() -> checkpoint::ShardSink& {
         load.reset();
         loaded = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
-        load = std::make_unique<ShardLoad>(**loaded, ShardLoadOptions{values_only, /*expect=*/true});
+        load =
+            std::make_unique<ShardLoad>(**loaded, ShardLoadOptions{values_only, /*expect=*/true});
         return *load;
       });
       if (read.ok()) load->Finish();

@@ -518,8 +518,8 @@ class CoreTest : public ::testing::Test {
     std::string by, part, from;
     std::vector<std::uint64_t> bases;
   };
-  std::vector<Copy> copies_;            // that were asked for in PlayRound()
-  std::set<std::string> cannot_copy_;   // servers
+  std::vector<Copy> copies_;                              // that were asked for in PlayRound()
+  std::set<std::string> cannot_copy_;                     // servers
   std::map<std::string, std::set<std::string>> written_;  // manifests: by server the parts
   std::set<std::string> servers_, agents_;
   std::map<std::string, std::string> nodes_;

@@ -7,8 +7,11 @@
 #include <memory>
 #include <random>
 #include <set>
+#include <thread>
 
+#include "checkpoint/remote/file_service.h"
 #include "common/check.h"
+#include "common/net/zmq_socket.h"
 #include "ps-server/core/shard.h"
 #include "ps-server/core/shard_load.h"
 #include "tests/ps-server/core/server_testing.h"
@@ -118,6 +121,102 @@ TEST(CheckpointStoreTest, ADirectoryThatCannotBeWrittenIsRefused) {
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kIo);
   EXPECT_FALSE(PrepareCheckpointRoot(directory.path() / "file").ok());
+}
+
+TEST(CheckpointStoreTest, ADirectoryKeepsItsIdentity) {
+  const TemporaryDirectory directory;
+  const auto one = PrepareCheckpointRoot(directory.path() / "a");
+  ASSERT_TRUE(one.ok()) << one.error().message;
+  EXPECT_EQ(one->size(), 32u);
+  EXPECT_EQ(PrepareCheckpointRoot(directory.path() / "a").value(), *one);
+  EXPECT_NE(PrepareCheckpointRoot(directory.path() / "b").value(), *one);
+  // Several that start at once in a new directory agree.
+  std::vector<std::string> found(8);
+  std::vector<std::thread> threads;
+  for (std::string& id : found) {
+    threads.emplace_back([&] { id = PrepareCheckpointRoot(directory.path() / "c").value(); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& id : found) EXPECT_EQ(id, found.front());
+  for (const std::string text : {"", "x", "0123", "0123456789abcdef0123456789abcdeg\n"}) {
+    std::ofstream(directory.path() / "a" / "STORE", std::ios::trunc) << text;
+    const auto refused = PrepareCheckpointRoot(directory.path() / "a");
+    ASSERT_FALSE(refused.ok()) << text;
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalid);
+  }
+}
+
+// A round that the server p1 wrote, in its own directory and copied to another one.
+class SourcesTest : public ::testing::Test {
+ protected:
+  SourcesTest() {
+    CheckpointStore store(Root("own"), "p1");
+    const auto prepared = store.Write(kRound, Frozen({image_}), Round());
+    PS_CHECK(prepared.ok(), prepared.error().message);
+    service_ = checkpoint::FileService::Start(context_, Root("own"), "tcp://127.0.0.1:*").value();
+    const checkpoint::RemoteStorage source(context_, service_->endpoint());
+    PS_CHECK(CopyPart(source, Root("copy"), kRound, "p1", {}, {}).ok(), "no copy");
+    const std::string text = ManifestText(*prepared, 3, "p1");
+    PS_CHECK(store.WriteManifest(kRound, {"p1"}, text).ok(), "no manifest");
+    CheckpointStore other(Root("copy"), "p2");
+    PS_CHECK(other.WriteManifest(kRound, {"p1"}, text).ok(), "no manifest");
+  }
+
+  fs::path Root(const std::string& name) const { return directory_.path() / name; }
+  std::vector<PartSource> Sources() const { return {{"own", service_->endpoint()}}; }
+
+  // What a server with that folder gets.
+  Result<checkpoint::ShardImage> Read(const std::string& folder,
+                                      const std::vector<PartSource>& sources) {
+    RestoreReader reader(Root(folder), folder, context_);
+    std::unique_ptr<checkpoint::ImageSink> sink;
+    const Status read = reader.Read(kRound, ShardId(0), sources, [&]() -> checkpoint::ShardSink& {
+      sink = std::make_unique<checkpoint::ImageSink>(std::uint64_t{1} << 30);
+      return *sink;
+    });
+    if (!read.ok()) return read.error();
+    return sink->Take();
+  }
+  void Damage(const std::string& folder) {
+    for (const auto& file : fs::directory_iterator(Root(folder) / kRound / "p1")) {
+      if (file.path().extension() == ".sst") fs::resize_file(file, file.file_size() / 2);
+    }
+  }
+
+  static constexpr const char* kRound = "job-7/ckpt-3";
+  const TemporaryDirectory directory_;
+  const checkpoint::ShardImage image_ = MakeImage(0, 3, 1.5f);
+  zmq::context_t context_ = net::MakeContext();
+  std::unique_ptr<checkpoint::FileService> service_;
+};
+
+TEST_F(SourcesTest, WhoHasNothingReadsFromAnother) {
+  EXPECT_EQ(Read("none", Sources()).value(), image_);
+  EXPECT_FALSE(fs::exists(Root("none")));
+  EXPECT_EQ(Read("copy", {}).value(), image_);
+}
+
+TEST_F(SourcesTest, WhatIsDamagedHereIsReadFromElsewhere) {
+  Damage("copy");
+  EXPECT_EQ(Read("copy", {}).error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(Read("copy", Sources()).value(), image_);
+}
+
+TEST_F(SourcesTest, DamagedEverywhereIsDamage) {
+  Damage("copy");
+  Damage("own");
+  EXPECT_EQ(Read("copy", Sources()).error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(Read("none", Sources()).error().code, ErrorCode::kInvalid);
+}
+
+TEST_F(SourcesTest, WhatNobodyHasIsNotFoundAndWhatMayBeElsewhereIsUnreachable) {
+  EXPECT_EQ(Read("none", {}).error().code, ErrorCode::kNotFound);
+  const std::vector<PartSource> sources = Sources();
+  service_.reset();
+  EXPECT_EQ(Read("none", sources).error().code, ErrorCode::kUnreachable);
+  // Damage here says nothing as long as another may have it.
+  Damage("copy");
+  EXPECT_EQ(Read("copy", sources).error().code, ErrorCode::kUnreachable);
 }
 
 TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
@@ -276,7 +375,8 @@ class IncrementalStoreTest : public ::testing::Test {
     EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
     EXPECT_EQ(prepared->at(0).values_digest, checkpoint::ValuesDigest(image.values));
     EXPECT_EQ(prepared->at(0).state_bytes, checkpoint::ContentBytes(image));
-    EXPECT_TRUE(store_.WriteManifest(NameOf(round), {"p1"}, ManifestText(*prepared, round, "p1")).ok());
+    EXPECT_TRUE(
+        store_.WriteManifest(NameOf(round), {"p1"}, ManifestText(*prepared, round, "p1")).ok());
     testing::LocalReader reader(directory_.path());
     const auto read = ReadImage(reader, NameOf(round), ShardId(0));
     EXPECT_TRUE(read.ok() && *read == image) << (read.ok() ? "" : read.error().message);

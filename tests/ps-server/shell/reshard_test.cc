@@ -119,7 +119,8 @@ class ReshardTest : public ::testing::Test {
     ASSERT_TRUE(text.ok()) << text.error().message;
     for (std::uint32_t server = 0; server < servers; ++server) {
       const CheckpointStore store(Root(folder), "p" + std::to_string(server));
-      const Status written = store.WriteManifest(NameOf(round), {"p" + std::to_string(server)}, *text);
+      const Status written =
+          store.WriteManifest(NameOf(round), {"p" + std::to_string(server)}, *text);
       ASSERT_TRUE(written.ok()) << written.error().message;
     }
   }
