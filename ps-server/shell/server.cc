@@ -91,7 +91,7 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
                                               ServerConfig config) {
   PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
   auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));
-  server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
+  server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax, "checkpoint");
   const std::uint32_t restoring =
       std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
   for (std::uint32_t i = 0; i < restoring; ++i) {
@@ -99,7 +99,7 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
         std::make_unique<RestoreReader>(server->config_.checkpoint_dir));
   }
   for (std::uint32_t i = 0; i < restoring; ++i) {
-    server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax));
+    server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax, "restore"));
   }
   PS_TRY(server->StartLanes());
   PS_TRY(server->StartAdmin());

@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -1242,6 +1243,42 @@ class Bench(WithCluster):
         self.assertEqual(described["restarts"], 0)
         code, said, _ = self.cluster.ledger(described)
         self.assertEqual(code, 0, said)
+
+    def test_windows_with_a_checkpoint_are_measured_beside_those_without(self):
+        words = ("-t", "push", "--parameters", "4000000", "--entries", "4000", "--seconds", "8",
+                 "--checkpoints-every", "2", "--replicas", "1", "--json")
+        done = self.run_bench(*words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        row, = json.loads(done.stdout)
+        with_one = row["checkpoints"]
+        self.assertEqual(with_one["count"], 2)
+        self.assertAlmostEqual(row["seconds"], 4, delta=1)
+        self.assertAlmostEqual(with_one["seconds"], 4, delta=1)
+        self.assertGreater(row["operations"], 0)
+        self.assertGreater(with_one["ops_per_s"], 0)
+        self.assertGreater(with_one["writing_operations"], 0)
+        self.assertGreater(with_one["writing_s"], 0)
+        self.assertAlmostEqual(with_one["stall_ms"], (with_one["writing_p99_us"] - row["p99_us"]) / 1000,
+                               places=3)
+        self.assertAlmostEqual(with_one["loss_percent"], statistics.median(with_one["losses_percent"]),
+                               places=3)
+        # Of windows of about the same length: the share of all of them is about that of each.
+        self.assertAlmostEqual(sum(with_one["losses_percent"]) / 2,
+                               100 * (1 - with_one["ops_per_s"] / row["ops_per_s"]), delta=15)
+        # They were real ones, and of everything.
+        number = max(int(number) for number, job in self.jobs().items()
+                     if job["name"].startswith("ds-bench"))
+        events = self.cluster.events(str(number))
+        self.assertEqual(events.count("checkpoint 2 at step"), 1, events)
+        listed = json.loads(self.cluster.ds("ckpt", "list", str(number), "-o", "json").stdout)
+        self.assertEqual(len(listed["checkpoints"]), 1)
+        self.assertGreaterEqual(listed["checkpoints"][0]["bytes"], 16000000)
+        # Bounds that nothing can hold, of which one is missed at least.
+        done = self.run_bench(*words, "--stall-bound-ms", "0.000001", "--loss-bound-percent", "0.000001")
+        row, = json.loads(done.stdout)
+        missed = max(row["checkpoints"]["stall_ms"], row["checkpoints"]["loss_percent"]) > 0.000001
+        self.assertEqual(done.returncode, 10 if missed else 0, done.stderr)
+        self.assertEqual("the bound is" in done.stderr, missed)
 
     def test_an_interruption_cancels_its_job(self):
         bench = self.start("-t", "push", "--seconds", "100")
