@@ -1075,6 +1075,91 @@ class Retention(WithCluster):
             self.ckpt("verify", "%s@%d" % (job, number))
 
 
+class DamagedNewest(WithCluster):
+    """Each file of the newest checkpoint in turn, when a lost server's shards are to be restored from
+    it: the damage is found, and the whole job goes back to the one before."""
+    # One server: all of a checkpoint is needed again.
+    arguments = ("--servers", "1")
+
+    def checkpoints(self, job):
+        done = self.cluster.ds("ckpt", "list", job, "-o", "json")
+        return json.loads(done.stdout)["checkpoints"]
+
+    def until(self, done, job, seconds=60):
+        deadline = time.time() + seconds
+        while not done():
+            self.assertLess(time.time(), deadline, self.cluster.events(job) + self.cluster.log_tails())
+            time.sleep(0.05)
+
+    def part(self, checkpoint):
+        directory = os.path.join(self.cluster.directory, "checkpoints", checkpoint["directory"])
+        return os.path.join(directory, os.listdir(directory)[0])
+
+    def damage(self, path, draw):
+        with open(path, "rb") as file:
+            content = bytearray(file.read())
+        # Its ends and the beginnings of its pages.
+        at = draw.choice([0, len(content) - 1, *range(4096, len(content), 4096)])
+        if draw.random() < 0.5:
+            content[at] ^= 1 << draw.randrange(8)
+        else:
+            del content[at:]
+        with open(path, "wb") as file:
+            file.write(content)
+        return "%s at %d of %d" % (os.path.basename(path), at, os.path.getsize(path))
+
+    def test_the_one_before_is_taken_whatever_file_is_damaged(self):
+        draw = random.Random(7)
+        text = ledger("damaged", records=1000000, epochs=20, every=300, more=", keep: 6, full_every: 3")
+        job = self.cluster.submit((text + ROWS + "resources: {replicas: 0, shards: 2}\n").replace(
+            "blocks: 16", "blocks: 2, rows: 40000"))
+        done = set()  # kinds of files
+        for turn in range(1, 20):
+            last = max((one["round"] for one in self.checkpoints(job)), default=0)
+            self.until(lambda: sum(one["round"] > last for one in self.checkpoints(job)) >= 2, job)
+            tasks = self.cluster.tasks()
+            for pid in tasks:
+                os.kill(pid, signal.SIGSTOP)  # no more checkpoints
+            time.sleep(0.3)
+            before, newest = self.checkpoints(job)[-2:]
+            part = self.part(newest)
+            kinds = {name.split("-")[0] if ".sst" not in name else ".sst %d" % number: name
+                     for number, name in enumerate(sorted(os.listdir(part)))}
+            left = sorted(set(kinds) - done, key=lambda kind: (".sst" in kind, kind))
+            if not left:
+                for pid in tasks:
+                    os.kill(pid, signal.SIGCONT)
+                break
+            done.add(left[0])
+            what = self.damage(os.path.join(part, kinds[left[0]]), draw)
+            os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+            self.cluster.up("--repair")
+            self.until(lambda: self.cluster.job(job)["generation"] == turn + 1, job)
+            listed = {one["round"]: one for one in self.checkpoints(job)}
+            self.assertTrue(listed[newest["round"]]["damaged"], what)
+            self.assertFalse(listed[before["round"]]["damaged"], what)
+            self.assertIn("goes on from checkpoint %d" % before["round"], self.cluster.events(job))
+            bad = self.cluster.ds("ckpt", "verify", "%s@%d" % (job, newest["round"]))
+            self.assertEqual(bad.returncode, 7 if kinds[left[0]] == "MANIFEST.json" else 10,
+                             what + bad.stdout + bad.stderr)
+            for pid in tasks:
+                try:
+                    os.kill(pid, signal.SIGCONT)
+                except ProcessLookupError:
+                    pass  # taken back by its agent
+        self.assertGreaterEqual(done, {"SEAL", "CURRENT", "MANIFEST", "OPTIONS", "MANIFEST.json"})
+        self.assertGreaterEqual(sum(kind.startswith(".sst") for kind in done), 3)
+        # It goes on exactly: every checkpoint that is listed and not damaged says so.
+        last = max(one["round"] for one in self.checkpoints(job))
+        self.until(lambda: self.checkpoints(job)[-1]["round"] > last, job)
+        self.cluster.ds("job", "cancel", job)
+        self.until(lambda: self.cluster.job(job)["phase"] == "cancelled", job)
+        for one in self.checkpoints(job):
+            if not one["damaged"]:
+                code, said, _ = self.cluster.ledger({"last_checkpoint": one})
+                self.assertEqual(code, 0, said)
+
+
 class FullDisk(unittest.TestCase):
     """The checkpoints' file system has room for data but for few files: the write itself fails."""
 
