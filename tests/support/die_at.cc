@@ -135,13 +135,12 @@ Seen Look(zmq_msg_t* frame) {
   const control::Message* const message = control::GetMessage(bytes);
   if (message->body() == nullptr) return {};
   Seen seen;
+  seen.name = control::EnumNameBody(message->body_type());
   if (!Take<control::RoundBegin>(*message, seen) && !Take<control::WorkerCut>(*message, seen) &&
       !Take<control::Prepared>(*message, seen) && !Take<control::WriteManifest>(*message, seen) &&
-      !Take<control::ManifestWritten>(*message, seen) &&
-      !Take<control::RoundCommitted>(*message, seen)) {
-    return {};
+      !Take<control::ManifestWritten>(*message, seen)) {
+    Take<control::RoundCommitted>(*message, seen);
   }
-  seen.name = control::EnumNameBody(message->body_type());
   const auto* const write = message->body_as_WriteManifest();
   if (write != nullptr && write->directory() != nullptr) seen.directory = write->directory()->str();
   return seen;
