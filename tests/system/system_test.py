@@ -1347,9 +1347,11 @@ class Bench(WithCluster):
                                places=3)
         self.assertAlmostEqual(with_one["loss_percent"], statistics.median(with_one["losses_percent"]),
                                places=3)
-        # Of windows of about the same length: the share of all of them is about that of each.
-        self.assertAlmostEqual(sum(with_one["losses_percent"]) / 2,
-                               100 * (1 - with_one["ops_per_s"] / row["ops_per_s"]), delta=15)
+        # The windows are of about the same length: all of them together lie between them.
+        together = 100 * (1 - with_one["ops_per_s"] / row["ops_per_s"])
+        self.assertEqual(len(with_one["losses_percent"]), 2)
+        self.assertGreater(together, min(with_one["losses_percent"]) - 10)
+        self.assertLess(together, max(with_one["losses_percent"]) + 10)
         # They were real ones, and of everything.
         number = max(int(number) for number, job in self.jobs().items()
                      if job["name"].startswith("ds-bench"))
