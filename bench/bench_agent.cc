@@ -105,6 +105,41 @@ void BenchAgent::OnMap(std::function<void(const control::MapT&)> fn) {
   if (on_map_ && map_) on_map_(*map_);
 }
 
+void BenchAgent::OnRound(std::function<void(const RoundNews&)> fn) {
+  const std::lock_guard lock(mutex_);
+  on_round_ = std::move(fn);
+}
+
+void BenchAgent::TellRound(std::uint64_t number, RoundNews news) {
+  const std::lock_guard lock(mutex_);
+  const auto found = tasks_.find(number);
+  if (found == tasks_.end() || !on_round_) return;
+  news.worker = found->second.worker;
+  on_round_(news);
+}
+
+void BenchAgent::WantCheckpoint() {
+  loop_.Post([this] {
+    std::uint64_t number = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!tasks_.empty()) number = tasks_.begin()->first;
+    }
+    control::ReadyForCheckpointT ready;
+    ready.reason = "to be measured";
+    if (number != 0 && client_ != nullptr) Send(control::Make(std::move(ready), number));
+  });
+}
+
+void BenchAgent::SayCut(std::uint64_t task, std::uint64_t round, Clock cut) {
+  loop_.Post([this, task, round, cut] {
+    control::WorkerCutT said;
+    said.round = round;
+    said.clock = cut.value();
+    if (client_ != nullptr) Send(control::Make(std::move(said), task));
+  });
+}
+
 std::string BenchAgent::trouble() const {
   const std::lock_guard lock(mutex_);
   return trouble_;
@@ -155,7 +190,18 @@ void BenchAgent::OnMessage(control::MessageT message) {
       Send(control::Make(std::move(chunk)));
       break;
     }
-    // Rounds, leases and the end of the data are of training; nothing here asks for them.
+    case control::Body::RoundBegin:
+      TellRound(message.task, {RoundNews::What::kBegun, 0, message.body.AsRoundBegin()->round});
+      break;
+    case control::Body::RoundAbort:
+      TellRound(message.task, {RoundNews::What::kAborted, 0, message.body.AsRoundAbort()->round,
+                               message.body.AsRoundAbort()->reason});
+      break;
+    case control::Body::RoundCommitted:
+      TellRound(message.task,
+                {RoundNews::What::kCommitted, 0, message.body.AsRoundCommitted()->round});
+      break;
+    // Leases and the end of the data are of training; nothing here asks for them.
     default: break;
   }
 }
@@ -180,6 +226,7 @@ void BenchAgent::OnStartTask(const control::StartTaskT& start) {
   {
     const std::lock_guard lock(mutex_);
     Task task;
+    task.number = start.task;
     task.job = JobId(start.job);
     task.worker = start.worker;
     task.incarnation = Incarnation(start.incarnation);

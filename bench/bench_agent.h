@@ -37,6 +37,7 @@ class BenchAgent {
     std::uint32_t slots = 1;
   };
   struct Task {
+    std::uint64_t number = 0;  // the coordinator's
     JobId job;
     std::uint32_t worker = 0;
     Incarnation incarnation;
@@ -65,6 +66,20 @@ class BenchAgent {
   // From now on called with each newer map of the started job, on the agent's thread; null: not any
   // more, and then it does not run any more either.
   void OnMap(std::function<void(const control::MapT&)> fn);
+  // Rounds of the started job's checkpoints.
+  struct RoundNews {
+    enum class What { kBegun, kAborted, kCommitted };
+    What what = What::kBegun;
+    std::uint32_t worker = 0;
+    std::uint64_t round = 0;
+    std::string reason{};  // kAborted
+  };
+  // From now on called with them, for each worker, as OnMap is. A round waits until SayCut() was
+  // called for every worker.
+  void OnRound(std::function<void(const RoundNews&)> fn);
+  // Asks for a checkpoint, and says where a worker's pushes are cut. Any thread.
+  void WantCheckpoint();
+  void SayCut(std::uint64_t task, std::uint64_t round, Clock cut);
   // Why the job that was started cannot be measured any more; empty: it can.
   std::string trouble() const;
   // Why ZooKeeper does not answer; empty: it does.
@@ -81,6 +96,7 @@ class BenchAgent {
   void OnTaskStart(std::uint64_t number, const control::TaskStartT& start);
   void OnJobUpdate(std::uint64_t number, const control::JobUpdateT& update);
   void OnStopTask(const control::StopTaskT& stop);
+  void TellRound(std::uint64_t number, RoundNews news);
   void SayReady();
   void Send(const control::MessageT& message);
 
@@ -98,6 +114,7 @@ class BenchAgent {
   std::map<std::uint64_t, Task> tasks_;  // by the coordinator's number
   std::optional<control::MapT> map_;     // the newest
   std::function<void(const control::MapT&)> on_map_;
+  std::function<void(const RoundNews&)> on_round_;
   std::string trouble_;
   std::string zookeeper_trouble_ = "not connected yet";
 

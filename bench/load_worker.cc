@@ -63,6 +63,18 @@ void LoadWorker::SetMap(const control::MapT& map) {
   });
 }
 
+void LoadWorker::BeginRound(std::uint64_t round) {
+  loop_.Post([this, round] {
+    if (!broken_ && client_) client_->BeginRound(round);
+  });
+}
+
+void LoadWorker::AbortRound(std::uint64_t round) {
+  loop_.Post([this, round] {
+    if (!broken_ && client_) client_->AbortRound(round);
+  });
+}
+
 void LoadWorker::Start() {
   loop_.Post([this] {
     running_ = true;
@@ -132,6 +144,7 @@ Status LoadWorker::SetUp() {
   callbacks.advanced = [this] { OnAdvanced(); };
   callbacks.pulled = [this](const worker::PullResult& result) { OnPulled(result); };
   callbacks.broken = [this](const Error& error) { Fail(error); };
+  callbacks.round_cut = settings_.cut;
   callbacks.returned = [this](const worker::RingEntryInfo& push, ShardId shard,
                               std::span<const std::byte>) {
     Fail(Error{ErrorCode::kInternal, "shard " + std::to_string(shard.value()) +
@@ -246,9 +259,12 @@ void LoadWorker::Fill() {
 }
 
 void LoadWorker::Finish(std::uint64_t started_ns) {
-  if (!measuring_) return;
-  ++measured_.operations;
-  measured_.latency.Add(NowNs() - started_ns);
+  const Phase phase = phase_;
+  if (phase == Phase::kNone) return;
+  Part& part = measured_.parts[static_cast<std::size_t>(phase)];
+  ++part.operations;
+  part.latency.Add(NowNs() - started_ns);
+  ++finished_;
 }
 
 void LoadWorker::OnAdvanced() {

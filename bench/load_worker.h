@@ -9,6 +9,7 @@
 // and destroyed by one thread; each wait has a deadline and says what it waited for.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -45,11 +46,25 @@ class LoadWorker {
     double deadline_seconds = 60;
     // Why every wait is to end now; empty: it is not. Asked on the caller's thread; may be null.
     std::function<std::string()> give_up = {};
+    // A checkpoint's markers have gone out after the push of this clock. On the worker's thread.
+    std::function<void(std::uint64_t round, Clock cut)> cut = {};
   };
-  struct Measured {
+  // What an operation counts for that ends now.
+  enum class Phase {
+    kNone,
+    kPlain,
+    kWriting,  // a checkpoint is being written
+    kWritten,  // the rest of a window with one
+  };
+  struct Part {
     Histogram latency;
     std::uint64_t operations = 0;
-    std::uint64_t pushes = 0;  // applied by all shards, since the worker began
+  };
+  struct Measured {
+    std::array<Part, 4> parts;  // by phase
+    std::uint64_t pushes = 0;   // applied by all shards, since the worker began
+
+    const Part& of(Phase phase) const { return parts[static_cast<std::size_t>(phase)]; }
   };
 
   // `plan`, `map` and `context` outlive the worker.
@@ -64,9 +79,14 @@ class LoadWorker {
   Status Connect();
   // After Connect(), from any thread until Close(): where the shards are now.
   void SetMap(const control::MapT& map);
-  // Works until Stop(); what ends between the two calls of Measure counts.
+  // Works until Stop(); what ends counts for the phase of that time.
   void Start();
-  void Measure(bool on) { measuring_ = on; }
+  void Measure(Phase phase) { phase_ = phase; }
+  // Operations that have ended in any phase but kNone. Any thread.
+  std::uint64_t finished() const { return finished_; }
+  // As SetMap(): a checkpoint begins or comes to nothing.
+  void BeginRound(std::uint64_t round);
+  void AbortRound(std::uint64_t round);
   // Lets the open operations end, and waits for that.
   Result<Measured> Stop();
   // After Stop(): pushes that the shards have applied by now, of all workers, summed over shards.
@@ -99,7 +119,9 @@ class LoadWorker {
   const Plan& plan_;
   const control::MapT& map_;
   const Settings settings_;
-  std::atomic<bool> measuring_{false};  // atomic: set by the caller's thread while we work
+  std::atomic<Phase> phase_{Phase::kNone};  // atomic: set by the caller's thread while we work
+
+  std::atomic<std::uint64_t> finished_{0};  // atomic: read by the caller's thread while we work
 
   // The worker's thread, but for Post and Stop.
   net::Loop loop_;

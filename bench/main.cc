@@ -84,7 +84,26 @@ int ExitStatusOf(const ps::Error& error, bool interrupted) {
   }
 }
 
+bool HoldsCheckpointBounds(const ps::bench::Options& options, const ps::bench::Row& row) {
+  bool holds = true;
+  if (row.checkpoints.count == 0) return holds;
+  if (options.stall_bound_ms > 0 && row.StallMs() > options.stall_bound_ms) {
+    std::fprintf(stderr,
+                 "ds-bench: p99 is %.2f ms higher while a checkpoint is written, the bound is "
+                 "%.2f ms\n",
+                 row.StallMs(), options.stall_bound_ms);
+    holds = false;
+  }
+  if (options.loss_bound_percent > 0 && row.LossPercent() > options.loss_bound_percent) {
+    std::fprintf(stderr, "ds-bench: %.1f %% less with a checkpoint, the bound is %.1f %%\n",
+                 row.LossPercent(), options.loss_bound_percent);
+    holds = false;
+  }
+  return holds;
+}
+
 bool HoldsBounds(const ps::bench::Options& options, const ps::bench::Row& row) {
+  if (!HoldsCheckpointBounds(options, row)) return false;
   if (row.operation != Operation::kOverload) return true;
   bool holds = true;
   const double p99_ms = static_cast<double>(row.latency.Percentile(0.99)) / 1e6;
@@ -228,6 +247,23 @@ int main(int argc, char** argv) {
 
       ->check(CLI::Range(1.0, 3600.0))
       ->option_text("S (60)");
+  auto* checkpoints =
+      app.add_option("--checkpoints-every", options.checkpoint_seconds,
+                     "with --cluster: windows of so many seconds, every other with a checkpoint of "
+                     "all that is measured; --seconds is of all windows")
+          ->check(CLI::Range(0.5, 3600.0))
+          ->needs(cluster_flag)
+          ->option_text("S");
+  app.add_option("--stall-bound-ms", options.stall_bound_ms,
+                 "exit with 10 if p99 is more than that higher while a checkpoint is written")
+      ->check(CLI::PositiveNumber)
+      ->needs(checkpoints)
+      ->option_text("MS");
+  app.add_option("--loss-bound-percent", options.loss_bound_percent,
+                 "exit with 10 if windows with a checkpoint have fewer operations by more")
+      ->check(CLI::PositiveNumber)
+      ->needs(checkpoints)
+      ->option_text("P");
   app.add_option("--p99-bound-ms", options.p99_bound_ms,
                  "exit with 10 if the pulls of an overload are slower")
       ->option_text("MS");

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdio>
+#include <mutex>
 #include <random>
 #include <set>
 #include <utility>
@@ -39,6 +41,13 @@ std::string HostName() {
 std::string Counted(std::size_t count, const char* what) {
   return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
 }
+
+// What the agent's thread has heard of checkpoints.
+struct RoundsSeen {
+  std::atomic<std::uint64_t> committed{0};
+  std::mutex mutex{};
+  std::string aborted{};  // why the newest was, under the mutex
+};
 
 // "3 servers, 6 lanes", and whose jobs are on them.
 std::string ServersText(const cli::Json& nodes) {
@@ -246,6 +255,9 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
     settings.window = options.window;
     settings.deadline_seconds = options.deadline_seconds;
     settings.give_up = give_up;
+    settings.cut = [this, number = task.number](std::uint64_t round, Clock cut) {
+      agent_->SayCut(number, round, cut);
+    };
     load.push_back(std::make_unique<LoadWorker>(context, plan, started.map, settings));
   }
   Row row;
@@ -256,9 +268,34 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
     });
     return AwaitReplicated(options, plan);
   };
-  const auto pushes = RunLoad(load, options, operation, plan, say, give_up, connected, row);
+  RoundsSeen seen;
+  const Checkpoints checkpoints{
+      [this] { agent_->WantCheckpoint(); },
+      [&seen] { return seen.committed.load(); },
+      [&seen] {
+        const std::lock_guard lock(seen.mutex);
+        return seen.aborted;
+      },
+  };
+  agent_->OnRound([&load, &seen](const BenchAgent::RoundNews& news) {
+    switch (news.what) {
+      case BenchAgent::RoundNews::What::kBegun: load[news.worker]->BeginRound(news.round); break;
+      case BenchAgent::RoundNews::What::kAborted: {
+        load[news.worker]->AbortRound(news.round);
+        const std::lock_guard lock(seen.mutex);
+        seen.aborted = "checkpoint " + std::to_string(news.round) + ": " + news.reason;
+        break;
+      }
+      case BenchAgent::RoundNews::What::kCommitted:
+        if (news.worker == 0) ++seen.committed;
+        break;
+    }
+  });
+  const auto pushes = RunLoad(load, options, operation, plan, say, give_up, connected,
+                              options.checkpoint_seconds > 0 ? &checkpoints : nullptr, row);
   const auto applied = pushes.ok() ? load.front()->CountApplied() : Result<std::uint64_t>(0);
   agent_->OnMap(nullptr);
+  agent_->OnRound(nullptr);
   load.clear();
   api_.set_deadline_ms(cli::Api::kDeadlineMs);
   if (!pushes.ok()) return pushes.error();

@@ -49,7 +49,7 @@ Result<Row> MeasureLocal(const Options& options, Operation operation, std::uint6
   }
   Row row;
   const std::uint64_t pushes =
-      PS_TRY(RunLoad(load, options, operation, plan, say, nullptr, nullptr, row));
+      PS_TRY(RunLoad(load, options, operation, plan, say, nullptr, nullptr, nullptr, row));
   PS_TRY(CheckApplied(*servers, plan, pushes, options.deadline_seconds));
   row.lanes = options.servers * options.lanes;
   row.servers = options.servers;

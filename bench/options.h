@@ -74,6 +74,9 @@ struct Options {
   double seconds = 1;
   double warm_up_seconds = 0.2;
   double deadline_seconds = 60;        // for connecting, and for what is still open at the end
+  double checkpoint_seconds = 0;       // kCluster: every other window of so long has a checkpoint
+  double stall_bound_ms = 0;           // by which pushes may be slower while it is written; 0: none
+  double loss_bound_percent = 0;       // of operations in windows with one; 0: none
   double p99_bound_ms = 0;             // of an overload's pulls; 0: none
   std::uint64_t memory_bound_mib = 0;  // by which an overload may make the process grow; 0: none
 };

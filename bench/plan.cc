@@ -252,6 +252,9 @@ JobSpec SpecOf(const Options& options, const Plan& plan, std::uint32_t workers) 
     spec.embedding_tables.push_back(table);
   }
   spec.checkpoint.every_steps = 1'000'000'000;
+  // Those that are asked for are of everything.
+  spec.checkpoint.full_every = 1;
+  spec.checkpoint.keep = 1;
   spec.resources.shards = plan.layout.shard_count();
   // Whoever measures is its only worker: once that has gone there is nothing to go on with.
   spec.resources.max_restarts = 0;

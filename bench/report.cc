@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -65,6 +67,18 @@ const char* NameOf(Carrier carrier) {
 double Row::OperationsPerSecond() const {
   return PerSecond(static_cast<double>(operations), seconds);
 }
+double Row::StallMs() const {
+  return (static_cast<double>(checkpoints.writing.Percentile(0.99)) -
+          static_cast<double>(latency.Percentile(0.99))) /
+         1e6;
+}
+double Row::LossPercent() const {
+  std::vector<double> losses = checkpoints.losses_percent;
+  if (losses.empty()) return 0;
+  std::sort(losses.begin(), losses.end());
+  const std::size_t middle = losses.size() / 2;
+  return losses.size() % 2 == 1 ? losses[middle] : (losses[middle - 1] + losses[middle]) / 2;
+}
 double Row::GigabytesPerSecond() const {
   return OperationsPerSecond() * static_cast<double>(bytes) / 1e9;
 }
@@ -95,8 +109,37 @@ std::string Table(const std::vector<Row>& rows) {
                            Count(PerSecond(static_cast<double>(row.pushes), row.seconds)),
                            row.memory_growth_mib);
     }
+    if (row.checkpoints.count > 0) {
+      const Row::Checkpoints& with = row.checkpoints;
+      table += fmt::format(
+          "          with a checkpoint in each of {} windows, written in {:.2f} s: {} ops/s "
+          "({:.1f} % less, the median), p99 {:.1f} us while it is written ({:.2f} ms more)\n",
+          with.count, PerSecond(with.writing_seconds, static_cast<double>(with.count)),
+          Count(PerSecond(static_cast<double>(with.operations), with.seconds)), row.LossPercent(),
+          Microseconds(with.writing.Percentile(0.99)), row.StallMs());
+    }
   }
   return table;
+}
+
+nlohmann::ordered_json CheckpointsJson(const Row& row) {
+  const Row::Checkpoints& checkpoints = row.checkpoints;
+  nlohmann::ordered_json json;
+  json["count"] = checkpoints.count;
+  json["seconds"] = checkpoints.seconds;
+  json["writing_s"] =
+      PerSecond(checkpoints.writing_seconds, static_cast<double>(checkpoints.count));
+  json["ops_per_s"] = PerSecond(static_cast<double>(checkpoints.operations), checkpoints.seconds);
+  json["p99_us"] = Microseconds(checkpoints.latency.Percentile(0.99));
+  json["max_us"] = Microseconds(checkpoints.latency.max());
+  json["writing_operations"] = checkpoints.writing.count();
+  json["writing_p50_us"] = Microseconds(checkpoints.writing.Percentile(0.5));
+  json["writing_p99_us"] = Microseconds(checkpoints.writing.Percentile(0.99));
+  json["writing_max_us"] = Microseconds(checkpoints.writing.max());
+  json["stall_ms"] = row.StallMs();
+  json["loss_percent"] = row.LossPercent();
+  json["losses_percent"] = checkpoints.losses_percent;
+  return json;
 }
 
 std::string Json(const std::vector<Row>& rows) {
@@ -129,6 +172,7 @@ std::string Json(const std::vector<Row>& rows) {
       one["pushes_per_s"] = PerSecond(static_cast<double>(row.pushes), row.seconds);
       one["memory_growth_mib"] = row.memory_growth_mib;
     }
+    if (row.checkpoints.count > 0) one["checkpoints"] = CheckpointsJson(row);
     list.push_back(std::move(one));
   }
   return list.dump(2);

@@ -28,6 +28,22 @@ struct Row {
   double memory_growth_mib = 0;  // overload: of the process
   std::uint64_t pushes = 0;      // overload: of the other workers meanwhile
 
+  // Windows with a checkpoint each, beside as many without, which are what stands above.
+  struct Checkpoints {
+    std::uint64_t count = 0;
+    double seconds = 0;          // of these windows
+    double writing_seconds = 0;  // from asking for a checkpoint until it is committed
+    std::uint64_t operations = 0;
+    Histogram latency;
+    Histogram writing;                   // of operations that ended while one was written
+    std::vector<double> losses_percent;  // of operations a second, of each beside the one before it
+  };
+  Checkpoints checkpoints;
+
+  // By how much the 99th percentile is higher while a checkpoint is written.
+  double StallMs() const;
+  // Of operations a second, in windows with a checkpoint: the median of the pairs.
+  double LossPercent() const;
   double OperationsPerSecond() const;
   double GigabytesPerSecond() const;
   double UpdatesPerSecond() const;

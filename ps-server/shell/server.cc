@@ -93,8 +93,8 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   std::string store = PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
   auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));
   server->store_id_ = std::move(store);
-  server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
-  server->copy_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax);
+  server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax, "checkpoint");
+  server->copy_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax, "copy");
   const std::uint32_t restoring =
       std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
   for (std::uint32_t i = 0; i < restoring; ++i) {
@@ -102,7 +102,7 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
         server->config_.checkpoint_dir, server->store_id_, context));
   }
   for (std::uint32_t i = 0; i < restoring; ++i) {
-    server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax));
+    server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax, "restore"));
   }
   PS_TRY(server->StartFileService());
   PS_TRY(server->StartLanes());

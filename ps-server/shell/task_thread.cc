@@ -1,11 +1,14 @@
 #include "ps-server/shell/task_thread.h"
 
+#include <pthread.h>
+
 #include <string>
 #include <utility>
 
 namespace ps::server {
 
-TaskThread::TaskThread(std::size_t queue_max) : queue_max_(queue_max), thread_([this] { Run(); }) {}
+TaskThread::TaskThread(std::size_t queue_max, std::string name)
+    : queue_max_(queue_max), name_(std::move(name)), thread_([this] { Run(); }) {}
 
 TaskThread::~TaskThread() {
   {
@@ -35,6 +38,7 @@ bool TaskThread::Pause(std::chrono::milliseconds duration) {
 }
 
 void TaskThread::Run() {
+  ::pthread_setname_np(::pthread_self(), name_.c_str());
   for (;;) {
     std::function<void()> task;
     {

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
 
 #include "common/result.h"
@@ -17,7 +18,8 @@ namespace ps::server {
 
 class TaskThread {
  public:
-  explicit TaskThread(std::size_t queue_max);
+  // `name`: what ps and top call the thread, at most 15 letters.
+  TaskThread(std::size_t queue_max, std::string name);
   // Waits for the task that runs; those still queued are dropped.
   ~TaskThread();
   TaskThread(const TaskThread&) = delete;
@@ -33,6 +35,7 @@ class TaskThread {
   void Run();
 
   const std::size_t queue_max_;
+  const std::string name_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;  // guarded

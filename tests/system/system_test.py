@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -1146,6 +1147,90 @@ class OwnDisks(WithCluster):
         self.until(lambda: "recovered" in self.cluster.events(job), job)
         self.exact(job)
 
+class DamagedNewest(WithCluster):
+    """Each file of the newest checkpoint in turn, when a lost server's shards are to be restored from
+    it: the damage is found, and the whole job goes back to the one before."""
+    # One server: all of a checkpoint is needed again.
+    arguments = ("--servers", "1")
+
+    def checkpoints(self, job):
+        done = self.cluster.ds("ckpt", "list", job, "-o", "json")
+        return json.loads(done.stdout)["checkpoints"]
+
+    def until(self, done, job, seconds=60):
+        deadline = time.time() + seconds
+        while not done():
+            self.assertLess(time.time(), deadline, self.cluster.events(job) + self.cluster.log_tails())
+            time.sleep(0.05)
+
+    def part(self, checkpoint):
+        directory = os.path.join(self.cluster.directory, "checkpoints", checkpoint["directory"])
+        return os.path.join(directory, os.listdir(directory)[0])
+
+    def damage(self, path, draw):
+        with open(path, "rb") as file:
+            content = bytearray(file.read())
+        # Its ends and the beginnings of its pages.
+        at = draw.choice([0, len(content) - 1, *range(4096, len(content), 4096)])
+        if draw.random() < 0.5:
+            content[at] ^= 1 << draw.randrange(8)
+        else:
+            del content[at:]
+        with open(path, "wb") as file:
+            file.write(content)
+        return "%s at %d of %d" % (os.path.basename(path), at, os.path.getsize(path))
+
+    def test_the_one_before_is_taken_whatever_file_is_damaged(self):
+        draw = random.Random(7)
+        text = ledger("damaged", records=1000000, epochs=20, every=300, more=", keep: 6, full_every: 3")
+        job = self.cluster.submit((text + ROWS + "resources: {replicas: 0, shards: 2}\n").replace(
+            "blocks: 16", "blocks: 2, rows: 40000"))
+        done = set()  # kinds of files
+        for turn in range(1, 20):
+            last = max((one["round"] for one in self.checkpoints(job)), default=0)
+            self.until(lambda: sum(one["round"] > last for one in self.checkpoints(job)) >= 2, job)
+            tasks = self.cluster.tasks()
+            for pid in tasks:
+                os.kill(pid, signal.SIGSTOP)  # no more checkpoints
+            time.sleep(0.3)
+            before, newest = self.checkpoints(job)[-2:]
+            part = self.part(newest)
+            kinds = {name.split("-")[0] if ".sst" not in name else ".sst %d" % number: name
+                     for number, name in enumerate(sorted(os.listdir(part)))}
+            left = sorted(set(kinds) - done, key=lambda kind: (".sst" in kind, kind))
+            if not left:
+                for pid in tasks:
+                    os.kill(pid, signal.SIGCONT)
+                break
+            done.add(left[0])
+            what = self.damage(os.path.join(part, kinds[left[0]]), draw)
+            os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+            self.cluster.up("--repair")
+            self.until(lambda: self.cluster.job(job)["generation"] == turn + 1, job)
+            listed = {one["round"]: one for one in self.checkpoints(job)}
+            self.assertTrue(listed[newest["round"]]["damaged"], what)
+            self.assertFalse(listed[before["round"]]["damaged"], what)
+            self.assertIn("goes on from checkpoint %d" % before["round"], self.cluster.events(job))
+            bad = self.cluster.ds("ckpt", "verify", "%s@%d" % (job, newest["round"]))
+            self.assertEqual(bad.returncode, 7 if kinds[left[0]] == "MANIFEST.json" else 10,
+                             what + bad.stdout + bad.stderr)
+            for pid in tasks:
+                try:
+                    os.kill(pid, signal.SIGCONT)
+                except ProcessLookupError:
+                    pass  # taken back by its agent
+        self.assertGreaterEqual(done, {"SEAL", "CURRENT", "MANIFEST", "OPTIONS", "MANIFEST.json"})
+        self.assertGreaterEqual(sum(kind.startswith(".sst") for kind in done), 3)
+        # It goes on exactly: every checkpoint that is listed and not damaged says so.
+        last = max(one["round"] for one in self.checkpoints(job))
+        self.until(lambda: self.checkpoints(job)[-1]["round"] > last, job)
+        self.cluster.ds("job", "cancel", job)
+        self.until(lambda: self.cluster.job(job)["phase"] == "cancelled", job)
+        for one in self.checkpoints(job):
+            if not one["damaged"]:
+                code, said, _ = self.cluster.ledger({"last_checkpoint": one})
+                self.assertEqual(code, 0, said)
+
 
 class FullDisk(unittest.TestCase):
     """The checkpoints' file system has room for data but for few files: the write itself fails."""
@@ -1315,6 +1400,44 @@ class Bench(WithCluster):
         self.assertEqual(described["restarts"], 0)
         code, said, _ = self.cluster.ledger(described)
         self.assertEqual(code, 0, said)
+
+    def test_windows_with_a_checkpoint_are_measured_beside_those_without(self):
+        words = ("-t", "push", "--parameters", "4000000", "--entries", "4000", "--seconds", "8",
+                 "--checkpoints-every", "2", "--replicas", "1", "--json")
+        done = self.run_bench(*words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        row, = json.loads(done.stdout)
+        with_one = row["checkpoints"]
+        self.assertEqual(with_one["count"], 2)
+        self.assertAlmostEqual(row["seconds"], 4, delta=1)
+        self.assertAlmostEqual(with_one["seconds"], 4, delta=1)
+        self.assertGreater(row["operations"], 0)
+        self.assertGreater(with_one["ops_per_s"], 0)
+        self.assertGreater(with_one["writing_operations"], 0)
+        self.assertGreater(with_one["writing_s"], 0)
+        self.assertAlmostEqual(with_one["stall_ms"], (with_one["writing_p99_us"] - row["p99_us"]) / 1000,
+                               places=3)
+        self.assertAlmostEqual(with_one["loss_percent"], statistics.median(with_one["losses_percent"]),
+                               places=3)
+        # The windows are of about the same length: all of them together lie between them.
+        together = 100 * (1 - with_one["ops_per_s"] / row["ops_per_s"])
+        self.assertEqual(len(with_one["losses_percent"]), 2)
+        self.assertGreater(together, min(with_one["losses_percent"]) - 10)
+        self.assertLess(together, max(with_one["losses_percent"]) + 10)
+        # They were real ones, and of everything.
+        number = max(int(number) for number, job in self.jobs().items()
+                     if job["name"].startswith("ds-bench"))
+        events = self.cluster.events(str(number))
+        self.assertEqual(events.count("checkpoint 2 at step"), 1, events)
+        listed = json.loads(self.cluster.ds("ckpt", "list", str(number), "-o", "json").stdout)
+        self.assertEqual(len(listed["checkpoints"]), 1)
+        self.assertGreaterEqual(listed["checkpoints"][0]["bytes"], 16000000)
+        # Bounds that nothing can hold, of which one is missed at least.
+        done = self.run_bench(*words, "--stall-bound-ms", "0.000001", "--loss-bound-percent", "0.000001")
+        row, = json.loads(done.stdout)
+        missed = max(row["checkpoints"]["stall_ms"], row["checkpoints"]["loss_percent"]) > 0.000001
+        self.assertEqual(done.returncode, 10 if missed else 0, done.stderr)
+        self.assertEqual("the bound is" in done.stderr, missed)
 
     def test_an_interruption_cancels_its_job(self):
         bench = self.start("-t", "push", "--seconds", "100")

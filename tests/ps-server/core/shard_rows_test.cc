@@ -3,10 +3,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
+#include <memory>
+#include <optional>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "checkpoint/reader.h"
 #include "checkpoint/writer.h"
@@ -335,6 +341,112 @@ TEST_P(RowOptimizerTest, ValuesAloneAreTakenWithFreshSlots) {
       EXPECT_NEAR(found[i * kWidth + k], expected, 1e-5 * (1 + std::abs(expected)));
     }
   }
+}
+
+// A frozen shard as a writer reads it, to which somebody does something before each piece.
+class InterruptedSource : public checkpoint::ShardSource {
+ public:
+  InterruptedSource(const FrozenShard& frozen, std::function<void()> interrupt)
+      : frozen_(frozen), interrupt_(std::move(interrupt)) {}
+
+  const checkpoint::ShardImage& head() const override { return frozen_.head(); }
+  std::span<const std::uint8_t> sketch(std::size_t table) const override {
+    return frozen_.sketch(table);
+  }
+  std::uint64_t rows(std::size_t table) const override {
+    interrupt_();
+    return frozen_.rows(table);
+  }
+  std::string EncodeBlock(std::size_t index) const override { return frozen_.EncodeBlock(index); }
+  std::size_t row_groups(std::size_t table) const override {
+    interrupt_();
+    return frozen_.row_groups(table);
+  }
+  void AppendRows(std::size_t table, std::size_t group,
+                  std::vector<checkpoint::SourceRow>& rows) const override {
+    interrupt_();
+    frozen_.AppendRows(table, group, rows);
+    interrupt_();  // before what was found is copied
+  }
+  std::shared_ptr<const void> identity() const override { return frozen_.identity(); }
+  std::uint64_t cut() const override { return frozen_.cut(); }
+  bool BlockChanged(std::size_t index, std::uint64_t since) const override {
+    return frozen_.BlockChanged(index, since);
+  }
+  bool GroupChanged(std::size_t table, std::size_t group, std::uint64_t since) const override {
+    interrupt_();
+    return frozen_.GroupChanged(table, group, since);
+  }
+  std::optional<std::vector<std::uint64_t>> Removed(std::size_t table,
+                                                    std::uint64_t since) const override {
+    interrupt_();
+    return frozen_.Removed(table, since);
+  }
+
+ private:
+  const FrozenShard& frozen_;
+  const std::function<void()> interrupt_;
+};
+
+// A row's values and slots are one record, made by one push and frozen at one instant. So there is
+// no row whose values are of the freeze and whose slots are not, or are of nobody: neither in a
+// whole round nor in one that holds what has changed.
+TEST_P(RowOptimizerTest, RowsThatAppearWhileACheckpointIsWrittenLeaveNoSlotUninitialised) {
+  constexpr std::size_t kAtOnce = 250;
+  const JobRules rules = JobRules::Of(Spec(), kRecords);
+  const Keys keys = KeysOfShard(layout_, 1, 12'000);
+  // Each push makes new rows and updates older ones. The same clock is the same push everywhere.
+  const auto push = [&](Shard& shard, std::uint64_t clock) {
+    std::mt19937 random(static_cast<unsigned>(clock));
+    std::normal_distribution<float> normal;
+    Keys pushed;
+    const std::size_t begin = (clock - 1) * kAtOnce;
+    for (std::size_t i = 0; i < kAtOnce && begin + i < keys.size(); ++i) {
+      pushed.push_back(keys[begin + i]);
+      if (clock > 1) pushed.push_back(keys[random() % begin]);
+    }
+    std::sort(pushed.begin(), pushed.end());
+    pushed.erase(std::unique(pushed.begin(), pushed.end()), pushed.end());
+    Floats gradient(pushed.size() * kWidth);
+    for (float& one : gradient) one = normal(random);
+    Push(shard, clock, pushed, gradient);
+  };
+  // A shard of the first `clocks` pushes, to which nothing else ever happened.
+  const auto undisturbed = [&](std::uint64_t clocks) {
+    Shard shard = Make(rules);
+    for (std::uint64_t clock = 1; clock <= clocks; ++clock) push(shard, clock);
+    return Freeze(shard).rows;
+  };
+
+  Shard shard = Make(rules);
+  std::uint64_t clock = 0;
+  while (clock < 20) push(shard, ++clock);
+  std::optional<checkpoint::ShardBase> base;
+  checkpoint::ShardImage image;
+  for (std::uint64_t round = 1; round <= 3; ++round) {
+    const std::uint64_t cut = clock;
+    const FrozenShard frozen = shard.Freeze(JobId(1), Round(round));
+    std::size_t interrupted = 0;
+    const InterruptedSource source(frozen, [&] {
+      // Not all keys at once: there are more rounds.
+      if (++interrupted <= 3) push(shard, ++clock);
+    });
+    const auto part = directory_ / ("ckpt-" + std::to_string(round)) / "p0";
+    auto writer = checkpoint::Writer::Open(part, 0).value();
+    base = writer.Add(source, base.has_value() ? &*base : nullptr).value();
+    const auto written = writer.Finish().value();
+    EXPECT_EQ(written.at(0).bases.size(), round - 1) << "only what has changed";
+    ASSERT_GE(interrupted, 3u);
+    const auto reader = checkpoint::Reader::Open(part).value();
+    image = reader.ReadShard(ShardId(1), written.at(0).digest).value();
+    EXPECT_EQ(image.rows, undisturbed(cut)) << "of round " << round;
+    // It goes on from there as if it had been alone: rows that appeared are made anew, with slots.
+    Shard restored = MakeRestoring(rules);
+    ASSERT_TRUE(restored.Restore(image, false).ok());
+    for (std::uint64_t again = cut + 1; again <= clock; ++again) push(restored, again);
+    EXPECT_EQ(Freeze(restored).rows, Freeze(shard).rows) << "after round " << round;
+  }
+  EXPECT_GT(Freeze(shard).rows[0].rows(), image.rows[0].rows());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RowOptimizerTest,

@@ -11,7 +11,7 @@ namespace {
 TEST(TaskThreadTest, TasksRunInOrder) {
   std::vector<int> order;
   std::promise<void> done;
-  TaskThread thread(100);
+  TaskThread thread(100, "test");
   for (int i = 0; i < 50; ++i) {
     ASSERT_TRUE(thread.Post([&order, i] { order.push_back(i); }).ok());
   }
@@ -24,7 +24,7 @@ TEST(TaskThreadTest, TasksRunInOrder) {
 TEST(TaskThreadTest, AFullQueueIsRefused) {
   std::promise<void> started;
   std::promise<void> go;
-  TaskThread thread(1);
+  TaskThread thread(1, "test");
   ASSERT_TRUE(thread
                   .Post([&] {
                     started.set_value();
@@ -42,7 +42,7 @@ TEST(TaskThreadTest, TheEndInterruptsAPauseAndDropsWhatIsQueued) {
   bool paused = true;
   {
     std::promise<void> started;
-    TaskThread thread(10);
+    TaskThread thread(10, "test");
     ASSERT_TRUE(thread
                     .Post([&] {
                       started.set_value();

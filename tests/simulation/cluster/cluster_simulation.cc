@@ -47,6 +47,7 @@ class Cluster {
 
   std::uint64_t Dice(std::uint64_t sides) { return world_.schedule.Dice(sides); }
   int Replicas() const;
+  int FullEvery() const;
   void MakeJob();
   void MakeFaults();
   void Start(MachineId number);
@@ -136,6 +137,12 @@ int Cluster::Replicas() const {
   return kReplicas[std::mt19937_64(options_.seed ^ 0x9e3779b97f4a7c15)() % 4];
 }
 
+// Likewise. Chains are often longer than what is kept for its own sake.
+int Cluster::FullEvery() const {
+  constexpr int kFullEvery[] = {1, 3, 4, 8};
+  return kFullEvery[std::mt19937_64(options_.seed ^ 0xd1b54a32d192ed03)() % 4];
+}
+
 void Cluster::MakeJob() {
   const std::uint64_t workers = 2 + Dice(4);
   const std::uint64_t shards = 2 + Dice(6);
@@ -151,7 +158,8 @@ void Cluster::MakeJob() {
        << ", loss: none, metric: none, pull_values: fp32, staleness: " << staleness_of[Dice(5)]
        << ", max_version_gap: " << 2 * workers + Dice(20) << "}\n"
        << "optimizer: {type: sgd, learning_rate: 1.0, reference_batch: " << batch << "}\n"
-       << "checkpoint: {every_steps: " << 8 + Dice(30) << ", keep: " << 1 + Dice(3) << "}\n"
+       << "checkpoint: {every_steps: " << 8 + Dice(30) << ", keep: " << 1 + Dice(3)
+       << ", full_every: " << FullEvery() << "}\n"
        << "resources: {max_restarts: 1000, replicas: " << Replicas() << "}\n";
   auto spec = ParseJobYaml(yaml.str(), "job.yaml", "/");
   PS_CHECK(spec.ok(), spec.ok() ? "" : spec.error().message);
@@ -517,6 +525,9 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
       world_.history.Log("committed " + committed_);
       world_.history.CheckCommitted(newest.directory, newest.manifest_hash);
     }
+    for (const coordinator::CommittedCheckpoint& one : state->checkpoints) {
+      world_.history.CheckKept(one.directory, one.manifest_hash);
+    }
   }
   if (state->phase == coordinator::Phase::kSucceeded) {
     world_.history.CheckEnd(committed_, world_.total_positions, state->leases.repeated());
@@ -570,6 +581,8 @@ ClusterReport Cluster::Run() {
   report_.restores = history.restores();
   report_.promotions = history.promotions();
   report_.copies_compared = history.copies_compared();
+  report_.increments = history.increments();
+  report_.kept_checked = history.kept_checked();
   report_.too_old = history.too_old();
   report_.incarnations = history.runs().size();
   report_.records_lost = history.records_lost();
@@ -601,6 +614,8 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   messages += other.messages;
   pushes += other.pushes;
   checkpoints += other.checkpoints;
+  increments += other.increments;
+  kept_checked += other.kept_checked;
   checks += other.checks;
   leaders += other.leaders;
   restores += other.restores;

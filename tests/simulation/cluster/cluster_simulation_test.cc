@@ -29,6 +29,8 @@ TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   }
   EXPECT_GT(sum.pushes, 50'000u);
   EXPECT_GT(sum.checkpoints, 500u);
+  EXPECT_GT(sum.increments, 500u);
+  EXPECT_GT(sum.kept_checked, 5'000u);
   EXPECT_GT(sum.restores, 40u);
   EXPECT_GT(sum.rewinds, 5u);
   EXPECT_GT(sum.leaders, 300u);

@@ -15,6 +15,11 @@ bool DirectlyBelow(const std::string& path, const std::string& directory) {
 
 }  // namespace
 
+std::string RoundBeside(const std::string& round_directory, Round round) {
+  return round_directory.substr(0, round_directory.rfind('/') + 1) + "ckpt-" +
+         std::to_string(round.value());
+}
+
 Status Disk::Room(MachineId machine, const std::string& path) const {
   if (full(machine)) return Error{ErrorCode::kIo, path + ": no space left on device"};
   return Ok();
@@ -78,6 +83,45 @@ Result<DiskContent> Disk::ReadDurable(const std::string& path) const {
   if (!found->second->synced)
     return Error{ErrorCode::kInvalid, path + ": its content is not durable"};
   return found->second->content;
+}
+
+Result<StoredShard> Disk::ReadStored(const std::string& round_directory,
+                                     const checkpoint::ManifestShard& entry, bool durable) const {
+  const std::string path = round_directory + "/" + entry.server + "/DATA";
+  const DiskContent part = PS_TRY(durable ? ReadDurable(path) : Read(path));
+  for (const StoredShard& stored : part.shards) {
+    if (stored.image->shard == entry.shard) return stored;
+  }
+  return Error{ErrorCode::kInvalid, path + " has no shard " + std::to_string(entry.shard.value())};
+}
+
+Result<std::shared_ptr<const checkpoint::ShardImage>> Disk::ReadShard(
+    const std::string& round_directory, const checkpoint::ManifestShard& entry,
+    bool durable) const {
+  const StoredShard newest = PS_TRY(ReadStored(round_directory, entry, durable));
+  std::shared_ptr<const checkpoint::ShardImage> image = newest.image;
+  const auto bad = [&](const std::string& what) {
+    return Error{ErrorCode::kInvalid,
+                 round_directory + ", shard " + std::to_string(entry.shard.value()) + " " + what};
+  };
+  if (newest.bases != entry.bases) return bad("builds on other rounds than its manifest says");
+  if (!newest.bases.empty()) {
+    std::vector<StoredShard> chain = {newest};
+    for (const Round base : newest.bases) {
+      chain.push_back(PS_TRY(ReadStored(RoundBeside(round_directory, base), entry, durable)));
+      const std::vector<Round> rest(
+          newest.bases.begin() + static_cast<std::ptrdiff_t>(chain.size()) - 1, newest.bases.end());
+      if (chain.back().bases != rest) return bad("builds on a round that builds on others");
+    }
+    auto whole = std::make_shared<checkpoint::ShardImage>(*newest.image);
+    whole->values = chain.back().image->values;
+    for (auto stored = chain.rbegin() + 1; stored != chain.rend(); ++stored) {
+      for (const auto& [element, value] : stored->changed) whole->values[element] = value;
+    }
+    image = std::move(whole);
+  }
+  if (checkpoint::Digest(*image) != entry.digest) return bad("is not the one of its manifest");
+  return image;
 }
 
 std::set<std::string> Disk::List(const std::string& directory) const {

@@ -5,6 +5,7 @@
 // fail. What another machine wrote and did not sync can be read until that one crashes.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,15 +14,27 @@
 #include <vector>
 
 #include "checkpoint/image.h"
+#include "checkpoint/manifest.h"
+#include "common/ids.h"
 #include "common/result.h"
 #include "tests/simulation/cluster/schedule.h"
 
 namespace ps::simulation {
 
+// A shard in a part: whole, or what has changed of it since an earlier round.
+struct StoredShard {
+  std::vector<Round> bases;  // newest first, as in checkpoint/FORMAT.md; empty: it is whole
+  std::shared_ptr<const checkpoint::ShardImage> image;  // without values if it is not
+  std::map<std::uint32_t, float> changed;               // values by element
+};
+
 struct DiskContent {
   std::string text;
-  std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;
+  std::vector<StoredShard> shards;
 };
+
+// "job-1/ckpt-7", 5: "job-1/ckpt-5".
+std::string RoundBeside(const std::string& round_directory, Round round);
 
 class Disk {
  public:
@@ -36,6 +49,12 @@ class Disk {
   Result<DiskContent> Read(const std::string& path) const;
   // What a crash of all machines would leave.
   Result<DiskContent> ReadDurable(const std::string& path) const;
+  // The shard of a manifest's entry in a round directory, put together with what it builds on in
+  // the parts of the same name beside it. With `durable` only of what a crash of all machines would
+  // leave. kInvalid if it is not the one of the entry, or a base is not there.
+  Result<std::shared_ptr<const checkpoint::ShardImage>> ReadShard(
+      const std::string& round_directory, const checkpoint::ManifestShard& entry,
+      bool durable) const;
   // Names of the directories and files directly below.
   std::set<std::string> List(const std::string& directory) const;
 
@@ -51,6 +70,8 @@ class Disk {
   };
   using Names = std::map<std::string, std::shared_ptr<File>>;
 
+  Result<StoredShard> ReadStored(const std::string& round_directory,
+                                 const checkpoint::ManifestShard& entry, bool durable) const;
   Status Room(MachineId machine, const std::string& path) const;
 
   Names visible_;

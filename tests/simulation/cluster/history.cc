@@ -170,7 +170,8 @@ void History::CheckFirst(const server::Shard& shard) {
   }
 }
 
-bool History::Load(const std::string& directory, const std::string& hash, Loaded& loaded) {
+bool History::Load(const std::string& directory, const std::string& hash, bool of_new,
+                   Loaded& loaded) {
   std::string text;
   for (const std::string& part : disk_.List(directory)) {
     const auto copy = disk_.ReadDurable(directory + "/" + part + "/" + checkpoint::kManifestFile);
@@ -188,21 +189,13 @@ bool History::Load(const std::string& directory, const std::string& hash, Loaded
   loaded.manifest = std::move(manifest).value();
   loaded.images.assign(loaded.manifest.shards.size(), nullptr);
   for (const checkpoint::ManifestShard& entry : loaded.manifest.shards) {
-    const auto part = disk_.ReadDurable(directory + "/" + entry.server + "/DATA");
-    if (!part.ok()) {
-      Fail(directory + " is committed and " + part.error().message);
+    auto image = disk_.ReadShard(directory, entry, true);
+    if (!image.ok()) {
+      Fail(directory + " is committed and " + image.error().message);
       return false;
     }
-    for (const auto& image : part->images) {
-      if (image->shard == entry.shard && checkpoint::Digest(*image) == entry.digest) {
-        loaded.images[entry.shard.value()] = image;
-      }
-    }
-    if (loaded.images[entry.shard.value()] == nullptr) {
-      Fail(directory + " is committed and shard " + std::to_string(entry.shard.value()) +
-           " is not the one of its manifest");
-      return false;
-    }
+    loaded.images[entry.shard.value()] = *image;
+    increments_ += !entry.bases.empty() && of_new ? 1 : 0;
   }
   return true;
 }
@@ -230,7 +223,7 @@ bool History::MayBeLost(std::uint64_t position) const {
 
 void History::CheckCommitted(const std::string& directory, const std::string& hash) {
   Loaded loaded;
-  if (!Load(directory, hash, loaded)) return;
+  if (!Load(directory, hash, true, loaded)) return;
   const checkpoint::Manifest& manifest = loaded.manifest;
   std::vector<bool> remaining(manifest.data.total_positions, false);
   for (const checkpoint::PositionRange& range : manifest.data.remaining) {
@@ -272,6 +265,11 @@ void History::CheckCommitted(const std::string& directory, const std::string& ha
     }
   }
   newest_ = std::move(loaded);
+}
+
+void History::CheckKept(const std::string& directory, const std::string& hash) {
+  Loaded loaded;
+  if (Load(directory, hash, false, loaded)) ++kept_checked_;
 }
 
 void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard,

@@ -102,6 +102,8 @@ class History {
   // I5, I9: a checkpoint that ZooKeeper names as committed is durable, whole and of one cut, and
   // its data position is that of the cut.
   void CheckCommitted(const std::string& directory, const std::string& hash);
+  // I9 of one that was committed before and is still listed: with what it builds on.
+  void CheckKept(const std::string& directory, const std::string& hash);
   // I7: what the worker has pulled holds its own pushes up to `acked`.
   void CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, std::uint32_t lineage,
                       std::span<const float> values);
@@ -121,6 +123,9 @@ class History {
   std::uint64_t restores() const { return restores_; }
   std::uint64_t promotions() const { return promotions_; }
   std::uint64_t copies_compared() const { return copies_compared_; }
+  // Shards of committed checkpoints that build on earlier ones.
+  std::uint64_t increments() const { return increments_; }
+  std::uint64_t kept_checked() const { return kept_checked_; }
 
  private:
   struct Loaded {
@@ -128,7 +133,7 @@ class History {
     std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;  // by shard
   };
   // The durable copy; fails the history if there is none.
-  bool Load(const std::string& directory, const std::string& hash, Loaded& loaded);
+  bool Load(const std::string& directory, const std::string& hash, bool of_new, Loaded& loaded);
   void CheckImage(const checkpoint::ShardImage& image, const std::string& where);
   // How often each position is in the image.
   std::vector<std::uint32_t> CountPositions(const checkpoint::ShardImage& image,
@@ -166,6 +171,8 @@ class History {
   std::uint64_t restores_ = 0;
   std::uint64_t promotions_ = 0;
   std::uint64_t copies_compared_ = 0;
+  std::uint64_t increments_ = 0;
+  std::uint64_t kept_checked_ = 0;
 };
 
 }  // namespace ps::simulation

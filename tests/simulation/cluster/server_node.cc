@@ -16,10 +16,6 @@ constexpr std::int64_t kDiskMs = 60;
 constexpr int kRestoreAttempts = 3;
 constexpr std::int64_t kRestoreRetryMs = 500;
 
-std::string RoundName(const std::string& directory, Round round) {
-  return directory.substr(0, directory.rfind('/') + 1) + "ckpt-" + std::to_string(round.value());
-}
-
 }  // namespace
 
 ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
@@ -305,6 +301,7 @@ void ServerNode::OnMessage(control::MessageT message) {
       const JobId id(message.body.AsJobDrop()->job);
       if (jobs_.erase(id) == 0) return;
       PostToLanes([id](server::LaneCore& core) { core.DropJob(id); });
+      std::erase_if(written_, [id](const auto& entry) { return entry.first.first == id; });
       break;
     }
     case control::Body::ReportWanted: {
@@ -390,7 +387,8 @@ void ServerNode::OnRoundBegin(const control::RoundBeginT& begin) {
   Job* job = FindJob(id);
   if (job == nullptr) return OnRoundFailed(id, round, "the job is not known here");
   if (job->round.has_value() && job->round->round >= round) return;
-  job->round = Job::OpenRound{round, begin.directory, std::vector<bool>(lanes_.size(), false), {}};
+  job->round = Job::OpenRound{
+      round, begin.directory, std::vector<bool>(lanes_.size(), false), {}, Round(begin.base)};
   PostToLanes([id, round, live = begin.live_version, map = begin.map_version](
                   server::LaneCore& core) { core.BeginRound(id, round, live, map); });
 }
@@ -432,32 +430,44 @@ void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
   }
   Job::OpenRound& open = *job->round;
   open.frozen[lane] = true;
-  for (const server::FrozenShard& shard : frozen.shards) open.images.push_back(shard.ToImage());
+  for (server::FrozenShard& shard : frozen.shards) open.shards.push_back(std::move(shard));
   if (std::find(open.frozen.begin(), open.frozen.end(), false) != open.frozen.end()) return;
 
-  DiskContent content;
   auto prepared = std::make_shared<control::PreparedT>();
   prepared->job = frozen.job.value();
   prepared->round = frozen.round.value();
   prepared->directory = open.directory;
-  for (checkpoint::ShardImage& image : open.images) {
-    auto shard = std::make_unique<control::PreparedShardT>();
-    shard->shard = image.shard.value();
-    shard->epoch = image.epoch.value();
-    shard->version = image.version;
-    shard->bytes = checkpoint::ContentBytes(image);
-    shard->samples = image.samples_trained;
-    shard->digest = checkpoint::Digest(image);
-    shard->values_digest = checkpoint::ValuesDigest(image.values);
-    prepared->shards.push_back(std::move(shard));
-    content.images.push_back(std::make_shared<const checkpoint::ShardImage>(std::move(image)));
+  for (const server::FrozenShard& shard : open.shards) {
+    const checkpoint::ShardImage image = shard.ToImage();
+    auto one = std::make_unique<control::PreparedShardT>();
+    one->shard = image.shard.value();
+    one->epoch = image.epoch.value();
+    one->version = image.version;
+    one->samples = image.samples_trained;
+    one->digest = checkpoint::Digest(image);
+    one->values_digest = checkpoint::ValuesDigest(image.values);
+    prepared->shards.push_back(std::move(one));
   }
-  open.images.clear();
   const std::string part = open.directory + "/" + procid_;
   const auto tell = [this, prepared] { Send(control::Make(control::PreparedT(*prepared))); };
   if (world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
   std::vector<DiskStep> steps;
-  steps.push_back([this, part, content] {
+  steps.push_back([this, part, prepared, base = open.base,
+                   shards = std::make_shared<std::vector<server::FrozenShard>>(
+                       std::exchange(open.shards, {}))] {
+    // What it builds on is known once it is its turn: what went before may have deleted some.
+    DiskContent content;
+    for (std::size_t i = 0; i < shards->size(); ++i) {
+      content.shards.push_back(Store((*shards)[i], base));
+      const StoredShard& stored = content.shards.back();
+      control::PreparedShardT& one = *prepared->shards[i];
+      one.state_bytes = checkpoint::ContentBytes((*shards)[i].ToImage());
+      one.bytes = stored.bases.empty() ? one.state_bytes : stored.changed.size() * sizeof(float);
+      for (const Round round : stored.bases) {
+        one.bases.push_back(std::make_unique<control::KeptRoundT>());
+        one.bases.back()->round = round.value();
+      }
+    }
     return world_.disk.Write(machine_, part + "/DATA.partial", content);
   });
   if (!world_.Lacks(Mutant::kNoSync)) {
@@ -477,6 +487,38 @@ void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
          if (!status.ok()) return OnRoundFailed(id, round, status.error().message);
          if (!world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
        });
+}
+
+// As CheckpointStore::Write() and checkpoint::Writer do it with a shard.
+StoredShard ServerNode::Store(const server::FrozenShard& frozen, Round base) {
+  auto image = std::make_shared<checkpoint::ShardImage>(frozen.ToImage());
+  std::vector<Written>& of = written_[{image->job, image->shard}];
+  Written made{image->round, {}, frozen.identity(), frozen.cut(), image->values};
+  auto from =
+      std::find_if(of.begin(), of.end(), [base](const Written& one) { return one.round == base; });
+  if (base == Round()) from = of.end();
+  if (from != of.end()) {
+    std::vector<Round> bases = from->bases;
+    bases.insert(bases.begin(), base);
+    const std::string job = "job-" + std::to_string(image->job.value()) + "/ckpt-";
+    const bool there = std::all_of(bases.begin(), bases.end(), [&](Round one) {
+      const std::string part = job + std::to_string(one.value()) + "/" + procid_;
+      return world_.disk.List(part).contains("DATA");
+    });
+    if (there && from->identity == made.identity) made.bases = std::move(bases);
+  }
+  StoredShard stored{made.bases, image, {}};
+  if (!made.bases.empty()) {
+    const Written& since = world_.Lacks(Mutant::kBuildOnAborted) ? of.back() : *from;
+    for (std::uint32_t i = 0; i < image->values.size(); ++i) {
+      if (!frozen.BlockChanged(0, since.cut)) break;  // a shard has one block
+      if (image->values[i] != since.values[i]) stored.changed[i] = image->values[i];
+    }
+    image->values.clear();
+  }
+  std::erase_if(of, [base](const Written& old) { return old.round != base; });
+  of.push_back(std::move(made));
+  return stored;
 }
 
 void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
@@ -515,6 +557,9 @@ void ServerNode::OnRoundCommitted(const control::RoundCommittedT& committed) {
   if (job != nullptr && job->round.has_value() && job->round->round <= round) job->round.reset();
   std::vector<std::uint64_t> keep;
   for (const auto& kept : committed.keep) keep.push_back(kept->round);
+  if (world_.Lacks(Mutant::kDeleteKept) && keep.size() > 1) {
+    keep.erase(std::min_element(keep.begin(), keep.end()));
+  }
   Post({[this, base = "job-" + std::to_string(committed.job), round, keep = std::move(keep)] {
          for (const std::string& name : world_.disk.List(base)) {
            const std::uint64_t number = std::stoull(name.substr(name.find('-') + 1));
@@ -555,7 +600,7 @@ void ServerNode::OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted
   if (job->restore.empty()) {
     return OnRestoreFailed(wanted, "the map wants a restore, but no checkpoint was named");
   }
-  Restore(lane, wanted, RoundName(job->restore, wanted.round), 1);
+  Restore(lane, wanted, RoundBeside(job->restore, wanted.round), 1);
 }
 
 void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted,
@@ -569,11 +614,8 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
     std::shared_ptr<const checkpoint::ShardImage> image;
     const auto manifest = checkpoint::FromJson(text);
     if (manifest.ok()) {
-      const checkpoint::ManifestShard& entry = manifest->shards[wanted.shard.value()];
-      const auto data = world_.disk.Read(name + "/" + entry.server + "/DATA");
-      for (const auto& one : data.ok() ? data->images : decltype(data->images)()) {
-        if (one->shard == wanted.shard && checkpoint::Digest(*one) == entry.digest) image = one;
-      }
+      const auto read = world_.disk.ReadShard(name, manifest->shards[wanted.shard.value()], false);
+      if (read.ok()) image = *read;
     }
     if (image == nullptr) {
       if (attempt < kRestoreAttempts) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ps-server/core/lane_core.h"
@@ -29,7 +30,8 @@ class ServerNode {
       Round round;
       std::string directory;
       std::vector<bool> frozen;
-      std::vector<checkpoint::ShardImage> images;
+      std::vector<server::FrozenShard> shards;
+      Round base;
     };
     LayoutView layout;
     server::JobRules rules;
@@ -73,6 +75,9 @@ class ServerNode {
   void OnRoundAbort(const control::RoundAbortT& abort);
   void OnRoundFailed(JobId id, Round round, const std::string& reason);
   void OnFrozen(std::uint32_t lane, server::LaneFrozen frozen);
+  // What a part gets of the shard: with `base`, a committed round, what has changed since that if
+  // it can be told.
+  StoredShard Store(const server::FrozenShard& frozen, Round base);
   void OnWriteManifest(const control::WriteManifestT& write);
   void OnRoundCommitted(const control::RoundCommittedT& committed);
   void OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted& wanted);
@@ -99,6 +104,16 @@ class ServerNode {
   std::vector<std::string> endpoints_;
   std::vector<Lane> lanes_;
   std::map<JobId, Job> jobs_;
+
+  // What was written of a shard in a round: checkpoint::ShardBase.
+  struct Written {
+    Round round;
+    std::vector<Round> bases;
+    std::shared_ptr<const void> identity;
+    std::uint64_t cut = 0;
+    std::vector<float> values;
+  };
+  std::map<std::pair<JobId, ShardId>, std::vector<Written>> written_;
 
   struct Work {
     std::vector<DiskStep> steps;

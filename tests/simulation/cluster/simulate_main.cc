@@ -184,6 +184,8 @@ int main(int argc, char** argv) {
       {"pushes", sum.pushes},
       {"checks", sum.checks},
       {"checkpoints", sum.checkpoints},
+      {"increments", sum.increments},
+      {"kept_checked", sum.kept_checked},
       {"leaders", sum.leaders},
       {"restores", sum.restores},
       {"promotions", sum.promotions},

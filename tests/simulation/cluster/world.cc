@@ -29,6 +29,8 @@ const char* MutantName(Mutant mutant) {
     case Mutant::kAnswerBeforeBackups: return "answer-before-backups";
     case Mutant::kTakeOldEpoch: return "take-old-epoch";
     case Mutant::kSyncedTooEarly: return "synced-too-early";
+    case Mutant::kBuildOnAborted: return "build-on-aborted";
+    case Mutant::kDeleteKept: return "delete-kept";
   }
   return "unknown";
 }

@@ -33,8 +33,10 @@ enum class Mutant {
   kAnswerBeforeBackups,      // the first of a chain does not wait for the others
   kTakeOldEpoch,             // a backup confirms what a former first of its chain says
   kSyncedTooEarly,           // backups count as in sync before they are
+  kBuildOnAborted,           // a part leaves out what an aborted round has
+  kDeleteKept,               // the oldest round that is to be kept is deleted
 };
-inline constexpr int kMutants = 15;
+inline constexpr int kMutants = 17;
 const char* MutantName(Mutant mutant);
 
 struct World {
