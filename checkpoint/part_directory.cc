@@ -144,7 +144,8 @@ Status CopyPart(const Storage& source, const fs::path& part, const fs::path& dir
   std::error_code error;
   if (fs::exists(target, error)) {
     const Result<std::string> own = ReadWholeFile(target / kSealFile, kMaxSealBytes);
-    if (own.ok() && *own == seal) return Ok();
+    // Its name may be there without being durable yet.
+    if (own.ok() && *own == seal) return SyncDirectory(target.parent_path());
     return Error{ErrorCode::kConflict, target.string() + ": exists already, and is not a copy of " +
                                            source.Describe(part)};
   }

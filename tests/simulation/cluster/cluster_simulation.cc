@@ -64,6 +64,7 @@ class Cluster {
   void HealAll();
   void Operator();
   void CheckShards();
+  bool MayLoseDisk(MachineId number) const;
   void OnWrite(std::int64_t session, const std::string& path, const std::string& data);
   std::string WaitsFor() const;
 
@@ -78,6 +79,8 @@ class Cluster {
   std::string phase_;
   std::string reason_;
   std::string committed_;  // the list of checkpoints, as ZooKeeper has it
+  std::vector<coordinator::CommittedCheckpoint> checkpoints_;
+  bool disk_lost_ = false;
   std::uint64_t events_told_ = 0;
   std::int64_t leader_session_ = 0;
 };
@@ -252,6 +255,21 @@ void Cluster::Stop(MachineId number, bool crash) {
   machine.rings.clear();
 }
 
+// Once in a history, and only what is elsewhere, too.
+bool Cluster::MayLoseDisk(MachineId number) const {
+  if (world_.stores.shared() || disk_lost_ ||
+      machines_[static_cast<std::size_t>(number)].role != Role::kServer) {
+    return false;
+  }
+  const std::string store = world_.stores.Of(number);
+  return std::all_of(checkpoints_.begin(), checkpoints_.end(), [&](const auto& checkpoint) {
+    const coordinator::PartPlaces& places = checkpoint.places;
+    return std::all_of(places.parts.begin(), places.parts.end(), [&](const auto& part) {
+      return part.size() > 1 || places.stores[part.front()].id != store;
+    });
+  });
+}
+
 void Cluster::StartLater(MachineId number, std::int64_t delay_ms) {
   const std::uint64_t starts = machines_[static_cast<std::size_t>(number)].starts;
   world_.schedule.After(delay_ms, [this, number, starts] {
@@ -308,6 +326,13 @@ void Cluster::Strike(const Fault& fault) {
     case FaultKind::kKillCoordinator: kill(Role::kCoordinator); break;
     case FaultKind::kCrashMachine:
       Stop(target, true);
+      if (fault.other % 2 == 1 && MayLoseDisk(target)) {
+        const std::string store = world_.stores.Lose(target);
+        world_.disk.RemoveTree(store);
+        world_.history.Log("the disk " + store + " is lost");
+        disk_lost_ = true;
+        ++report_.disks_lost;
+      }
       StartLater(target, fault.lasts_ms);
       break;
     case FaultKind::kPower:
@@ -523,10 +548,11 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
       committed_ = newest.directory;
       ++report_.checkpoints;
       world_.history.Log("committed " + committed_);
-      world_.history.CheckCommitted(newest.directory, newest.manifest_hash);
+      world_.history.CheckCommitted(newest);
     }
+    checkpoints_ = state->checkpoints;
     for (const coordinator::CommittedCheckpoint& one : state->checkpoints) {
-      world_.history.CheckKept(one.directory, one.manifest_hash);
+      world_.history.CheckKept(one);
     }
   }
   if (state->phase == coordinator::Phase::kSucceeded) {
@@ -583,6 +609,7 @@ ClusterReport Cluster::Run() {
   report_.copies_compared = history.copies_compared();
   report_.increments = history.increments();
   report_.kept_checked = history.kept_checked();
+  report_.copies_checked = history.copies_checked();
   report_.too_old = history.too_old();
   report_.incarnations = history.runs().size();
   report_.records_lost = history.records_lost();
@@ -616,6 +643,8 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   checkpoints += other.checkpoints;
   increments += other.increments;
   kept_checked += other.kept_checked;
+  copies_checked += other.copies_checked;
+  disks_lost += other.disks_lost;
   checks += other.checks;
   leaders += other.leaders;
   restores += other.restores;

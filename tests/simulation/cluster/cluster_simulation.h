@@ -85,9 +85,11 @@ struct ClusterReport {
   std::int64_t virtual_ms = 0;
   std::uint64_t messages = 0;
   std::uint64_t pushes = 0;
-  std::uint64_t checkpoints = 0;   // committed, each of which was checked
-  std::uint64_t increments = 0;    // of their shards, those that build on earlier ones
-  std::uint64_t kept_checked = 0;  // checks of those that are still listed
+  std::uint64_t checkpoints = 0;     // committed, each of which was checked
+  std::uint64_t increments = 0;      // of their shards, those that build on earlier ones
+  std::uint64_t kept_checked = 0;    // checks of those that are still listed
+  std::uint64_t copies_checked = 0;  // of shards, in folders that are not shared
+  std::uint64_t disks_lost = 0;
   std::uint64_t checks = 0;
   std::uint64_t leaders = 0;
   std::uint64_t restores = 0;

@@ -1,4 +1,4 @@
-// The checkpoint directory of a simulated cluster: one file system that all servers reach.
+// The disks of a simulated cluster, and the folders of checkpoints on them.
 //
 // What a machine has written and not synced is lost when it crashes, and so are names (new,
 // renamed) whose directory it has not synced. While a machine's disk is full its writes and syncs
@@ -35,6 +35,34 @@ struct DiskContent {
 
 // "job-1/ckpt-7", 5: "job-1/ckpt-5".
 std::string RoundBeside(const std::string& round_directory, Round round);
+
+// The folders of checkpoints: one that all servers share, or one of each machine.
+class Stores {
+ public:
+  explicit Stores(bool shared) : shared_(shared) {}
+
+  bool shared() const { return shared_; }
+  // The identity of the machine's folder; paths in it begin with that and a slash.
+  std::string Of(MachineId machine) const {
+    if (shared_) return "shared";
+    const auto at = losses_.find(machine);
+    return "m" + std::to_string(machine) + "." +
+           std::to_string(at == losses_.end() ? 0 : at->second);
+  }
+  bool IsLost(const std::string& store) const { return lost_.contains(store); }
+  // The disk is gone: from now on the machine has another one. Returns the folder that was there.
+  std::string Lose(MachineId machine) {
+    std::string store = Of(machine);
+    lost_.insert(store);
+    ++losses_[machine];
+    return store;
+  }
+
+ private:
+  const bool shared_;
+  std::map<MachineId, int> losses_;
+  std::set<std::string> lost_;
+};
 
 class Disk {
  public:

@@ -170,12 +170,27 @@ void History::CheckFirst(const server::Shard& shard) {
   }
 }
 
-bool History::Load(const std::string& directory, const std::string& hash, bool of_new,
+std::vector<std::string> History::StoresOf(
+    const coordinator::CommittedCheckpoint& checkpoint) const {
+  if (stores_.shared()) return {"shared"};
+  std::vector<std::string> stores;
+  for (const auto& store : checkpoint.places.stores) {
+    if (!stores_.IsLost(store.id)) stores.push_back(store.id);
+  }
+  return stores;
+}
+
+bool History::Load(const coordinator::CommittedCheckpoint& checkpoint, bool of_new,
                    Loaded& loaded) {
+  const std::string& directory = checkpoint.directory;
+  const std::vector<std::string> stores = StoresOf(checkpoint);
   std::string text;
-  for (const std::string& part : disk_.List(directory)) {
-    const auto copy = disk_.ReadDurable(directory + "/" + part + "/" + checkpoint::kManifestFile);
-    if (copy.ok() && checkpoint::Hash(copy->text) == hash) text = copy->text;
+  for (const std::string& store : stores) {
+    const std::string round = store + "/" + directory;
+    for (const std::string& part : disk_.List(round)) {
+      const auto copy = disk_.ReadDurable(round + "/" + part + "/" + checkpoint::kManifestFile);
+      if (copy.ok() && checkpoint::Hash(copy->text) == checkpoint.manifest_hash) text = copy->text;
+    }
   }
   if (text.empty()) {
     Fail(directory + " is committed and no durable copy has the manifest of that hash");
@@ -189,12 +204,30 @@ bool History::Load(const std::string& directory, const std::string& hash, bool o
   loaded.manifest = std::move(manifest).value();
   loaded.images.assign(loaded.manifest.shards.size(), nullptr);
   for (const checkpoint::ManifestShard& entry : loaded.manifest.shards) {
-    auto image = disk_.ReadShard(directory, entry, true);
-    if (!image.ok()) {
-      Fail(directory + " is committed and " + image.error().message);
+    // Each folder that is said to have the shard has it.
+    std::vector<std::string> holders = stores;
+    if (!stores_.shared()) {
+      const coordinator::PartPlaces& places = checkpoint.places;
+      holders.clear();
+      for (const std::uint32_t store : places.parts[places.shards[entry.shard.value()]]) {
+        const std::string& id = places.stores[store].id;
+        if (!stores_.IsLost(id)) holders.push_back(id);
+      }
+      copies_checked_ += holders.size();
+    }
+    for (const std::string& store : holders) {
+      auto image = disk_.ReadShard(store + "/" + directory, entry, true);
+      if (!image.ok()) {
+        Fail(directory + " is committed and " + image.error().message);
+        return false;
+      }
+      loaded.images[entry.shard.value()] = *image;
+    }
+    if (holders.empty()) {
+      Fail(directory + " is committed and nobody has its shard " +
+           std::to_string(entry.shard.value()));
       return false;
     }
-    loaded.images[entry.shard.value()] = *image;
     increments_ += !entry.bases.empty() && of_new ? 1 : 0;
   }
   return true;
@@ -221,9 +254,10 @@ bool History::MayBeLost(std::uint64_t position) const {
   });
 }
 
-void History::CheckCommitted(const std::string& directory, const std::string& hash) {
+void History::CheckCommitted(const coordinator::CommittedCheckpoint& checkpoint) {
+  const std::string& directory = checkpoint.directory;
   Loaded loaded;
-  if (!Load(directory, hash, true, loaded)) return;
+  if (!Load(checkpoint, true, loaded)) return;
   const checkpoint::Manifest& manifest = loaded.manifest;
   std::vector<bool> remaining(manifest.data.total_positions, false);
   for (const checkpoint::PositionRange& range : manifest.data.remaining) {
@@ -267,9 +301,9 @@ void History::CheckCommitted(const std::string& directory, const std::string& ha
   newest_ = std::move(loaded);
 }
 
-void History::CheckKept(const std::string& directory, const std::string& hash) {
+void History::CheckKept(const coordinator::CommittedCheckpoint& checkpoint) {
   Loaded loaded;
-  if (Load(directory, hash, false, loaded)) ++kept_checked_;
+  if (Load(checkpoint, false, loaded)) ++kept_checked_;
 }
 
 void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard,

@@ -19,6 +19,7 @@
 #include "checkpoint/image.h"
 #include "checkpoint/manifest.h"
 #include "common/layout/layout.h"
+#include "coordinator/core/job_state.h"
 #include "ps-server/core/shard.h"
 #include "tests/simulation/cluster/disk.h"
 #include "tests/simulation/cluster/schedule.h"
@@ -49,7 +50,8 @@ class History {
     bool ring_lost = false;  // its machine crashed with the ring: what it pushed last may be lost
   };
 
-  History(Schedule& schedule, const Disk& disk) : schedule_(schedule), disk_(disk) {}
+  History(Schedule& schedule, const Disk& disk, const Stores& stores)
+      : schedule_(schedule), disk_(disk), stores_(stores) {}
 
   void SetLayout(LayoutView layout) { layout_ = std::move(layout); }
   const LayoutView& layout() const { return layout_; }
@@ -101,9 +103,9 @@ class History {
   void CheckFirst(const server::Shard& shard);
   // I5, I9: a checkpoint that ZooKeeper names as committed is durable, whole and of one cut, and
   // its data position is that of the cut.
-  void CheckCommitted(const std::string& directory, const std::string& hash);
+  void CheckCommitted(const coordinator::CommittedCheckpoint& checkpoint);
   // I9 of one that was committed before and is still listed: with what it builds on.
-  void CheckKept(const std::string& directory, const std::string& hash);
+  void CheckKept(const coordinator::CommittedCheckpoint& checkpoint);
   // I7: what the worker has pulled holds its own pushes up to `acked`.
   void CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard, std::uint32_t lineage,
                       std::span<const float> values);
@@ -125,6 +127,7 @@ class History {
   std::uint64_t copies_compared() const { return copies_compared_; }
   // Shards of committed checkpoints that build on earlier ones.
   std::uint64_t increments() const { return increments_; }
+  std::uint64_t copies_checked() const { return copies_checked_; }
   std::uint64_t kept_checked() const { return kept_checked_; }
 
  private:
@@ -133,7 +136,9 @@ class History {
     std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;  // by shard
   };
   // The durable copy; fails the history if there is none.
-  bool Load(const std::string& directory, const std::string& hash, bool of_new, Loaded& loaded);
+  bool Load(const coordinator::CommittedCheckpoint& checkpoint, bool of_new, Loaded& loaded);
+  // Folders in which something of the checkpoint is said to lie, and which are not lost.
+  std::vector<std::string> StoresOf(const coordinator::CommittedCheckpoint& checkpoint) const;
   void CheckImage(const checkpoint::ShardImage& image, const std::string& where);
   // How often each position is in the image.
   std::vector<std::uint32_t> CountPositions(const checkpoint::ShardImage& image,
@@ -145,6 +150,7 @@ class History {
 
   Schedule& schedule_;
   const Disk& disk_;
+  const Stores& stores_;
   LayoutView layout_;
   bool bulk_ = false;
   bool over_ = false;
@@ -172,6 +178,7 @@ class History {
   std::uint64_t promotions_ = 0;
   std::uint64_t copies_compared_ = 0;
   std::uint64_t increments_ = 0;
+  std::uint64_t copies_checked_ = 0;
   std::uint64_t kept_checked_ = 0;
 };
 

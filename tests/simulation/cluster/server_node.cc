@@ -24,6 +24,8 @@ ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
       machine_(machine),
       name_(name),
       procid_(name + ".p" + std::to_string(world.next_process++)),
+      files_(procid_ + "/files"),
+      store_(world.stores.Of(machine)),
       client_(world.schedule, world.zookeeper, machine, life_),
       lanes_(lanes) {
   for (std::uint32_t number = 0; number < lanes; ++number) {
@@ -35,6 +37,7 @@ ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
                           if (!weak.expired()) OnLanePacket(number, from, packet);
                         });
   }
+  world_.file_services[files_] = machine_;
   control_ = std::make_unique<SimulatedControlClient>(
       world_, machine_, [this] { return Registration(); },
       [this](control::MessageT message) { OnMessage(std::move(message)); });
@@ -55,6 +58,7 @@ ServerNode::ServerNode(World& world, MachineId machine, const std::string& name,
 
 void ServerNode::End(bool crash) {
   life_.reset();
+  world_.file_services.erase(files_);
   for (const std::string& endpoint : endpoints_) world_.network.Unbind(endpoint, crash);
   for (const Lane& lane : lanes_) {
     for (const auto& [endpoint, link] : lane.links) world_.network.Close(link);
@@ -263,6 +267,8 @@ control::MessageT ServerNode::Registration() const {
   registration.procid = procid_;
   registration.host = name_;
   registration.lanes = endpoints_;
+  registration.store = store_;
+  registration.files = files_;
   for (const auto& [id, job] : jobs_) {
     auto holding = std::make_unique<control::JobHoldingT>();
     holding->job = id.value();
@@ -293,8 +299,8 @@ void ServerNode::OnMessage(control::MessageT message) {
       const auto& update = *message.body.AsJobUpdate();
       Job* job = FindJob(JobId(update.job));
       if (job == nullptr) return;
-      ApplyUpdate(JobId(update.job), *job, update.map.get(), update.live.get(), update.restore,
-                  update.restore_job);
+      TakeSources(*job, update);
+      ApplyUpdate(JobId(update.job), *job, update.map.get(), update.live.get());
       break;
     }
     case control::Body::JobDrop: {
@@ -314,6 +320,7 @@ void ServerNode::OnMessage(control::MessageT message) {
     }
     case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
     case control::Body::RoundAbort: OnRoundAbort(*message.body.AsRoundAbort()); break;
+    case control::Body::CopyPart: OnCopyPart(*message.body.AsCopyPart()); break;
     case control::Body::WriteManifest: OnWriteManifest(*message.body.AsWriteManifest()); break;
     case control::Body::RoundCommitted: OnRoundCommitted(*message.body.AsRoundCommitted()); break;
     default: break;
@@ -329,17 +336,23 @@ void ServerNode::OnJobStart(const control::JobStartT& start) {
     made.rules = server::JobRules::Of(ParseJobJson(start.spec_json).value(), start.data->records);
   }
   const control::LiveSetT nobody;
-  ApplyUpdate(id, jobs_[id], start.map.get(), start.live != nullptr ? start.live.get() : &nobody,
-              start.restore, start.restore_job);
+  TakeSources(jobs_[id], start);
+  ApplyUpdate(id, jobs_[id], start.map.get(), start.live != nullptr ? start.live.get() : &nobody);
+}
+
+template <typename MessageT>
+void ServerNode::TakeSources(Job& job, const MessageT& message) {
+  if (!message.restore.empty()) {
+    job.restore = message.restore;
+    job.restore_job = message.restore_job;
+  }
+  if (message.map == nullptr) return;
+  job.sources.clear();
+  for (const auto& source : message.sources) job.sources.push_back(source->endpoint);
 }
 
 void ServerNode::ApplyUpdate(JobId id, Job& job, const control::MapT* map,
-                             const control::LiveSetT* live, const std::string& restore,
-                             std::uint64_t restore_job) {
-  if (!restore.empty()) {
-    job.restore = restore;
-    job.restore_job = restore_job;
-  }
+                             const control::LiveSetT* live) {
   std::vector<server::LaneMap> own;
   server::LiveMembers members;
   for (std::uint32_t lane = 0; map != nullptr && lane < lanes_.size(); ++lane) {
@@ -401,7 +414,7 @@ void ServerNode::OnRoundAbort(const control::RoundAbortT& abort) {
   if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
   // An older round may have been committed: only its commit was not heard of.
   if (job->round->round < round) return job->round.reset();
-  Post({[this, part = job->round->directory + "/" + procid_] {
+  Post({[this, part = store_ + "/" + job->round->directory + "/" + procid_] {
          world_.disk.RemoveTree(part);
          return Ok();
        }},
@@ -448,7 +461,7 @@ void ServerNode::OnFrozen(std::uint32_t lane, server::LaneFrozen frozen) {
     one->values_digest = checkpoint::ValuesDigest(image.values);
     prepared->shards.push_back(std::move(one));
   }
-  const std::string part = open.directory + "/" + procid_;
+  const std::string part = store_ + "/" + open.directory + "/" + procid_;
   const auto tell = [this, prepared] { Send(control::Make(control::PreparedT(*prepared))); };
   if (world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
   std::vector<DiskStep> steps;
@@ -500,7 +513,7 @@ StoredShard ServerNode::Store(const server::FrozenShard& frozen, Round base) {
   if (from != of.end()) {
     std::vector<Round> bases = from->bases;
     bases.insert(bases.begin(), base);
-    const std::string job = "job-" + std::to_string(image->job.value()) + "/ckpt-";
+    const std::string job = store_ + "/job-" + std::to_string(image->job.value()) + "/ckpt-";
     const bool there = std::all_of(bases.begin(), bases.end(), [&](Round one) {
       const std::string part = job + std::to_string(one.value()) + "/" + procid_;
       return world_.disk.List(part).contains("DATA");
@@ -521,9 +534,68 @@ StoredShard ServerNode::Store(const server::FrozenShard& frozen, Round base) {
   return stored;
 }
 
+std::string ServerNode::Reach(const std::string& endpoint) const {
+  const auto at = world_.file_services.find(endpoint);
+  if (at == world_.file_services.end() || world_.network.Blocked(machine_, at->second) ||
+      world_.network.Blocked(at->second, machine_)) {
+    return "";
+  }
+  return world_.stores.Of(at->second);
+}
+
+void ServerNode::OnCopyPart(const control::CopyPartT& copy) {
+  const auto work = std::make_shared<control::CopyPartT>(control::Clone(copy));
+  const auto tell = [this, work](const Status& copied) {
+    if (copied.ok()) {
+      control::PartCopiedT done;
+      done.job = work->job;
+      done.round = work->round;
+      done.part = work->part;
+      return Send(control::Make(std::move(done)));
+    }
+    control::PartCopyFailedT failed;
+    failed.job = work->job;
+    failed.round = work->round;
+    failed.part = work->part;
+    failed.message = copied.error().message;
+    Send(control::Make(std::move(failed)));
+  };
+  if (world_.Lacks(Mutant::kAnswerBeforeWritten)) tell(Ok());
+  std::vector<std::string> rounds;
+  for (const auto& base : copy.bases) {
+    if (world_.Lacks(Mutant::kCopyAlone)) break;
+    rounds.push_back(RoundBeside(copy.directory, Round(base->round)));
+  }
+  rounds.push_back(copy.directory);
+  std::vector<DiskStep> steps;
+  for (const std::string& round : rounds) {
+    const std::string part = round + "/" + copy.part;
+    const std::string own = store_ + "/" + part;
+    const auto is_there = [this, own] { return world_.disk.List(own).contains("DATA"); };
+    steps.push_back([this, part, own, work, is_there]() -> Status {
+      if (is_there()) return Ok();
+      const std::string from = Reach(work->source->endpoint);
+      if (from.empty()) return Error{ErrorCode::kUnreachable, "the source does not answer"};
+      return world_.disk.Write(machine_, own + "/DATA.partial",
+                               PS_TRY(world_.disk.Read(from + "/" + part + "/DATA")));
+    });
+    steps.push_back([this, own, is_there]() -> Status {
+      if (is_there() || world_.Lacks(Mutant::kNoSync)) return Ok();
+      return world_.disk.Sync(machine_, own + "/DATA.partial");
+    });
+    steps.push_back([this, own, is_there]() -> Status {
+      if (is_there()) return Ok();
+      return world_.disk.Rename(machine_, own + "/DATA.partial", own + "/DATA");
+    });
+    if (world_.Lacks(Mutant::kNoDirectorySync)) continue;
+    steps.push_back([this, own] { return world_.disk.SyncDirectory(machine_, own); });
+  }
+  Post(std::move(steps), [this, tell](const Status& status) {
+    if (!world_.Lacks(Mutant::kAnswerBeforeWritten)) tell(status);
+  });
+}
+
 void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
-  const std::string part = write.directory + "/" + procid_;
-  const std::string name = part + "/" + checkpoint::kManifestFile;
   const auto tell = [this, job = write.job, round = write.round] {
     control::ManifestWrittenT done;
     done.job = job;
@@ -532,16 +604,20 @@ void ServerNode::OnWriteManifest(const control::WriteManifestT& write) {
   };
   if (world_.Lacks(Mutant::kAnswerBeforeWritten)) tell();
   std::vector<DiskStep> steps;
-  steps.push_back([this, part, name, text = write.manifest]() -> Status {
-    if (world_.disk.List(part).empty()) {
-      return Error{ErrorCode::kConflict, "this server wrote no part of the round"};
+  for (const auto& one : write.parts) {
+    const std::string part = store_ + "/" + write.directory + "/" + one->name;
+    const std::string name = part + "/" + checkpoint::kManifestFile;
+    steps.push_back([this, part, name, text = write.manifest]() -> Status {
+      if (world_.disk.List(part).empty()) {
+        return Error{ErrorCode::kConflict, "this server has no such part of the round"};
+      }
+      return world_.disk.Write(machine_, name + ".partial", DiskContent{text, {}});
+    });
+    steps.push_back([this, name] { return world_.disk.Sync(machine_, name + ".partial"); });
+    steps.push_back([this, name] { return world_.disk.Rename(machine_, name + ".partial", name); });
+    if (!world_.Lacks(Mutant::kNoDirectorySync)) {
+      steps.push_back([this, part] { return world_.disk.SyncDirectory(machine_, part); });
     }
-    return world_.disk.Write(machine_, name + ".partial", DiskContent{text, {}});
-  });
-  steps.push_back([this, name] { return world_.disk.Sync(machine_, name + ".partial"); });
-  steps.push_back([this, name] { return world_.disk.Rename(machine_, name + ".partial", name); });
-  if (!world_.Lacks(Mutant::kNoDirectorySync)) {
-    steps.push_back([this, part] { return world_.disk.SyncDirectory(machine_, part); });
   }
   Post(std::move(steps), [this, job = write.job, round = write.round, tell](const Status& status) {
     if (!status.ok()) {
@@ -560,7 +636,8 @@ void ServerNode::OnRoundCommitted(const control::RoundCommittedT& committed) {
   if (world_.Lacks(Mutant::kDeleteKept) && keep.size() > 1) {
     keep.erase(std::min_element(keep.begin(), keep.end()));
   }
-  Post({[this, base = "job-" + std::to_string(committed.job), round, keep = std::move(keep)] {
+  Post({[this, base = store_ + "/job-" + std::to_string(committed.job), round,
+         keep = std::move(keep)] {
          for (const std::string& name : world_.disk.List(base)) {
            const std::uint64_t number = std::stoull(name.substr(name.find('-') + 1));
            if (number >= round.value() ||
@@ -598,7 +675,7 @@ void ServerNode::OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   if (job->restore.empty()) {
-    return OnRestoreFailed(wanted, "the map wants a restore, but no checkpoint was named");
+    return OnRestoreFailed(wanted, "the map wants a restore, but no checkpoint was named", false);
   }
   Restore(lane, wanted, RoundBeside(job->restore, wanted.round), 1);
 }
@@ -606,24 +683,38 @@ void ServerNode::OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted
 void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted,
                          const std::string& name, int attempt) {
   world_.schedule.After(1 + world_.schedule.Below(4 * kDiskMs), machine_, life_, [=, this] {
+    // As server::RestoreReader: the own folder, then those of the others.
+    const Job* const job = FindJob(wanted.job);
+    std::vector<std::string> places = {store_};
+    bool silent = false;
+    for (const std::string& source : job == nullptr ? std::vector<std::string>() : job->sources) {
+      const std::string store = Reach(source);
+      silent = silent || store.empty();
+      if (!store.empty() && store != store_) places.push_back(store);
+    }
     std::string text;
-    for (const std::string& part : world_.disk.List(name)) {
-      const auto copy = world_.disk.Read(name + "/" + part + "/" + checkpoint::kManifestFile);
-      if (copy.ok()) text = copy->text;
+    for (const std::string& store : places) {
+      const std::string round = store + "/" + name;
+      for (const std::string& part : world_.disk.List(round)) {
+        const auto copy = world_.disk.Read(round + "/" + part + "/" + checkpoint::kManifestFile);
+        if (copy.ok() && text.empty()) text = copy->text;
+      }
     }
     std::shared_ptr<const checkpoint::ShardImage> image;
     const auto manifest = checkpoint::FromJson(text);
-    if (manifest.ok()) {
-      const auto read = world_.disk.ReadShard(name, manifest->shards[wanted.shard.value()], false);
+    for (const std::string& store : places) {
+      if (!manifest.ok() || image != nullptr) break;
+      const auto read =
+          world_.disk.ReadShard(store + "/" + name, manifest->shards[wanted.shard.value()], false);
       if (read.ok()) image = *read;
     }
     if (image == nullptr) {
-      if (attempt < kRestoreAttempts) {
+      if (!silent && attempt < kRestoreAttempts) {
         world_.schedule.After(kRestoreRetryMs, machine_, life_,
                               [=, this] { Restore(lane, wanted, name, attempt + 1); });
         return;
       }
-      return OnRestoreFailed(wanted, name + " cannot be read");
+      return OnRestoreFailed(wanted, name + " cannot be read", !silent);
     }
     PostToLane(lane, [this, wanted, image](server::LaneCore& core) {
       checkpoint::ShardImage copy = *image;
@@ -635,12 +726,13 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
         return world_.history.Restored(wanted.shard, shard->lineage(), *image);
       }
       if (installed.error().code == ErrorCode::kConflict) return;
-      OnRestoreFailed(wanted, installed.error().message);
+      OnRestoreFailed(wanted, installed.error().message, false);
     });
   });
 }
 
-void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message) {
+void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message,
+                                 bool damaged) {
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   const auto own = job->own.find(wanted.shard);
@@ -652,6 +744,7 @@ void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std:
   failed.round = wanted.round.value();
   failed.epoch = wanted.epoch.value();
   failed.message = message;
+  failed.damaged = damaged;
   Send(control::Make(std::move(failed)));
 }
 

@@ -41,6 +41,7 @@ class ServerNode {
     std::map<ShardId, Epoch> own;
     std::string restore;
     std::uint64_t restore_job = 0;
+    std::vector<std::string> sources;  // endpoints
     std::optional<OpenRound> round;
     std::map<ShardId, std::pair<server::RestoreWanted, std::string>> failed;
   };
@@ -69,8 +70,9 @@ class ServerNode {
   control::MessageT Registration() const;
   void OnMessage(control::MessageT message);
   void OnJobStart(const control::JobStartT& start);
-  void ApplyUpdate(JobId id, Job& job, const control::MapT* map, const control::LiveSetT* live,
-                   const std::string& restore, std::uint64_t restore_job);
+  void ApplyUpdate(JobId id, Job& job, const control::MapT* map, const control::LiveSetT* live);
+  template <typename MessageT>
+  static void TakeSources(Job& job, const MessageT& message);
   void OnRoundBegin(const control::RoundBeginT& begin);
   void OnRoundAbort(const control::RoundAbortT& abort);
   void OnRoundFailed(JobId id, Round round, const std::string& reason);
@@ -78,12 +80,16 @@ class ServerNode {
   // What a part gets of the shard: with `base`, a committed round, what has changed since that if
   // it can be told.
   StoredShard Store(const server::FrozenShard& frozen, Round base);
+  void OnCopyPart(const control::CopyPartT& copy);
+  // The folder of the server whose file service that is; empty if it cannot be reached.
+  std::string Reach(const std::string& endpoint) const;
   void OnWriteManifest(const control::WriteManifestT& write);
   void OnRoundCommitted(const control::RoundCommittedT& committed);
   void OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted& wanted);
   void Restore(std::uint32_t lane, const server::RestoreWanted& wanted, const std::string& name,
                int attempt);
-  void OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message);
+  void OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message,
+                       bool damaged);
   void Report();
 
   // The writer: steps of disk work, one after the other, with time between them. The first step
@@ -96,6 +102,8 @@ class ServerNode {
   const MachineId machine_;
   const std::string name_;
   const std::string procid_;
+  const std::string files_;  // endpoint of its file service
+  const std::string store_;
   Life life_ = std::make_shared<int>(0);
   ZkClient client_;
   std::unique_ptr<SimulatedControlClient> control_;

@@ -186,6 +186,8 @@ int main(int argc, char** argv) {
       {"checkpoints", sum.checkpoints},
       {"increments", sum.increments},
       {"kept_checked", sum.kept_checked},
+      {"copies_checked", sum.copies_checked},
+      {"disks_lost", sum.disks_lost},
       {"leaders", sum.leaders},
       {"restores", sum.restores},
       {"promotions", sum.promotions},

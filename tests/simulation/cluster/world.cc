@@ -31,6 +31,7 @@ const char* MutantName(Mutant mutant) {
     case Mutant::kSyncedTooEarly: return "synced-too-early";
     case Mutant::kBuildOnAborted: return "build-on-aborted";
     case Mutant::kDeleteKept: return "delete-kept";
+    case Mutant::kCopyAlone: return "copy-alone";
   }
   return "unknown";
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -35,8 +36,9 @@ enum class Mutant {
   kSyncedTooEarly,           // backups count as in sync before they are
   kBuildOnAborted,           // a part leaves out what an aborted round has
   kDeleteKept,               // the oldest round that is to be kept is deleted
+  kCopyAlone,                // a part is copied without what it builds on
 };
-inline constexpr int kMutants = 17;
+inline constexpr int kMutants = 18;
 const char* MutantName(Mutant mutant);
 
 struct World {
@@ -44,7 +46,8 @@ struct World {
       : schedule(seed),
         network(schedule),
         zookeeper(schedule, network),
-        history(schedule, disk),
+        stores(seed % 3 == 1),
+        history(schedule, disk, stores),
         mutant(off) {}
 
   bool Lacks(Mutant guard) const { return mutant == guard; }
@@ -53,6 +56,8 @@ struct World {
   Network network;
   ZooKeeper zookeeper;
   Disk disk;
+  Stores stores;
+  std::map<std::string, MachineId> file_services;  // by endpoint, while they run
   History history;
   const Mutant mutant;
 
