@@ -362,8 +362,8 @@ void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
       ready.data_fingerprint != definition_.data.fingerprint) {
     Finish(Phase::kFailed, WorkerText(slot, state_.workers[slot].incarnation) + " on " +
                                state_.workers[slot].agent_name +
-                               " has other training data than was checked at submission; the data "
-                               "must be the same on every node");
+                               " has other training data, or another file of checkpoint.load, than "
+                               "was checked at submission; they must be the same on every node");
     return;
   }
   slots_[slot].ready = true;
@@ -796,9 +796,10 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
       const auto& entry = *map_.shards[failed.shard];
       if (map_.servers[entry.server]->procid != procid || entry.epoch != failed.epoch) break;
       if (failed.damaged && GoBackBefore(Round(failed.round), failed.message)) break;
-      Finish(Phase::kFailed, "shard " + std::to_string(failed.shard) +
-                                 " could not be restored from checkpoint " +
-                                 std::to_string(failed.round) + ": " + failed.message);
+      const std::string how = failed.round == 0 ? " could not be loaded"
+                                                : " could not be restored from checkpoint " +
+                                                      std::to_string(failed.round);
+      Finish(Phase::kFailed, "shard " + std::to_string(failed.shard) + how + ": " + failed.message);
       break;
     }
     case control::Body::Prepared: OnPrepared(procid, *message.body.AsPrepared()); break;

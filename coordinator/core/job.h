@@ -67,6 +67,9 @@ class Job {
   // The checkpoint to start from; before the first Tick.
   void StartFrom(JobId job, Round round, std::string directory);
 
+  // An event: with what the job begins, beside its initial values.
+  void TellStart(const std::string& what) { Event("start", what); }
+
   void Tick();
   void OnServerReady(const std::string& procid);
   void OnServerGone(const std::string& procid);

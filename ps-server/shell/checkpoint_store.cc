@@ -222,8 +222,7 @@ Status RestoreReader::OpenRound(const std::string& round_name) {
   return Ok();
 }
 
-Status RestoreReader::Read(const std::string& round_name, ShardId shard,
-                           checkpoint::ShardSink& sink) {
+Result<RestoreReader::Place> RestoreReader::OpenPart(const std::string& round_name, ShardId shard) {
   PS_TRY(OpenRound(round_name));
   const auto entry =
       std::find_if(manifest_.shards.begin(), manifest_.shards.end(),
@@ -239,10 +238,29 @@ Status RestoreReader::Read(const std::string& round_name, ShardId shard,
     checkpoint::Reader reader = PS_TRY(checkpoint::Reader::Open(directory));
     part = parts_.emplace(entry->server, std::move(reader)).first;
   }
-  const Status read = part->second.ReadShard(shard, entry->digest, sink);
+  return Place{&part->second, &*entry};
+}
+
+Status RestoreReader::Read(const std::string& round_name, ShardId shard,
+                           checkpoint::ShardSink& sink) {
+  const Place place = PS_TRY(OpenPart(round_name, shard));
+  const Status read = place.part->ReadShard(shard, place.entry->digest, sink);
   // Whoever tries again should open the files again.
   if (!read.ok()) open_name_.clear();
   return read;
+}
+
+Result<checkpoint::ShardMeta> RestoreReader::ReadMeta(const std::string& round_name,
+                                                      ShardId shard) {
+  const Place place = PS_TRY(OpenPart(round_name, shard));
+  auto meta = place.part->ReadMeta(shard);
+  if (!meta.ok()) open_name_.clear();
+  return meta;
+}
+
+Result<const checkpoint::Manifest*> RestoreReader::ReadManifest(const std::string& round_name) {
+  PS_TRY(OpenRound(round_name));
+  return &manifest_;
 }
 
 }  // namespace ps::server

@@ -81,9 +81,20 @@ class RestoreReader {
   // As checkpoint::Reader::ReadShard: what `sink` got counts if this is Ok. kNotFound if the round
   // or the shard is not there, kInvalid if what is there is damaged, or the sink refuses it.
   Status Read(const std::string& round_name, ShardId shard, checkpoint::ShardSink& sink);
+  // What the shard is, without its content.
+  Result<checkpoint::ShardMeta> ReadMeta(const std::string& round_name, ShardId shard);
+  // Valid until a call names another round, or fails.
+  Result<const checkpoint::Manifest*> ReadManifest(const std::string& round_name);
 
  private:
+  // The part that has the shard, and what the manifest says of it.
+  struct Place {
+    const checkpoint::Reader* part = nullptr;
+    const checkpoint::ManifestShard* entry = nullptr;
+  };
+
   Status OpenRound(const std::string& round_name);
+  Result<Place> OpenPart(const std::string& round_name, ShardId shard);
 
   const std::filesystem::path root_;
   // The round that was read last stays open: shards of one round come one after the other.

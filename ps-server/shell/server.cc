@@ -9,6 +9,7 @@
 #include <random>
 #include <utility>
 
+#include "common/check.h"
 #include "common/job/job_spec.h"
 #include "common/net/metric_families.h"
 #include "common/net/zmq_socket.h"
@@ -66,6 +67,7 @@ struct Server::Job {
   std::map<ShardId, Epoch> own;  // under that map
   std::string restore;           // the round that restore_round of the map's entries means
   std::uint64_t restore_job = 0;
+  std::shared_ptr<const LoadOrder> load;  // null: nothing is loaded of other jobs
   std::optional<OpenRound> round;
   // Restores that failed, until the map takes the shard away: told again to each new leader.
   std::map<ShardId, std::pair<RestoreWanted, Error>> failed;
@@ -97,6 +99,8 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   for (std::uint32_t i = 0; i < restoring; ++i) {
     server->restore_readers_.push_back(
         std::make_unique<RestoreReader>(server->config_.checkpoint_dir));
+    server->source_loaders_.push_back(std::make_unique<SourceLoader>(
+        [root = server->config_.checkpoint_dir] { return std::make_unique<RestoreReader>(root); }));
   }
   for (std::uint32_t i = 0; i < restoring; ++i) {
     server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax));
@@ -282,6 +286,11 @@ void Server::OnJobStart(const control::JobStartT& start) {
                            id.value());
     }
     made->shards = shards;
+    if (made->rules.loads) {
+      auto order = LoadOrder::Of(id, *spec, *start.layout);
+      if (!order.ok()) return spdlog::error("job {}: {}", id.value(), order.error().message);
+      made->load = std::make_shared<const LoadOrder>(std::move(order).value());
+    }
     job = jobs_.emplace(id, std::move(made)).first->second.get();
     spdlog::info("job {} ({}) begins here", id.value(), start.name);
   }
@@ -532,6 +541,7 @@ void Server::OnLaneEvent(std::uint32_t lane, LaneEvent event) {
 }
 
 void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
+  if (wanted.round == Round()) return OnLoadWanted(lane, wanted);
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   if (job->restore.empty()) {
@@ -572,6 +582,39 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   if (!posted.ok()) OnRestoreFailed(wanted, posted.error());
 }
 
+// As above, but what is read are the checkpoints of other jobs, and the shard is Blank then.
+void Server::OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted) {
+  const Job* const job = FindJob(wanted.job);
+  if (job == nullptr) return;
+  PS_CHECK(job->load != nullptr, wanted.job);
+  const std::size_t number = wanted.shard.value() % restore_threads_.size();
+  TaskThread* const thread = restore_threads_[number].get();
+  SourceLoader* const loader = source_loaders_[number].get();
+  const Status posted = thread->Post([this, lane, wanted, order = job->load, thread, loader] {
+    std::shared_ptr<std::unique_ptr<Shard>> loaded;
+    Status read = Ok();
+    for (int attempt = 1; attempt <= kRestoreAttempts; ++attempt) {
+      if (attempt > 1 && !thread->Pause(kRestoreRetryWait)) return;
+      loaded = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
+      read = loader->Load(*order, **loaded);
+      if (read.ok() || read.error().code == ErrorCode::kInvalid) break;
+    }
+    if (!read.ok()) {
+      return PostToLoop([this, wanted, error = read.error()] { OnRestoreFailed(wanted, error); });
+    }
+    const auto install = [this, wanted, loaded](LaneCore& core) {
+      if (!core.InstallRestored(wanted, std::move(*loaded)).ok()) return;
+      PostToLoop([this, wanted] {
+        ++counters_.shards_restored;
+        spdlog::debug("job {}: shard {} has what the job loads", wanted.job.value(),
+                      wanted.shard.value());
+      });
+    };
+    PostToLoop([this, lane, install] { PostToLane(lane, install); });
+  });
+  if (!posted.ok()) OnRestoreFailed(wanted, posted.error());
+}
+
 void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error) {
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
@@ -579,8 +622,13 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error) {
   // The failure of an old assignment would end a job that no longer depends on it.
   if (own == job->own.end() || own->second != wanted.epoch) return;
   ++counters_.restores_failed;
-  spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
-                wanted.shard.value(), wanted.round.value(), error.message);
+  if (wanted.round == Round()) {
+    spdlog::error("job {}: shard {} cannot be loaded: {}", wanted.job.value(), wanted.shard.value(),
+                  error.message);
+  } else {
+    spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
+                  wanted.shard.value(), wanted.round.value(), error.message);
+  }
   auto& kept = job->failed[wanted.shard];
   kept = {wanted, error};
   kept.first.plan.reset();  // nobody makes a shard of this one any more

@@ -24,6 +24,7 @@
 #include "ps-server/shell/checkpoint_store.h"
 #include "ps-server/shell/lane.h"
 #include "ps-server/shell/metrics.h"
+#include "ps-server/shell/source_loader.h"
 #include "ps-server/shell/task_thread.h"
 
 namespace ps::server {
@@ -93,6 +94,7 @@ class Server {
   void OnFrozen(std::uint32_t lane, LaneFrozen frozen);
   void OnRoundFailed(JobId job, Round round, const std::string& reason);
   void OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted);
+  void OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted);
   void OnRestoreFailed(const RestoreWanted& wanted, const Error& error);
   void WriteRound(Job& job);
 
@@ -124,6 +126,7 @@ class Server {
   // Last, so that they end first: their threads use the members above.
   CheckpointStore store_;                                        // the checkpoint thread's
   std::vector<std::unique_ptr<RestoreReader>> restore_readers_;  // each one restore thread's
+  std::vector<std::unique_ptr<SourceLoader>> source_loaders_;    // the same
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::unique_ptr<TaskThread> checkpoint_thread_;
   std::vector<std::unique_ptr<TaskThread>> restore_threads_;

@@ -111,7 +111,8 @@ Result<control::PreflightResultT> Try(const JobSpec& spec) {
   result.data = std::make_unique<control::DataInfoT>();
   result.data->records = task.train->records();
   result.data->test_records = task.test == nullptr ? 0 : task.test->records();
-  result.data->fingerprint = task.train->fingerprint();
+  result.data->fingerprint = task.fingerprint();
+  result.file_tensors = task.files.tensors;
   return result;
 }
 
@@ -126,6 +127,7 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
   }
   if (spec.model.type == "ledger") {
     task.workload = std::make_unique<Ledger>(spec.model, spec.embedding_tables);
+    task.files = PS_TRY(LoadFileValues(spec, *task.workload));
     return task;
   }
   PS_TRY(CheckData(spec, *task.train, "train"));
@@ -137,6 +139,7 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
   auto model = PS_TRY(Model::Create(spec, task.train->features()));
   task.workload = std::make_unique<TensorWorkload>(spec, std::move(model));
+  task.files = PS_TRY(LoadFileValues(spec, *task.workload));
   return task;
 }
 
