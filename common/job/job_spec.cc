@@ -536,6 +536,8 @@ class Reader {
         pairs.push_back(std::move(pair));
       }
     }
+    // A map has no order, and JSON's keys may come in any.
+    std::sort(pairs.begin(), pairs.end());
   }
 
   void Integer(const char* key, std::int64_t& value, Whole range, When when = {},
