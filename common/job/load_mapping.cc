@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::size_t kFindingsMax = 20;
 constexpr std::size_t kNamesShown = 6;
+constexpr std::uint64_t kElementsMax = std::uint64_t{1} << 62;
 
 std::string ShapeText(const std::vector<std::int64_t>& shape) {
   std::string text;
@@ -176,17 +177,42 @@ std::uint64_t ModelParts::Tensor::elements() const {
   return product;
 }
 
-ModelParts ModelParts::Of(const control::LayoutT& layout) {
+Result<ModelParts::Tensor> ModelParts::Tensor::Of(std::string name, std::vector<std::int64_t> shape,
+                                                  std::uint64_t elements, std::uint64_t begin,
+                                                  bool counter) {
+  std::uint64_t product = 1;
+  bool fits = true;
+  for (const std::int64_t extent : shape) {
+    fits = fits && extent >= 0;
+    // Sizes that are multiplied before a 0 must not overflow either.
+    if (fits && extent > 0) {
+      fits = product <= kElementsMax / static_cast<std::uint64_t>(extent);
+      if (fits) product *= static_cast<std::uint64_t>(extent);
+    }
+  }
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) product = 0;
+  if (!fits || product != elements) {
+    return Error{ErrorCode::kInvalid, "tensor `" + name + "` has " + std::to_string(elements) +
+                                          " elements, its shape is " + ShapeText(shape)};
+  }
+  return Tensor{std::move(name), std::move(shape), begin, counter};
+}
+
+Result<ModelParts> ModelParts::Of(const control::LayoutT& layout) {
   ModelParts parts;
   std::uint64_t begin = 0;
   for (const auto& table : layout.tables) {
     for (const auto& tensor : table->tensors) {
-      Tensor part;
-      part.name = tensor->name;
-      for (const auto& extent : tensor->shape) part.shape.push_back(extent->size);
-      part.begin = begin + tensor->offset;
-      part.counter = table->rule == control::TableRule::Maximum;
-      parts.tensors.push_back(std::move(part));
+      if (tensor->elements > table->elements ||
+          tensor->offset > table->elements - tensor->elements) {
+        return Error{ErrorCode::kInvalid,
+                     "tensor `" + tensor->name + "` lies outside of table `" + table->name + "`"};
+      }
+      std::vector<std::int64_t> shape;
+      for (const auto& extent : tensor->shape) shape.push_back(extent->size);
+      parts.tensors.push_back(
+          PS_TRY(Tensor::Of(tensor->name, std::move(shape), tensor->elements,
+                            begin + tensor->offset, table->rule == control::TableRule::Maximum)));
     }
     begin += table->elements;
   }

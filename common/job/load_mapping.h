@@ -31,6 +31,9 @@ struct ModelParts {
     bool counter = false;     // whole numbers, of which the largest one counts
 
     std::uint64_t elements() const;
+    // kInvalid if the shape has not so many elements.
+    static Result<Tensor> Of(std::string name, std::vector<std::int64_t> shape,
+                             std::uint64_t elements, std::uint64_t begin, bool counter);
   };
   struct Table {
     std::string name;
@@ -39,7 +42,8 @@ struct ModelParts {
   std::vector<Tensor> tensors;
   std::vector<Table> tables;
 
-  static ModelParts Of(const control::LayoutT& layout);
+  // kInvalid if its tensors do not fit its tables (it came over a wire).
+  static Result<ModelParts> Of(const control::LayoutT& layout);
 };
 
 // Places in the lists of the source and of the job.

@@ -61,7 +61,8 @@ Status PinLoadSources(JobSpec& spec, const JobFinder& find) {
 Result<std::vector<std::string>> CheckLoadSources(const JobSpec& spec,
                                                   const control::PreflightResultT& preflight,
                                                   const JobFinder& find) {
-  const ModelParts parts = ModelParts::Of(*preflight.layout);
+  if (spec.checkpoint.load.empty()) return std::vector<std::string>();
+  const ModelParts parts = PS_TRY(ModelParts::Of(*preflight.layout));
   LoadClaims claims;
   std::vector<std::string> sentences;
   std::string findings;
@@ -80,8 +81,8 @@ Result<std::vector<std::string>> CheckLoadSources(const JobSpec& spec,
   for (std::size_t i = 0; i < spec.checkpoint.load.size(); ++i) {
     if (spec.checkpoint.load[i].from.empty()) continue;
     const Found found = PS_TRY(FindSource(spec, i, find));
-    const auto mapping =
-        MapLoadSource(spec, i, ModelParts::Of(found.job->definition().layout), parts);
+    const ModelParts source = PS_TRY(ModelParts::Of(found.job->definition().layout));
+    const auto mapping = MapLoadSource(spec, i, source, parts);
     if (!mapping.ok()) {
       note(mapping.error());
       continue;

@@ -15,19 +15,9 @@ Result<ModelParts> PartsOf(const checkpoint::Manifest& manifest) {
   std::uint64_t begin = 0;
   for (const checkpoint::ManifestTable& table : manifest.tables) {
     for (const checkpoint::ManifestTensor& tensor : table.tensors) {
-      ModelParts::Tensor part{tensor.name, tensor.shape, begin + tensor.offset,
-                              table.rule == TableRule::Maximum};
-      std::uint64_t left = tensor.elements;
-      bool fits = true;
-      for (const std::int64_t extent : tensor.shape) {
-        fits = fits && extent > 0 && left % static_cast<std::uint64_t>(extent) == 0;
-        if (fits) left /= static_cast<std::uint64_t>(extent);
-      }
-      if (!fits || left != 1) {
-        return Bad("tensor `" + tensor.name + "` has " + std::to_string(tensor.elements) +
-                   " elements, which its shape has not");
-      }
-      parts.tensors.push_back(std::move(part));
+      parts.tensors.push_back(
+          PS_TRY(ModelParts::Tensor::Of(tensor.name, tensor.shape, tensor.elements,
+                                        begin + tensor.offset, table.rule == TableRule::Maximum)));
     }
     if (table.elements > UINT64_MAX / 2 - begin) return Bad("its tables are too large");
     begin += table.elements;
@@ -49,7 +39,7 @@ std::uint64_t ElementsOf(const checkpoint::Manifest& manifest) {
 Result<LoadOrder> LoadOrder::Of(JobId job, const JobSpec& spec, const control::LayoutT& layout) {
   LoadOrder order;
   order.job = job;
-  order.parts = ModelParts::Of(layout);
+  order.parts = PS_TRY(ModelParts::Of(layout));
   for (const LoadSourceSpec& source : spec.checkpoint.load) {
     if (source.from.empty()) continue;
     const CheckpointOrigin origin = ParseOrigin(source.from);

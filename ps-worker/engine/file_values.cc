@@ -33,7 +33,8 @@ std::span<float> FindTensor(Workload& workload, const std::string& name) {
 
 Result<FileValues> LoadFileValues(const JobSpec& spec, Workload& workload) {
   FileValues result;
-  const ModelParts job = ModelParts::Of(workload.layout());
+  if (spec.checkpoint.load.empty()) return result;
+  const ModelParts job = PS_TRY(ModelParts::Of(workload.layout()));
   const std::unique_ptr<XXH3_state_t, FreeState> state(XXH3_createState());
   XXH3_64bits_reset(state.get());
   LoadClaims claims;

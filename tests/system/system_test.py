@@ -495,7 +495,7 @@ class Loading(WithCluster):
         header.pop("__metadata__")
         tensors = {}
         for name, tensor in header.items():
-            values = array.array("f")
+            values = array.array("q" if tensor["dtype"] == "I64" else "f")
             values.frombytes(data[slice(*tensor["data_offsets"])])
             tensors[name] = (tensor["shape"], values)
         rows = {}
@@ -509,21 +509,26 @@ class Loading(WithCluster):
                 key: values[i * width:(i + 1) * width] for i, key in enumerate(keys)}
         return tensors, rows, folder
 
-    def mlp(self, name, layers, load="", more=STILL, seed=1):
-        if not os.path.exists(os.path.join(self.cluster.folder, "points.csv")):
+    def job_of(self, name, model, features, load="", more=STILL, seed=1):
+        points = os.path.join(self.cluster.folder, "points-%d.csv" % features)
+        if not os.path.exists(points):
             draw = random.Random(3)
-            lines = [",".join("%.4f" % draw.gauss(0, 1) for _ in range(8)) + ",%d" % draw.randrange(3)
-                     for _ in range(2000)]
-            self.cluster.file("\n".join(["a,b,c,d,e,f,g,h,y"] + lines) + "\n", "points.csv")
+            lines = [",".join("%.4f" % draw.gauss(0, 1) for _ in range(features)) +
+                     ",%d" % draw.randrange(3) for _ in range(2000)]
+            head = ",".join(["x%d" % i for i in range(features)] + ["y"])
+            self.cluster.file("\n".join([head] + lines) + "\n", os.path.basename(points))
         return """
 apiVersion: ds/v1
 kind: TrainJob
 name: %s
-model: {type: mlp, layers: %s}
-data: {train: {format: csv, file: '%s/points.csv', label: y}}
+model: %s
+data: {train: {format: csv, file: '%s', label: y}}
 training: {workers: 2, batch_size: 100, epochs: 1, metric: none, seed: %d}
 checkpoint: {every_steps: 1000%s}
-%s""" % (name, layers, self.cluster.folder, seed, load and ", load: " + load, more)
+%s""" % (name, model, points, seed, load and ", load: " + load, more)
+
+    def mlp(self, name, layers, load="", more=STILL, seed=1):
+        return self.job_of(name, "{type: mlp, layers: %s}" % layers, 8, load, more, seed)
 
     def run_job(self, text):
         return self.finish(self.cluster.submit(text))
@@ -648,6 +653,21 @@ checkpoint: {every_steps: 1000%s}
         with open(path, "r+b") as file:
             file.truncate(os.path.getsize(path) - 1)
         refused(load, "by hand.safetensors", "33")
+
+    def test_buffers_and_counters_go_on_from_a_checkpoint_and_from_a_file(self):
+        model = "{type: cnn, input_shape: [1, 4, 4], channels: [2, 3], hidden: 8, classes: 3}"
+        self.run_job(self.job_of("pictures", model, 16))
+        first, _, folder = self.exported("pictures")
+        steps = first["norm0.num_batches_tracked"][1][0]
+        self.assertGreaterEqual(steps, 10)
+        for name, load in (("of-a-job", "[{from: pictures, tensors: ['*']}]"),
+                           ("of-a-file", "[{file: '%s/model.safetensors', tensors: ['*']}]" % folder)):
+            self.run_job(self.job_of(name, model, 16, load, seed=2))
+            second, _, _ = self.exported(name)
+            self.assertEqual(second["hidden.weight"], first["hidden.weight"])
+            self.assertNotEqual(second["norm0.running_var"][1][0], 1)
+            # Each worker counts its own steps on from what it began with.
+            self.assertGreaterEqual(second["norm0.num_batches_tracked"][1][0], steps + 10)
 
     def test_a_server_lost_before_the_first_checkpoint_loads_again(self):
         text = ledger("counted", records=40000, workers=2, epochs=1) + ROWS

@@ -202,7 +202,7 @@ TEST(LoadMappingTest, PartsOfALayoutCountThroughItsTables) {
     table->tensors.push_back(std::move(tensor));
     layout.tables.push_back(std::move(table));
   }
-  const ModelParts parts = ModelParts::Of(layout);
+  const ModelParts parts = ModelParts::Of(layout).value();
   ASSERT_EQ(parts.tensors.size(), 2u);
   EXPECT_EQ(parts.tensors[0].begin, 6u);
   EXPECT_EQ(parts.tensors[1].begin, 18u);
@@ -210,6 +210,27 @@ TEST(LoadMappingTest, PartsOfALayoutCountThroughItsTables) {
   EXPECT_TRUE(parts.tensors[1].counter);
   EXPECT_EQ(parts.tensors[1].shape, (std::vector<std::int64_t>{2, 3}));
   EXPECT_EQ(parts.tensors[1].elements(), 6u);
+  // It came over a wire.
+  control::TensorInfoT& tensor = *layout.tables[1]->tensors[0];
+  tensor.offset = 7;
+  EXPECT_FALSE(ModelParts::Of(layout).ok());
+  tensor.offset = 6;
+  tensor.shape[0]->size = 3;
+  EXPECT_FALSE(ModelParts::Of(layout).ok());
+}
+
+TEST(LoadMappingTest, AShapeMustHaveTheElementsOfItsTensor) {
+  const auto fits = [](std::vector<std::int64_t> shape, std::uint64_t elements) {
+    return ModelParts::Tensor::Of("t", std::move(shape), elements, 0, false).ok();
+  };
+  EXPECT_TRUE(fits({}, 1));
+  EXPECT_TRUE(fits({2, 3}, 6));
+  EXPECT_TRUE(fits({2, 0}, 0));
+  EXPECT_FALSE(fits({2, 3}, 5));
+  EXPECT_FALSE(fits({-2, -3}, 6));
+  EXPECT_FALSE(fits({std::int64_t{1} << 32, std::int64_t{1} << 32, 4}, 0));
+  EXPECT_FALSE(fits({std::int64_t{1} << 62, 4, 0}, 0));
+  EXPECT_FALSE(fits({0, -1}, 0));
 }
 
 }  // namespace

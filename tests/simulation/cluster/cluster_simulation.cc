@@ -47,6 +47,7 @@ class Cluster {
 
   std::uint64_t Dice(std::uint64_t sides) { return world_.schedule.Dice(sides); }
   int Replicas() const;
+  bool Loads() const;
   void MakeJob();
   void MakeFaults();
   void Start(MachineId number);
@@ -136,6 +137,12 @@ int Cluster::Replicas() const {
   return kReplicas[std::mt19937_64(options_.seed ^ 0x9e3779b97f4a7c15)() % 4];
 }
 
+// A generator of its own here, too.
+bool Cluster::Loads() const {
+  return options_.mutant == Mutant::kInitWithoutLoad ||
+         std::mt19937_64(options_.seed ^ 0x6a09e667f3bcc909)() % 5 == 0;
+}
+
 void Cluster::MakeJob() {
   const std::uint64_t workers = 2 + Dice(4);
   const std::uint64_t shards = 2 + Dice(6);
@@ -177,6 +184,7 @@ void Cluster::MakeJob() {
       static_cast<std::uint64_t>(world_.spec.training.epochs * static_cast<double>(records));
   world_.history.SetLayout(
       LayoutView::Create(world_.layout, static_cast<std::uint32_t>(shards)).value());
+  world_.history.SetLoads(Loads());
   world_.history.SetBulk(world_.spec.training.staleness == 0);
 }
 

@@ -29,6 +29,7 @@ const char* MutantName(Mutant mutant) {
     case Mutant::kAnswerBeforeBackups: return "answer-before-backups";
     case Mutant::kTakeOldEpoch: return "take-old-epoch";
     case Mutant::kSyncedTooEarly: return "synced-too-early";
+    case Mutant::kInitWithoutLoad: return "init-without-load";
   }
   return "unknown";
 }

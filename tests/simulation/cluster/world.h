@@ -33,8 +33,9 @@ enum class Mutant {
   kAnswerBeforeBackups,      // the first of a chain does not wait for the others
   kTakeOldEpoch,             // a backup confirms what a former first of its chain says
   kSyncedTooEarly,           // backups count as in sync before they are
+  kInitWithoutLoad,          // a shard takes initial values before what its job loads of others
 };
-inline constexpr int kMutants = 15;
+inline constexpr int kMutants = 16;
 const char* MutantName(Mutant mutant);
 
 struct World {
