@@ -70,6 +70,7 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
     }
     definition.layout = std::move(*preflight->layout);
     definition.data = std::move(*preflight->data);
+    definition.files_fingerprint = preflight->files_fingerprint;
     definition.shards = ChooseShardCount(definition.layout, definition.spec.resources.shards);
     const auto json = nlohmann::json::parse(record.state, nullptr, false);
     auto state = StateFromJson(json);
@@ -565,6 +566,7 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   definition.spec_json = submission.spec_json;
   definition.layout = control::Clone(*result.layout);
   definition.data = control::Clone(*result.data);
+  definition.files_fingerprint = result.files_fingerprint;
   definition.shards = ChooseShardCount(definition.layout, definition.spec.resources.shards);
   auto view = LayoutView::Create(definition.layout, definition.shards);
   if (!view.ok()) return Fail(submission.ticket, Annotate(view.error(), "model layout: "));

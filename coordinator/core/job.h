@@ -31,6 +31,7 @@ struct JobDefinition {
   std::string spec_json;  // resolved
   control::LayoutT layout;
   control::DataInfoT data;
+  std::uint64_t files_fingerprint = 0;  // of the values that checkpoint.load takes from files
   std::uint32_t shards = 0;
 };
 

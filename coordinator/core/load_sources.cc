@@ -99,6 +99,13 @@ Result<std::vector<std::string>> CheckLoadSources(const JobSpec& spec,
   return sentences;
 }
 
+std::string SpecWithoutFiles(const JobDefinition& definition) {
+  JobSpec spec = definition.spec;
+  const auto files = std::erase_if(
+      spec.checkpoint.load, [](const LoadSourceSpec& source) { return !source.file.empty(); });
+  return files == 0 ? definition.spec_json : ResolvedJson(spec);
+}
+
 std::set<Round> RoundsLoaded(const JobSpec& spec, JobId job) {
   std::set<Round> rounds;
   for (const LoadSourceSpec& source : spec.checkpoint.load) {

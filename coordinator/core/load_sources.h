@@ -27,6 +27,9 @@ Result<std::vector<std::string>> CheckLoadSources(const JobSpec& spec,
                                                   const control::PreflightResultT& preflight,
                                                   const JobFinder& find);
 
+// The job's resolved spec, but for sources that are files.
+std::string SpecWithoutFiles(const JobDefinition& definition);
+
 // Checkpoints of `job` that a job with this spec loads parts of.
 std::set<Round> RoundsLoaded(const JobSpec& spec, JobId job);
 

@@ -1,8 +1,8 @@
 // The files that a job's initial values come from (checkpoint.load with `file`).
 //
 // Every task that may be asked for initial values has the same file, as it has the
-// same data: what was read of it is part of the fingerprint that the coordinator
-// compares.
+// same data: the coordinator compares a fingerprint of what was read of it. Once
+// the job has a checkpoint tasks get a spec without files.
 #pragma once
 
 #include <cstdint>

@@ -111,8 +111,9 @@ Result<control::PreflightResultT> Try(const JobSpec& spec) {
   result.data = std::make_unique<control::DataInfoT>();
   result.data->records = task.train->records();
   result.data->test_records = task.test == nullptr ? 0 : task.test->records();
-  result.data->fingerprint = task.fingerprint();
+  result.data->fingerprint = task.train->fingerprint();
   result.file_tensors = task.files.tensors;
+  result.files_fingerprint = task.files.fingerprint;
   return result;
 }
 

@@ -20,9 +20,6 @@ struct LoadedTask {
   std::unique_ptr<Dataset> test;       // null: the job has no test data
   std::unique_ptr<Workload> workload;  // its tables have the values of checkpoint.load's files
   FileValues files;
-
-  // What must be the same on all tasks.
-  std::uint64_t fingerprint() const { return train->fingerprint() ^ files.fingerprint; }
 };
 
 // Reads the data, builds the model. Call SetComputeThreads (model.h) before.

@@ -44,14 +44,13 @@ struct FreeState {
 }  // namespace
 
 Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
-                 const Dataset& train, const Dataset* test,
-                 std::optional<std::uint64_t> fingerprint)
+                 const Dataset& train, const Dataset* test, std::uint64_t files_fingerprint)
     : spec_(spec),
       session_(session),
       workload_(workload),
       train_(train),
       test_(test),
-      fingerprint_(fingerprint.value_or(train.fingerprint())),
+      files_fingerprint_(files_fingerprint),
       push_records_(
           static_cast<std::uint32_t>(spec.training.batch_size * spec.training.local_steps)),
       learning_rate_(spec.optimizer.learning_rate, spec.training.epochs, train.records()),
@@ -96,7 +95,8 @@ Result<std::string> Trainer::RunLoop() {
 Status Trainer::Start() {
   control::TaskReadyT ready;
   ready.layout_fingerprint = workload_.layout().fingerprint;
-  ready.data_fingerprint = fingerprint_;
+  ready.data_fingerprint = train_.fingerprint();
+  ready.files_fingerprint = files_fingerprint_;
   ready.records = train_.records();
   context_ = PS_TRY(session_.Ready(ready));
   clock_ = context_.first_clock;

@@ -120,6 +120,76 @@ TEST_F(CoreLoadTest, ATensorOfAFileIsNotLoadedTwice) {
                         "already: a file of checkpoint.load"));
 }
 
+// The job of the fixture loads a file itself.
+class CoreFileTest : public CoreTest {
+ protected:
+  void Begin() {
+    UseCheckpoints("{every_steps: 10, load: [{file: /m.safetensors, tensors: ['*']}]}");
+    AddServer("s0");
+    AddServer("s1");
+    AddAgent("a0");
+    AddAgent("a1");
+    Submit();
+    Tick();
+  }
+  // The specs that tasks are started with.
+  std::vector<std::string> StartedWith() {
+    std::vector<std::string> specs;
+    for (const auto& name : agents_) {
+      for (auto& message : Take("p-" + name, Body::StartTask)) {
+        specs.push_back(message.body.AsStartTask()->spec_json);
+        inbox_["p-" + name].push_back(std::move(message));
+      }
+    }
+    return specs;
+  }
+};
+
+TEST_F(CoreFileTest, TasksThatStartAfterACheckpointNeedNoFile) {
+  Begin();
+  for (const std::string& spec : StartedWith()) EXPECT_THAT(spec, HasSubstr("/m.safetensors"));
+  ServeStarts();
+  ReportShards();
+  Tick();
+  ASSERT_EQ(PhaseNow(), "running");
+  CommitNext();
+  const auto lost = tasks_.begin();
+  control::TaskExitedT exited;
+  exited.task = lost->first;
+  exited.job = 1;
+  exited.worker = lost->second.worker;
+  exited.incarnation = lost->second.incarnation;
+  exited.status = -9;
+  const std::string agent = lost->second.agent;
+  tasks_.erase(lost);
+  Say(agent, std::move(exited));
+  for (int i = 0; i < 40; ++i) Tick();
+  const auto specs = StartedWith();
+  ASSERT_FALSE(specs.empty());
+  for (const std::string& spec : specs) {
+    EXPECT_EQ(spec.find("/m.safetensors"), std::string::npos);
+    EXPECT_TRUE(ParseJobJson(spec).ok());
+  }
+  ServeStarts();
+  EXPECT_NE(PhaseNow(), "failed") << Events();
+}
+
+TEST_F(CoreFileTest, ATaskWithAnotherFileEndsTheJob) {
+  Begin();
+  for (const auto& name : agents_) {
+    for (const auto& message : Take("p-" + name, Body::StartTask)) {
+      control::TaskReadyT ready;
+      ready.layout_fingerprint = 77;
+      ready.data_fingerprint = 5;
+      ready.records = 6400;
+      ready.files_fingerprint = 12;
+      Say("p-" + name, std::move(ready), message.body.AsStartTask()->task);
+    }
+  }
+  EXPECT_EQ(PhaseNow(), "failed");
+  EXPECT_THAT(Events(), HasSubstr("has another file of checkpoint.load than was checked"));
+}
+
 TEST_F(CoreLoadTest, AShardThatCannotBeLoadedEndsTheJobWithTheReason) {
   ASSERT_TRUE(Submit("{load: [{from: count, tensors: ['*']}]}").ok());
   // The source is over, so that its tasks make room.

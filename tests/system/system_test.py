@@ -654,6 +654,22 @@ checkpoint: {every_steps: 1000%s}
             file.truncate(os.path.getsize(path) - 1)
         refused(load, "by hand.safetensors", "33")
 
+    def test_a_file_may_go_once_there_is_a_checkpoint(self):
+        self.run_job(self.mlp("giver", "[8, 300, 3]"))
+        _, _, folder = self.exported("giver")
+        file = os.path.join(folder, "model.safetensors")
+        text = self.mlp("taker", "[8, 300, 3]", "[{file: '%s', tensors: ['*']}]" % file)
+        job = self.cluster.submit(text.replace("epochs: 1,", "epochs: 300,").replace(
+            "every_steps: 1000", "every_steps: 50"))
+        deadline = time.time() + 60
+        while self.cluster.job(job)["checkpoints"] == 0:
+            self.assertLess(time.time(), deadline, self.cluster.events(job))
+            time.sleep(0.05)
+        os.remove(file)
+        os.kill(self.cluster.tasks()[0], signal.SIGKILL)
+        self.finish(job)
+        self.assertIn("worker lost", self.cluster.events(job))
+
     def test_buffers_and_counters_go_on_from_a_checkpoint_and_from_a_file(self):
         model = "{type: cnn, input_shape: [1, 4, 4], channels: [2, 3], hidden: 8, classes: 3}"
         self.run_job(self.job_of("pictures", model, 16))
