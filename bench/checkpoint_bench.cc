@@ -193,16 +193,14 @@ class Server {
     memory_.memory = std::make_shared<server::HugePageMemory>();
     shards_.resize(options_.shards);
     std::vector<std::thread> threads;
-    zmq::context_t context;  // of other servers, of which there are none
     for (std::uint32_t thread = 0; thread < options_.threads; ++thread) {
-      threads.emplace_back([this, round, thread, &context] {
-        server::RestoreReader reader(options_.directory, "here", context);
+      threads.emplace_back([this, round, thread] {
+        server::RestoreReader reader(options_.directory);
         for (std::uint32_t i = thread; i < options_.shards; i += options_.threads) {
           shards_[i] = std::make_unique<Shard>(layout_, rules_, ShardId(i), Epoch(2), 2,
                                                /*restoring=*/true, memory_);
           server::ShardLoad load(*shards_[i], {false, true});
-          const Status read = reader.Read(NameOf(round), ShardId(i), {},
-                                          [&load]() -> checkpoint::ShardSink& { return load; });
+          const Status read = reader.Read(NameOf(round), ShardId(i), load);
           PS_CHECK(read.ok(), read.error().message);
           load.Finish();
         }

@@ -215,6 +215,12 @@ class Reader::Impl {
     return bases;
   }
 
+  Result<ShardMeta> ReadNamedMeta(ShardId shard) const {
+    auto meta = ReadMeta(shard);
+    if (!meta.ok()) return Named(shard, meta.error());
+    return meta;
+  }
+
   Status VerifyFiles(const std::function<void(std::uint64_t)>& progress) const {
     for (const SealedFile& file : files_) {
       PS_TRY(CheckSealedFile(storage_, directory_, file, /*whole=*/true, progress));
@@ -534,6 +540,8 @@ Status Reader::ReadShard(ShardId shard, const std::string& digest, ShardSink& si
 Result<ShardImage> Reader::ReadShard(ShardId shard, const std::string& digest) const {
   return impl_->ReadImage(shard, digest);
 }
+
+Result<ShardMeta> Reader::ReadMeta(ShardId shard) const { return impl_->ReadNamedMeta(shard); }
 
 Result<std::vector<Round>> Reader::ListBases(ShardId shard) const {
   return impl_->ListBases(shard);

@@ -47,6 +47,9 @@ class Reader {
   // The same as an image.
   Result<ShardImage> ReadShard(ShardId shard, const std::string& digest = "") const;
 
+  // What a shard is, without its content.
+  Result<ShardMeta> ReadMeta(ShardId shard) const;
+
   // The rounds that a shard builds on, newest first: in the parts with the name of this one in the
   // round directories `ckpt-<round>` beside that of this one.
   Result<std::vector<Round>> ListBases(ShardId shard) const;

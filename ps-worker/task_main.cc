@@ -142,7 +142,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   spdlog::info("{}, {} parameters, {} records", ps::worker::EngineVersion(),
                task->workload->layout().parameters, task->train->records());
   ps::worker::Trainer trainer(spec.value(), *session.value(), *task->workload, *task->train,
-                              task->test.get());
+                              task->test.get(), task->files.fingerprint);
   const auto ended = trainer.Run();
   if (!ended.ok()) {
     spdlog::error("{}", ended.error().message);

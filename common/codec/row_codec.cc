@@ -98,6 +98,15 @@ ShardId ShardOfRow(std::uint64_t key, std::uint32_t shards) {
   return ShardId(static_cast<std::uint32_t>((hash >> 32) * shards >> 32));
 }
 
+bool MayShareRows(ShardId shard, std::uint32_t shards, ShardId other, std::uint32_t others) {
+  // A shard has the hashes from shard / shards to before (shard + 1) / shards of all.
+  const auto before = [](std::uint64_t one, std::uint32_t of, std::uint64_t two, std::uint32_t in) {
+    return one * in < two * of;
+  };
+  return before(shard.value(), shards, std::uint64_t{other.value()} + 1, others) &&
+         before(other.value(), others, std::uint64_t{shard.value()} + 1, shards);
+}
+
 Result<SegmentParts> SplitSegment(std::span<const std::byte> payload) {
   std::size_t at = 0;
   while (at < payload.size()) {

@@ -32,6 +32,8 @@ inline constexpr std::uint32_t kFirstRowTable = 0x8000'0000;
 // The shard of a row: the first number of SplitMix64 seeded with the key, its upper half times
 // `shards`, divided by 2^32.
 ShardId ShardOfRow(std::uint64_t key, std::uint32_t shards);
+// Whether a key can be on `shard` of so many, and on `other` of `others`.
+bool MayShareRows(ShardId shard, std::uint32_t shards, ShardId other, std::uint32_t others);
 
 // What the part of a table has, by the message that it is in.
 enum class RowContent { kKeysAndValues, kKeys, kValues };

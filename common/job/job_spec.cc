@@ -26,6 +26,8 @@ constexpr std::int64_t kParametersMax = 2'000'000'000;
 // As kMaxRowTables and kMaxRowWidth of common/layout/layout.h.
 constexpr std::size_t kRowTablesMax = 1024;
 constexpr std::int64_t kRowWidthMax = 1024;
+constexpr std::size_t kLoadSourcesMax = 64;
+constexpr std::size_t kPatternsMax = 4096;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // What servers compute with are floats: a smaller number than this would be 0 there.
 constexpr double kFloatLeast = 1e-30;
@@ -56,13 +58,14 @@ struct Count {
 
 enum class TextRule {
   kPlain,
-  kPath,    // made absolute
-  kName,    // of a job
-  kTable,   // the name of a table of rows
-  kColumn,  // a name or a number
-  kValue,   // any scalar as it is written
-  kOrigin,  // JOB or JOB@ROUND
-  kLabel,   // of agents
+  kPath,     // made absolute
+  kName,     // of a job
+  kTable,    // the name of a table of rows
+  kColumn,   // a name or a number
+  kValue,    // any scalar as it is written
+  kOrigin,   // JOB or JOB@ROUND
+  kLabel,    // of agents
+  kPattern,  // of names of tensors
 };
 
 enum class Need { kOptional, kRequired };
@@ -286,6 +289,17 @@ void Visit(Visitor& v, SparsificationSpec& s) {
 }
 
 template <typename Visitor>
+void Visit(Visitor& v, LoadSourceSpec& l) {
+  v.Text("from", l.from, TextRule::kOrigin, Need::kOptional);
+  v.Text("file", l.file, TextRule::kPath, Need::kOptional);
+  v.Texts("tensors", l.tensors, Count{0, kPatternsMax}, TextRule::kPattern, Need::kOptional);
+  v.Texts("tables", l.tables, Count{0, kPatternsMax}, TextRule::kPattern, Need::kOptional,
+          When{l.file.empty(), "sources with `from`"});
+  v.Pairs("rename", l.rename, Count{0, kPatternsMax}, TextRule::kPattern);
+  v.Flag("grow", l.grow);
+}
+
+template <typename Visitor>
 void Visit(Visitor& v, CheckpointSpec& c) {
   v.Integer("every_steps", c.every_steps, Whole{1, 1'000'000'000});
   v.Integer("keep", c.keep, Whole{1, 1000});
@@ -293,6 +307,7 @@ void Visit(Visitor& v, CheckpointSpec& c) {
   v.Integer("full_every", c.full_every, Whole{1, 1000});
   v.Integer("copies", c.copies, Whole{1, 3});
   v.Text("from", c.from, TextRule::kOrigin, Need::kOptional);
+  v.Sections("load", c.load, Count{0, kLoadSourcesMax});
 }
 
 template <typename Visitor>
@@ -499,6 +514,33 @@ class Reader {
     });
   }
 
+  // A map whose keys the user chooses.
+  void Pairs(const char* key, std::vector<std::pair<std::string, std::string>>& pairs, Count count,
+             TextRule rule) {
+    const Node* node = Take(key, Need::kOptional, {});
+    if (node == nullptr) return;
+    if (node->kind != Node::Kind::kMap || node->items.size() > count.most) {
+      return Finding(*node, key,
+                     "must be a map of at most " + std::to_string(count.most) +
+                         " texts to texts, found " + DescribeNode(*node));
+    }
+    pairs.clear();
+    for (std::size_t i = 0; i < node->items.size(); ++i) {
+      Node name;
+      name.kind = Node::Kind::kScalar;
+      name.quoted = true;
+      name.line = node->items[i].line;
+      name.text = node->keys[i];
+      std::pair<std::string, std::string> pair;
+      if (ReadText(name, key, rule, pair.first) &&
+          ReadText(node->items[i], key, rule, pair.second)) {
+        pairs.push_back(std::move(pair));
+      }
+    }
+    // A map has no order, and JSON's keys may come in any.
+    std::sort(pairs.begin(), pairs.end());
+  }
+
   void Integer(const char* key, std::int64_t& value, Whole range, When when = {},
                Need need = Need::kOptional) {
     if (const Node* node = Take(key, need, when)) ReadInteger(*node, key, range, value);
@@ -696,6 +738,7 @@ class Reader {
     };
     switch (rule) {
       case TextRule::kPlain:
+      case TextRule::kPattern:
       case TextRule::kColumn:
       case TextRule::kValue: value = text; return true;
       case TextRule::kPath: value = Absolute(text); return true;
@@ -816,6 +859,10 @@ class Writer {
   void Texts(const char* key, const std::vector<std::string>& values, Count, TextRule, Need,
              When when = {}) {
     if (when.applies) json_[key] = values;
+  }
+  void Pairs(const char* key, const std::vector<std::pair<std::string, std::string>>& pairs, Count,
+             TextRule) {
+    for (const auto& [name, value] : pairs) json_[key][name] = value;
   }
   template <typename Spec>
   void Sections(const char* key, std::vector<Spec>& specs, Count) {
@@ -1108,6 +1155,37 @@ void CheckSchedules(const JobSpec& spec, Report& report) {
   }
 }
 
+void CheckLoad(const CheckpointSpec& spec, Report& report) {
+  if (!spec.from.empty() && !spec.load.empty()) {
+    report.AddAt("checkpoint.load",
+                 "is for parts of checkpoints and `from` for a whole one; "
+                 "only one of them can be given");
+  }
+  for (std::size_t i = 0; i < spec.load.size(); ++i) {
+    const LoadSourceSpec& source = spec.load[i];
+    const std::string path = ItemPath("checkpoint.load", i);
+    if (source.from.empty() == source.file.empty()) {
+      report.AddAt(path,
+                   "must have `from` (a checkpoint) or `file` (a .safetensors file), and not "
+                   "both");
+    }
+    if (source.tensors.empty() && source.tables.empty()) {
+      report.AddAt(path, "names no `tensors` and no `tables`; \"*\" names all of the source");
+    }
+    for (const auto& [name, value] : source.rename) {
+      const bool prefix = name.back() == '*';
+      const auto bare = [](const std::string& text) {
+        return text.find_first_of("*?") >= text.size() - (text.back() == '*' ? 1 : 0);
+      };
+      if (prefix != (value.back() == '*') || !bare(name) || !bare(value)) {
+        report.AddAt(path + ".rename", "`" + name + "` to `" + value +
+                                           "`: both must be names, or both beginnings of names "
+                                           "that end with `*`, which keep their rest");
+      }
+    }
+  }
+}
+
 // ---- overrides
 
 void SetLines(Node& node, int line) {
@@ -1251,6 +1329,7 @@ Result<JobSpec> ReadJob(const Node& root, const std::string& file,
   CheckData(spec, report);
   CheckTraining(spec, report);
   CheckSchedules(spec, report);
+  CheckLoad(spec.checkpoint, report);
   if (!report.findings.empty()) return report.ToError();
   Resolve(spec);
   return spec;
@@ -1283,7 +1362,7 @@ std::string YamlScalar(const Json& json) {
 void WriteYaml(const Json& map, int indent, std::string& out) {
   for (const auto& item : map.items()) {
     out.append(static_cast<std::size_t>(indent), ' ');
-    out += item.key() + ":";
+    out += YamlScalar(item.key()) + ":";
     if (item.value().is_object()) {
       out += '\n';
       WriteYaml(item.value(), indent + 2, out);
@@ -1321,6 +1400,13 @@ OptimizerSpec RowOptimizerDefault() {
   optimizer.type = "adagrad";
   optimizer.epsilon = 1e-10;
   return optimizer;
+}
+
+CheckpointOrigin ParseOrigin(const std::string& text) {
+  const auto at = text.find('@');
+  CheckpointOrigin origin{text.substr(0, at), std::nullopt};
+  if (at != std::string::npos) origin.round = std::stoull(text.substr(at + 1));
+  return origin;
 }
 
 Result<JobSpec> ParseJobYaml(const std::string& text, const std::string& file_name,

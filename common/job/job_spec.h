@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/result.h"
@@ -142,6 +143,18 @@ struct TrainingSpec {
   std::int64_t seed = 1;
 };
 
+// Where some of a new job's values come from; common/job/load_mapping.h has the rules. One of
+// `from` and `file` is there.
+struct LoadSourceSpec {
+  std::string from;                  // JOB or JOB@ROUND: a checkpoint, read by the servers
+  std::string file;                  // a .safetensors file: path on the worker nodes
+  std::vector<std::string> tensors;  // names in the source; `*` and `?` stand for any text
+  std::vector<std::string> tables;   // the same of embedding tables; not with a file
+  // Name in the source and in this job. Both end with `*`: all names that begin so.
+  std::vector<std::pair<std::string, std::string>> rename;
+  bool grow = false;  // what the source has may be smaller; the rest keeps its initial values
+};
+
 struct CheckpointSpec {
   std::int64_t every_steps = 1000;  // of the slowest live worker
   std::int64_t keep = 5;
@@ -149,6 +162,7 @@ struct CheckpointSpec {
   std::int64_t full_every = 4;  // checkpoints; those between hold what changed since the one before
   std::int64_t copies = 2;      // stores that have every part; fewer if there are not so many
   std::string from;             // JOB or JOB@ROUND: start from its values
+  std::vector<LoadSourceSpec> load;  // or from parts of them
 };
 
 struct JobResources {
@@ -170,6 +184,14 @@ struct JobSpec {
   CheckpointSpec checkpoint;
   JobResources resources;
 };
+
+// What `from` of a checkpoint names.
+struct CheckpointOrigin {
+  std::string job;                     // name or number
+  std::optional<std::uint64_t> round;  // none: the newest
+};
+// Of a text that a parsed spec has.
+CheckpointOrigin ParseOrigin(const std::string& text);
 
 // A value that takes the place of the file's, or is added to it.
 struct JobOverride {

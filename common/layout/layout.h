@@ -60,6 +60,10 @@ class LayoutView {
   std::uint32_t shard_last_block(ShardId shard) const;
   ShardId shard_of_block(std::uint32_t block) const;
   std::uint64_t shard_elements(ShardId shard) const;
+  // Its first element in the space of all tables, one after the other.
+  std::uint64_t shard_first_element(ShardId shard) const {
+    return prefix_[shard_first_block(shard)];
+  }
   // Offset of a block in its shard's values.
   std::uint64_t offset_in_shard(std::uint32_t block) const;
 

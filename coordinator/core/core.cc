@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "coordinator/core/describe.h"
+#include "coordinator/core/load_sources.h"
 
 namespace ps::coordinator {
 namespace {
@@ -69,6 +70,7 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
     }
     definition.layout = std::move(*preflight->layout);
     definition.data = std::move(*preflight->data);
+    definition.files_fingerprint = preflight->files_fingerprint;
     definition.shards = ChooseShardCount(definition.layout, definition.spec.resources.shards);
     const auto json = nlohmann::json::parse(record.state, nullptr, false);
     auto state = StateFromJson(json);
@@ -436,6 +438,9 @@ std::set<Round> Core::RoundsHeldOf(JobId job) const {
         state.checkpoints.empty()) {
       held.insert(Round(state.start_round));
     }
+    if (!other->over() && state.checkpoints.empty()) {
+      held.merge(RoundsLoaded(other->definition().spec, job));
+    }
   }
   return held;
 }
@@ -518,6 +523,8 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
                   {ErrorCode::kNotFound, "checkpoint.from: job " + from + " has no checkpoint"});
     }
   }
+  const Status pinned = PinLoadSources(*spec, [this](const std::string& job) { return Find(job); });
+  if (!pinned.ok()) return Fail(ticket, pinned.error());
   const Member* chosen = nullptr;
   for (const auto& [procid, agent] : agents_) {
     if (agent.alive() && agent.label == spec->resources.label &&
@@ -563,9 +570,13 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   definition.spec_json = submission.spec_json;
   definition.layout = control::Clone(*result.layout);
   definition.data = control::Clone(*result.data);
+  definition.files_fingerprint = result.files_fingerprint;
   definition.shards = ChooseShardCount(definition.layout, definition.spec.resources.shards);
   auto view = LayoutView::Create(definition.layout, definition.shards);
   if (!view.ok()) return Fail(submission.ticket, Annotate(view.error(), "model layout: "));
+  const auto loads = CheckLoadSources(submission.spec, result,
+                                      [this](const std::string& job) { return Find(job); });
+  if (!loads.ok()) return Fail(submission.ticket, loads.error());
   if (submission.dry_run) {
     nlohmann::json body = {{"spec", nlohmann::json::parse(submission.spec_json, nullptr, false)},
                            {"parameters", definition.layout.parameters},
@@ -619,6 +630,7 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   if (from_round.value() != 0) {
     job->StartFrom(from_job, from_round, from_directory, std::move(from_places));
   }
+  for (const std::string& what : *loads) job->TellStart(what);
   new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), true});
   new_nodes_.push_back({JobPath(id, "events"), EventsToJson(job->state().events).dump(), true});
   new_nodes_.push_back({JobPath(id, "map"), MapText(id, job->map()), true});

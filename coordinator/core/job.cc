@@ -7,6 +7,7 @@
 
 #include "coordinator/core/circuit_breaker.h"
 #include "coordinator/core/job_round.h"
+#include "coordinator/core/load_sources.h"
 #include "coordinator/core/placement.h"
 
 namespace ps::coordinator {
@@ -355,7 +356,9 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   start.worker = static_cast<std::uint32_t>(slot);
   start.incarnation = worker.incarnation.value();
   start.generation = state_.generation;
-  start.spec_json = definition_.spec_json;
+  // Nobody is asked for initial values any more: files that they came from may be gone.
+  start.spec_json =
+      state_.NewestCheckpoint() != nullptr ? SpecWithoutFiles(definition_) : definition_.spec_json;
   cluster_.Send(agent.procid, Make(std::move(start)));
   Event("task", WorkerText(slot, worker.incarnation) + " starts on " + agent.name);
   dirty_.state = true;
@@ -369,12 +372,15 @@ void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
                                "file must be the same on every node");
     return;
   }
+  const bool other_files = ready.files_fingerprint != definition_.files_fingerprint &&
+                           state_.NewestCheckpoint() == nullptr;
   if (ready.records != definition_.data.records ||
-      ready.data_fingerprint != definition_.data.fingerprint) {
-    Finish(Phase::kFailed, WorkerText(slot, state_.workers[slot].incarnation) + " on " +
-                               state_.workers[slot].agent_name +
-                               " has other training data than was checked at submission; the data "
-                               "must be the same on every node");
+      ready.data_fingerprint != definition_.data.fingerprint || other_files) {
+    Finish(Phase::kFailed,
+           WorkerText(slot, state_.workers[slot].incarnation) + " on " +
+               state_.workers[slot].agent_name + " has " +
+               (other_files ? "another file of checkpoint.load" : "other training data") +
+               " than was checked at submission; it must be the same on every node");
     return;
   }
   slots_[slot].ready = true;

@@ -31,6 +31,7 @@ struct JobDefinition {
   std::string spec_json;  // resolved
   control::LayoutT layout;
   control::DataInfoT data;
+  std::uint64_t files_fingerprint = 0;  // of the values that checkpoint.load takes from files
   std::uint32_t shards = 0;
 };
 
@@ -67,6 +68,9 @@ class Job {
 
   // The checkpoint to start from; before the first Tick.
   void StartFrom(JobId job, Round round, std::string directory, PartPlaces places);
+
+  // An event: with what the job begins, beside its initial values.
+  void TellStart(const std::string& what) { Event("start", what); }
 
   void Tick();
   void OnServerReady(const std::string& procid);
@@ -213,6 +217,7 @@ class Job {
   // Servers with other stores than those that have the part or are about to, the best first.
   std::vector<const Member*> CopyCandidates(const std::string& part) const;
   std::string StoreOf(const std::string& procid) const;  // empty if the server is gone
+  void NoteStore(const std::string& procid);             // that it has a part of the round
   PartPlaces PlacesOfRound() const;
 
   // Checkpoints.

@@ -33,6 +33,11 @@ std::string Job::StoreOf(const std::string& procid) const {
 
 // ---- in a round
 
+void Job::NoteStore(const std::string& procid) {
+  const auto at = cluster_.servers().find(procid);
+  if (at != cluster_.servers().end()) round_->stores[procid] = {at->second.store, at->second.name};
+}
+
 std::vector<const Member*> Job::CopyCandidates(const std::string& part) const {
   const Round_::Copies& copies = round_->copies.at(part);
   std::set<std::string> taken{StoreOf(part)};
@@ -134,6 +139,7 @@ void Job::OnPartCopied(const std::string& procid, const control::PartCopiedT& co
   const auto at = round_->copies.find(copied.part);
   if (at == round_->copies.end() || at->second.fetching.erase(procid) == 0) return;
   at->second.done.insert(procid);
+  NoteStore(procid);
   round_->news_ms = cluster_.now_ms();
   MaybeWriteManifest();
 }
@@ -151,16 +157,16 @@ PartPlaces Job::PlacesOfRound() const {
   PartPlaces places;
   std::map<std::string, std::uint32_t> stores;
   const auto number = [&](const std::string& procid) {
-    const std::string store = StoreOf(procid);
+    const PartPlaces::Store& store = round_->stores.at(procid);
     const auto [at, added] =
-        stores.emplace(store, static_cast<std::uint32_t>(places.stores.size()));
-    if (added) places.stores.push_back({store, cluster_.servers().at(procid).name});
+        stores.emplace(store.id, static_cast<std::uint32_t>(places.stores.size()));
+    if (added) places.stores.push_back(store);
     return at->second;
   };
   places.shards.resize(map_.shards.size());
   for (const auto& [part, prepared] : round_->prepared) {
     // A server without an identity of its store is of an earlier version: nothing is known.
-    if (StoreOf(part).empty()) return {};
+    if (round_->stores.at(part).id.empty()) return {};
     for (const auto& shard : prepared.shards) {
       if (shard->shard < places.shards.size()) {
         places.shards[shard->shard] = static_cast<std::uint32_t>(places.parts.size());

@@ -32,6 +32,8 @@ struct Job::Round_ {
     std::set<std::string> failed;
     std::string failure;  // of the last one
   };
+  // Of who wrote or copied parts, as they were then: who is gone since has them nevertheless.
+  std::map<std::string, PartPlaces::Store> stores;  // by server
   std::map<std::string, Copies> copies;  // by part, which is named by the server that wrote it
   std::uint64_t news_ms = 0;             // when it last came on
   std::string manifest;                  // once all cuts and images are there

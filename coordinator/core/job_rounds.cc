@@ -140,6 +140,7 @@ void Job::OnPrepared(const std::string& procid, const control::PreparedT& prepar
     return;
   }
   round_->prepared[procid] = control::Clone(prepared);
+  NoteStore(procid);
   round_->news_ms = cluster_.now_ms();
   CopyParts();
   MaybeWriteManifest();

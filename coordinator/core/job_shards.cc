@@ -170,7 +170,8 @@ void Job::PlaceShards() {
   dirty_.state = true;
   const std::string from =
       restore.round.value() == 0
-          ? "initial values"
+          ? std::string("initial values") +
+                (definition_.spec.checkpoint.load.empty() ? "" : " and what the job loads")
           : "checkpoint " + std::to_string(restore.round.value()) + " (" + restore.directory + ")";
   Event("placed", std::to_string(placed.moved.size()) + " shards on " +
                       std::to_string(FirstServers().size()) + " servers, from " + from);

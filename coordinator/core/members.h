@@ -63,7 +63,8 @@ class Cluster {
   virtual const Members& agents() const = 0;
   // Slots of the agent that no task of any job occupies.
   virtual std::uint32_t FreeSlots(const std::string& agent) const = 0;
-  // Checkpoints of the job that other jobs start from and have none of their own yet.
+  // Checkpoints of the job that other jobs start from, or load parts of, and have none of their own
+  // yet.
   virtual std::set<Round> RoundsHeldOf(JobId job) const = 0;
   virtual void Send(const std::string& procid, control::MessageT message) = 0;
   // A task that never got ready: the agent may be the reason.

@@ -1175,7 +1175,7 @@ void LaneCore::UpdateMap(JobId job_id, LaneMap map) {
       continue;
     }
     job->own.push_back(entry.shard);
-    const bool restoring = entry.restore_round != Round();
+    const bool restoring = entry.restore_round != Round() || job->rules.loads;
     now = std::make_unique<Shard>(job->layout, job->rules, entry.shard, entry.epoch, entry.lineage,
                                   restoring, job->memory);
     if (restoring) {
@@ -1277,7 +1277,7 @@ void LaneCore::CountChains() {
 }
 
 Status LaneCore::InstallRestored(const RestoreWanted& wanted, std::unique_ptr<Shard> loaded) {
-  PS_CHECK(loaded != nullptr && loaded->ready(), wanted.shard);
+  PS_CHECK(loaded != nullptr && loaded->state() != wire::Code::Restoring, wanted.shard);
   Job* job = FindJob(wanted.job);
   const Shard* waits = job != nullptr ? job->Find(wanted.shard.value()) : nullptr;
   if (waits == nullptr || waits->epoch() != wanted.epoch || job->plan != wanted.plan ||

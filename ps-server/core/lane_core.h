@@ -61,7 +61,8 @@ struct JobPlan {
   JobRules rules;
 };
 
-// A shard waits for a checkpoint.
+// A shard waits for a checkpoint: its job's `round`, or with 0 those that its job loads parts of,
+// before it is Blank.
 struct RestoreWanted {
   JobId job;
   ShardId shard;
@@ -205,7 +206,8 @@ class LaneCore {
   void DropJob(JobId job);
   void BeginRound(JobId job, Round round, std::uint64_t live_version, std::uint64_t map_version);
   void AbortRound(JobId job, Round round);
-  // Puts a shard of wanted.MakeShard() that is loaded into the place of the one that waits.
+  // Puts a shard of wanted.MakeShard() that is loaded, by ShardLoad or PartialLoad, into the place
+  // of the one that waits.
   // kConflict if none does under this epoch (the map went on).
   Status InstallRestored(const RestoreWanted& wanted, std::unique_ptr<Shard> loaded);
   // The same with an image in memory. kInvalid if that does not fit the job.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -38,6 +39,8 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
                                : std::max<std::int64_t>(8, 2 * spec.training.workers);
   rules.version_gap_max = static_cast<std::uint64_t>(gap);
   rules.bulk_synchronous = spec.training.staleness == 0;
+  rules.loads = std::any_of(spec.checkpoint.load.begin(), spec.checkpoint.load.end(),
+                            [](const LoadSourceSpec& source) { return !source.from.empty(); });
   for (std::uint32_t table = 0; table < spec.embedding_tables.size(); ++table) {
     rules.rows.push_back(RowRules::Of(spec, table, records));
   }
@@ -100,6 +103,10 @@ wire::Code Shard::Init(std::span<const codec::BlockView> blocks) {
     float* const to = values.data() + layout_.offset_in_shard(block.header.block());
     std::memcpy(to, block.value_bytes.data(), block.value_bytes.size());
   }
+  for (std::size_t i = 0; i < loaded_.size(); ++i) {
+    if (!std::isnan(loaded_[i])) values[i] = loaded_[i];
+  }
+  loaded_ = {};
   store_.Init(std::move(values), rules_.optimizer);
   if (shadow_.has_value()) shadow_->TakeAll(store_);
   log_.Reset(version_);

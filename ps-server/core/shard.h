@@ -57,6 +57,8 @@ struct JobRules {
   std::uint64_t version_gap_max = 8;
   // Staleness 0: the pushes of a clock are summed and applied at once; none is TooOld.
   bool bulk_synchronous = false;
+  // A shard without values first gets what checkpoint.load says of other jobs' checkpoints.
+  bool loads = false;
   std::vector<RowRules> rows;  // by number of the table
 
   StoreShape store_shape() const { return StoreShape::Of(optimizer, sparse); }
@@ -145,7 +147,8 @@ class Shard {
   // Elements of a block of this shard, 0 for any other block number.
   std::uint32_t ElementsOf(std::uint32_t block) const;
 
-  // Takes the initial values: all blocks of the shard, be it none, dense, fp32. Applied also if the
+  // Takes the initial values: all blocks of the shard, be it none, dense, fp32. What was loaded of
+  // other jobs (partial_load.h) takes the place of its part of them. Applied also if the
   // shard has values already, which it keeps. Malformed or NonFinite if the values cannot be taken.
   wire::Code Init(std::span<const codec::BlockView> blocks);
 
@@ -210,6 +213,7 @@ class Shard {
 
  private:
   friend class ShardLoad;
+  friend class PartialLoad;
 
   // What is known about the pushes of one incarnation.
   struct Stream {
@@ -266,6 +270,8 @@ class Shard {
   std::uint64_t samples_trained_ = 0;
   ShardRows rows_;  // has the memory that the blocks lie in, too
   DenseStore store_;
+  // Blank: what takes the place of initial values when these come, NaN where they stay; or empty.
+  std::vector<float> loaded_;
   std::vector<Stream> streams_;  // by incarnation; never forgotten, an agent may bring a ring back
   HeldPushes held_;              // bulk-synchronous only
   ChangeLog log_;

@@ -313,6 +313,30 @@ void ShardRows::LoadFresh(Table& table, std::size_t record_bytes,
   table.rows->RestoreRows(fresh);
 }
 
+void ShardRows::AddLoaded(std::uint32_t number, std::span<const std::uint64_t> keys,
+                          std::span<const float> values, std::uint32_t width) {
+  Table& table = tables_[number];
+  const RowRules& rules = *table.rules;
+  PS_CHECK(width <= rules.width && values.size() == keys.size() * width, width, values.size());
+  std::vector<float> row(rules.width + rules.optimizer.RowSlots(rules.width));
+  std::vector<std::byte> fresh;
+  fresh.reserve(keys.size() * (sizeof(RowRecord) + row.size() * sizeof(float)));
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    RowRecord header;
+    header.set_key(keys[i]);
+    header.updates = 1;
+    header.last_used = 0;
+    if (width < rules.width) rules.initializer.Fill(keys[i], std::span(row).first(rules.width));
+    std::copy_n(values.data() + i * width, width, row.data());
+    rules.optimizer.InitRowSlots(row.data(), row.data() + rules.width, rules.width);
+    const auto head = std::as_bytes(std::span(&header, 1));
+    const auto rest = std::as_bytes(std::span(row));
+    fresh.insert(fresh.end(), head.begin(), head.end());
+    fresh.insert(fresh.end(), rest.begin(), rest.end());
+  }
+  table.rows->RestoreRows(fresh);
+}
+
 void ShardRows::LoadSketch(std::uint32_t table, std::span<const std::uint8_t> counters) {
   std::vector<std::uint8_t>& sketch = load_.heads[table].sketch;
   sketch.insert(sketch.end(), counters.begin(), counters.end());

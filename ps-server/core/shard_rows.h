@@ -142,6 +142,11 @@ class ShardRows {
   void LoadSketch(std::uint32_t table, std::span<const std::uint8_t> counters);
   // After all of it.
   void EndLoad();
+  // Adds rows that other jobs' checkpoints have of a table, with fresh slots and ticks: values of
+  // `keys`, one after the other, each of `width` floats, at most those of a row, whose others are
+  // as the initialiser says. Each key once.
+  void AddLoaded(std::uint32_t table, std::span<const std::uint64_t> keys,
+                 std::span<const float> values, std::uint32_t width);
   // Without rows again.
   void Clear();
 

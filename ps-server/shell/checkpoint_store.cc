@@ -274,78 +274,73 @@ Status CopyPart(const checkpoint::Storage& source, const fs::path& root,
   return Ok();
 }
 
+void RestoreReader::Failures::Add(const Error& error) {
+  const auto weight = [](ErrorCode code) {
+    if (code == ErrorCode::kNotFound) return 0;
+    return code == ErrorCode::kInvalid ? 1 : 2;
+  };
+  if (error.code == ErrorCode::kNotFound) {
+    missing_ = error.message;
+    return;
+  }
+  if (weight(error.code) > weight(worst_.code)) worst_.code = error.code;
+  worst_.message += (worst_.message.empty() ? "" : "; ") + error.message;
+}
+
+Error RestoreReader::Failures::Sum() const {
+  if (!worst_.message.empty()) return worst_;
+  return Error{ErrorCode::kNotFound, missing_};
+}
+
 void RestoreReader::Close() {
   open_name_.clear();
   parts_.clear();
+  bad_.clear();
   places_.clear();
   remote_.clear();
+  failures_ = {};
+  again_ = false;
 }
 
-Status RestoreReader::OpenRound(const std::string& round_name,
-                                const std::vector<PartSource>& sources) {
-  if (open_name_ == round_name && open_sources_ == sources) return Ok();
+Error RestoreReader::Fail(Failures failures) {
+  Close();
+  return failures.Sum();
+}
+
+void RestoreReader::SetSources(const std::vector<PartSource>& sources) {
+  if (sources == sources_) return;
+  Close();
+  sources_ = sources;
+}
+
+Status RestoreReader::OpenRound(const std::string& round_name) {
+  if (open_name_ == round_name) return Ok();
   Close();
   const fs::path full = PS_TRY(ResolveRound(root_, round_name));
   open_path_ = full.lexically_relative(root_.lexically_normal());
-  open_sources_ = sources;
   places_.push_back(&local_);
-  for (const PartSource& source : sources) {
-    if (source.store == store_) continue;
-    remote_.push_back(std::make_unique<checkpoint::RemoteStorage>(context_, source.endpoint));
+  for (const PartSource& source : sources_) {
+    if (context_ == nullptr || source.store == store_) continue;
+    remote_.push_back(std::make_unique<checkpoint::RemoteStorage>(*context_, source.endpoint));
     places_.push_back(remote_.back().get());
   }
-  return Ok();
-}
-
-namespace {
-
-// What is to be said of several places, none of which had it: what may be there after all weighs
-// most, then what is there and damaged.
-class Failures {
- public:
-  void Add(const Error& error) {
-    if (Weight(error.code) > Weight(worst_.code) || worst_.message.empty())
-      worst_.code = error.code;
-    if (error.code == ErrorCode::kNotFound) {
-      missing_ = error.message;
-      return;
-    }
-    worst_.message += (worst_.message.empty() ? "" : "; ") + error.message;
-  }
-  Error Sum() const {
-    if (!worst_.message.empty()) return worst_;
-    return Error{ErrorCode::kNotFound, missing_};
-  }
-
- private:
-  static int Weight(ErrorCode code) {
-    if (code == ErrorCode::kNotFound) return 0;
-    return code == ErrorCode::kInvalid ? 1 : 2;
-  }
-
-  Error worst_{ErrorCode::kNotFound, ""};
-  std::string missing_;
-};
-
-}  // namespace
-
-Status RestoreReader::Read(const std::string& round_name, ShardId shard,
-                           const std::vector<PartSource>& sources,
-                           const std::function<checkpoint::ShardSink&()>& begin) {
-  const bool opened = open_name_ == round_name && open_sources_ == sources;
-  PS_TRY(OpenRound(round_name, sources));
   Failures failures;
-  for (std::size_t place = 0; !opened && place < places_.size(); ++place) {
-    const auto text = checkpoint::FindManifest(open_path_, "", *places_[place]);
+  for (const checkpoint::Storage* const place : places_) {
+    const auto text = checkpoint::FindManifest(open_path_, "", *place);
     auto manifest = text.ok() ? checkpoint::FromJson(*text) : text.error();
     if (manifest.ok()) {
       manifest_ = std::move(*manifest);
       open_name_ = round_name;
-      break;
+      return Ok();
     }
     failures.Add(manifest.error());
   }
-  if (open_name_ != round_name) return failures.Sum();
+  return Fail(std::move(failures));
+}
+
+Result<const checkpoint::ManifestShard*> RestoreReader::Find(const std::string& round_name,
+                                                             ShardId shard) {
+  PS_TRY(OpenRound(round_name));
   const auto entry =
       std::find_if(manifest_.shards.begin(), manifest_.shards.end(),
                    [&](const checkpoint::ManifestShard& one) { return one.shard == shard; });
@@ -355,28 +350,61 @@ Status RestoreReader::Read(const std::string& round_name, ShardId shard,
   }
   // The manifest's names of parts come from the disk: they, too, must stay below the round.
   PS_TRY(ResolveRound(root_ / open_path_, entry->server));
-  Failures unread;
-  for (std::size_t place = 0; place < places_.size(); ++place) {
-    const Status read = ReadFrom(place, *entry, begin);
-    if (read.ok()) return Ok();
-    unread.Add(read.error());
-  }
-  // Whoever tries again should open the files again.
-  Close();
-  return unread.Sum();
+  return &*entry;
 }
 
-Status RestoreReader::ReadFrom(std::size_t place, const checkpoint::ManifestShard& shard,
-                               const std::function<checkpoint::ShardSink&()>& begin) {
-  auto part = parts_.find({place, shard.server});
-  if (part == parts_.end()) {
-    checkpoint::Reader reader =
-        PS_TRY(checkpoint::Reader::Open(open_path_ / shard.server, *places_[place]));
-    part = parts_.emplace(std::pair(place, shard.server), std::move(reader)).first;
+Result<const checkpoint::Reader*> RestoreReader::OpenPart(std::size_t place,
+                                                          const std::string& name) {
+  const auto part = parts_.find({place, name});
+  if (part != parts_.end()) return &part->second;
+  checkpoint::Reader reader = PS_TRY(checkpoint::Reader::Open(open_path_ / name, *places_[place]));
+  return &parts_.emplace(PartAt(place, name), std::move(reader)).first->second;
+}
+
+Status RestoreReader::Read(const std::string& round_name, ShardId shard,
+                           checkpoint::ShardSink& sink) {
+  again_ = false;
+  const checkpoint::ManifestShard& entry = *PS_TRY(Find(round_name, shard));
+  for (std::size_t place = 0; place < places_.size(); ++place) {
+    const PartAt at(place, entry.server);
+    if (bad_.contains(at)) continue;
+    const auto part = OpenPart(place, entry.server);
+    if (!part.ok()) {
+      failures_.Add(part.error());
+      if (part.error().code != ErrorCode::kNotFound) bad_.insert(at);
+      continue;
+    }
+    const Status read = (*part)->ReadShard(shard, entry.digest, sink);
+    if (read.ok()) {
+      failures_ = {};
+      return Ok();
+    }
+    failures_.Add(read.error());
+    parts_.erase(at);
+    bad_.insert(at);
+    if (place + 1 == places_.size()) break;
+    again_ = true;
+    return failures_.Sum();
   }
-  const Status read = part->second.ReadShard(shard.shard, shard.digest, begin());
-  if (!read.ok()) parts_.erase(part);
-  return read;
+  return Fail(std::move(failures_));
+}
+
+Result<checkpoint::ShardMeta> RestoreReader::ReadMeta(const std::string& round_name,
+                                                      ShardId shard) {
+  const checkpoint::ManifestShard& entry = *PS_TRY(Find(round_name, shard));
+  Failures failures;
+  for (std::size_t place = 0; place < places_.size(); ++place) {
+    const auto part = OpenPart(place, entry.server);
+    auto meta = part.ok() ? (*part)->ReadMeta(shard) : part.error();
+    if (meta.ok()) return meta;
+    failures.Add(meta.error());
+  }
+  return Fail(std::move(failures));
+}
+
+Result<const checkpoint::Manifest*> RestoreReader::ReadManifest(const std::string& round_name) {
+  PS_TRY(OpenRound(round_name));
+  return &manifest_;
 }
 
 }  // namespace ps::server

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -98,35 +99,63 @@ struct PartSource {
 
 class RestoreReader {
  public:
+  // Reads from this directory alone.
+  explicit RestoreReader(std::filesystem::path root) : root_(std::move(root)), local_(root_) {}
   // `store` is the identity of `root`. `context` outlives the reader.
   RestoreReader(std::filesystem::path root, std::string store, zmq::context_t& context)
-      : root_(std::move(root)), store_(std::move(store)), context_(context), local_(root_) {}
+      : root_(std::move(root)), store_(std::move(store)), context_(&context), local_(root_) {}
 
-  // Tries this host's directory and then the sources, one after the other, until one of them has
-  // the shard whole: `begin` is called for each that has something, and what its sink got counts if
-  // this is Ok. Else kNotFound if nobody has it; kInvalid if whoever has it has it damaged, or the
-  // sink refuses it; any other code if it may be there where it could not be read.
-  Status Read(const std::string& round_name, ShardId shard, const std::vector<PartSource>& sources,
-              const std::function<checkpoint::ShardSink&()>& begin);
+  // Where to read what the directory has not, or has damaged, one after the other.
+  void SetSources(const std::vector<PartSource>& sources);
+
+  // As checkpoint::Reader::ReadShard: what `sink` got counts if this is Ok. Else, once no place is
+  // left to try: kNotFound if nobody has it; kInvalid if whoever has it has it damaged, or the sink
+  // refuses it; any other code if it may be there where it could not be read.
+  Status Read(const std::string& round_name, ShardId shard, checkpoint::ShardSink& sink);
+  // After a Read() that was not Ok: there is a place left that may have the shard whole. It is tried
+  // by the next Read(), with another sink.
+  bool again() const { return again_; }
+  // What the shard is, without its content.
+  Result<checkpoint::ShardMeta> ReadMeta(const std::string& round_name, ShardId shard);
+  // Valid until a call names another round, or fails.
+  Result<const checkpoint::Manifest*> ReadManifest(const std::string& round_name);
 
  private:
-  Status OpenRound(const std::string& round_name, const std::vector<PartSource>& sources);
-  Status ReadFrom(std::size_t place, const checkpoint::ManifestShard& shard,
-                  const std::function<checkpoint::ShardSink&()>& begin);
+  // What is to be said of several places, none of which had it: what may be there after all weighs
+  // most, then what is there and damaged.
+  class Failures {
+   public:
+    void Add(const Error& error);
+    Error Sum() const;
+
+   private:
+    Error worst_{ErrorCode::kNotFound, ""};
+    std::string missing_;
+  };
+
+  Status OpenRound(const std::string& round_name);
+  Result<const checkpoint::ManifestShard*> Find(const std::string& round_name, ShardId shard);
+  Result<const checkpoint::Reader*> OpenPart(std::size_t place, const std::string& name);
+  // Whoever tries again opens everything again.
+  Error Fail(Failures failures);
   void Close();
 
   const std::filesystem::path root_;
   const std::string store_;
-  zmq::context_t& context_;
+  zmq::context_t* const context_ = nullptr;
   const checkpoint::LocalStorage local_;
+  std::vector<PartSource> sources_;
   // The round that was read last stays open: shards of one round come one after the other.
   std::string open_name_;
-  std::vector<PartSource> open_sources_;
   std::filesystem::path open_path_;  // below each place
   std::vector<std::unique_ptr<checkpoint::RemoteStorage>> remote_;
   std::vector<const checkpoint::Storage*> places_;  // the local one first
   checkpoint::Manifest manifest_;
-  std::map<std::pair<std::size_t, std::string>, checkpoint::Reader> parts_;  // by place and name
+  using PartAt = std::pair<std::size_t, std::string>;  // place and name
+  std::map<PartAt, checkpoint::Reader> parts_;
+  std::set<PartAt> bad_;  // not to be tried again while the round is open
+  Failures failures_;     // of the shard that is read
+  bool again_ = false;
 };
 
 }  // namespace ps::server

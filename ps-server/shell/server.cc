@@ -9,6 +9,7 @@
 #include <random>
 #include <utility>
 
+#include "common/check.h"
 #include "common/job/job_spec.h"
 #include "common/net/metric_families.h"
 #include "common/net/zmq_socket.h"
@@ -67,6 +68,7 @@ struct Server::Job {
   std::string restore;           // the round that restore_round of the map's entries means
   std::uint64_t restore_job = 0;
   std::vector<PartSource> sources;  // that have it, or may
+  std::shared_ptr<const LoadOrder> load;  // null: nothing is loaded of other jobs
   std::optional<OpenRound> round;
   // Restores that failed, until the map takes the shard away: told again to each new leader.
   std::map<ShardId, std::pair<RestoreWanted, Error>> failed;
@@ -98,8 +100,12 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& c
   const std::uint32_t restoring =
       std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
   for (std::uint32_t i = 0; i < restoring; ++i) {
-    server->restore_readers_.push_back(std::make_unique<RestoreReader>(
-        server->config_.checkpoint_dir, server->store_id_, context));
+    const auto make_reader = [raw = server.get()] {
+      return std::make_unique<RestoreReader>(raw->config_.checkpoint_dir, raw->store_id_,
+                                             raw->context_);
+    };
+    server->restore_readers_.push_back(make_reader());
+    server->source_loaders_.push_back(std::make_unique<SourceLoader>(make_reader));
   }
   for (std::uint32_t i = 0; i < restoring; ++i) {
     server->restore_threads_.push_back(std::make_unique<TaskThread>(kRestoreTasksMax, "restore"));
@@ -300,6 +306,11 @@ void Server::OnJobStart(const control::JobStartT& start) {
                            id.value());
     }
     made->shards = shards;
+    if (made->rules.loads) {
+      auto order = LoadOrder::Of(id, *spec, *start.layout);
+      if (!order.ok()) return spdlog::error("job {}: {}", id.value(), order.error().message);
+      made->load = std::make_shared<const LoadOrder>(std::move(order).value());
+    }
     job = jobs_.emplace(id, std::move(made)).first->second.get();
     spdlog::info("job {} ({}) begins here", id.value(), start.name);
   }
@@ -610,6 +621,7 @@ void Server::OnLaneEvent(std::uint32_t lane, LaneEvent event) {
 }
 
 void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
+  if (wanted.round == Round()) return OnLoadWanted(lane, wanted);
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   if (job->restore.empty()) {
@@ -619,46 +631,65 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   const bool values_only = job->restore_job != 0 && JobId(job->restore_job) != wanted.job;
   const std::string name = RoundName(job->restore, wanted.round);
   const std::size_t number = wanted.shard.value() % restore_threads_.size();
-  TaskThread* const thread = restore_threads_[number].get();
   RestoreReader* const reader = restore_readers_[number].get();
-  const auto read_it = [this, lane, wanted, name, values_only, thread, reader,
-                        sources = job->sources] {
-    std::shared_ptr<std::unique_ptr<Shard>> loaded;
-    Status read = Ok();
-    for (int attempt = 1; attempt <= kRestoreAttempts; ++attempt) {
-      if (attempt > 1 && !thread->Pause(kRestoreRetryWait)) return;
-      std::unique_ptr<ShardLoad> load;
-      // Anew for each place that has the shard: what came of a damaged one is thrown away.
-      read = reader->Read(name, wanted.shard, sources, [&]() -> checkpoint::ShardSink& {
-        load.reset();
-        loaded = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
-        load =
-            std::make_unique<ShardLoad>(**loaded, ShardLoadOptions{values_only, /*expect=*/true});
-        return *load;
-      });
-      if (read.ok()) load->Finish();
+  const auto read = [reader, name, wanted, values_only](Shard& shard) -> Status {
+    ShardLoad load(shard, {values_only, /*expect=*/true});
+    PS_TRY(reader->Read(name, wanted.shard, load));
+    load.Finish();
+    return Ok();
+  };
+  MakeShardOn(number, lane, wanted, "is restored from checkpoint " + std::to_string(wanted.round.value()),
+              [reader, sources = job->sources] { reader->SetSources(sources); }, read,
+              [reader] { return reader->again(); });
+}
+
+// What is read are the checkpoints of other jobs, and the shard is Blank then.
+void Server::OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted) {
+  const Job* const job = FindJob(wanted.job);
+  if (job == nullptr) return;
+  PS_CHECK(job->load != nullptr, wanted.job);
+  const std::size_t number = wanted.shard.value() % restore_threads_.size();
+  SourceLoader* const loader = source_loaders_[number].get();
+  MakeShardOn(number, lane, wanted, "has what the job loads",
+              [loader, sources = job->sources] { loader->SetSources(sources); },
+              [loader, order = job->load](Shard& shard) { return loader->Load(*order, shard); },
+              [loader] { return loader->again(); });
+}
+
+void Server::MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
+                         const std::string& what, std::function<void()> prepare,
+                         std::function<Status(Shard&)> read, std::function<bool()> again) {
+  TaskThread* const thread = restore_threads_[thread_number].get();
+  const Status posted = thread->Post([this, lane, wanted, what, prepare = std::move(prepare),
+                                      read = std::move(read), again = std::move(again), thread] {
+    prepare();
+    std::shared_ptr<std::unique_ptr<Shard>> made;
+    Status done = Ok();
+    for (int attempt = 1; attempt <= kRestoreAttempts;) {
+      made = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
+      done = read(**made);
+      if (done.ok()) break;
+      // What came of one server is thrown away, and another one has it, too.
+      if (again()) continue;
       // What is damaged stays damaged, and a server that does not answer may be known to be gone by
       // now: the coordinator asks again.
-      if (read.ok() || read.error().code == ErrorCode::kInvalid ||
-          read.error().code == ErrorCode::kUnreachable) {
-        break;
-      }
+      const ErrorCode code = done.error().code;
+      if (code == ErrorCode::kInvalid || code == ErrorCode::kUnreachable) break;
+      if (++attempt <= kRestoreAttempts && !thread->Pause(kRestoreRetryWait)) return;
     }
-    if (!read.ok()) {
-      return PostToLoop([this, wanted, error = read.error()] { OnRestoreFailed(wanted, error); });
+    if (!done.ok()) {
+      return PostToLoop([this, wanted, error = done.error()] { OnRestoreFailed(wanted, error); });
     }
-    const auto install = [this, wanted, loaded](LaneCore& core) {
+    const auto install = [this, wanted, made, what](LaneCore& core) {
       // A conflict: the map went on, and nobody waits for this shard any more.
-      if (!core.InstallRestored(wanted, std::move(*loaded)).ok()) return;
-      PostToLoop([this, wanted] {
+      if (!core.InstallRestored(wanted, std::move(*made)).ok()) return;
+      PostToLoop([this, wanted, what] {
         ++counters_.shards_restored;
-        spdlog::debug("job {}: shard {} is restored from checkpoint {}", wanted.job.value(),
-                      wanted.shard.value(), wanted.round.value());
+        spdlog::debug("job {}: shard {} {}", wanted.job.value(), wanted.shard.value(), what);
       });
     };
     PostToLoop([this, lane, install] { PostToLane(lane, install); });
-  };
-  const Status posted = thread->Post(read_it);
+  });
   if (!posted.ok()) OnRestoreFailed(wanted, posted.error());
 }
 
@@ -669,8 +700,13 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error) {
   // The failure of an old assignment would end a job that no longer depends on it.
   if (own == job->own.end() || own->second != wanted.epoch) return;
   ++counters_.restores_failed;
-  spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
-                wanted.shard.value(), wanted.round.value(), error.message);
+  if (wanted.round == Round()) {
+    spdlog::error("job {}: shard {} cannot be loaded: {}", wanted.job.value(), wanted.shard.value(),
+                  error.message);
+  } else {
+    spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
+                  wanted.shard.value(), wanted.round.value(), error.message);
+  }
   auto& kept = job->failed[wanted.shard];
   kept = {wanted, error};
   kept.first.plan.reset();  // nobody makes a shard of this one any more

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -25,6 +26,7 @@
 #include "ps-server/shell/checkpoint_store.h"
 #include "ps-server/shell/lane.h"
 #include "ps-server/shell/metrics.h"
+#include "ps-server/shell/source_loader.h"
 #include "ps-server/shell/task_thread.h"
 
 namespace ps::server {
@@ -99,6 +101,12 @@ class Server {
   void OnFrozen(std::uint32_t lane, LaneFrozen frozen);
   void OnRoundFailed(JobId job, Round round, const std::string& reason);
   void OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted);
+  void OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted);
+  // Makes the shard on a restore thread: prepare() once, then read() into a new one until it is Ok or
+  // no server is left to read from; `what` then is, for the log.
+  void MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
+                   const std::string& what, std::function<void()> prepare,
+                   std::function<Status(Shard&)> read, std::function<bool()> again);
   void OnRestoreFailed(const RestoreWanted& wanted, const Error& error);
   void WriteRound(Job& job);
 
@@ -133,6 +141,7 @@ class Server {
   // Last, so that they end first: their threads use the members above.
   CheckpointStore store_;                                        // the checkpoint thread's
   std::vector<std::unique_ptr<RestoreReader>> restore_readers_;  // each one restore thread's
+  std::vector<std::unique_ptr<SourceLoader>> source_loaders_;    // the same
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::unique_ptr<TaskThread> checkpoint_thread_;
   std::unique_ptr<TaskThread> copy_thread_;

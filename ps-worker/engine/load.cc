@@ -112,6 +112,8 @@ Result<control::PreflightResultT> Try(const JobSpec& spec) {
   result.data->records = task.train->records();
   result.data->test_records = task.test == nullptr ? 0 : task.test->records();
   result.data->fingerprint = task.train->fingerprint();
+  result.file_tensors = task.files.tensors;
+  result.files_fingerprint = task.files.fingerprint;
   return result;
 }
 
@@ -126,6 +128,7 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
   }
   if (spec.model.type == "ledger") {
     task.workload = std::make_unique<Ledger>(spec.model, spec.embedding_tables);
+    task.files = PS_TRY(LoadFileValues(spec, *task.workload));
     return task;
   }
   PS_TRY(CheckData(spec, *task.train, "train"));
@@ -137,6 +140,7 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
   auto model = PS_TRY(Model::Create(spec, task.train->features()));
   task.workload = std::make_unique<TensorWorkload>(spec, std::move(model));
+  task.files = PS_TRY(LoadFileValues(spec, *task.workload));
   return task;
 }
 

@@ -10,14 +10,16 @@
 #include "common/messages/control.h"
 #include "common/result.h"
 #include "ps-worker/engine/data/dataset.h"
+#include "ps-worker/engine/file_values.h"
 #include "ps-worker/engine/workload.h"
 
 namespace ps::worker {
 
 struct LoadedTask {
   std::unique_ptr<Dataset> train;
-  std::unique_ptr<Dataset> test;  // null: the job has no test data
-  std::unique_ptr<Workload> workload;
+  std::unique_ptr<Dataset> test;       // null: the job has no test data
+  std::unique_ptr<Workload> workload;  // its tables have the values of checkpoint.load's files
+  FileValues files;
 };
 
 // Reads the data, builds the model. Call SetComputeThreads (model.h) before.

@@ -44,12 +44,13 @@ struct FreeState {
 }  // namespace
 
 Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
-                 const Dataset& train, const Dataset* test)
+                 const Dataset& train, const Dataset* test, std::uint64_t files_fingerprint)
     : spec_(spec),
       session_(session),
       workload_(workload),
       train_(train),
       test_(test),
+      files_fingerprint_(files_fingerprint),
       push_records_(
           static_cast<std::uint32_t>(spec.training.batch_size * spec.training.local_steps)),
       learning_rate_(spec.optimizer.learning_rate, spec.training.epochs, train.records()),
@@ -95,6 +96,7 @@ Status Trainer::Start() {
   control::TaskReadyT ready;
   ready.layout_fingerprint = workload_.layout().fingerprint;
   ready.data_fingerprint = train_.fingerprint();
+  ready.files_fingerprint = files_fingerprint_;
   ready.records = train_.records();
   context_ = PS_TRY(session_.Ready(ready));
   clock_ = context_.first_clock;

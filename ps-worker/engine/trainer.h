@@ -28,9 +28,10 @@ namespace ps::worker {
 
 class Trainer {
  public:
-  // All are borrowed and outlive the trainer; `test` may be null.
+  // All are borrowed and outlive the trainer; `test` may be null. `files_fingerprint` is of
+  // the values that the workload has of files (FileValues).
   Trainer(const JobSpec& spec, TaskSession& session, Workload& workload, const Dataset& train,
-          const Dataset* test);
+          const Dataset* test, std::uint64_t files_fingerprint = 0);
 
   // The reason why the session ended the task, or the error.
   Result<std::string> Run();
@@ -103,6 +104,7 @@ class Trainer {
   Workload& workload_;
   const Dataset& train_;
   const Dataset* const test_;
+  const std::uint64_t files_fingerprint_;
 
   TaskContext context_;
   std::optional<LayoutView> view_;

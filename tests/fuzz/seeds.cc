@@ -255,6 +255,20 @@ void WriteRecords(Corpus corpus) {
   corpus.Add(idx);
 }
 
+void WriteSafetensors(Corpus corpus) {
+  const auto add = [&corpus](const std::string& header, const std::string& data) {
+    const std::uint64_t size = header.size();
+    corpus.Add(std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + header + data);
+  };
+  add(R"({"__metadata__":{"a":"b"},"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},)"
+      R"("h":{"dtype":"F16","shape":[3],"data_offsets":[16,22]},)"
+      R"("b":{"dtype":"BF16","shape":[1],"data_offsets":[22,24]},)"
+      R"("n":{"dtype":"I64","shape":[],"data_offsets":[24,32]}}  )",
+      std::string(32, '\x3c'));
+  add(R"({"w":{"dtype":"F64","shape":[0,7],"data_offsets":[0,0]}})", "");
+  add("{}", "");
+}
+
 void WriteJobs(Corpus corpus, const std::filesystem::path& examples) {
   for (const auto& entry : std::filesystem::directory_iterator(examples)) {
     if (entry.path().extension() != ".yaml") continue;
@@ -277,5 +291,6 @@ int main(int argc, char** argv) {
   WriteCheckpoint(Corpus(directory / "checkpoint"));
   WriteJobs(Corpus(directory / "job"), argv[2]);
   WriteRecords(Corpus(directory / "records"));
+  WriteSafetensors(Corpus(directory / "safetensors"));
   return 0;
 }

@@ -5,6 +5,7 @@
 
 BIN_DIR is build/<preset>/bin. Each class starts a local cluster of its own.
 """
+import array
 import http.client
 import json
 import math
@@ -464,6 +465,266 @@ class Rows(WithCluster):
         done = self.finish(job)
         # Logistic regression: 0.7886. This comes to 0.805.
         self.assertGreater(done["result"]["metric"], 0.795)
+
+
+def read_npy(path):
+    """The numbers of an array of two dimensions at most, row by row."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        described = file.read(struct.unpack("<H", head[8:10])[0]).decode()
+        data = file.read()
+    numbers = array.array("Q" if "u8" in described else "f")
+    numbers.frombytes(data)
+    return numbers
+
+
+class Loading(WithCluster):
+    """Jobs that begin with parts of other jobs' checkpoints, and of files."""
+    turns = 0
+    # A rate that no value notices.
+    STILL = "optimizer: {type: sgd, learning_rate: 1.0e-30}\n"
+
+    def exported(self, job):
+        """Tensors {name: (shape, values)}, rows {table: {key: values}}, and the folder."""
+        Loading.turns += 1
+        folder = os.path.join(self.cluster.folder, "model-%d" % self.turns)
+        done = self.cluster.ds("ckpt", "export", job, "--to", folder)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(os.path.join(folder, "model.safetensors"), "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            data = file.read()
+        header.pop("__metadata__")
+        tensors = {}
+        for name, tensor in header.items():
+            values = array.array("q" if tensor["dtype"] == "I64" else "f")
+            values.frombytes(data[slice(*tensor["data_offsets"])])
+            tensors[name] = (tensor["shape"], values)
+        rows = {}
+        for name in os.listdir(folder):
+            if not name.endswith(".keys.npy"):
+                continue
+            keys = read_npy(os.path.join(folder, name))
+            values = read_npy(os.path.join(folder, name.replace(".keys.", ".values.")))
+            width = len(values) // max(1, len(keys))
+            rows[name[:-len(".keys.npy")]] = {
+                key: values[i * width:(i + 1) * width] for i, key in enumerate(keys)}
+        return tensors, rows, folder
+
+    def job_of(self, name, model, features, load="", more=STILL, seed=1):
+        points = os.path.join(self.cluster.folder, "points-%d.csv" % features)
+        if not os.path.exists(points):
+            draw = random.Random(3)
+            lines = [",".join("%.4f" % draw.gauss(0, 1) for _ in range(features)) +
+                     ",%d" % draw.randrange(3) for _ in range(2000)]
+            head = ",".join(["x%d" % i for i in range(features)] + ["y"])
+            self.cluster.file("\n".join([head] + lines) + "\n", os.path.basename(points))
+        return """
+apiVersion: ds/v1
+kind: TrainJob
+name: %s
+model: %s
+data: {train: {format: csv, file: '%s', label: y}}
+training: {workers: 2, batch_size: 100, epochs: 1, metric: none, seed: %d}
+checkpoint: {every_steps: 1000%s}
+%s""" % (name, model, points, seed, load and ", load: " + load, more)
+
+    def mlp(self, name, layers, load="", more=STILL, seed=1):
+        return self.job_of(name, "{type: mlp, layers: %s}" % layers, 8, load, more, seed)
+
+    def run_job(self, text):
+        return self.finish(self.cluster.submit(text))
+
+    def same_bits(self, left, right, message):
+        self.assertEqual(left.tobytes(), right.tobytes(), message)
+
+    def check_corner(self, grown, source, initial, name):
+        """`grown` has `source` in its leading corner and is as `initial` elsewhere, bit for bit."""
+        shape, values = grown
+        inner, part = source
+        self.assertEqual(initial[0], shape)
+        expected = array.array("f", initial[1])
+        width, part_width = shape[-1], inner[-1]
+        for row in range(len(part) // part_width):
+            expected[row * width:row * width + part_width] = part[row * part_width:(row + 1) * part_width]
+        self.assertNotEqual(expected.tobytes(), initial[1].tobytes(), name)
+        self.same_bits(values, expected, name)
+
+    def test_a_wider_and_deeper_model_begins_with_a_smaller_one(self):
+        self.run_job(self.mlp("small", "[8, 400, 300, 3]", more="optimizer: {learning_rate: 0.1}\n"))
+        small, _, _ = self.exported("small")
+        grown = "[8, 500, 450, 350, 3]"
+        self.run_job(self.mlp("fresh", grown, seed=9))
+        fresh, _, _ = self.exported("fresh")
+        job = self.cluster.submit(self.mlp("grown", grown, """
+    [{from: small, tensors: ["linear*"], grow: true,
+      rename: {"linear1.*": "linear2.*", "linear2.*": "linear3.*"}}]""", seed=9))
+        self.finish(job)
+        self.assertRegex(self.cluster.events(job), r"begins with 6 tensors .* of job \d+ \(small\)")
+        tensors, _, _ = self.exported("grown")
+        for part in ("weight", "bias"):
+            for source, target in (("linear0", "linear0"), ("linear1", "linear2"), ("linear2", "linear3")):
+                self.check_corner(tensors["%s.%s" % (target, part)], small["%s.%s" % (source, part)],
+                                  fresh["%s.%s" % (target, part)], target + "." + part)
+            # The layer that is new.
+            self.assertEqual(tensors["linear1." + part], fresh["linear1." + part])
+
+    def test_rows_of_one_job_and_layers_of_another(self):
+        train, test = likes(self.cluster, 6000)
+
+        def deepfm(name, width, load="", seed=1, still=True):
+            text = factorisation(name, train, test, more=", ignore: [noise]", batch=200, epochs=1,
+                                 width=width)
+            text = text.replace("hidden: []", "hidden: [12, 7]").replace(
+                "training: {workers: 2", "training: {seed: %d, workers: 2" % seed)
+            if still:
+                text = text.replace("learning_rate: 0.05", "learning_rate: 1.0e-30").replace(
+                    "learning_rate: 0.1", "learning_rate: 1.0e-30")
+            return text + (load and "checkpoint: {load: %s}\n" % load)
+
+        self.run_job(deepfm("rows", 5, still=False))
+        self.run_job(deepfm("layers", 5, seed=2, still=False))
+        _, rows, _ = self.exported("rows")
+        layers, _, _ = self.exported("layers")
+        self.run_job(deepfm("both", 5, '[{from: rows, tables: ["*"]}, {from: layers, tensors: ["*"]}]',
+                            seed=3))
+        tensors, both, _ = self.exported("both")
+        self.assertEqual(tensors, layers)
+        self.assertEqual(set(both), {"users", "items"})
+        self.assertEqual(both, rows)
+        # Wider rows, cut into other shards, under another name.
+        self.run_job(deepfm("fresh-rows", 9, seed=4))
+        _, initial, _ = self.exported("fresh-rows")
+        self.assertGreater(len(initial["users"]), 500)
+        wide = deepfm("wide", 9, '[{from: rows, tables: [users], grow: true}]', seed=4)
+        self.run_job(wide + "resources: {shards: 17}\n")
+        _, grown, _ = self.exported("wide")
+        self.assertEqual(set(grown["users"]), set(rows["users"]) | set(initial["users"]))
+        for key, values in rows["users"].items():
+            self.same_bits(grown["users"][key][:5], values, key)
+            if key in initial["users"]:
+                self.same_bits(grown["users"][key][5:], initial["users"][key][5:], key)
+        self.assertEqual(grown["items"], initial["items"])
+
+    def test_files_of_ours_and_of_strangers_are_read(self):
+        self.run_job(self.mlp("origin", "[8, 300, 3]", more="optimizer: {learning_rate: 0.1}\n"))
+        origin, _, folder = self.exported("origin")
+        exported = os.path.join(folder, "model.safetensors")
+        job = self.cluster.submit(self.mlp("again", "[8, 300, 3]", "[{file: '%s', tensors: ['*']}]" % exported,
+                                           seed=5))
+        self.finish(job)
+        self.assertIn("begins with 4 tensors of files", self.cluster.events(job))
+        again, _, _ = self.exported("again")
+        self.assertEqual(again, origin)
+
+        # By hand: halves of two kinds, each of which is its number in fp32 too.
+        numbers = [i / 8 - 3 for i in range(12)]
+        data = struct.pack("<12e", *numbers)
+        data += b"".join(struct.pack("<f", n)[2:] for n in numbers[:5])
+        header = json.dumps({
+            "__metadata__": {"made": "by hand"},
+            "encoder.kernel": {"dtype": "F16", "shape": [4, 3], "data_offsets": [0, 24]},
+            "encoder.shift": {"dtype": "BF16", "shape": [5], "data_offsets": [24, 34]}}).encode()
+        path = os.path.join(self.cluster.folder, "by hand.safetensors")
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header + data)
+        load = """[{file: '%s', tensors: ["encoder.*"], grow: true,
+            rename: {encoder.kernel: linear0.weight, encoder.shift: linear0.bias}},
+           {from: origin, tensors: ["linear1.*"]}]""" % path
+        self.run_job(self.mlp("initial", "[8, 300, 3]", seed=6))
+        initial, _, _ = self.exported("initial")
+        self.run_job(self.mlp("by-hand", "[8, 300, 3]", load, seed=6))
+        made, _, _ = self.exported("by-hand")
+        self.check_corner(made["linear0.weight"], ([4, 3], array.array("f", numbers)),
+                          initial["linear0.weight"], "weight")
+        self.check_corner(made["linear0.bias"], ([5], array.array("f", numbers[:5])),
+                          initial["linear0.bias"], "bias")
+        self.assertEqual(made["linear1.weight"], origin["linear1.weight"])
+
+        def refused(load, *said):
+            done = self.cluster.ds("job", "submit",
+                                   self.cluster.file(self.mlp("refused", "[8, 300, 3]", load)))
+            self.assertNotEqual(done.returncode, 0, load)
+            for text in said:
+                self.assertIn(text, done.stderr)
+
+        refused(load.replace("linear1.*", "linear?.bias"), "`linear0.bias` of the job has another source")
+        refused(load.replace("encoder.*", "encodr.*"), "`encodr.*` names no tensor of the source")
+        refused(load.replace("origin", "origins"), "there is no job origins")
+        refused(load.replace("grow: true", "grow: false"), "has the shape [4, 3]", "`grow: true`")
+        with open(path, "r+b") as file:
+            file.truncate(os.path.getsize(path) - 1)
+        refused(load, "by hand.safetensors", "33")
+
+    def test_a_file_may_go_once_there_is_a_checkpoint(self):
+        self.run_job(self.mlp("giver", "[8, 300, 3]"))
+        _, _, folder = self.exported("giver")
+        file = os.path.join(folder, "model.safetensors")
+        text = self.mlp("taker", "[8, 300, 3]", "[{file: '%s', tensors: ['*']}]" % file)
+        job = self.cluster.submit(text.replace("epochs: 1,", "epochs: 300,").replace(
+            "every_steps: 1000", "every_steps: 50"))
+        deadline = time.time() + 60
+        while self.cluster.job(job)["checkpoints"] == 0:
+            self.assertLess(time.time(), deadline, self.cluster.events(job))
+            time.sleep(0.05)
+        os.remove(file)
+        os.kill(self.cluster.tasks()[0], signal.SIGKILL)
+        self.finish(job)
+        self.assertIn("worker lost", self.cluster.events(job))
+
+    def test_buffers_and_counters_go_on_from_a_checkpoint_and_from_a_file(self):
+        model = "{type: cnn, input_shape: [1, 4, 4], channels: [2, 3], hidden: 8, classes: 3}"
+        self.run_job(self.job_of("pictures", model, 16))
+        first, _, folder = self.exported("pictures")
+        steps = first["norm0.num_batches_tracked"][1][0]
+        self.assertGreaterEqual(steps, 10)
+        for name, load in (("of-a-job", "[{from: pictures, tensors: ['*']}]"),
+                           ("of-a-file", "[{file: '%s/model.safetensors', tensors: ['*']}]" % folder)):
+            self.run_job(self.job_of(name, model, 16, load, seed=2))
+            second, _, _ = self.exported(name)
+            self.assertEqual(second["hidden.weight"], first["hidden.weight"])
+            self.assertNotEqual(second["norm0.running_var"][1][0], 1)
+            # Each worker counts its own steps on from what it began with.
+            self.assertGreaterEqual(second["norm0.num_batches_tracked"][1][0], steps + 10)
+
+    def test_a_server_lost_before_the_first_checkpoint_loads_again(self):
+        text = ledger("counted", records=40000, workers=2, epochs=1) + ROWS
+        first = self.run_job(text.replace("blocks: 16", "blocks: 16, rows: 3000"))
+        code, said, found = self.cluster.read_by_the_format(first)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(found["tables"]["parameters"]["sum"], 16 * 400)
+        text = ledger("counts-on", records=200000, workers=2, epochs=1, every=1000000, more=""",
+    load: [{from: counted, tensors: ["*"], tables: ["*"]}]""") + ROWS + "resources: {replicas: 0}\n"
+        job = self.cluster.submit(text.replace("blocks: 16", "blocks: 16, rows: 3000"))
+        trained_more_than(self, self.cluster, job, 20000)
+        os.kill(self.cluster.processes()["server-1"], signal.SIGKILL)
+        described = self.finish(job)
+        events = self.cluster.events(job)
+        self.assertIn("server lost", events)
+        self.assertIn("from initial values and what the job loads", events)
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        code, said, found = self.cluster.read_by_the_format(described)
+        self.assertEqual(code, 0, said)
+        # What the first job counted, and what this one did, each once.
+        self.assertEqual(found["tables"]["parameters"]["sum"], 16 * (400 + 2000))
+        self.assertEqual(found["rows"]["records"]["sum"], 2 * 240000)
+        self.cluster.up("--repair")
+
+    def test_z_a_damaged_source_ends_the_job_with_its_name(self):
+        done = self.run_job(self.mlp("broken", "[8, 400, 300, 3]"))
+        victim = max((os.path.join(folder, name)
+                      for folder, _, names in os.walk(self.cluster.checkpoint(done))
+                      for name in names if name.endswith(".sst")), key=os.path.getsize)
+        with open(victim, "r+b") as damaged:
+            damaged.seek(os.path.getsize(victim) // 2)
+            byte = damaged.read(1)
+            damaged.seek(-1, 1)
+            damaged.write(bytes([byte[0] ^ 1]))
+        job = self.cluster.submit(self.mlp("heir", "[8, 400, 300, 3]", '[{from: broken, tensors: ["*"]}]'))
+        self.assertNotEqual(self.cluster.wait(job), 0)
+        described = self.cluster.job(job)
+        self.assertEqual(described["phase"], "failed")
+        self.assertRegex(described["reason"],
+                         r"shard \d+ could not be loaded: checkpoint \d+ of job \d+: .*shard \d+")
 
 
 class Replicas(WithCluster):

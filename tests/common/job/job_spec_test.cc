@@ -68,6 +68,17 @@ JobSpec Parse(const std::string& text) {
   return spec.ok() ? spec.value() : JobSpec{};
 }
 
+constexpr const char* kLoad = R"(checkpoint:
+  load:
+    - from: first@12
+      tensors: ["linear0.*", "*.bias"]
+      tables: [users]
+      rename: {"0.weight": "1.weight", "linear0.*": "*", "*": "linear.*"}
+      grow: true
+    - {file: values/m.safetensors, tensors: ["*"]}
+    - {from: 7, tables: ["*"]}
+)";
+
 std::string Findings(const std::string& text) {
   const auto spec = ParseJobYaml(text, "job.yaml", "/base");
   if (spec.ok()) return "";
@@ -680,6 +691,56 @@ TEST(JobSpecTest, TablesOfRowsSurviveTheResolvedForms) {
   }
 }
 
+TEST(JobSpecTest, SourcesOfValuesAreReadAndSurviveTheResolvedForms) {
+  const JobSpec spec = Parse(std::string(kMlp) + kLoad);
+  ASSERT_EQ(spec.checkpoint.load.size(), 3u);
+  const LoadSourceSpec& first = spec.checkpoint.load[0];
+  EXPECT_EQ(first.from, "first@12");
+  EXPECT_EQ(first.tensors, (std::vector<std::string>{"linear0.*", "*.bias"}));
+  EXPECT_EQ(first.tables, std::vector<std::string>{"users"});
+  ASSERT_EQ(first.rename.size(), 3u);
+  EXPECT_EQ(first.rename[1], (std::pair<std::string, std::string>("0.weight", "1.weight")));
+  EXPECT_TRUE(first.grow);
+  EXPECT_EQ(spec.checkpoint.load[1].file.substr(spec.checkpoint.load[1].file.size() - 21),
+            "/values/m.safetensors");
+  EXPECT_FALSE(spec.checkpoint.load[1].grow);
+  EXPECT_EQ(spec.checkpoint.load[2].from, "7");
+  const auto from_json = ParseJobJson(ResolvedJson(spec));
+  ASSERT_TRUE(from_json.ok()) << from_json.error().message;
+  EXPECT_EQ(ResolvedJson(*from_json), ResolvedJson(spec));
+  const auto from_yaml = ParseJobYaml(ResolvedYaml(spec), "resolved", "");
+  ASSERT_TRUE(from_yaml.ok()) << from_yaml.error().message << ResolvedYaml(spec);
+  EXPECT_EQ(ResolvedJson(*from_yaml), ResolvedJson(spec));
+  EXPECT_EQ(ParseOrigin("first@12").job, "first");
+  EXPECT_EQ(ParseOrigin("first@12").round, 12u);
+  EXPECT_EQ(ParseOrigin("7").round, std::nullopt);
+}
+
+TEST(JobSpecTest, WhatIsWrongWithASourceOfValuesIsNamed) {
+  const auto finds = [](const std::string& source, const std::string& said) {
+    EXPECT_THAT(Findings(std::string(kMlp) + "checkpoint: {load: [" + source + "]}\n"),
+                HasSubstr(said));
+  };
+  finds("{tensors: ['*']}", "checkpoint.load[0]: must have `from` (a checkpoint) or `file`");
+  finds("{from: a, file: b, tensors: ['*']}", "checkpoint.load[0]: must have `from`");
+  finds("{from: a}", "checkpoint.load[0]: names no `tensors` and no `tables`");
+  finds("{from: a@b, tensors: ['*']}", "checkpoint.load[0].from: must be JOB or JOB@ROUND");
+  finds("{file: a, tables: ['*']}",
+        "checkpoint.load[0].tables: belongs to sources with `from` only");
+  finds("{from: a, tensors: ['']}", "must have 1 to 4096 characters");
+  finds("{from: a, tensors: '*'}", "checkpoint.load[0].tensors: must be a list of texts");
+  finds("{from: a, tensors: ['*'], rename: [a]}", "checkpoint.load[0].rename: must be a map of at");
+  finds("{from: a, tensors: ['*'], rename: {a: [b]}}", "must be text, found a list");
+  finds("{from: a, tensors: ['*'], rename: {'a*': b}}", "`a*` to `b`: both must be names, or both");
+  finds("{from: a, tensors: ['*'], rename: {a: 'b*'}}", "`a` to `b*`: both must be names");
+  finds("{from: a, tensors: ['*'], rename: {'a*b': c}}", "both must be names");
+  finds("{from: a, tensors: ['*'], rename: {'?.b': c}}", "both must be names");
+  finds("{from: a, tensors: ['*'], grwo: true}", "unknown key, did you mean `grow`?");
+  EXPECT_THAT(
+      Findings(std::string(kMlp) + "checkpoint: {from: a, load: [{from: b, tensors: ['*']}]}\n"),
+      HasSubstr("checkpoint.load: is for parts of checkpoints and `from` for a whole one"));
+}
+
 TEST(JobSpecTest, TheLedgerHasTablesWithoutColumns) {
   const std::string rows =
       "embedding_tables: [{name: counts, width: 1, values: fp32, initializer: {type: constant}, "
@@ -817,6 +878,11 @@ void ExpectInSchema(const nlohmann::json& schema, const nlohmann::json& value,
     for (const auto& item : value) ExpectInSchema(schema["items"], item, path + "[]", seen);
   }
   if (!value.is_object()) return;
+  // Keys that the user chooses.
+  if (const auto any = schema.find("additionalProperties");
+      any != schema.end() && any->is_object()) {
+    return;
+  }
   const nlohmann::json* properties = nullptr;
   nlohmann::json resolved = schema;
   if (schema.contains("oneOf")) {
@@ -865,7 +931,7 @@ TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
   for (const std::string& text :
        {std::string(kMlp), std::string(kLedger), std::string(kCnn),
         std::string(idx_csv) + "checkpoint: {from: a}\nresources: {label: a}\n",
-        std::string(kCnn) + "  test: {file: b}\n",
+        std::string(kCnn) + "  test: {file: b}\n", std::string(kMlp) + kLoad,
         Replaced(kMlp, "type: mlp\n  layers: [784, 256, 10]",
                  "type: torchscript\n  file: a.pt\n  input_shape: [3]"),
         std::string(kMlp) + "optimizer: {learning_rate: {schedule: step, step_epochs: [1]}}\n",

@@ -1,5 +1,6 @@
 #include "ps-server/core/lane_core.h"
 
+#include "ps-server/core/partial_load.h"
 #include "tests/ps-server/core/lane_core_fixture.h"
 
 namespace ps::server::testing {
@@ -369,6 +370,84 @@ TEST_F(LaneCoreTest, ARestoredShardIsAskedForAndThenServes) {
   EXPECT_EQ(ValueOf(0), 6);
   EXPECT_EQ(SendOne(lane_, TestMessage(wire::Kind::Hello, 0, 11)).Find(0)->version(), 1u);
   EXPECT_FALSE(lane_.InstallRestored(JobId(9), Epoch(1), image, false).ok());
+}
+
+TEST_F(LaneCoreTest, AShardOfAJobThatLoadsWaitsForThatFirstAndForItsInitialValuesThen) {
+  JobRules rules = ConstantRules(1.0);
+  rules.loads = true;
+  lane_.SetJob(
+      JobSetup{JobId(2), layout_, rules, MapOf(1, {0, 1}), LiveOf(1, {MakeMember(0, 11)})});
+  const std::vector<LaneEvent> events = lane_.TakeEvents();
+  ASSERT_EQ(events.size(), 2u);
+  const auto& wanted = std::get<RestoreWanted>(events[1]);
+  EXPECT_EQ(wanted.shard, ShardId(1));
+  EXPECT_EQ(wanted.round, Round());
+  const auto init = [&] {
+    TestMessage message(wire::Kind::Init, 0, 11, /*job=*/2);
+    message.Segment(1, kEpoch, ConstantShard(layout_, ShardId(1), 5));
+    return SendOne(lane_, message).CodeOf(1);
+  };
+  // Nothing takes the place of what is to come.
+  EXPECT_EQ(init(), wire::Code::Restoring);
+
+  // Elements 10 to 19 of the shard are those of a tensor of another job.
+  const ModelParts job{{{"w", {10}, kElements + 10, false}}, {}};
+  LoadSource source;
+  source.parts = {{{"v", {10}, 3, false}}, {}};
+  source.mapping.tensors = {{0, 0}};
+  source.shard_begins = {0, 20};
+  auto shard = wanted.MakeShard();
+  {
+    PartialLoad load(*shard, job);
+    ASSERT_EQ(load.BeginSource(source), std::vector<ShardId>{ShardId(0)});
+    load.BeginShard(ShardId(0));
+    checkpoint::ShardImage image;
+    image.job = JobId(1);
+    image.round = Round(3);
+    image.epoch = Epoch(1);
+    image.block_elements = {20};
+    for (int i = 0; i < 20; ++i) image.values.push_back(static_cast<float>(100 + i));
+    checkpoint::ContentCheck check(ShardId(0), load, /*with_digest=*/false);
+    ASSERT_TRUE(checkpoint::SendImage(image, check).ok());
+    ASSERT_TRUE(load.EndSource().ok());
+    load.Finish();
+  }
+  ASSERT_TRUE(lane_.InstallRestored(wanted, std::move(shard)).ok());
+  EXPECT_EQ(SendOne(lane_, TestMessage(wire::Kind::Hello, 0, 11, /*job=*/2)).CodeOf(1),
+            wire::Code::Blank);
+  EXPECT_EQ(init(), wire::Code::Applied);
+  const auto values = lane_.FindShard(JobId(2), ShardId(1))->values();
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(values[i], i >= 10 && i < 20 ? static_cast<float>(100 + 3 + i - 10) : 5) << i;
+  }
+}
+
+TEST_F(LaneCoreTest, ALoadThatEndsEarlyLeavesNothing) {
+  const JobRules rules = ConstantRules(1.0);
+  Shard shard(layout_, rules, ShardId(1), Epoch(1), 1, /*restoring=*/true);
+  const ModelParts job{{{"w", {10}, kElements + 10, false}}, {}};
+  LoadSource source;
+  source.parts = {{{"v", {10}, 3, false}}, {}};
+  source.mapping.tensors = {{0, 0}};
+  source.shard_begins = {0, 8, 20};
+  {
+    PartialLoad load(shard, job);
+    EXPECT_EQ(load.BeginSource(source), (std::vector<ShardId>{ShardId(0), ShardId(1)}));
+    load.BeginShard(ShardId(0));
+    checkpoint::ShardImage image;
+    image.job = JobId(1);
+    image.round = Round(3);
+    image.epoch = Epoch(1);
+    image.block_elements = {8};
+    image.values.assign(8, 1.0f);
+    checkpoint::ContentCheck check(ShardId(0), load, /*with_digest=*/false);
+    ASSERT_TRUE(checkpoint::SendImage(image, check).ok());
+    // Half of the tensor is missing.
+    const Status ended = load.EndSource();
+    ASSERT_FALSE(ended.ok());
+    EXPECT_EQ(ended.error().message, "5 elements of its tensors are in none of its shards");
+  }
+  EXPECT_EQ(shard.state(), wire::Code::Restoring);
 }
 
 TEST_F(LaneCoreTest, ADroppedJobIsUnknown) {

@@ -15,7 +15,6 @@
 #include "ps-server/core/shard.h"
 #include "ps-server/core/shard_load.h"
 #include "tests/ps-server/core/server_testing.h"
-#include "tests/ps-server/shell/local_reader.h"
 #include "tests/ps-server/shell/temporary_directory.h"
 
 namespace ps::server {
@@ -65,7 +64,7 @@ std::vector<Round> BasesOf(const control::PreparedShardT& shard) {
   return bases;
 }
 
-Result<checkpoint::ShardImage> ReadImage(testing::LocalReader& reader, const std::string& round,
+Result<checkpoint::ShardImage> ReadImage(RestoreReader& reader, const std::string& round,
                                          ShardId shard) {
   checkpoint::ImageSink sink(std::uint64_t{1} << 32);
   PS_TRY(reader.Read(round, shard, sink));
@@ -169,13 +168,13 @@ class SourcesTest : public ::testing::Test {
   Result<checkpoint::ShardImage> Read(const std::string& folder,
                                       const std::vector<PartSource>& sources) {
     RestoreReader reader(Root(folder), folder, context_);
-    std::unique_ptr<checkpoint::ImageSink> sink;
-    const Status read = reader.Read(kRound, ShardId(0), sources, [&]() -> checkpoint::ShardSink& {
-      sink = std::make_unique<checkpoint::ImageSink>(std::uint64_t{1} << 30);
-      return *sink;
-    });
-    if (!read.ok()) return read.error();
-    return sink->Take();
+    reader.SetSources(sources);
+    for (;;) {
+      checkpoint::ImageSink sink(std::uint64_t{1} << 30);
+      const Status read = reader.Read(kRound, ShardId(0), sink);
+      if (read.ok()) return sink.Take();
+      if (!reader.again()) return read.error();
+    }
   }
   void Damage(const std::string& folder) {
     for (const auto& file : fs::directory_iterator(Root(folder) / kRound / "p1")) {
@@ -232,7 +231,7 @@ TEST(CheckpointStoreTest, WhatIsWrittenIsReadBackEqual) {
   EXPECT_EQ(prepared->at(1).values_digest, checkpoint::ValuesDigest(images[1].values));
   ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", {"p1"}, ManifestText(*prepared, 3, "p1")).ok());
 
-  testing::LocalReader reader(directory.path());
+  RestoreReader reader(directory.path());
   const auto read = ReadImage(reader, "job-7/ckpt-3", ShardId(1));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(*read, images[1]);
@@ -277,7 +276,7 @@ TEST(CheckpointStoreTest, RowsAreWrittenInTheOrderOfTheirKeys) {
   EXPECT_EQ(prepared->at(0).rows, 4u);
   EXPECT_EQ(prepared->at(0).digest, checkpoint::Digest(image));
   ASSERT_TRUE(store.WriteManifest("job-7/ckpt-3", {"p1"}, ManifestText(*prepared, 3, "p1")).ok());
-  testing::LocalReader reader(directory.path());
+  RestoreReader reader(directory.path());
   const auto read = ReadImage(reader, "job-7/ckpt-3", ShardId(0));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(*read, image);
@@ -377,7 +376,7 @@ class IncrementalStoreTest : public ::testing::Test {
     EXPECT_EQ(prepared->at(0).state_bytes, checkpoint::ContentBytes(image));
     EXPECT_TRUE(
         store_.WriteManifest(NameOf(round), {"p1"}, ManifestText(*prepared, round, "p1")).ok());
-    testing::LocalReader reader(directory_.path());
+    RestoreReader reader(directory_.path());
     const auto read = ReadImage(reader, NameOf(round), ShardId(0));
     EXPECT_TRUE(read.ok() && *read == image) << (read.ok() ? "" : read.error().message);
     images_[round] = image;
@@ -514,7 +513,7 @@ TEST_F(IncrementalStoreTest, RandomRoundsOfAShardAreReadBackEqual) {
     // And a shard that is made of the last one goes on as if nothing had been.
     Shard restored(layout_, rules_, ShardId(0), Epoch(2), 2, /*restoring=*/true);
     ShardLoad load(restored, {false, true});
-    testing::LocalReader reader(directory_.path());
+    RestoreReader reader(directory_.path());
     ASSERT_TRUE(reader.Read(NameOf(base), ShardId(0), load).ok());
     load.Finish();
     checkpoint::ShardImage image = restored.Freeze(JobId(7), Round(base)).ToImage();
@@ -545,7 +544,7 @@ TEST_F(IncrementalStoreTest, AFailedLoadLeavesTheShardEmptyAndWaiting) {
   Shard restored(layout_, rules_, ShardId(0), Epoch(2), 2, /*restoring=*/true);
   {
     ShardLoad load(restored, {false, true});
-    testing::LocalReader reader(directory_.path());
+    RestoreReader reader(directory_.path());
     const Status read = reader.Read(NameOf(1), ShardId(0), load);
     ASSERT_FALSE(read.ok());
     EXPECT_EQ(read.error().code, ErrorCode::kInvalid);

@@ -20,7 +20,6 @@
 #include "ps-server/core/shard.h"
 #include "ps-server/shell/checkpoint_store.h"
 #include "tests/ps-server/core/server_testing.h"
-#include "tests/ps-server/shell/local_reader.h"
 #include "tests/ps-server/shell/temporary_directory.h"
 
 namespace ps::server {
@@ -156,7 +155,7 @@ class FaultyDiskTest : public ::testing::Test {
     ASSERT_TRUE(verified.ok()) << verified.error().message;
     EXPECT_EQ(verified->manifest_hash, made.manifest_hash);
     EXPECT_TRUE(verified->findings.empty()) << verified->findings.front();
-    testing::LocalReader reader(root);
+    RestoreReader reader(root);
     for (std::uint32_t shard = 0; shard < kShards; ++shard) {
       checkpoint::ImageSink sink(std::uint64_t{1} << 30);
       const Status read = reader.Read(NameOf(round), ShardId(shard), sink);
@@ -242,7 +241,7 @@ TEST_F(FaultyDiskTest, AReadThatFailsFailsTheRestoreAndGivesOutNothingWrong) {
       SCOPED_TRACE("fault " + std::to_string(static_cast<int>(fault)) + " at read " +
                    std::to_string(n));
       FaultyDiskFailAt(DiskCall::kReading, n, fault);
-      testing::LocalReader reader(root_);
+      RestoreReader reader(root_);
       for (std::uint32_t shard = 0; shard < kShards; ++shard) {
         checkpoint::ImageSink sink(std::uint64_t{1} << 30);
         const Status read = reader.Read(NameOf(committed_), ShardId(shard), sink);
@@ -329,7 +328,7 @@ TEST_F(FaultyDiskTest, APowerCutAtAnyCallLeavesWhatIsCommitted) {
       // Of what was not committed, what reads is what was written.
       for (const auto& made : mades) {
         if (made->images[0].round != Round(cut.writing)) continue;
-        testing::LocalReader reader(cut.root);
+        RestoreReader reader(cut.root);
         for (std::uint32_t shard = 0; shard < kShards; ++shard) {
           checkpoint::ImageSink sink(std::uint64_t{1} << 30);
           if (!reader.Read(NameOf(cut.writing), ShardId(shard), sink).ok()) continue;

@@ -16,7 +16,6 @@
 #include "ps-server/core/shard_load.h"
 #include "ps-server/shell/checkpoint_store.h"
 #include "tests/ps-server/core/server_testing.h"
-#include "tests/ps-server/shell/local_reader.h"
 #include "tests/ps-server/shell/temporary_directory.h"
 
 namespace ps::server {
@@ -162,7 +161,7 @@ TEST_F(ReshardTest, OfTwoServersOnOneThreeAndFiveTheExportIsTheSameBitForBit) {
     SCOPED_TRACE(servers);
     Shards restored = NewShards(++epoch, /*restoring=*/true);
     for (std::uint32_t server = 0; server < servers; ++server) {
-      testing::LocalReader reader(Root("of-2"));
+      RestoreReader reader(Root("of-2"));
       for (std::uint32_t number = server; number < kShards; number += servers) {
         ShardLoad load(*restored[number], {/*values_only=*/false, /*expect=*/true});
         const Status read = reader.Read(NameOf(1), ShardId(number), load);

@@ -48,6 +48,7 @@ class Cluster {
   std::uint64_t Dice(std::uint64_t sides) { return world_.schedule.Dice(sides); }
   int Replicas() const;
   int FullEvery() const;
+  bool Loads() const;
   void MakeJob();
   void MakeFaults();
   void Start(MachineId number);
@@ -146,6 +147,12 @@ int Cluster::FullEvery() const {
   return kFullEvery[std::mt19937_64(options_.seed ^ 0xd1b54a32d192ed03)() % 4];
 }
 
+// A generator of its own here, too.
+bool Cluster::Loads() const {
+  return options_.mutant == Mutant::kInitWithoutLoad ||
+         std::mt19937_64(options_.seed ^ 0x6a09e667f3bcc909)() % 5 == 0;
+}
+
 void Cluster::MakeJob() {
   const std::uint64_t workers = 2 + Dice(4);
   const std::uint64_t shards = 2 + Dice(6);
@@ -188,6 +195,7 @@ void Cluster::MakeJob() {
       static_cast<std::uint64_t>(world_.spec.training.epochs * static_cast<double>(records));
   world_.history.SetLayout(
       LayoutView::Create(world_.layout, static_cast<std::uint32_t>(shards)).value());
+  world_.history.SetLoads(Loads());
   world_.history.SetBulk(world_.spec.training.staleness == 0);
 }
 

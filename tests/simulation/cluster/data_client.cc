@@ -249,7 +249,17 @@ void SimulatedDataClient::Do(worker::StreamActions actions) {
       Send(hello->lane, Header(wire::Kind::Hello, hello->request), {});
     } else if (const auto* init = std::get_if<worker::SendInit>(&action)) {
       if (ghost_) continue;
-      Bytes payload = server::testing::ConstantShard(history_.layout(), init->shard, kInitialValue);
+      Bytes payload;
+      const LayoutView& layout = history_.layout();
+      for (auto block = layout.shard_first_block(init->shard);
+           block < layout.shard_last_block(init->shard); ++block) {
+        std::vector<float> values;
+        while (values.size() < layout.block(block).elements) {
+          values.push_back(history_.InitialValue(values.size()));
+        }
+        const Bytes bytes = server::testing::DenseBlock(block, values);
+        payload.insert(payload.end(), bytes.begin(), bytes.end());
+      }
       const auto& place = stream_.map().shards[init->shard.value()];
       const wire::Segment segment(init->shard.value(), place.epoch.value(), 0, place.lineage, 0, 0,
                                   0, 0, static_cast<std::uint32_t>(payload.size()));

@@ -86,6 +86,7 @@ class ServerNode {
   void OnWriteManifest(const control::WriteManifestT& write);
   void OnRoundCommitted(const control::RoundCommittedT& committed);
   void OnRestoreWanted(std::uint32_t lane, const server::RestoreWanted& wanted);
+  void Load(std::uint32_t lane, const server::RestoreWanted& wanted);
   void Restore(std::uint32_t lane, const server::RestoreWanted& wanted, const std::string& name,
                int attempt);
   void OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message,

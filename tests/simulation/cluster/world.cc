@@ -32,6 +32,7 @@ const char* MutantName(Mutant mutant) {
     case Mutant::kBuildOnAborted: return "build-on-aborted";
     case Mutant::kDeleteKept: return "delete-kept";
     case Mutant::kCopyAlone: return "copy-alone";
+    case Mutant::kInitWithoutLoad: return "init-without-load";
   }
   return "unknown";
 }

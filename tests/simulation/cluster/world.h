@@ -37,8 +37,9 @@ enum class Mutant {
   kBuildOnAborted,           // a part leaves out what an aborted round has
   kDeleteKept,               // the oldest round that is to be kept is deleted
   kCopyAlone,                // a part is copied without what it builds on
+  kInitWithoutLoad,          // a shard takes initial values before what its job loads of others
 };
-inline constexpr int kMutants = 18;
+inline constexpr int kMutants = 19;
 const char* MutantName(Mutant mutant);
 
 struct World {
