@@ -244,7 +244,7 @@ Result<RestoreReader::Place> RestoreReader::OpenPart(const std::string& round_na
 Status RestoreReader::Read(const std::string& round_name, ShardId shard,
                            checkpoint::ShardSink& sink) {
   const Place place = PS_TRY(OpenPart(round_name, shard));
-  const Status read = place.part->ReadShard(shard, place.entry->digest, sink);
+  Status read = place.part->ReadShard(shard, place.entry->digest, sink);
   // Whoever tries again should open the files again.
   if (!read.ok()) open_name_.clear();
   return read;

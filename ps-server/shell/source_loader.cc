@@ -112,7 +112,7 @@ Status SourceLoader::LoadAll(const LoadOrder& order, Shard& shard) {
 }
 
 Status SourceLoader::Load(const LoadOrder& order, Shard& shard) {
-  const Status loaded = LoadAll(order, shard);
+  Status loaded = LoadAll(order, shard);
   // Whoever tries again should open the files again.
   if (!loaded.ok()) sources_.clear();
   return loaded;

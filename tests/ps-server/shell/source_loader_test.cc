@@ -264,7 +264,7 @@ class SourceLoaderTest : public ::testing::Test {
   Status Load(const Model& model, std::vector<LoadSourceSpec> sources, std::uint32_t shard = 0) {
     SourceLoader loader = Loader();
     const auto made = model.NewShard(shard, true);
-    const Status loaded = loader.Load(Order(model, std::move(sources)), *made);
+    Status loaded = loader.Load(Order(model, std::move(sources)), *made);
     EXPECT_EQ(made->state(), loaded.ok() ? wire::Code::Blank : wire::Code::Restoring);
     return loaded;
   }
