@@ -194,7 +194,7 @@ class SourceLoaderTest : public ::testing::Test {
     ASSERT_TRUE(text.ok()) << text.error().message;
     for (std::uint32_t server = 0; server < std::min(servers, model.count); ++server) {
       const CheckpointStore store(root_.path(), "p" + std::to_string(server));
-      ASSERT_TRUE(store.WriteManifest(name, *text).ok());
+      ASSERT_TRUE(store.WriteManifest(name, {"p" + std::to_string(server)}, *text).ok());
     }
   }
 
@@ -264,7 +264,7 @@ class SourceLoaderTest : public ::testing::Test {
   Status Load(const Model& model, std::vector<LoadSourceSpec> sources, std::uint32_t shard = 0) {
     SourceLoader loader = Loader();
     const auto made = model.NewShard(shard, true);
-    const Status loaded = loader.Load(Order(model, std::move(sources)), *made);
+    Status loaded = loader.Load(Order(model, std::move(sources)), *made);
     EXPECT_EQ(made->state(), loaded.ok() ? wire::Code::Blank : wire::Code::Restoring);
     return loaded;
   }

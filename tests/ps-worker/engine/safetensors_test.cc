@@ -51,7 +51,7 @@ std::string HeaderError(const std::string& header, std::uint64_t data_bytes = 24
 class SafetensorsTest : public ::testing::Test {
  protected:
   std::string Write(const std::string& bytes, const std::string& name = "m.safetensors") const {
-    const std::string path = directory_.path() / name;
+    std::string path = directory_.path() / name;
     std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
     return path;
   }
