@@ -138,7 +138,8 @@ Seen Look(zmq_msg_t* frame) {
   seen.name = control::EnumNameBody(message->body_type());
   if (!Take<control::RoundBegin>(*message, seen) && !Take<control::WorkerCut>(*message, seen) &&
       !Take<control::Prepared>(*message, seen) && !Take<control::WriteManifest>(*message, seen) &&
-      !Take<control::ManifestWritten>(*message, seen)) {
+      !Take<control::ManifestWritten>(*message, seen) && !Take<control::CopyPart>(*message, seen) &&
+      !Take<control::PartCopied>(*message, seen)) {
     Take<control::RoundCommitted>(*message, seen);
   }
   const auto* const write = message->body_as_WriteManifest();
