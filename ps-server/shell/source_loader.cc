@@ -120,7 +120,7 @@ void SourceLoader::SetSources(const std::vector<PartSource>& sources) {
 }
 
 Status SourceLoader::Load(const LoadOrder& order, Shard& shard) {
-  const Status loaded = LoadAll(order, shard);
+  Status loaded = LoadAll(order, shard);
   again_ = !loaded.ok() && std::any_of(sources_.begin(), sources_.end(), [](const Source& source) {
     return source.reader->again();
   });
