@@ -228,7 +228,7 @@ std::string Job::MissingParts(const std::vector<std::uint32_t>& shards) const {
 std::vector<std::unique_ptr<control::FileSourceT>> Job::Sources() const {
   std::vector<std::unique_ptr<control::FileSourceT>> sources;
   const RestoreSource restore = Restore();
-  if (restore.round == Round()) return sources;
+  if (restore.round == Round() && definition_.spec.checkpoint.load.empty()) return sources;
   std::set<std::string> holders;
   if (restore.places != nullptr) {
     for (const PartPlaces::Store& store : restore.places->stores) holders.insert(store.id);
@@ -248,8 +248,10 @@ void Job::OnRestoreFailed(const control::RestoreFailedT& failed) {
   RestoreRetry& retry = restore_retries_[failed.shard];
   if (retry.at_ms != 0) return;
   const std::string what = "shard " + std::to_string(failed.shard) +
-                           " could not be restored from checkpoint " +
-                           std::to_string(failed.round) + ": " + failed.message;
+                           (failed.round == 0 ? std::string(" could not be loaded")
+                                              : " could not be restored from checkpoint " +
+                                                    std::to_string(failed.round)) +
+                           ": " + failed.message;
   // What nobody had may be on a server that is not here: once it is, or to wait for it by name.
   const RestoreSource restore = Restore();
   bool all_here = true;

@@ -112,8 +112,8 @@ class RestoreReader {
   // left to try: kNotFound if nobody has it; kInvalid if whoever has it has it damaged, or the sink
   // refuses it; any other code if it may be there where it could not be read.
   Status Read(const std::string& round_name, ShardId shard, checkpoint::ShardSink& sink);
-  // After a Read() that was not Ok: there is a place left that may have the shard whole. It is tried
-  // by the next Read(), with another sink.
+  // After a Read() that was not Ok: there is a place left that may have the shard whole. It is
+  // tried by the next Read(), with another sink.
   bool again() const { return again_; }
   // What the shard is, without its content.
   Result<checkpoint::ShardMeta> ReadMeta(const std::string& round_name, ShardId shard);

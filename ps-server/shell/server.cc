@@ -67,7 +67,7 @@ struct Server::Job {
   std::map<ShardId, Epoch> own;  // under that map
   std::string restore;           // the round that restore_round of the map's entries means
   std::uint64_t restore_job = 0;
-  std::vector<PartSource> sources;  // that have it, or may
+  std::vector<PartSource> sources;        // that have it, or may
   std::shared_ptr<const LoadOrder> load;  // null: nothing is loaded of other jobs
   std::optional<OpenRound> round;
   // Restores that failed, until the map takes the shard away: told again to each new leader.
@@ -638,9 +638,10 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
     load.Finish();
     return Ok();
   };
-  MakeShardOn(number, lane, wanted, "is restored from checkpoint " + std::to_string(wanted.round.value()),
-              [reader, sources = job->sources] { reader->SetSources(sources); }, read,
-              [reader] { return reader->again(); });
+  MakeShardOn(
+      number, lane, wanted, "is restored from checkpoint " + std::to_string(wanted.round.value()),
+      [reader, sources = job->sources] { reader->SetSources(sources); }, read,
+      [reader] { return reader->again(); });
 }
 
 // What is read are the checkpoints of other jobs, and the shard is Blank then.
@@ -650,10 +651,11 @@ void Server::OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   PS_CHECK(job->load != nullptr, wanted.job);
   const std::size_t number = wanted.shard.value() % restore_threads_.size();
   SourceLoader* const loader = source_loaders_[number].get();
-  MakeShardOn(number, lane, wanted, "has what the job loads",
-              [loader, sources = job->sources] { loader->SetSources(sources); },
-              [loader, order = job->load](Shard& shard) { return loader->Load(*order, shard); },
-              [loader] { return loader->again(); });
+  MakeShardOn(
+      number, lane, wanted, "has what the job loads",
+      [loader, sources = job->sources] { loader->SetSources(sources); },
+      [loader, order = job->load](Shard& shard) { return loader->Load(*order, shard); },
+      [loader] { return loader->again(); });
 }
 
 void Server::MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,

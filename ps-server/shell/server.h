@@ -102,8 +102,8 @@ class Server {
   void OnRoundFailed(JobId job, Round round, const std::string& reason);
   void OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted);
   void OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted);
-  // Makes the shard on a restore thread: prepare() once, then read() into a new one until it is Ok or
-  // no server is left to read from; `what` then is, for the log.
+  // Makes the shard on a restore thread: prepare() once, then read() into a new one until it is Ok
+  // or no server is left to read from; `what` then is, for the log.
   void MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
                    const std::string& what, std::function<void()> prepare,
                    std::function<Status(Shard&)> read, std::function<bool()> again);

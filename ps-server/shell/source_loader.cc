@@ -121,9 +121,8 @@ void SourceLoader::SetSources(const std::vector<PartSource>& sources) {
 
 Status SourceLoader::Load(const LoadOrder& order, Shard& shard) {
   Status loaded = LoadAll(order, shard);
-  again_ = !loaded.ok() && std::any_of(sources_.begin(), sources_.end(), [](const Source& source) {
-    return source.reader->again();
-  });
+  again_ = !loaded.ok() && std::any_of(sources_.begin(), sources_.end(),
+                                       [](const Source& source) { return source.reader->again(); });
   // Whoever tries again should open the files again.
   if (!loaded.ok() && !again_) sources_.clear();
   return loaded;
