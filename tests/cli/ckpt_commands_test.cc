@@ -2,9 +2,15 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <zmq.hpp>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/remote/file_service.h"
 #include "checkpoint/writer.h"
+#include "common/net/zmq_socket.h"
 #include "tests/cli/fake_coordinator.h"
 #include "tests/cli/test_environment.h"
 
@@ -71,6 +77,91 @@ FakeCoordinator::Handler WithCheckpoint(const std::string& hash) {
                                          {"final", true}}}}}
                            .dump());
   };
+}
+
+// A server that has the checkpoint, and a coordinator that knows both.
+class FetchTest : public ::testing::Test {
+ protected:
+  FetchTest() {
+    const std::string hash = WriteCheckpoint(test_.directory() / "server" / kRound);
+    service_ = checkpoint::FileService::Start(context_, test_.directory() / "server",
+                                              "tcp://127.0.0.1:*")
+                   .value();
+    fake_.emplace([this, hash](const net::HttpRequest& request) {
+      if (request.path == "/v1/nodes") {
+        return Answer(200, nlohmann::json{{"nodes",
+                                           {{{"name", "c"}, {"kind", "coordinator"}},
+                                            {{"name", "s"},
+                                             {"kind", "server"},
+                                             {"store", "one"},
+                                             {"files", service_ ? service_->endpoint() : ""}}}}}
+                               .dump());
+      }
+      return Answer(200, nlohmann::json{{"checkpoints",
+                                         {{{"round", 3},
+                                           {"directory", kRound},
+                                           {"manifest_hash", hash}}}}}
+                             .dump());
+    });
+    test_.Set("DS_COORDINATOR", fake_->url());
+    test_.Set("TMPDIR", test_.directory().string());
+  }
+
+  static constexpr const char* kRound = "job-7/ckpt-3";
+  TestEnvironment test_;
+  zmq::context_t context_ = net::MakeContext();
+  std::unique_ptr<checkpoint::FileService> service_;
+  std::optional<FakeCoordinator> fake_;
+};
+
+TEST_F(FetchTest, ACheckpointComesFromTheServersAndVerifies) {
+  const fs::path folder = test_.directory() / "copies";
+  ASSERT_EQ(test_.Run({"ckpt", "fetch", "fashion@3", "--to", folder.string(), "-o", "json"}), 0)
+      << test_.errors();
+  const auto json = nlohmann::json::parse(test_.output());
+  EXPECT_EQ(json["directory"], (folder / kRound).string());
+  EXPECT_GT(json["bytes"], 0);
+  EXPECT_EQ(test_.Run({"ckpt", "verify", "--dir", (folder / kRound).string()}), 0)
+      << test_.errors();
+  // What is there is not fetched again.
+  ASSERT_EQ(test_.Run({"ckpt", "fetch", "fashion", "--to", folder.string(), "-o", "json"}), 0);
+  EXPECT_EQ(nlohmann::json::parse(test_.output())["bytes"], 0);
+}
+
+TEST_F(FetchTest, WhatIsNotOnThisMachineIsFetchedForTheCommandAlone) {
+  const auto count = [this] {
+    return std::distance(fs::directory_iterator(test_.directory()), fs::directory_iterator());
+  };
+  const auto before = count();
+  EXPECT_EQ(test_.Run({"ckpt", "verify", "fashion"}), 0) << test_.errors();
+  EXPECT_EQ(test_.Run({"ckpt", "describe", "fashion@3", "-o", "json"}), 0) << test_.errors();
+  EXPECT_EQ(count(), before) << "something stayed";
+}
+
+TEST_F(FetchTest, ServersThatHaveItNotOrDoNotAnswerAreNamed) {
+  fs::remove_all(test_.directory() / "server" / "job-7");
+  EXPECT_EQ(test_.Run({"ckpt", "verify", "fashion"}), 3);
+  EXPECT_THAT(test_.errors(), HasSubstr("job-7/ckpt-3"));
+  service_.reset();
+  EXPECT_EQ(test_.Run({"ckpt", "verify", "fashion"}), 6);
+  EXPECT_THAT(test_.errors(), HasSubstr("ds-cli node list"));
+}
+
+TEST_F(FetchTest, ARateIsUnderstoodAndKept) {
+  for (const std::string rate : {"x", "0", "-1", "5X", "50MB", "1e9", "99999999999999999999"}) {
+    EXPECT_EQ(test_.Run({"ckpt", "fetch", "fashion", "--to",
+                         (test_.directory() / "no").string(), "--rate", rate}),
+              2)
+        << rate;
+  }
+  EXPECT_FALSE(fs::exists(test_.directory() / "no"));
+  const std::int64_t before = test_.environment().now_ms();
+  EXPECT_EQ(test_.Run({"ckpt", "fetch", "fashion", "--to", (test_.directory() / "slow").string(),
+                       "--rate", "100k", "-o", "json"}),
+            0)
+      << test_.errors();
+  const auto bytes = nlohmann::json::parse(test_.output())["bytes"].get<std::int64_t>();
+  EXPECT_GE(test_.environment().now_ms() - before, bytes * 1000 / 100'000 - 1);
 }
 
 TEST(CkptCommandsTest, AGoodCheckpointVerifiesWithoutACoordinator) {
