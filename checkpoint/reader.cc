@@ -245,8 +245,11 @@ class Reader::Impl {
     Result<std::string> text = ReadWholeFile(path, kMaxSealBytes, storage_);
     if (!text.ok()) {
       if (text.error().code != ErrorCode::kNotFound) return text.error();
-      const bool there = storage_.ListDirectories(directory_).ok();
-      if (!there) return Error{ErrorCode::kNotFound, name_ + ": no such checkpoint part"};
+      const auto there = storage_.ListDirectories(directory_);
+      if (!there.ok() && there.error().code == ErrorCode::kNotFound) {
+        return Error{ErrorCode::kNotFound, name_ + ": no such checkpoint part"};
+      }
+      PS_TRY(there);
       return Error{ErrorCode::kInvalid, storage_.Describe(path) + ": the file is missing"};
     }
     Result<std::vector<SealedFile>> files = DecodeSeal(*text);

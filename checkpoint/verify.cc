@@ -33,6 +33,7 @@ Result<std::vector<fs::path>> PlacesOfManifest(const fs::path& round_directory,
 struct Copies {
   std::map<std::string, std::vector<fs::path>> valid;  // text -> where
   std::vector<std::string> findings;
+  ErrorCode unread = ErrorCode::kInvalid;  // of a copy that may be good, but could not be read
 };
 
 Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& storage) {
@@ -40,8 +41,9 @@ Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& sto
   for (const fs::path& place : PS_TRY(PlacesOfManifest(round_directory, storage))) {
     Result<std::string> text = ReadManifest(place, storage);
     if (!text.ok()) {
-      if (text.error().code != ErrorCode::kNotFound)
-        copies.findings.push_back(text.error().message);
+      if (text.error().code == ErrorCode::kNotFound) continue;
+      copies.findings.push_back(text.error().message);
+      if (text.error().code != ErrorCode::kInvalid) copies.unread = text.error().code;
       continue;
     }
     const Result<Manifest> manifest = FromJson(*text);
@@ -57,7 +59,7 @@ Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& sto
 Error NoManifest(const fs::path& round_directory, const Copies& copies) {
   std::string message = round_directory.string() + ": no valid manifest, so nothing in it counts";
   for (const std::string& finding : copies.findings) message += "\n" + finding;
-  return Error{ErrorCode::kInvalid, message};
+  return Error{copies.unread, message};
 }
 
 // What there is to say about the content of a shard beyond its digest.
@@ -235,7 +237,7 @@ Result<std::string> FindManifest(const fs::path& round_directory, const std::str
   for (const auto& copy : copies.valid) {
     if (expected_hash.empty() || Hash(copy.first) == expected_hash) return copy.first;
   }
-  return Error{ErrorCode::kInvalid, storage.Describe(round_directory) +
+  return Error{copies.unread, storage.Describe(round_directory) +
                                         ": no manifest with the committed hash " + expected_hash};
 }
 

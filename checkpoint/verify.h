@@ -35,7 +35,8 @@ Result<VerifyReport> VerifyCheckpoint(const std::filesystem::path& round_directo
                                       const VerifyProgress& progress);
 
 // The manifest of a checkpoint, from wherever in the round directory a valid copy lies. With
-// `expected_hash` (from ZooKeeper) only a copy with that hash is taken.
+// `expected_hash` (from ZooKeeper) only a copy with that hash is taken. kInvalid if there is none;
+// another code if there may be one among those that could not be read.
 Result<std::string> FindManifest(const std::filesystem::path& round_directory,
                                  const std::string& expected_hash = "",
                                  const Storage& storage = ThisHost());

@@ -176,5 +176,57 @@ TEST_F(RemoteTest, SeveralReadersAtOnce) {
   EXPECT_EQ(good, 3);
 }
 
+// Answers up to a point, and not from then on.
+class FadingStorage : public Storage {
+ public:
+  FadingStorage(fs::path root, int answers) : storage_(std::move(root)), answers_(answers) {}
+
+  Result<std::vector<std::string>> ListDirectories(const fs::path& directory) const override {
+    if (answers_-- <= 0) return Silent();
+    return storage_.ListDirectories(directory);
+  }
+  Result<std::uint64_t> FileBytes(const fs::path& file) const override {
+    if (answers_-- <= 0) return Silent();
+    return storage_.FileBytes(file);
+  }
+  Result<std::size_t> Read(const fs::path& file, std::uint64_t offset,
+                           std::span<std::byte> out) const override {
+    if (answers_-- <= 0) return Silent();
+    return storage_.Read(file, offset, out);
+  }
+  fs::path LocalPath(const fs::path&) const override { return {}; }
+  std::string Describe(const fs::path& path) const override { return path.string(); }
+
+ private:
+  static Error Silent() { return {ErrorCode::kUnreachable, "no answer"}; }
+
+  const LocalStorage storage_;
+  mutable int answers_;
+};
+
+TEST_F(RemoteTest, WhoeverFallsSilentAtAnyPointIsNeitherDamagedNorWithoutThePart) {
+  for (int answers = 0;; ++answers) {
+    const FadingStorage storage(root_, answers);
+    const auto reader = Reader::Open(kPart, storage);
+    const auto image = reader.ok() ? reader->ReadShard(ShardId(2)) : reader.error();
+    if (image.ok()) {
+      EXPECT_GT(answers, 10);
+      break;
+    }
+    EXPECT_TRUE(image.error().code == ErrorCode::kUnreachable ||
+                image.error().code == ErrorCode::kIo)
+        << answers << ": " << image.error().message;
+  }
+  // What is not there is said not to be there only by who says so.
+  for (int answers = 0; answers < 4; ++answers) {
+    EXPECT_EQ(Reader::Open("job-3/ckpt-12/b", FadingStorage(root_, answers)).error().code,
+              answers < 2 ? ErrorCode::kUnreachable : ErrorCode::kNotFound)
+        << answers;
+    EXPECT_EQ(FindManifest("job-3/ckpt-12", "", FadingStorage(root_, answers)).error().code,
+              answers < 3 ? ErrorCode::kUnreachable : ErrorCode::kInvalid)
+        << answers;
+  }
+}
+
 }  // namespace
 }  // namespace ps::checkpoint
