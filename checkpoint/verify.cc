@@ -238,7 +238,7 @@ Result<std::string> FindManifest(const fs::path& round_directory, const std::str
     if (expected_hash.empty() || Hash(copy.first) == expected_hash) return copy.first;
   }
   return Error{copies.unread, storage.Describe(round_directory) +
-                                        ": no manifest with the committed hash " + expected_hash};
+                                  ": no manifest with the committed hash " + expected_hash};
 }
 
 }  // namespace ps::checkpoint

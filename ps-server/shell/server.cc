@@ -9,6 +9,7 @@
 #include <random>
 #include <utility>
 
+#include "checkpoint/part_directory.h"
 #include "common/check.h"
 #include "common/job/job_spec.h"
 #include "common/net/metric_families.h"
@@ -426,6 +427,7 @@ void Server::OnRoundAbort(const control::RoundAbortT& abort) {
   const JobId id(abort.job);
   const Round round(abort.round);
   PostToLanes([id, round](LaneCore& core) { core.AbortRound(id, round); });
+  DiscardCopies(id, round);
   Job* job = FindJob(id);
   if (job == nullptr || !job->round.has_value() || job->round->round > round) return;
   // An older round may have been committed: only its commit was not heard of.
@@ -561,18 +563,24 @@ void Server::OnCopyPart(const control::CopyPartT& copy) {
   if (work->source == nullptr) {
     return answer(Error{ErrorCode::kInvalid, "the coordinator names no source"});
   }
+  Copies& copies = copies_[JobId(copy.job)];
+  if (copies.round != Round(copy.round)) {
+    copies = {Round(copy.round), copy.directory, {}, std::make_shared<std::atomic<bool>>(false)};
+  }
+  copies.parts.insert(copy.part);
   TaskThread* const thread = copy_thread_.get();
-  const Status posted = thread->Post([this, work, thread, answer] {
+  const Status posted = thread->Post([this, work, thread, answer, stopped = copies.stopped] {
     const auto begun = net::MonotonicMs();
     const checkpoint::RemoteStorage source(context_, work->source->endpoint);
     std::vector<Round> bases;
     for (const auto& base : work->bases) bases.emplace_back(base->round);
     std::uint64_t bytes = 0;
-    const Status copied = CopyPart(source, config_.checkpoint_dir, work->directory, work->part,
-                                   bases, [&bytes, thread](std::uint64_t piece) {
-                                     bytes += piece;
-                                     return thread->Pause(std::chrono::milliseconds(0));
-                                   });
+    const Status copied =
+        CopyPart(source, config_.checkpoint_dir, work->directory, work->part, bases,
+                 [&](std::uint64_t piece) {
+                   bytes += piece;
+                   return !*stopped && thread->Pause(std::chrono::milliseconds(0));
+                 });
     PostToLoop([this, work, copied, answer, bytes, took_ms = net::MonotonicMs() - begun] {
       if (copied.ok()) {
         ++counters_.parts_copied;
@@ -586,9 +594,32 @@ void Server::OnCopyPart(const control::CopyPartT& copy) {
   if (!posted.ok()) answer(posted.error());
 }
 
+void Server::DiscardCopies(JobId job, Round round) {
+  const auto at = copies_.find(job);
+  if (at == copies_.end() || at->second.round != round) return;
+  *at->second.stopped = true;
+  // After what is being copied.
+  const Status posted = copy_thread_->Post([this, copies = std::move(at->second)] {
+    for (const std::string& part : copies.parts) {
+      const auto discard = [&]() -> Status {
+        const auto path = PS_TRY(ResolveRound(config_.checkpoint_dir, copies.directory));
+        return checkpoint::RemovePart(PS_TRY(ResolveRound(path, part)));
+      };
+      const Status discarded = discard();
+      if (!discarded.ok()) spdlog::warn("{}", discarded.error().message);
+    }
+  });
+  if (!posted.ok())
+    spdlog::warn("copies of an aborted checkpoint stay: {}", posted.error().message);
+  copies_.erase(job);
+}
+
 void Server::OnRoundCommitted(const control::RoundCommittedT& committed) {
   const JobId id(committed.job);
   const Round round(committed.round);
+  if (const auto at = copies_.find(id); at != copies_.end() && at->second.round <= round) {
+    copies_.erase(at);
+  }
   Job* job = FindJob(id);
   if (job != nullptr && job->round.has_value() && job->round->round <= round) job->round.reset();
   std::vector<std::uint64_t> keep;

@@ -5,12 +5,14 @@
 // to the loop's thread; lanes and disk threads reach it by posting to the loop.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
@@ -90,6 +92,8 @@ class Server {
   void OnRoundAbort(const control::RoundAbortT& abort);
   void OnWriteManifest(const control::WriteManifestT& write);
   void OnCopyPart(const control::CopyPartT& copy);
+  // The round came to nothing.
+  void DiscardCopies(JobId job, Round round);
   void OnRoundCommitted(const control::RoundCommittedT& committed);
   void ApplyUpdate(Job& job, const control::MapT* map, const control::LiveSetT* live);
   // Where the job's checkpoints are restored from: of a JobStart or a JobUpdate.
@@ -131,6 +135,14 @@ class Server {
   std::vector<std::string> lane_endpoints_;
   std::string admin_endpoint_;
   std::map<JobId, std::unique_ptr<Job>> jobs_;
+  // What is copied of others in a round that does not count yet; also of jobs that are not here.
+  struct Copies {
+    Round round;
+    std::string directory;
+    std::set<std::string> parts;
+    std::shared_ptr<std::atomic<bool>> stopped;  // read by the copy thread
+  };
+  std::map<JobId, Copies> copies_;
   ControlCounters counters_;
   std::unique_ptr<net::ControlClient> control_;
   std::unique_ptr<net::HttpServer> admin_;

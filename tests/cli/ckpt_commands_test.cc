@@ -84,9 +84,9 @@ class FetchTest : public ::testing::Test {
  protected:
   FetchTest() {
     const std::string hash = WriteCheckpoint(test_.directory() / "server" / kRound);
-    service_ = checkpoint::FileService::Start(context_, test_.directory() / "server",
-                                              "tcp://127.0.0.1:*")
-                   .value();
+    service_ =
+        checkpoint::FileService::Start(context_, test_.directory() / "server", "tcp://127.0.0.1:*")
+            .value();
     fake_.emplace([this, hash](const net::HttpRequest& request) {
       if (request.path == "/v1/nodes") {
         return Answer(200, nlohmann::json{{"nodes",
@@ -97,11 +97,10 @@ class FetchTest : public ::testing::Test {
                                              {"files", service_ ? service_->endpoint() : ""}}}}}
                                .dump());
       }
-      return Answer(200, nlohmann::json{{"checkpoints",
-                                         {{{"round", 3},
-                                           {"directory", kRound},
-                                           {"manifest_hash", hash}}}}}
-                             .dump());
+      return Answer(
+          200, nlohmann::json{{"checkpoints",
+                               {{{"round", 3}, {"directory", kRound}, {"manifest_hash", hash}}}}}
+                   .dump());
     });
     test_.Set("DS_COORDINATOR", fake_->url());
     test_.Set("TMPDIR", test_.directory().string());
@@ -149,8 +148,8 @@ TEST_F(FetchTest, ServersThatHaveItNotOrDoNotAnswerAreNamed) {
 
 TEST_F(FetchTest, ARateIsUnderstoodAndKept) {
   for (const std::string rate : {"x", "0", "-1", "5X", "50MB", "1e9", "99999999999999999999"}) {
-    EXPECT_EQ(test_.Run({"ckpt", "fetch", "fashion", "--to",
-                         (test_.directory() / "no").string(), "--rate", rate}),
+    EXPECT_EQ(test_.Run({"ckpt", "fetch", "fashion", "--to", (test_.directory() / "no").string(),
+                         "--rate", rate}),
               2)
         << rate;
   }

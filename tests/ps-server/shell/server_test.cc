@@ -5,6 +5,9 @@
 
 #include <deque>
 
+#include "checkpoint/files.h"
+#include "checkpoint/remote/file_service.h"
+#include "checkpoint/writer.h"
 #include "common/net/http_client.h"
 #include "common/net/zmq_socket.h"
 #include "tests/ps-server/shell/lane_client.h"
@@ -378,6 +381,55 @@ TEST_F(ServerTest, AnAbortedRoundLeavesNothingBehind) {
   Checkpoint(2, 0);
   EXPECT_FALSE(fs::exists(directory_.path() / "job-1" / "ckpt-1"));
   Markers(1, 0, wire::Kind::Nack);
+}
+
+TEST_F(ServerTest, WhatAnotherServerWroteIsCopiedAndGoesWithAnAbortedRound) {
+  const TemporaryDirectory other;
+  checkpoint::ShardImage image;
+  image.job = JobId(9);
+  image.round = Round(4);
+  image.block_elements = {100};
+  image.values.assign(100, 1.5f);
+  const auto write = [&](const std::string& round) {
+    auto writer = checkpoint::Writer::Open(other.path() / "job-9" / round / "them", 0);
+    PS_CHECK(writer.ok() && writer->Add(image).ok() && writer->Finish().ok(), round);
+  };
+  write("ckpt-3");
+  write("ckpt-4");
+  const auto service =
+      checkpoint::FileService::Start(context_, other.path(), "tcp://127.0.0.1:*").value();
+  // Also of a job of which this server has nothing.
+  const auto order = [&](const std::string& part) {
+    control::CopyPartT copy;
+    copy.job = 9;
+    copy.round = 4;
+    copy.directory = "job-9/ckpt-4";
+    copy.part = part;
+    copy.bases.push_back(std::make_unique<control::KeptRoundT>());
+    copy.bases.back()->round = 3;
+    copy.source = std::make_unique<control::FileSourceT>();
+    copy.source->endpoint = service->endpoint();
+    return copy;
+  };
+  const auto here = [&](const std::string& round) {
+    return fs::exists(directory_.path() / "job-9" / round / "them" / checkpoint::kSealFile);
+  };
+  Tell(order("them"));
+  ASSERT_TRUE(Wait(control::Body::PartCopied).has_value());
+  EXPECT_TRUE(here("ckpt-3"));
+  EXPECT_TRUE(here("ckpt-4"));
+  for (const std::string part : {"nobody", "", "..", "../../job-9"}) {
+    Tell(order(part));
+    EXPECT_TRUE(Wait(control::Body::PartCopyFailed).has_value()) << part;
+  }
+  control::RoundAbortT abort;
+  abort.job = 9;
+  abort.round = 3;  // of an older round: nothing
+  Tell(control::RoundAbortT(abort));
+  abort.round = 4;
+  Tell(std::move(abort));
+  EXPECT_TRUE(loop_.RunUntil([&] { return !here("ckpt-4"); }, net::Milliseconds(5000)));
+  EXPECT_TRUE(here("ckpt-3")) << "what it builds on counts";
 }
 
 TEST_F(ServerTest, ARoundThatCannotBeWrittenFailsAndTheNextSucceeds) {
