@@ -61,6 +61,16 @@ class CopiesTest : public CoreTest {
     Say(map.servers[map.shards[shard]->server]->procid, std::move(failed));
   }
 
+  // The server of the shard 0 dies, and another one starts with its folder.
+  void ReplaceFirst() {
+    const std::string first = FirstOf(0);
+    const std::string store = stores_[first];
+    Lose(first);
+    stores_["s9"] = store;
+    AddServer("s9");
+    Tick();
+  }
+
   std::string spec_text_;
 };
 
@@ -252,12 +262,7 @@ TEST_F(CopiesTest, WhatIsDamagedWhereverItLiesTakesTheJobBack) {
   StartWith();
   Play(11);
   Play(21);
-  const std::string first = FirstOf(0);
-  const std::string store = stores_[first];
-  Lose(first);
-  stores_["s9"] = store;
-  AddServer("s9");
-  Tick();
+  ReplaceFirst();
   FailRestore(0, /*damaged=*/true);
   EXPECT_NE(Events().find("checkpoint 2 cannot be restored"), std::string::npos) << Events();
 }
@@ -265,12 +270,7 @@ TEST_F(CopiesTest, WhatIsDamagedWhereverItLiesTakesTheJobBack) {
 TEST_F(CopiesTest, ASourceThatDoesNotAnswerEndsTheJobOnlyAfterSeveralTries) {
   StartWith();
   Play(11);
-  const std::string first = FirstOf(0);
-  const std::string store = stores_[first];
-  Lose(first);
-  stores_["s9"] = store;
-  AddServer("s9");
-  Tick();
+  ReplaceFirst();
   for (int i = 0; i < 5; ++i) {
     FailRestore(0, /*damaged=*/false);
     EXPECT_NE(PhaseNow(), "failed");
