@@ -36,7 +36,8 @@ AGENT = ["RoundBegin.received", "WorkerCut.before", "WorkerCut.sent", "RoundComm
 NEVER = ({"server." + step for step in SERVER[:SERVER.index("ManifestWritten.sent")]} |
          {"coordinator." + step for step in COORDINATOR[:COORDINATOR.index("commit.given")]} |
          {"agent." + step for step in AGENT[:AGENT.index("WorkerCut.sent")]} |
-         {step for step in COPIES if "Cop" in step})
+         # Not those of a server that copies: where it has no shards of its own, another one copies instead.
+         {step for step in COPIES if "coordinator.CopyPart" in step or "coordinator.PartCopied" in step})
 ALWAYS = {"server.RoundCommitted.received", "agent.RoundCommitted.received", "coordinator.commit.sent",
           "coordinator.RoundCommitted.before", "coordinator.RoundCommitted.sent"}
 
