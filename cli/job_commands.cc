@@ -131,8 +131,7 @@ Result<ExitCode> WaitAndWrite(Globals& globals, Api& api, const std::string& job
     environment.out << Printable(TextOf(state, "id")) << "\n";
     return code;
   }
-  const std::string& directory = api.context().directory;
-  environment.out << ResultText(state, directory.empty() ? "" : directory + "/checkpoints");
+  environment.out << ResultText(state);
   if (code == ExitCode::kJobFailed) {
     environment.err << "ds-cli: job " << TextOf(state, "id")
                     << " failed: " << Printable(TextOf(state, "reason", "no reason is known"))

@@ -38,7 +38,7 @@ Result<ExitCode> ListNodes(Globals& globals) {
   }
   const bool wide = format == OutputFormat::kWide;
   std::vector<std::string> header = {"NAME", "KIND", "STATE", "HOST", "LANES/SLOTS", "JOBS"};
-  if (wide) header.insert(header.end(), {"LABEL", "PROCESS"});
+  if (wide) header.insert(header.end(), {"LABEL", "RACK", "PROCESS"});
   Table table(header);
   for (const Json& node : nodes) {
     std::string state = TextOf(node, "state");
@@ -46,7 +46,8 @@ Result<ExitCode> ListNodes(Globals& globals) {
     std::vector<std::string> row = {
         TextOf(node, "name"), TextOf(node, "kind"), state,
         TextOf(node, "host"), SizeText(node),       JobsText(MemberOf(node, "jobs"))};
-    if (wide) row.insert(row.end(), {TextOf(node, "label"), TextOf(node, "procid")});
+    if (wide)
+      row.insert(row.end(), {TextOf(node, "label"), TextOf(node, "rack"), TextOf(node, "procid")});
     table.Add(row);
   }
   out << table.ToString();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 
 namespace ps::cli {
 namespace {
@@ -116,7 +115,7 @@ std::string ProgressLine(const Json& job) {
       DurationText(NumberOf(progress, "seconds_left")));
 }
 
-std::string ResultText(const Json& job, const std::string& checkpoint_root) {
+std::string ResultText(const Json& job) {
   const Json& progress = MemberOf(job, "progress");
   const Json& result = MemberOf(job, "result");
   std::vector<std::pair<std::string, std::string>> fields;
@@ -143,9 +142,7 @@ std::string ResultText(const Json& job, const std::string& checkpoint_root) {
   fields.emplace_back("checkpoints", CountText(NumberOf(job, "checkpoints")));
   const Json& last = MemberOf(job, "last_checkpoint");
   if (last.is_object()) {
-    const std::filesystem::path directory = TextOf(last, "directory");
-    fields.emplace_back("last checkpoint",
-                        (std::filesystem::path(checkpoint_root) / directory).string());
+    fields.emplace_back("last checkpoint", TextOf(job, "id") + "@" + TextOf(last, "round"));
   }
   return FieldsText(fields);
 }

@@ -26,9 +26,8 @@ std::optional<double> LargestOfWorkers(const Json& job, const char* key);
 // succeeded, failed or cancelled.
 bool IsFinished(const Json& job);
 
-// What came out, as "key  value" lines. `checkpoint_root` is where the servers of a local cluster
-// store checkpoints; empty: unknown.
-std::string ResultText(const Json& job, const std::string& checkpoint_root);
+// What came out, as "key  value" lines. The last checkpoint as `ds-cli ckpt` takes it.
+std::string ResultText(const Json& job);
 
 class ProgressView {
  public:

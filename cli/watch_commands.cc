@@ -106,7 +106,7 @@ std::string MembersLine(const Json& nodes) {
          " slots free\n";
 }
 
-Result<std::string> Frame(const Json& nodes, const Json& jobs) {
+std::string Frame(const Json& nodes, const Json& jobs) {
   std::ostringstream out;
   out << MembersLine(nodes) << "\n";
   // Those that go on first, then the newest of the others.
@@ -170,7 +170,7 @@ Result<ExitCode> Top(Globals& globals, const TopCommand& command) {
     }
     const auto& [nodes, jobs] = *seen;
     if (WriteStructured(environment.out, format, Json{{"nodes", nodes}, {"jobs", jobs}})) continue;
-    const std::string text = PS_TRY(Frame(nodes, jobs));
+    const std::string text = Frame(nodes, jobs);
     if (in_place) {
       Draw(environment, text);
     } else {

@@ -66,6 +66,14 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1024));
   app.add_option("--checkpoint-dir", checkpoint_dir, "directory that all servers share")
       ->required();
+  app.add_option(
+      "--rack", config.server.rack,
+      "what else may fail at once, a rack or a switch: backups and copies of checkpoints go "
+      "to others where there are any");
+  app.add_option("--copy-rate", config.server.copy_rate,
+                 "bytes a second, as in 50M, of new backups that leave this server (default: no "
+                 "limit)")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
   auto* admin = app.add_option("--admin-port", admin_port,
                                "port of /healthz and /metrics; 0: any free one; absent: none");
   if (const auto status = options.Parse(argc, argv)) return *status;

@@ -73,6 +73,22 @@ class Cluster:
             out.write("%+d" % seconds)
         os.replace(self.clock + ".new", self.clock)
 
+    def with_disk(self, folder):
+        """Before up(): set_disk() will say how the disk of the checkpoints is."""
+        library = os.path.join(self.bin, "libfaulty_disk.so")
+        if not os.path.exists(library):
+            raise Failure("bad disks need %s, which scripts/build release makes" % library)
+        self.disk = os.path.join(folder, "disk")
+        self.set_disk("")
+        self.env.update(LD_PRELOAD=library, FAULTY_DISK=self.checkpoints + ":",
+                        FAULTY_DISK_MOOD=self.disk)
+
+    def set_disk(self, mood):
+        """"full", "slow MS" for each call that writes, or ""."""
+        with open(self.disk + ".new", "w") as out:
+            out.write(mood)
+        os.replace(self.disk + ".new", self.disk)
+
     def ask(self, *words, timeout=40):
         """A coordinator may just have been killed: asks again for a while."""
         deadline = time.time() + timeout

@@ -292,27 +292,35 @@ void Core::ReplaceNamesake(Members& members, const Member& member, bool server) 
   for (const std::string& procid : former) Gone(procid, server);
 }
 
-void Core::RegisterServer(const std::string& procid, const control::RegisterServerT& message) {
-  Member& member = servers_[procid];
+// What servers and agents tell of themselves alike.
+template <typename MessageT>
+Member& Core::Introduce(const std::string& procid, const MessageT& message, bool server) {
+  Member& member = (server ? servers_ : agents_)[procid];
   member.procid = procid;
   member.name = message.name;
   member.host = message.host;
   member.version = message.version;
-  member.lanes = message.lanes;
-  member.store = message.store;
-  member.files = message.files;
   member.registered = true;
   member.registered_ms = now_ms_;
-  dead_servers_.erase(procid);  // alive after all
-  member.present = server_nodes_.contains(procid);
-  member.unsteady = IsUnsteady(member, true);
+  member.present = (server ? server_nodes_ : agent_nodes_).contains(procid);
+  member.unsteady = IsUnsteady(member, server);
   ApplyDuty(member);
-  ReplaceNamesake(servers_, servers_[procid], true);
   control::WelcomeT welcome;
   welcome.leader_epoch = leader_epoch_;
   welcome.coordinator = options_.id;
   welcome.heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_ms);
   Send(procid, Make(std::move(welcome)));
+  return member;
+}
+
+void Core::RegisterServer(const std::string& procid, const control::RegisterServerT& message) {
+  dead_servers_.erase(procid);  // alive after all
+  Member& member = Introduce(procid, message, true);
+  member.lanes = message.lanes;
+  member.store = message.store;
+  member.files = message.files;
+  member.rack = message.rack;
+  ReplaceNamesake(servers_, member, true);
   for (const auto& held : message.jobs) {
     if (!jobs_.contains(held->job)) {
       control::JobDropT drop;
@@ -328,23 +336,9 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
 }
 
 void Core::RegisterAgent(const std::string& procid, const control::RegisterAgentT& message) {
-  Member& member = agents_[procid];
-  member.procid = procid;
-  member.name = message.name;
-  member.host = message.host;
-  member.version = message.version;
+  Member& member = Introduce(procid, message, false);
   member.slots = message.slots;
   member.label = message.label;
-  member.registered = true;
-  member.registered_ms = now_ms_;
-  member.present = agent_nodes_.contains(procid);
-  member.unsteady = IsUnsteady(member, false);
-  ApplyDuty(member);
-  control::WelcomeT welcome;
-  welcome.leader_epoch = leader_epoch_;
-  welcome.coordinator = options_.id;
-  welcome.heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_ms);
-  Send(procid, Make(std::move(welcome)));
   for (const auto& ring : message.rings) {
     if (jobs_.contains(ring->job)) continue;
     control::DropRingT drop;
@@ -354,7 +348,7 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
     Send(procid, Make(std::move(drop)));
   }
   for (auto& [id, job] : jobs_) job->OnAgentReady(procid, message);
-  ReplaceNamesake(agents_, agents_[procid], false);
+  ReplaceNamesake(agents_, member, false);
 }
 
 void Core::OnMessage(const std::string& procid, control::MessageT message, std::uint64_t now_ms) {
@@ -642,8 +636,8 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
 void Core::Cancel(Ticket ticket, const std::string& name, const std::string& reason,
                   std::uint64_t now_ms) {
   now_ms_ = now_ms;
-  Job* job = Find(name);
-  if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  Job* const job = FindFor(ticket, name);
+  if (job == nullptr) return;
   if (job->over()) {
     return Fail(ticket, {ErrorCode::kConflict,
                          "job " + name + " is over: it has " + PhaseName(job->state().phase)});
@@ -697,8 +691,8 @@ void Core::RollBack(Ticket ticket, const std::string& name, Round round, bool co
 void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
                    std::uint64_t offset, std::uint32_t limit, std::uint64_t now_ms) {
   now_ms_ = now_ms;
-  const Job* job = Find(name);
-  if (job == nullptr) return Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  const Job* const job = FindFor(ticket, name);
+  if (job == nullptr) return;
   if (worker >= job->state().workers.size()) {
     return Fail(ticket,
                 {ErrorCode::kNotFound, "job " + name + " has workers 0 to " +
@@ -805,6 +799,7 @@ nlohmann::json Core::DescribeNodes() const {
         entry["lanes"] = member.lanes;
         entry["store"] = member.store;
         entry["files"] = member.files;
+        entry["rack"] = member.rack;
         std::size_t copies = 0;
         for (const auto& [id, job] : jobs_) copies += job->CopiesOn(procid);
         entry["shards"] = copies;

@@ -155,6 +155,8 @@ class Core final : public Cluster {
   Job* Find(const std::string& name_or_id);
   void SetPresent(Members& members, const std::vector<Presence>& present, bool servers);
   void Gone(const std::string& procid, bool server);
+  template <typename MessageT>
+  Member& Introduce(const std::string& procid, const MessageT& message, bool server);
   void RegisterServer(const std::string& procid, const control::RegisterServerT& message);
   void RegisterAgent(const std::string& procid, const control::RegisterAgentT& message);
   void DropUnannounced();

@@ -62,6 +62,7 @@ std::vector<const Member*> Job::CopyCandidates(const std::string& part) const {
   const auto own = cluster_.servers().find(part);
   const bool known = own != cluster_.servers().end();
   const std::string host = known ? own->second.host : "";
+  const std::string rack = known ? own->second.rack : "";
   const std::string name = known ? own->second.name : "";
   std::vector<const Member*> candidates;
   for (const auto& [procid, server] : cluster_.servers()) {
@@ -69,7 +70,8 @@ std::vector<const Member*> Job::CopyCandidates(const std::string& part) const {
     candidates.push_back(&server);
   }
   const auto rank = [&](const Member* server) {
-    return std::tuple(server->host == host, server->unsteady || server->duty != Duty::kFull,
+    return std::tuple(server->host == host, server->rack == rack,
+                      server->unsteady || server->duty != Duty::kFull,
                       !former.contains(server->store), load[server->procid], server->name < name,
                       server->name, server->procid);  // else the next in turn
   };

@@ -17,7 +17,7 @@ std::vector<PlacementServer> Alive(const Members& servers) {
   std::vector<PlacementServer> alive;
   for (const auto& [procid, server] : servers) {
     if (server.alive() && !server.lanes.empty()) {
-      alive.push_back(PlacementServer{server.name, procid, server.lanes, server.host,
+      alive.push_back(PlacementServer{server.name, procid, server.lanes, server.host, server.rack,
                                       server.unsteady || server.duty != Duty::kFull});
     }
   }

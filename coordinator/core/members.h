@@ -37,9 +37,10 @@ struct Member {
   bool present = false;
   bool registered = false;
   std::uint64_t registered_ms = 0;
-  std::vector<std::string> lanes;  // servers, as the next two
+  std::vector<std::string> lanes;  // servers, as the next three
   std::string store;               // identity of its folder of checkpoints, which several may share
   std::string files;               // where others read from it; empty: nowhere
+  std::string rack;                // with what else it may fail at once; empty: not known
   std::uint32_t slots = 0;         // agents, as the next
   std::string label;               // takes the tasks of jobs with this resources.label only
 

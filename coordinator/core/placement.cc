@@ -195,30 +195,31 @@ std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& a
       if (entry->backups.size() != place || place >= wanted[shard]) continue;
       std::vector<std::pair<std::uint16_t, std::uint16_t>> chain = {{entry->server, entry->lane}};
       for (const auto& backup : entry->backups) chain.emplace_back(backup->server, backup->lane);
-      const auto host_of = [&](std::uint16_t server) {
-        const std::size_t i = find(map.servers[server]->procid);
-        return i < able.size() ? able[i].host : std::string();
-      };
       auto known = chosen.find(chain);
       if (known == chosen.end()) {
-        std::optional<std::tuple<bool, bool, std::size_t, std::size_t, std::size_t>> best;
+        std::optional<std::tuple<bool, bool, bool, std::size_t, std::size_t, std::size_t>> best;
         // Of equals the next one around: so the last servers find others than themselves, too.
         const std::size_t from = find(map.servers[chain.back().first]->procid);
         for (std::size_t i = 0; i < able.size(); ++i) {
           bool holds = false;
           bool same_host = false;
+          bool same_rack = false;
           for (const auto& [server, lane] : chain) {
             holds = holds || map.servers[server]->procid == able[i].procid;
-            same_host = same_host || host_of(server) == able[i].host;
+            const std::size_t other = find(map.servers[server]->procid);
+            if (other == able.size()) continue;
+            same_host = same_host || able[other].host == able[i].host;
+            same_rack = same_rack || able[other].rack == able[i].rack;
           }
           if (holds) continue;
           const std::size_t around = (i + 2 * able.size() - from) % able.size();
-          const auto worth = std::make_tuple(able[i].last_resort, same_host, total(i), around, i);
+          const auto worth =
+              std::make_tuple(able[i].last_resort, same_host, same_rack, total(i), around, i);
           if (!best.has_value() || worth < *best) best = worth;
         }
         known = chosen.emplace(chain, std::nullopt).first;
         if (best.has_value()) {
-          const std::size_t server = std::get<4>(*best);
+          const std::size_t server = std::get<5>(*best);
           const std::vector<std::size_t>& lanes = load[server];
           const auto least = std::min_element(lanes.begin(), lanes.end());
           known->second = Place{server, static_cast<std::size_t>(least - lanes.begin())};

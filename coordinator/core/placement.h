@@ -26,6 +26,7 @@ struct PlacementServer {
   std::string procid;
   std::vector<std::string> lanes;
   std::string host{};
+  std::string rack{};        // empty: as good as one of that name
   bool last_resort = false;  // gets what no other can take
 };
 
@@ -55,10 +56,10 @@ std::vector<ShardId> PromoteBackups(control::MapT& map, const ServerFn& is_gone,
 std::size_t DropBackups(control::MapT& map, const BackupFn& goes);
 
 // Gives every shard that has fewer than `backups` new ones, not synced, members since map `since`,
-// on servers of `able` that have no other copy of it: no last resorts, of other hosts, then where
-// the fewest copies are. All shards of a lane that want one get it on the same lane, so that their
-// changes travel together. Returns how many were added.
-// A copy that `leaves` (if given) does not count.
+// on servers of `able` that have no other copy of it: no last resorts, of other hosts, of other
+// racks, then where the fewest copies are. All shards of a lane that want one get it on the same
+// lane, so that their changes travel together. Returns how many were added. A copy that `leaves`
+// (if given) does not count.
 std::size_t AddBackups(control::MapT& map, const std::vector<PlacementServer>& able,
                        std::size_t backups, std::uint64_t since, const CopyFn& leaves = {});
 

@@ -14,6 +14,18 @@ ChainFeeds::Feed* ChainFeeds::Find(ShardId shard) {
   return at != feeds_.end() ? &at->second : nullptr;
 }
 
+void ImageBudget::Tick(std::int64_t now_ms) {
+  const std::int64_t passed = std::clamp<std::int64_t>(now_ms - now_ms_, 0, 1000);
+  now_ms_ = std::max(now_ms_, now_ms);
+  const auto rate = static_cast<std::int64_t>(rate_);
+  const std::int64_t most = std::max<std::int64_t>(1, rate * kSavedMs / 1000);
+  credit_ = std::min(most, credit_ + rate * passed / 1000);
+}
+
+void ImageBudget::Spend(std::size_t bytes) {
+  if (rate_ != 0) credit_ -= static_cast<std::int64_t>(bytes);
+}
+
 // ---- who feeds whom
 
 bool ChainFeeds::SetNext(ShardId shard, const std::optional<ChainNext>& next) {
@@ -279,9 +291,14 @@ void ChainFeeds::EndImage(Link& link) {
   link.image_shard.reset();
   link.image.reset();
   link.piece.reset();
+  link.piece_held = false;
 }
 
+// Sent at once, or held until the budget allows it.
 void ChainFeeds::SendPiece(const std::string& endpoint, Link& link) {
+  if (!budget_.allows()) return HoldPiece(link);
+  link.piece_held = false;
+  budget_.Spend(link.piece->size());
   const ShardId number = *link.image_shard;
   const Shard& shard = *shard_of_(number);
   wire::LaneHeader header = Header(wire::Kind::ReplicaImage, link.piece_number);
@@ -291,6 +308,16 @@ void ChainFeeds::SendPiece(const std::string& endpoint, Link& link) {
                               static_cast<std::uint32_t>(link.piece->size()));
   link.piece_sent_ms = now_ms_;
   Push(endpoint, header, {&segment, 1}, link.piece);
+}
+
+// Nobody owes us an answer for what we hold.
+void ChainFeeds::HoldPiece(Link& link) {
+  link.piece_held = true;
+  link.waiting = std::any_of(link.window.begin(), link.window.end(), [&](const Entry& entry) {
+    return std::any_of(entry.parts.begin(), entry.parts.end(), [&](const Part& part) {
+      return !part.done && feeds_.find(part.shard)->second.phase == Phase::kTail;
+    });
+  });
 }
 
 // ---- answers
@@ -483,7 +510,8 @@ void ChainFeeds::Tick(std::int64_t now_ms) {
     }
     if (!asking && link.window.empty() && !link.image_shard.has_value()) link.waiting = false;
     if (link.image_shard.has_value()) {
-      if (now_ms_ - link.piece_sent_ms >= kAnswerMs) SendPiece(endpoint, link);
+      const bool due = link.piece_held || now_ms_ - link.piece_sent_ms >= kAnswerMs;
+      if (due) SendPiece(endpoint, link);
     } else if (image.has_value()) {
       StartImage(endpoint, link, *image, feeds_.find(*image)->second);
     }

@@ -69,6 +69,25 @@ struct FeedCounters {
   std::uint64_t resent = 0;
 };
 
+// How much of images may leave a lane, for all of its jobs: `rate` bytes a second, 0: any. What a
+// new backup is sent then leaves room on the link for pushes and pulls. No clock, one thread.
+class ImageBudget {
+ public:
+  explicit ImageBudget(std::uint64_t rate = 0) : rate_(rate) {}
+
+  void Tick(std::int64_t now_ms);
+  bool allows() const { return rate_ == 0 || credit_ > 0; }
+  void Spend(std::size_t bytes);
+
+ private:
+  // So long may pass between two ticks without a loss.
+  static constexpr std::int64_t kSavedMs = 100;
+
+  const std::uint64_t rate_;
+  std::int64_t credit_ = 1;  // bytes; below 0 after a piece that was larger
+  std::int64_t now_ms_ = 0;
+};
+
 class ChainFeeds {
  public:
   // Unconfirmed changes of one lane beyond which who is not required yet becomes so: then workers
@@ -81,7 +100,9 @@ class ChainFeeds {
 
   using ShardFn = std::function<const Shard*(ShardId)>;  // every one that is fed is there
 
-  ChainFeeds(JobId job, ShardFn shard) : job_(job), shard_of_(std::move(shard)) {}
+  // `budget` outlives the feeds.
+  ChainFeeds(JobId job, ShardFn shard, ImageBudget& budget)
+      : job_(job), shard_of_(std::move(shard)), budget_(budget) {}
 
   // The shard feeds `next` from now on, as before if it is the same; nothing: nobody. True if it
   // fed another one before.
@@ -163,6 +184,7 @@ class ChainFeeds {
     std::shared_ptr<const ByteBuffer> piece;
     std::uint64_t piece_number = 0;  // place in the image, and image
     std::int64_t piece_sent_ms = 0;
+    bool piece_held = false;  // for the budget
   };
   struct Added {
     ShardId shard;
@@ -189,6 +211,7 @@ class ChainFeeds {
   void StartImage(const std::string& endpoint, Link& link, ShardId shard, Feed& feed);
   void EndImage(Link& link);
   void SendPiece(const std::string& endpoint, Link& link);
+  void HoldPiece(Link& link);
   void OnReplicateReply(const std::string& endpoint, Link& link, std::uint64_t number,
                         std::span<const wire::Segment> segments);
   void OnHelloReply(const std::string& endpoint, Link& link, std::uint64_t hello,
@@ -202,6 +225,7 @@ class ChainFeeds {
 
   const JobId job_;
   const ShardFn shard_of_;
+  ImageBudget& budget_;
   std::int64_t now_ms_ = 0;
   std::map<ShardId, Feed> feeds_;
   std::map<std::string, Link, std::less<>> links_;  // by endpoint

@@ -130,10 +130,11 @@ struct LaneCore::Job {
     std::optional<LaneFrozen> frozen;  // instead of a message
   };
 
-  Job(JobSetup setup, const LaneMemory& lane_memory)
+  Job(JobSetup setup, const LaneMemory& lane_memory, ImageBudget& image_budget)
       : id(setup.job),
         plan(std::make_shared<JobPlan>(std::move(setup.layout), std::move(setup.rules))),
-        feeds(id, [this](ShardId shard) { return FindFed(shard); }) {
+        feeds(
+            id, [this](ShardId shard) { return FindFed(shard); }, image_budget) {
     copies.resize(layout.shard_count());
     PS_CHECK(RowRulesFit(layout, rules.rows), id, rules.rows.size(), layout.row_table_count());
     shards.resize(layout.shard_count());
@@ -249,7 +250,8 @@ struct LaneCore::Job {
   std::uint64_t seen_mark = 0;
 };
 
-LaneCore::LaneCore(LaneMemory memory) : memory_(std::move(memory)) {}
+LaneCore::LaneCore(LaneMemory memory, std::uint64_t image_rate)
+    : memory_(std::move(memory)), image_budget_(image_rate) {}
 LaneCore::~LaneCore() = default;
 
 LaneCore::Job* LaneCore::FindJob(JobId job) {
@@ -1094,6 +1096,7 @@ void LaneCore::OnChainMessage(std::string_view endpoint, std::span<const std::by
 
 void LaneCore::Tick(std::int64_t now_ms) {
   if (!has_chains_) return;
+  image_budget_.Tick(now_ms);
   for (const auto& [id, job] : jobs_) {
     job->feeds.Tick(now_ms);
     ReleaseAnswers(*job);
@@ -1130,7 +1133,7 @@ void LaneCore::SetJob(JobSetup setup) {
   const JobId id = setup.job;
   LaneMap map = std::move(setup.map);
   LiveMembers live = std::move(setup.live);
-  if (job == nullptr) job = std::make_unique<Job>(std::move(setup), memory_);
+  if (job == nullptr) job = std::make_unique<Job>(std::move(setup), memory_, image_budget_);
   UpdateMap(id, std::move(map));
   UpdateLive(id, std::move(live));
 }

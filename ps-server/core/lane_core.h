@@ -178,7 +178,8 @@ class LaneCore {
   // Answers of a job that wait for its chains; more are dropped, and asked for again.
   static constexpr std::size_t kHeldAnswersMax = std::size_t{1} << 14;
 
-  explicit LaneCore(LaneMemory memory = {});
+  // `image_rate`: see ImageBudget.
+  explicit LaneCore(LaneMemory memory = {}, std::uint64_t image_rate = 0);
   ~LaneCore();
   LaneCore(const LaneCore&) = delete;
   LaneCore& operator=(const LaneCore&) = delete;
@@ -292,6 +293,7 @@ class LaneCore {
   void Nack(const Peer& peer, wire::Code code, std::span<const wire::Segment> segments = {});
 
   const LaneMemory memory_;
+  ImageBudget image_budget_;
   std::map<JobId, std::unique_ptr<Job>> jobs_;
   LaneCounters counters_;
   std::vector<LaneReply> replies_;

@@ -54,7 +54,8 @@ Lane::Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_eve
     : context_(context),
       options_(std::move(options)),
       on_event_(std::move(on_event)),
-      core_(LaneMemory{options_.row_hash_seed, [] { return std::make_shared<HugePageMemory>(); }}),
+      core_(LaneMemory{options_.row_hash_seed, [] { return std::make_shared<HugePageMemory>(); }},
+            options_.image_rate),
       last_round_ms_(net::MonotonicMs()) {}
 
 Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,

@@ -41,6 +41,7 @@ struct LaneOptions {
   int receive_high_water = 64;  // messages of one peer before TCP pushes back
   int status_interval_ms = 200;
   std::uint64_t row_hash_seed = 0;  // see LaneMemory
+  std::uint64_t image_rate = 0;     // see ImageBudget
 };
 
 // What the lane was like a moment ago.

@@ -142,6 +142,7 @@ Status Server::StartLanes() {
     options.bind = BindAnyPort();
     options.number = number;
     options.row_hash_seed = row_hash_seed_;
+    options.image_rate = config_.copy_rate / config_.lanes;
     auto lane = PS_TRY(Lane::Start(context_, options, [this, number](LaneEvent event) {
       // Shared, as what is posted must be copyable and a frozen shard is not.
       auto shared = std::make_shared<LaneEvent>(std::move(event));
@@ -230,6 +231,7 @@ control::MessageT Server::Registration() const {
   registration.host = HostName();
   registration.version = PS_VERSION;
   registration.lanes = lane_endpoints_;
+  registration.rack = config_.rack;
   registration.store = store_id_;
   registration.files = files_endpoint_;
   for (const auto& [id, job] : jobs_) {

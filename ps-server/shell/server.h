@@ -39,6 +39,8 @@ struct ServerConfig {
   std::string bind = "127.0.0.1";  // address of the lanes and the admin endpoint
   std::string advertise;           // what others connect to; empty: `bind`
   std::uint32_t lanes = 1;
+  std::string rack;             // what fails at once; empty: not known
+  std::uint64_t copy_rate = 0;  // bytes of new backups that leave per second; 0: no limit
   std::filesystem::path checkpoint_dir;
   std::optional<std::uint16_t> admin_port;  // 0: any free one; absent: no admin endpoint
   net::Milliseconds report_interval{500};

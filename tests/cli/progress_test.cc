@@ -117,16 +117,15 @@ TEST(ProgressTest, TheResultNamesTheAccuracyAndTheCheckpoint) {
                        {"loss", 0.31},
                        {"records", 10000},
                        {"test_accuracy", 0.88771}};
-  job["last_checkpoint"] = Json{{"directory", "7/3"}};
-  const std::string text = ResultText(job, "/d/checkpoints");
+  job["last_checkpoint"] = Json{{"round", 1234}, {"directory", "7/3"}};
+  const std::string text = ResultText(job);
   EXPECT_THAT(text, HasSubstr("test accuracy    0.8877\n"));
   EXPECT_THAT(text, HasSubstr("test records     10,000\n"));
-  EXPECT_THAT(text, HasSubstr("last checkpoint  /d/checkpoints/7/3\n"));
+  EXPECT_THAT(text, HasSubstr("last checkpoint  7@1234\n"));
   job["result"] = Json{{"metric_name", "mse"}, {"metric", 2.5}};
-  EXPECT_THAT(ResultText(job, ""), HasSubstr("test mse"));
-  EXPECT_THAT(ResultText(job, ""), HasSubstr("last checkpoint  7/3\n"));
+  EXPECT_THAT(ResultText(job), HasSubstr("test mse"));
   job["result"] = Json{{"metric_name", "none"}, {"metric", 640000}};
-  EXPECT_THAT(ResultText(job, ""), HasSubstr("sum              640,000\n"));
+  EXPECT_THAT(ResultText(job), HasSubstr("sum              640,000\n"));
 }
 
 }  // namespace

@@ -129,6 +129,7 @@ class CoreTest : public ::testing::Test {
     message.procid = "p-" + name;
     message.host = HostOf(name);
     message.lanes = {"tcp://" + name + ":1"};
+    if (const auto rack = racks_.find(name); rack != racks_.end()) message.rack = rack->second;
     if (const auto store = stores_.find(name); store != stores_.end()) {
       message.store = store->second;
       message.files = "tcp://" + name + ":9";
@@ -513,7 +514,7 @@ class CoreTest : public ::testing::Test {
   std::vector<std::uint32_t> row_widths_;  // tables of rows of the job submitted
   const char* spec_ = kSpec;
   // Of servers: their hosts, if not "host", and the folders of checkpoints that they have, if any.
-  std::map<std::string, std::string> hosts_, stores_;
+  std::map<std::string, std::string> hosts_, stores_, racks_;
   struct Copy {
     std::string by, part, from;
     std::vector<std::uint64_t> bases;

@@ -92,6 +92,23 @@ TEST_F(CoreTest, ABackupThatIsNotInSyncIsNotPromoted) {
   }
 }
 
+TEST_F(CoreTest, BackupsGoToOtherRacks) {
+  spec_more_ = "resources: {replicas: 1}\n";
+  racks_ = {{"s0", "left"}, {"s1", "left"}, {"s2", "right"}};
+  AddServer("s2");
+  StartRunning();
+  const auto map = Map();
+  for (const auto& shard : map.shards) {
+    ASSERT_EQ(shard->backups.size(), 1u);
+    const auto of = [&](std::uint16_t server) { return racks_.at(map.servers[server]->name); };
+    EXPECT_NE(of(shard->server), of(shard->backups[0]->server));
+  }
+  for (const auto& node : core_->DescribeNodes()["nodes"]) {
+    if (node["kind"] != "server") continue;
+    EXPECT_EQ(node["rack"], racks_.at(node["name"]));
+  }
+}
+
 TEST_F(CoreTest, WhatAFormerFeederSaidOfABackupDoesNotCount) {
   spec_more_ = "resources: {replicas: 1}\n";
   StartRunning();

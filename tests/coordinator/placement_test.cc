@@ -133,6 +133,24 @@ TEST(PlacementTest, BackupsAreOnOtherHostsIfThereAreAny) {
   EXPECT_EQ(AddBackups(small, one_host, 2, 1), 4u);  // better than none; a second has no place
 }
 
+TEST(PlacementTest, BackupsAreInOtherRacksIfThereAreAny) {
+  auto servers = OnHosts({{"a", "1"}, {"b", "2"}, {"c", "3"}, {"d", "4"}, {"e", "5"}});
+  for (std::size_t i = 0; i < servers.size(); ++i) servers[i].rack = i < 3 ? "left" : "right";
+  control::MapT map = Place(control::MapT(), servers, 20, Round(0)).map;
+  EXPECT_EQ(AddBackups(map, servers, 1, 1), 20u);
+  for (std::size_t shard = 0; shard < 20; ++shard) {
+    EXPECT_NE(FirstOf(map, shard) < "d", BackupOf(map, shard) < "d") << shard;
+  }
+  // A second one finds none that has neither of the two: another host is better than nothing.
+  EXPECT_EQ(AddBackups(map, servers, 2, 2), 20u);
+  // Another rack on the same host is no better than that host.
+  auto odd = OnHosts({{"a", "1"}, {"b", "1"}, {"c", "2"}});
+  odd[1].rack = "right";
+  control::MapT small = Place(control::MapT(), {odd[0]}, 4, Round(0)).map;
+  AddBackups(small, odd, 1, 1);
+  for (std::size_t shard = 0; shard < 4; ++shard) EXPECT_EQ(BackupOf(small, shard), "c");
+}
+
 TEST(PlacementTest, OnlyASyncedBackupTakesThePlaceOfAFirstThatIsGone) {
   const std::vector<PlacementServer> servers = {Server("a"), Server("b"), Server("c")};
   control::MapT map = Place(control::MapT(), servers, 6, Round(0)).map;

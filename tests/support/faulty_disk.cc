@@ -47,6 +47,7 @@ struct Disk {
   std::uint64_t fail_at[2] = {};
   DiskFault fault[2] = {};
   std::map<std::uint64_t, DiskFault> plan;  // of the environment
+  const char* mood = nullptr;               // a file, of the environment
   void (*hook)(std::uint64_t, void*) = nullptr;
   void* context = nullptr;
   // What is on the disk, unless nobody will ask.
@@ -95,8 +96,25 @@ std::string PathOf(int directory, const char* path) {
 // What is to happen with a call: 0 that it passes, an error, or kShortCall.
 constexpr int kShortCall = -1;
 
+// What the mood of the disk makes of a writing call.
+int Endure(const Disk& disk) {
+  char mood[32] = {};
+  const long fd = syscall(SYS_openat, AT_FDCWD, disk.mood, O_RDONLY | O_CLOEXEC, 0);
+  if (fd < 0) return 0;
+  const long size = syscall(SYS_read, fd, mood, sizeof(mood) - 1);
+  syscall(SYS_close, fd);
+  if (size <= 0) return 0;
+  if (strncmp(mood, "full", 4) == 0) return ENOSPC;
+  if (strncmp(mood, "slow ", 5) == 0) usleep(static_cast<unsigned>(atoi(mood + 5)) * 1000);
+  return 0;
+}
+
 int Before(DiskCall kind, const std::string& path) {
   Disk& disk = TheDisk();
+  if (disk.mood != nullptr && kind == DiskCall::kWriting && Concerns(disk, path)) {
+    const int fault = Endure(disk);
+    if (fault != 0) return fault;
+  }
   const std::lock_guard<std::recursive_mutex> lock(disk.mutex);
   if (!watching.load() || !Concerns(disk, path)) return 0;
   const int k = static_cast<int>(kind);
@@ -318,6 +336,7 @@ __attribute__((constructor)) void ReadEnvironment() {
   if (colon == std::string::npos) return;
   Disk& disk = TheDisk();
   disk.root = all.substr(0, colon);
+  disk.mood = getenv("FAULTY_DISK_MOOD");
   std::size_t at = colon + 1;
   while (at < all.size()) {
     const std::size_t end = std::min(all.find(',', at), all.size());

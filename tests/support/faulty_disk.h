@@ -8,7 +8,9 @@
 // done nothing; a short write has written the first half.
 //
 // A preloaded one reads FAULTY_DISK="DIRECTORY:FAULT@N,FAULT@N,...": FAULT is eio, enospc or short,
-// N counts the writing calls of the process from 1.
+// N counts the writing calls of the process from 1. How the disk is meanwhile stands in the file
+// that FAULTY_DISK_MOOD names, for all writing calls: `full`, `slow MS` (each takes so much
+// longer), or nothing.
 //
 // What a power cut leaves: of a file what it had at its last fsync, of a directory the names that
 // it had at its own; of each that was not synced since by chance the new state or a part of it.

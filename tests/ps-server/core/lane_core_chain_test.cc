@@ -24,7 +24,8 @@ class ChainTest : public ::testing::Test {
     std::vector<TestReply> answers{};  // to workers
   };
 
-  explicit ChainTest(JobRules rules = ConstantRules(1.0)) : rules_(std::move(rules)) {
+  explicit ChainTest(JobRules rules = ConstantRules(1.0), std::uint64_t image_rate = 0)
+      : rules_(std::move(rules)), first_{"first", LaneCore({}, image_rate)} {
     Start(first_, {Own(0, 5, 0, true), Own(1, 5, 0, true)}, {});
     Start(second_, {}, {Own(0, 5, kSince, false), Own(1, 5, kSince, false)});
   }
@@ -125,7 +126,7 @@ class ChainTest : public ::testing::Test {
 
   const LayoutView layout_ = MakeLayout({{TableRule::Sgd, {kElements, kElements}}}, kShards, {});
   const JobRules rules_;
-  Node first_{"first", LaneCore()};
+  Node first_;
   Node second_{"second", LaneCore()};
   std::int64_t now_ms_ = 1000;
 };
@@ -312,6 +313,44 @@ TEST_F(ChainTest, ABackupThatDoesNotAnswerIsReportedAsStalledAndLetGoByTheMap) {
   first_.lane.UpdateMap(JobId(1), LaneMap{2, {Own(0, 5, 0, false), Own(1, 5, 0, false)}, {}});
   Collect(first_);
   EXPECT_EQ(first_.answers.size(), 1u);
+}
+
+class RatedChainTest : public ChainTest {
+ protected:
+  RatedChainTest() : ChainTest(ConstantRules(1.0), /*image_rate=*/1000) {}
+};
+
+TEST_F(RatedChainTest, ImagesWaitForTheRateAndChangesDoNot) {
+  Init(first_);
+  Settle();
+  // The first image was more than is allowed in a second: the other has to wait.
+  ASSERT_NE(second_.lane.FindCopy(JobId(1), ShardId(0)), nullptr);
+  EXPECT_EQ(second_.lane.FindCopy(JobId(1), ShardId(1)), nullptr);
+  first_.answers.clear();
+  Say(first_, Push(11, 1, {0, 1}));
+  Settle(200);
+  EXPECT_EQ(first_.answers.size(), 1u);
+  Settle(700);
+  EXPECT_EQ(second_.lane.FindCopy(JobId(1), ShardId(1)), nullptr);
+  for (const FeedStatus& feed : first_.lane.Report().at(0).feeds) EXPECT_EQ(feed.stalled_ms, 0u);
+  Settle(10'000);
+  ExpectEqual();
+}
+
+TEST(ImageBudgetTest, SavesForAMomentOnly) {
+  ImageBudget budget(1000);
+  budget.Tick(10'000);
+  budget.Spend(600);
+  for (std::int64_t now = 10'050; now <= 10'500; now += 50) budget.Tick(now);
+  EXPECT_FALSE(budget.allows());
+  budget.Tick(10'550);
+  EXPECT_TRUE(budget.allows());
+  budget.Tick(20'000);
+  budget.Spend(150);
+  EXPECT_FALSE(budget.allows());
+  ImageBudget any(0);
+  any.Spend(1'000'000);
+  EXPECT_TRUE(any.allows());
 }
 
 JobRules Bulk() {

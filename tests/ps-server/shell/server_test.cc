@@ -52,6 +52,7 @@ class ServerTest : public ::testing::Test {
     config.name = "server-" + procid;
     config.procid = procid;
     config.lanes = 2;
+    config.rack = "left";
     config.checkpoint_dir = directory_.path();
     config.admin_port = 0;
     config.report_interval = net::Milliseconds(20);
@@ -274,6 +275,7 @@ TEST_F(ServerTest, RegistersWithItsLanesAndReportsItsShards) {
   EXPECT_EQ(registration_.procid, "p1");
   EXPECT_EQ(registration_.lanes, server_->lane_endpoints());
   EXPECT_EQ(registration_.lanes.size(), 2u);
+  EXPECT_EQ(registration_.rack, "left");
   Tell(MakeStart());
   EXPECT_TRUE(WaitForShards(wire::Code::Blank, 1));
   Connect();

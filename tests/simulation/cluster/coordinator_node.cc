@@ -256,11 +256,11 @@ void CoordinatorNode::Rebalance() {
   Flush(false);
 }
 
-std::optional<coordinator::Duty> CoordinatorNode::DutyOf(const std::string& server) const {
+std::optional<coordinator::Duty> CoordinatorNode::DutyOf(const std::string& node) const {
   if (core_ == nullptr) return std::nullopt;
   for (const coordinator::Members* members : {&core_->servers(), &core_->agents()}) {
     for (const auto& [procid, member] : *members) {
-      if (member.name == server) return member.duty;
+      if (member.name == node) return member.duty;
     }
   }
   return std::nullopt;

@@ -28,7 +28,7 @@ class CoordinatorNode {
   void SetDuty(const std::string& node, coordinator::Duty duty);
   void Rebalance();
   // As the leader has it; nothing unless it leads and knows the node.
-  std::optional<coordinator::Duty> DutyOf(const std::string& server) const;
+  std::optional<coordinator::Duty> DutyOf(const std::string& node) const;
   ZkClient& client() { return client_; }
 
  private:
