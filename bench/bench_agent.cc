@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 #include <utility>
-#include <zmq.hpp>
 
+#include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 #include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
@@ -40,7 +40,7 @@ BenchAgent::~BenchAgent() {
 }
 
 void BenchAgent::RunThread() {
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
   net::ControlClient client(loop_, context, [this] { return Registration(); });
   client.OnMessage([this](control::MessageT message) { OnMessage(std::move(message)); });
   client_ = &client;

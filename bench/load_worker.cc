@@ -17,7 +17,7 @@ constexpr auto kAskWhetherToGiveUp = std::chrono::milliseconds(50);
 
 }  // namespace
 
-LoadWorker::LoadWorker(zmq::context_t& context, const Plan& plan, const control::MapT& map,
+LoadWorker::LoadWorker(net::Context& context, const Plan& plan, const control::MapT& map,
                        const Settings& settings)
     : context_(context), plan_(plan), map_(map), settings_(settings) {
   ready_future_ = ready_.get_future();

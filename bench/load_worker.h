@@ -18,13 +18,13 @@
 #include <string>
 #include <thread>
 #include <vector>
-#include <zmq.hpp>
 
 #include "bench/histogram.h"
 #include "bench/options.h"
 #include "bench/plan.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/result.h"
 #include "ps-worker/core/retention_ring.h"
@@ -68,7 +68,7 @@ class LoadWorker {
   };
 
   // `plan`, `map` and `context` outlive the worker.
-  LoadWorker(zmq::context_t& context, const Plan& plan, const control::MapT& map,
+  LoadWorker(net::Context& context, const Plan& plan, const control::MapT& map,
              const Settings& settings);
   ~LoadWorker();
   LoadWorker(const LoadWorker&) = delete;
@@ -115,7 +115,7 @@ class LoadWorker {
   template <typename T>
   Result<T> WaitFor(std::future<Result<T>>& future, const char* what);
 
-  zmq::context_t& context_;
+  net::Context& context_;
   const Plan& plan_;
   const control::MapT& map_;
   const Settings settings_;

@@ -11,7 +11,7 @@
 
 namespace ps::bench {
 
-LocalServers::LocalServers() : context_(net::MakeContext()) {}
+LocalServers::LocalServers() = default;
 LocalServers::~LocalServers() = default;
 
 Result<std::unique_ptr<LocalServers>> LocalServers::Start(const Options& options, const Plan& plan,

@@ -8,12 +8,12 @@
 #include <cstdint>
 #include <memory>
 #include <vector>
-#include <zmq.hpp>
 
 #include "bench/options.h"
 #include "bench/plan.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/result.h"
 #include "ps-server/shell/lane.h"
 
@@ -40,7 +40,7 @@ class LocalServers {
  private:
   LocalServers();
 
-  zmq::context_t context_;
+  net::Context context_;
   control::MapT map_;
   std::vector<std::unique_ptr<server::Lane>> lanes_;
 };

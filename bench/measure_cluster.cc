@@ -9,10 +9,10 @@
 #include <random>
 #include <set>
 #include <utility>
-#include <zmq.hpp>
 
 #include "cli/context.h"
 #include "cli/output.h"
+#include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 
 namespace ps::bench {
@@ -238,7 +238,7 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
       ") runs: " + Counted(started.map.shards.size(), "shard") + " on " +
       std::to_string(used.size()) + " of " + std::to_string(lanes) + " lanes");
 
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
   next_look_ms_ = environment_.now_ms() + kLookMs;
   api_.set_deadline_ms(kLookDeadlineMs);
   const auto give_up = [this] { return GiveUp(); };

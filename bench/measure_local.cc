@@ -31,7 +31,7 @@ Result<Row> MeasureLocal(const Options& options, Operation operation, std::uint6
   const Plan plan = PS_TRY(Plan::Make(options, operation, size));
   const bool overload = operation == Operation::kOverload;
   const std::uint32_t workers = options.workers + (overload ? 1 : 0);
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
   const auto servers = PS_TRY(LocalServers::Start(options, plan, workers));
   std::vector<std::unique_ptr<LoadWorker>> load;
   for (std::uint32_t number = 0; number < workers; ++number) {

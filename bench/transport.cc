@@ -14,6 +14,7 @@
 #include <zmq.hpp>
 
 #include "bench/clock.h"
+#include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 #include "ps-server/shell/lane.h"
 
@@ -33,7 +34,7 @@ Error Failed(const char* what) {
                std::string("libzmq, ") + what + ": " + zmq_strerror(zmq_errno())};
 }
 
-Result<Socket> Open(zmq::context_t& context, int type, const Options& options, int timeout_ms) {
+Result<Socket> Open(net::Context& context, int type, const Options& options, int timeout_ms) {
   const server::LaneOptions lane;
   Socket socket(zmq_socket(context.handle(), type));
   if (socket == nullptr) return Failed("opening a socket");
@@ -97,8 +98,8 @@ void Answer(void* socket, Operation operation, std::vector<std::byte>& large,
 }  // namespace
 
 Result<Row> MeasureTransport(const Options& options, Operation operation, std::uint64_t size) {
-  zmq::context_t server_context = net::MakeContext();
-  zmq::context_t client_context = net::MakeContext();
+  net::Context server_context;
+  net::Context client_context;
   const Socket router = PS_TRY(Open(server_context, ZMQ_ROUTER, options, kPollMs));
   const Socket dealer = PS_TRY(
       Open(client_context, ZMQ_DEALER, options, static_cast<int>(options.deadline_seconds * 1000)));

@@ -148,6 +148,7 @@ ExitCode RunParsed(const std::vector<std::string>& arguments, Environment& envir
   AddJobCommands(app, globals);
   AddCkptCommands(app, globals);
   AddNodeCommands(app, globals);
+  AddAuthCommands(app, globals);
   AddTopCommand(app, globals);
   AddLocalCommands(app, globals);
   AddCompletionCommand(app, globals);

@@ -6,9 +6,9 @@
 #include <set>
 #include <system_error>
 #include <vector>
-#include <zmq.hpp>
 
 #include "checkpoint/remote/remote_storage.h"
+#include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 
 namespace ps::cli {
@@ -96,7 +96,8 @@ Result<checkpoint::FetchReport> FetchRound(Environment& environment, Api& api,
     return Error{ErrorCode::kUnreachable,
                  "no ps-server that could give the checkpoint is registered (`ds-cli node list`)"};
   }
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
+  PS_TRY(context.Secure(api.context().security));
   std::vector<std::unique_ptr<checkpoint::RemoteStorage>> storages;
   std::vector<const checkpoint::Storage*> sources;
   for (const std::string& endpoint : endpoints) {

@@ -57,6 +57,7 @@ Result<Context> ReadContextFile(const Environment& environment) {
   }
   context.source = path.string();
   context.directory = TextOf(json, "directory");
+  context.security = {TextOf(json, "key"), TextOf(json, "trusted")};
   return context;
 }
 
@@ -67,8 +68,10 @@ Status WriteContextFile(const Environment& environment, const Context& context) 
   const fs::path temporary = path.string() + "." + std::to_string(::getpid()) + ".tmp";
   {
     std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
-    stream << JsonText(
-        Json{{"coordinators", context.coordinators}, {"directory", context.directory}});
+    stream << JsonText(Json{{"coordinators", context.coordinators},
+                            {"directory", context.directory},
+                            {"key", context.security.key},
+                            {"trusted", context.security.trusted}});
     stream.flush();
     if (!stream) return Error{ErrorCode::kIo, "cannot write " + temporary.string()};
   }
@@ -87,7 +90,10 @@ Status RemoveContextFile(const Environment& environment) {
   return Ok();
 }
 
-Result<Context> FindContext(const Environment& environment, const std::vector<std::string>& flags) {
+namespace {
+
+Result<Context> FindCoordinators(const Environment& environment,
+                                 const std::vector<std::string>& flags) {
   Context context;
   for (const auto& flag : flags) {
     for (auto& url : SplitUrls(flag)) context.coordinators.push_back(std::move(url));
@@ -106,6 +112,17 @@ Result<Context> FindContext(const Environment& environment, const std::vector<st
   return Error{ErrorCode::kUnreachable,
                "no coordinator is known: neither --coordinator nor DS_COORDINATOR is given, and " +
                    file.error().message + " (`ds-cli local up` starts a cluster and writes it)"};
+}
+
+}  // namespace
+
+Result<Context> FindContext(const Environment& environment, const std::vector<std::string>& flags) {
+  Context context = PS_TRY(FindCoordinators(environment, flags));
+  if (const std::string key = environment.variable("DS_KEY"); !key.empty()) {
+    const std::string trusted = environment.variable("DS_TRUSTED");
+    context.security = {key, trusted.empty() ? "/etc/ds/trusted" : trusted};
+  }
+  return context;
 }
 
 }  // namespace ps::cli

@@ -1,7 +1,8 @@
 // Which coordinators a command speaks to, and where that was said.
 //
 // In this order: --coordinator, DS_COORDINATOR (separated by commas), the file
-// that `local up` writes ($DS_STATE or ~/.local/state/ds/local.json).
+// that `local up` writes ($DS_STATE or ~/.local/state/ds/local.json). With DS_KEY the operator has
+// keys (DS_TRUSTED: /etc/ds/trusted).
 #pragma once
 
 #include <filesystem>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "cli/environment.h"
+#include "common/net/context.h"
 #include "common/result.h"
 
 namespace ps::cli {
@@ -17,6 +19,8 @@ struct Context {
   std::vector<std::string> coordinators;  // URLs
   std::string source;                     // "--coordinator", "DS_COORDINATOR" or the file
   std::string directory;                  // of the local cluster, from the file
+  // The operator's keys, for servers that want one: DS_KEY and DS_TRUSTED, or the file's.
+  net::SecurityOptions security{};
 };
 
 std::filesystem::path ContextPath(const Environment& environment);

@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "common/net/loop.h"
+#include "common/net/node_keys.h"
 #include "common/net/unique_fd.h"
 #include "common/zookeeper/session.h"
 
@@ -127,7 +128,8 @@ Result<double> Connect(const std::string& host, const std::string& port, std::in
 }
 
 // "tcp://host:port", "tcp://[::1]:port"
-std::pair<std::string, std::string> HostAndPort(std::string endpoint) {
+std::pair<std::string, std::string> HostAndPort(const std::string& keyed_endpoint) {
+  std::string endpoint = net::SplitKey(keyed_endpoint).address;
   if (const std::size_t scheme = endpoint.find("://"); scheme != std::string::npos) {
     endpoint.erase(0, scheme + 3);
   }

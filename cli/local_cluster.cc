@@ -15,6 +15,7 @@
 #include <set>
 #include <sstream>
 
+#include "cli/node_key_files.h"
 #include "cli/output.h"
 #include "common/net/http_client.h"
 #include "common/net/unique_fd.h"
@@ -125,6 +126,7 @@ LocalConfig ApplySizes(LocalConfig config, const LocalSizes& sizes) {
   if (sizes.lanes) config.lanes = *sizes.lanes;
   if (sizes.session_ms) config.session_ms = *sizes.session_ms;
   config.own_disks = config.own_disks || sizes.own_disks;
+  config.secure = config.secure || sizes.secure;
   if (sizes.workers || sizes.agents) {
     const int workers = sizes.workers.value_or(*sizes.agents);
     config.agents = std::min(sizes.agents.value_or(workers), workers);
@@ -173,9 +175,8 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
               (!json.contains("session_ms") ||
                read("session_ms", kSessionMsMin, kSessionMsMax, config.session_ms)) &&
               read("zookeeper_port", 0, 65535, config.zookeeper_port);
-  if (const Json& own_disks = MemberOf(json, "own_disks"); own_disks.is_boolean()) {
-    config.own_disks = own_disks.get<bool>();
-  }
+  config.own_disks = FlagOf(json, "own_disks");
+  config.secure = FlagOf(json, "secure");
   const Json& ports = MemberOf(json, "http_ports");
   good = good && ports.is_array() && ports.size() == static_cast<std::size_t>(config.coordinators);
   for (std::size_t i = 0; good && i < ports.size(); ++i) {
@@ -184,6 +185,35 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
   }
   if (!good) return Error{ErrorCode::kInvalid, path.string() + " is damaged"};
   return config;
+}
+
+std::string LocalCluster::KeyPath(const std::string& name) const {
+  return (directory_ / "keys" / (name + ".key")).string();
+}
+std::string LocalCluster::TrustedPath() const { return (directory_ / "keys" / "trusted").string(); }
+
+Status LocalCluster::MakeKey(net::Role role, const std::string& name) const {
+  std::error_code ignored;
+  if (fs::exists(KeyPath(name), ignored)) return Ok();
+  net::TrustedKey key;
+  key.role = role;
+  key.name = name;
+  PS_TRY(CreateNodeKey(std::move(key), KeyPath(name), TrustedPath()));
+  return Ok();
+}
+
+Status LocalCluster::AddKeyFlags(const LocalConfig& config, net::Role role, const std::string& name,
+                                 std::vector<std::string>& argv) const {
+  if (!config.secure) return Ok();
+  PS_TRY(MakeKey(role, name));
+  argv.insert(argv.end(), {"--key", KeyPath(name), "--trusted", TrustedPath()});
+  return Ok();
+}
+
+Result<net::SecurityOptions> LocalCluster::OperatorKeys(const LocalConfig& config) const {
+  if (!config.secure) return net::SecurityOptions();
+  PS_TRY(MakeKey(net::Role::kOperator, "operator"));
+  return net::SecurityOptions{KeyPath("operator"), TrustedPath()};
 }
 
 Status LocalCluster::WriteConfig(const LocalConfig& config) const {
@@ -195,6 +225,7 @@ Status LocalCluster::WriteConfig(const LocalConfig& config) const {
                                  {"lanes", config.lanes},
                                  {"session_ms", config.session_ms},
                                  {"own_disks", config.own_disks},
+                                 {"secure", config.secure},
                                  {"zookeeper_port", config.zookeeper_port},
                                  {"http_ports", config.http_ports}}));
 }
@@ -346,12 +377,21 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
   const std::string session = std::to_string(config.session_ms);
   for (int i = 0; i < config.coordinators; ++i) {
     const std::string name = Numbered("coordinator", i + 1);
-    PS_TRY(StartOne(name,
-                    {programs.coordinator, "--id", name, "--zookeeper", zookeeper, "--bind",
-                     "127.0.0.1", "--control-port", "0", "--http-port",
-                     std::to_string(config.http_ports[static_cast<std::size_t>(i)]),
-                     "--session-timeout-ms", session},
-                    directory_));
+    std::vector<std::string> argv = {programs.coordinator,
+                                     "--id",
+                                     name,
+                                     "--zookeeper",
+                                     zookeeper,
+                                     "--bind",
+                                     "127.0.0.1",
+                                     "--control-port",
+                                     "0",
+                                     "--http-port",
+                                     std::to_string(config.http_ports[static_cast<std::size_t>(i)]),
+                                     "--session-timeout-ms",
+                                     session};
+    PS_TRY(AddKeyFlags(config, net::Role::kCoordinator, name, argv));
+    PS_TRY(StartOne(name, std::move(argv), directory_));
   }
   std::set<std::string> expected;
   for (int i = 0; i < config.servers; ++i) {
@@ -359,21 +399,42 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
     expected.insert(name);
     fs::path checkpoints = directory_ / "checkpoints";
     if (config.own_disks) checkpoints /= name;
-    PS_TRY(StartOne(name,
-                    {programs.server, "--name", name, "--zookeeper", zookeeper, "--bind",
-                     "127.0.0.1", "--lanes", std::to_string(config.lanes), "--admin-port", "0",
-                     "--checkpoint-dir", checkpoints.string(), "--session-timeout-ms", session},
-                    directory_));
+    std::vector<std::string> argv = {programs.server,
+                                     "--name",
+                                     name,
+                                     "--zookeeper",
+                                     zookeeper,
+                                     "--bind",
+                                     "127.0.0.1",
+                                     "--lanes",
+                                     std::to_string(config.lanes),
+                                     "--admin-port",
+                                     "0",
+                                     "--checkpoint-dir",
+                                     checkpoints.string(),
+                                     "--session-timeout-ms",
+                                     session};
+    PS_TRY(AddKeyFlags(config, net::Role::kServer, name, argv));
+    PS_TRY(StartOne(name, std::move(argv), directory_));
   }
   for (int i = 0; i < config.agents; ++i) {
     const std::string name = Numbered("worker", i + 1);
     expected.insert(name);
-    PS_TRY(StartOne(
-        name,
-        {programs.worker, "--name", name, "--zookeeper", zookeeper, "--slots",
-         std::to_string(config.slots), "--state-dir", (directory_ / "workers" / name).string(),
-         "--task-binary", programs.task, "--session-timeout-ms", session},
-        directory_));
+    std::vector<std::string> argv = {programs.worker,
+                                     "--name",
+                                     name,
+                                     "--zookeeper",
+                                     zookeeper,
+                                     "--slots",
+                                     std::to_string(config.slots),
+                                     "--state-dir",
+                                     (directory_ / "workers" / name).string(),
+                                     "--task-binary",
+                                     programs.task,
+                                     "--session-timeout-ms",
+                                     session};
+    PS_TRY(AddKeyFlags(config, net::Role::kWorker, name, argv));
+    PS_TRY(StartOne(name, std::move(argv), directory_));
   }
   const std::vector<std::string> urls = CoordinatorUrls(config);
   const auto ask = [this, urls](const std::string& path) -> Json {

@@ -1,7 +1,7 @@
 // A whole cluster on this machine: ZooKeeper and every daemon as processes of their own.
 //
 // Everything lies in one directory: cluster.json (sizes and ports), run/ (pid
-// files), logs/, zookeeper/, checkpoints/ and workers/. Starting again in the
+// files), logs/, zookeeper/, checkpoints/, workers/ and, if secure, keys/. Starting again in the
 // same directory goes on with the same ports and data. One thread.
 #pragma once
 
@@ -15,6 +15,7 @@
 #include "cli/context.h"
 #include "cli/environment.h"
 #include "cli/process_table.h"
+#include "common/net/context.h"
 #include "common/net/unique_fd.h"
 #include "common/result.h"
 
@@ -28,7 +29,8 @@ struct LocalSizes {
   std::optional<int> agents;        // one for each slot
   std::optional<int> lanes;         // 1 for each server
   std::optional<int> session_ms;    // 4000
-  bool own_disks = false;           // from now on
+  bool own_disks = false;           // from now on, as the next
+  bool secure = false;
 };
 
 // cluster.json
@@ -39,6 +41,7 @@ struct LocalConfig {
   int slots = 1;  // of each agent
   int lanes = 1;
   bool own_disks = false;  // each server has a folder of checkpoints that no other sees
+  bool secure = false;     // every daemon has a key, and talks to those only that it trusts
   int session_ms = 4000;   // of ZooKeeper: after so long a silence a process counts as dead
   int zookeeper_port = 0;
   std::vector<int> http_ports;
@@ -72,6 +75,8 @@ class LocalCluster {
   Result<std::vector<DaemonProcess>> Processes() const { return table_.List(); }
   Result<bool> AnyAlive() const;
   const std::filesystem::path& directory() const { return directory_; }
+  // Those of who uses the cluster, made if they are not there. Nothing if it is not secure.
+  Result<net::SecurityOptions> OperatorKeys(const LocalConfig& config) const;
   static std::vector<std::string> CoordinatorUrls(const LocalConfig& config);
 
  private:
@@ -84,6 +89,12 @@ class LocalCluster {
   Result<net::UniqueFd> Lock() const;
   Status UpLocked(const LocalSizes& sizes, std::int64_t patience_ms, const Programs& programs);
   Status StartAll(const LocalConfig& config, const Programs& programs, std::int64_t patience_ms);
+  std::string KeyPath(const std::string& name) const;
+  std::string TrustedPath() const;
+  Status MakeKey(net::Role role, const std::string& name) const;
+  // For the keys of a daemon, which are made if they are not there. Nothing if not secure.
+  Status AddKeyFlags(const LocalConfig& config, net::Role role, const std::string& name,
+                     std::vector<std::string>& argv) const;
   // Nothing to do if a process of this name runs.
   Status StartOne(const std::string& name, std::vector<std::string> argv,
                   const std::filesystem::path& working_directory);

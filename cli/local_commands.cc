@@ -64,6 +64,7 @@ Result<ExitCode> Up(Globals& globals, const UpOptions& options) {
   Context context;
   context.coordinators = LocalCluster::CoordinatorUrls(config);
   context.directory = directory.string();
+  context.security = PS_TRY(cluster.OperatorKeys(config));
   if (const Status written = WriteContextFile(environment, context); !written.ok()) {
     if (!options.repair) PS_TRY(cluster.Down());
     return written.error();
@@ -181,6 +182,9 @@ void AddLocalCommands(CLI::App& app, Globals& globals) {
   up->add_flag("--own-disks", options->sizes.own_disks,
                "Each server keeps its checkpoints where no other sees them, as on hosts of their "
                "own");
+  up->add_flag(
+      "--secure", options->sizes.secure,
+      "Every daemon has a key of its own, and what they say is encrypted, as between hosts");
   up->add_option("--session-timeout", options->session,
                  "After so long a silence ZooKeeper takes a process for dead, 1s to 10s (4s)")
       ->type_name("TIME");

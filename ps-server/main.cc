@@ -76,12 +76,16 @@ int main(int argc, char** argv) {
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
   auto* admin = app.add_option("--admin-port", admin_port,
                                "port of /healthz and /metrics; 0: any free one; absent: none");
+  options.AddSecurity();
   if (const auto status = options.Parse(argc, argv)) return *status;
   const bool bound_everywhere = config.server.bind == "0.0.0.0" || config.server.bind == "::";
   if (bound_everywhere && config.server.advertise.empty()) {
     return options.Wrong("--bind " + config.server.bind +
                          " needs --advertise: workers cannot connect to it");
   }
+  const auto security = options.Security(config.server.bind);
+  if (!security.ok()) return options.Wrong(security.error().message);
+  config.security = *security;
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
   config.server.checkpoint_dir = checkpoint_dir;
   if (admin->count() > 0) config.server.admin_port = admin_port;

@@ -44,6 +44,7 @@ struct Flags {
   std::string ring;
   std::uint64_t ring_bytes = std::uint64_t{1} << 30;
   std::string log_level = "info";
+  ps::net::SecurityOptions security;
 };
 
 ps::Result<std::string> ReadAll(int fd) {
@@ -123,6 +124,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   options.control_fd = flags.control_fd;
   options.ring_path = flags.ring;
   options.ring_bytes = flags.ring_bytes;
+  options.security = flags.security;
   options.bulk_synchronous = spec.ok() && spec->training.staleness == 0;
   options.stop_on_nonfinite = spec.ok() && spec->training.on_nonfinite == "stop";
   auto session = ps::worker::TaskSession::Open(options);
@@ -167,6 +169,8 @@ int main(int argc, char** argv) {
   app.add_option("--control-fd", flags.control_fd, "Socket to the agent")->capture_default_str();
   app.add_option("--ring", flags.ring, "File of the retention ring");
   app.add_option("--ring-bytes", flags.ring_bytes, "Its size")->capture_default_str();
+  app.add_option("--key", flags.security.key, "As that of ps-worker");
+  app.add_option("--trusted", flags.security.trusted, "As that of ps-worker");
   app.add_option("--log-level", flags.log_level, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   try {

@@ -132,7 +132,8 @@ class Cluster:
 
 
 class LocalCluster(Cluster):
-    def __init__(self, build, folder, servers=2, workers=2, coordinators=1, session="4s"):
+    def __init__(self, build, folder, servers=2, workers=2, coordinators=1, session="4s",
+                 secure=False):
         self.bin = os.path.join(os.path.abspath(build), "bin")
         self.folder = os.path.join(folder, "cluster")
         self.checkpoints = os.path.join(self.folder, "checkpoints")
@@ -140,7 +141,8 @@ class LocalCluster(Cluster):
         self.env.pop("DS_COORDINATOR", None)
         self.up_words = ["local", "up", "--dir", self.folder, "--servers", str(servers),
                          "--workers", str(workers), "--coordinators", str(coordinators),
-                         "--session-timeout", session, "--timeout", "30s"]
+                         "--session-timeout", session, "--timeout", "30s",
+                         *(["--secure"] if secure else [])]
 
     def cli(self, *words, timeout=40, check=True):
         return call([os.path.join(self.bin, "ds-cli"), *words], self.env, timeout, check)
@@ -265,10 +267,11 @@ class HostCluster(Cluster):
     on the host "operator".
     """
 
-    def __init__(self, build, folder, place, session="4s", lanes=1):
+    def __init__(self, build, folder, place, session="4s", secure=False, lanes=1):
         self.bin = os.path.join(os.path.abspath(build), "bin")
         self.folder = os.path.join(folder, "cluster")
         self.place = place
+        self.secure = secure
         self.lanes = lanes
         self.session_ms = str(int(float(session.rstrip("s")) * 1000))
         self.hosts = Hosts(list(dict.fromkeys([*place.values(), "operator"])))
@@ -283,10 +286,21 @@ class HostCluster(Cluster):
     def address(self, process):
         return self.hosts.address(self.place[process])
 
+    def key_words(self, name):
+        """The daemon's flags for its keys, which are made if they are not there."""
+        if not self.secure:
+            return ["--insecure"]
+        key = os.path.join(self.folder, "keys", name + ".key")
+        trusted = os.path.join(self.folder, "keys", "trusted")
+        if not os.path.exists(key):
+            call([os.path.join(self.bin, "ds-cli"), "auth", "create", name.split("-")[0], name,
+                  "--key", key, "--trusted", trusted], self.env, 20)
+        return ["--key", key, "--trusted", trusted]
+
     def command(self, name):
         zookeeper = ",".join(self.address(one) + ":2181" for one in self.zookeepers) + "/ds"
         common = ["--zookeeper", zookeeper, "--session-timeout-ms", self.session_ms, "--bind",
-                  self.address(name)]
+                  self.address(name), *self.key_words(name)]
         if name in self.zookeepers:
             return ["java", "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp",
                     ".:" + ":".join(JARS),

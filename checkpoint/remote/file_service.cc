@@ -45,12 +45,13 @@ class FileService::Impl {
     if (thread_.joinable()) thread_.join();
   }
 
-  Status Start(zmq::context_t& context, const std::string& bind) {
+  Status Start(net::Context& context, const std::string& bind) {
     net::ZmqOptions options;
     options.send_high_water = kSendHighWater;
     options.max_frame_bytes = std::int64_t{64} << 10;  // of what is asked
     options.frames_max = 2;
     options.name = "a reader of checkpoints";
+    options.admits = {net::Role::kServer, net::Role::kOperator};
     socket_ = PS_TRY(net::ZmqSocket::Open(loop_, context, net::ZmqKind::kRouter, options));
     socket_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnFrames(std::move(frames)); });
     endpoint_ = PS_TRY(socket_->Bind(bind));
@@ -133,7 +134,7 @@ class FileService::Impl {
 FileService::FileService(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 FileService::~FileService() = default;
 
-Result<std::unique_ptr<FileService>> FileService::Start(zmq::context_t& context, fs::path root,
+Result<std::unique_ptr<FileService>> FileService::Start(net::Context& context, fs::path root,
                                                         const std::string& bind) {
   auto impl = std::make_unique<Impl>(std::move(root));
   PS_TRY(impl->Start(context, bind));

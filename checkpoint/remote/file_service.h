@@ -9,8 +9,8 @@
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <zmq.hpp>
 
+#include "common/net/context.h"
 #include "common/result.h"
 
 namespace ps::checkpoint {
@@ -21,7 +21,7 @@ inline constexpr std::uint32_t kMaxPieceBytes = std::uint32_t{8} << 20;
 class FileService {
  public:
   // `bind` as in "tcp://10.0.0.7:*". `context` outlives the service. kConflict: the port is taken.
-  static Result<std::unique_ptr<FileService>> Start(zmq::context_t& context,
+  static Result<std::unique_ptr<FileService>> Start(net::Context& context,
                                                     std::filesystem::path root,
                                                     const std::string& bind);
   ~FileService();

@@ -29,7 +29,7 @@ std::span<const std::byte> BytesOf(const zmq::message_t& frame) {
 
 class RemoteStorage::Connection {
  public:
-  Connection(zmq::context_t& context, std::string endpoint, RemoteOptions options)
+  Connection(net::Context& context, std::string endpoint, RemoteOptions options)
       : context_(context), endpoint_(std::move(endpoint)), options_(options) {}
 
   struct Answer {
@@ -129,7 +129,7 @@ class RemoteStorage::Connection {
     if (frames.size() > 1) at->second->piece = std::move(frames[1]);
   }
 
-  zmq::context_t& context_;
+  net::Context& context_;
   const std::string endpoint_;
   const RemoteOptions options_;
   net::Loop loop_;
@@ -140,7 +140,7 @@ class RemoteStorage::Connection {
   std::map<std::uint64_t, std::optional<Answer>> wanted_;  // by request
 };
 
-RemoteStorage::RemoteStorage(zmq::context_t& context, std::string endpoint, RemoteOptions options)
+RemoteStorage::RemoteStorage(net::Context& context, std::string endpoint, RemoteOptions options)
     : endpoint_(std::move(endpoint)),
       connection_(std::make_unique<Connection>(context, endpoint_, options)) {}
 

@@ -8,9 +8,9 @@
 #include <chrono>
 #include <memory>
 #include <string>
-#include <zmq.hpp>
 
 #include "checkpoint/storage.h"
+#include "common/net/context.h"
 
 namespace ps::checkpoint {
 
@@ -22,7 +22,7 @@ struct RemoteOptions {
 class RemoteStorage : public Storage {
  public:
   // `context` outlives it. Connects with the first call.
-  RemoteStorage(zmq::context_t& context, std::string endpoint, RemoteOptions options = {});
+  RemoteStorage(net::Context& context, std::string endpoint, RemoteOptions options = {});
   ~RemoteStorage() override;
   RemoteStorage(const RemoteStorage&) = delete;
   RemoteStorage& operator=(const RemoteStorage&) = delete;

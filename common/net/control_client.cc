@@ -10,7 +10,7 @@
 namespace ps::net {
 
 struct ControlClient::State {
-  State(Loop& owner, zmq::context_t& ctx, RegistrationFn make_registration,
+  State(Loop& owner, net::Context& ctx, RegistrationFn make_registration,
         ControlClientOptions client_options)
       : loop(owner),
         context(ctx),
@@ -42,6 +42,7 @@ struct ControlClient::State {
     zmq_options.name = "the coordinator at " + endpoint;
     zmq_options.max_frame_bytes = static_cast<std::int64_t>(control::kMaxMessageBytes);
     zmq_options.frames_max = 1;
+    zmq_options.peer = Role::kCoordinator;
     socket = PS_TRY(ZmqSocket::Open(loop, context, ZmqKind::kDealer, zmq_options));
     socket->OnReceive([this](ZmqSocket::Frames&& frames) { Receive(frames[0]); });
     PS_TRY(socket->OnConnection([this](bool up) {
@@ -131,7 +132,7 @@ struct ControlClient::State {
   }
 
   Loop& loop;
-  zmq::context_t& context;
+  net::Context& context;
   const RegistrationFn registration;
   const ControlClientOptions options;
   Milliseconds heartbeat;
@@ -148,7 +149,7 @@ struct ControlClient::State {
   std::unique_ptr<ZmqSocket> socket;
 };
 
-ControlClient::ControlClient(Loop& loop, zmq::context_t& context, RegistrationFn registration,
+ControlClient::ControlClient(Loop& loop, net::Context& context, RegistrationFn registration,
                              ControlClientOptions options)
     : state_(std::make_unique<State>(loop, context, std::move(registration), options)) {
   PS_CHECK(options.heartbeat.count() > 0 && options.missed_heartbeats > 0 &&

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
 #include "common/result.h"
@@ -31,7 +32,7 @@ class ControlClient {
   using RegistrationFn = std::function<control::MessageT()>;
   using MessageFn = std::function<void(control::MessageT)>;
 
-  ControlClient(Loop& loop, zmq::context_t& context, RegistrationFn registration,
+  ControlClient(Loop& loop, net::Context& context, RegistrationFn registration,
                 ControlClientOptions options = {});
   ~ControlClient();
   ControlClient(const ControlClient&) = delete;

@@ -14,6 +14,7 @@
 
 #include "common/job/document.h"
 #include "common/net/log.h"
+#include "common/net/this_host.h"
 
 namespace ps::net {
 namespace {
@@ -113,6 +114,35 @@ DaemonOptions::DaemonOptions(std::string program, const std::string& description
   app_.add_option("--log-level", log_level_, "trace, debug, info, warn, error or off")
       ->capture_default_str();
   app_.add_option("--log-format", log_format_, "text, json or journal")->capture_default_str();
+}
+
+void DaemonOptions::AddSecurity() {
+  app_.add_option("--key", security_.key,
+                  "File with the own pair of keys, of `ds-cli auth create`");
+  app_.add_option("--trusted", security_.trusted,
+                  "List of the keys that are trusted, the same on all nodes");
+  app_.add_flag("--insecure", insecure_,
+                "Talk to everybody, also beyond this host: the network itself is guarded");
+}
+
+Result<SecurityOptions> DaemonOptions::Security(const std::string& bind) const {
+  const auto wrong = [](std::string what) { return Error{ErrorCode::kUsage, std::move(what)}; };
+  if (security_.key.empty() != security_.trusted.empty()) {
+    return wrong("--key and --trusted are of use only together");
+  }
+  if (security_.secure() && insecure_) return wrong("--insecure and --key contradict each other");
+  if (!security_.secure() && !insecure_ && !IsLoopback(bind)) {
+    return wrong("--bind " + bind +
+                 " can be reached from other hosts: give --key and --trusted (`ds-cli auth create` "
+                 "makes them), or --insecure if the network itself is guarded");
+  }
+  SecurityOptions security;
+  if (security_.secure()) {
+    std::error_code ignored;
+    security.key = std::filesystem::absolute(security_.key, ignored).string();
+    security.trusted = std::filesystem::absolute(security_.trusted, ignored).string();
+  }
+  return security;
 }
 
 std::optional<int> DaemonOptions::Parse(int argc, const char* const* argv) {

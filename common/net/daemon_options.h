@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "common/net/context.h"
 #include "common/result.h"
 
 namespace ps::net {
@@ -55,6 +56,12 @@ class DaemonOptions {
   // Says what is wrong on stderr. 78 if there is a configuration file, else 64.
   int Wrong(const std::string& message) const;
 
+  // Adds --key, --trusted and --insecure, for a daemon that talks to others.
+  void AddSecurity();
+  // What they say. `bind`: where it listens, or nothing; beyond this host that wants keys, or the
+  // word that the network itself is guarded. The error is for Wrong().
+  Result<SecurityOptions> Security(const std::string& bind) const;
+
   const std::string& log_level() const { return log_level_; }
 
   // Reads the file again and takes over the log level, unless a flag has set it. What else has
@@ -74,6 +81,8 @@ class DaemonOptions {
   std::string log_level_ = "info";
   std::string log_format_ = "text";
   bool check_only_ = false;
+  SecurityOptions security_;
+  bool insecure_ = false;
   std::vector<std::string> arguments_;
   Configuration configuration_;  // as the process runs with it
 };

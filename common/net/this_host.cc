@@ -8,6 +8,8 @@
 #include <cstring>
 #include <memory>
 
+#include "common/net/node_keys.h"
+
 namespace ps::net {
 namespace {
 
@@ -32,7 +34,16 @@ bool IsOwn(int family, const void* address, std::size_t bytes) {
 
 }  // namespace
 
-bool OnThisHost(const std::string& endpoint) {
+bool IsLoopback(const std::string& host) {
+  in_addr four{};
+  in6_addr six{};
+  if (host.empty() || host == "localhost") return true;
+  if (inet_pton(AF_INET, host.c_str(), &four) == 1) return ntohl(four.s_addr) >> 24 == 127;
+  return inet_pton(AF_INET6, host.c_str(), &six) == 1 && IN6_IS_ADDR_LOOPBACK(&six);
+}
+
+bool OnThisHost(const std::string& keyed_endpoint) {
+  const std::string endpoint = SplitKey(keyed_endpoint).address;
   const std::string tcp = "tcp://";
   if (endpoint.compare(0, tcp.size(), tcp) != 0) return true;  // ipc, inproc
   const std::size_t colon = endpoint.rfind(':');

@@ -1,4 +1,4 @@
-// Whether an endpoint lies on the host that asks.
+// What lies on the host that asks.
 #pragma once
 
 #include <string>
@@ -9,5 +9,9 @@ namespace ps::net {
 // if its address is one of this host's; of a name other than localhost nothing is known, and it is
 // not.
 bool OnThisHost(const std::string& endpoint);
+
+// Of an address or name to listen on: only processes of this host can reach it. Nothing: nobody
+// can.
+bool IsLoopback(const std::string& host);
 
 }  // namespace ps::net

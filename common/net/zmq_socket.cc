@@ -13,17 +13,6 @@ namespace ps::net {
 
 namespace asio = boost::asio;
 
-bool RefuseOldProtocols(void* socket) {
-  constexpr char kDomain[] = "ds";
-  return zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, kDomain, sizeof(kDomain) - 1) == 0;
-}
-
-zmq::context_t MakeContext(int io_threads) {
-  zmq::context_t context(io_threads);
-  zmq_ctx_set(context.handle(), ZMQ_MAX_SOCKETS, 65535);
-  return context;
-}
-
 namespace {
 
 std::string ErrnoText() { return zmq_strerror(zmq_errno()); }
@@ -119,7 +108,7 @@ std::string NextMonitorAddress() {
 }  // namespace
 
 struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
-  State(Loop& owner, zmq::context_t& ctx, ZmqKind socket_kind, ZmqOptions socket_options)
+  State(Loop& owner, net::Context& ctx, ZmqKind socket_kind, ZmqOptions socket_options)
       : loop(owner), context(ctx), kind(socket_kind), options(std::move(socket_options)) {}
 
   const char* PeerName() const {
@@ -157,6 +146,7 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
         ++dropped;
         continue;
       }
+      if (!context.Trusts(frames.back().handle())) continue;
       if (on_peer_lost && frames.size() > 1) {
         const int fd = zmq_msg_get(frames.back().handle(), ZMQ_SRCFD);
         if (fd >= 0) peers[fd].assign(frames[0].data<char>(), frames[0].size());
@@ -188,8 +178,22 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
     }
   }
 
+  // A handshake that came to nothing.
+  void Refused(std::uint16_t event) {
+    const bool dealer = kind == ZmqKind::kDealer;
+    // The list's own refusals are in the log with the key.
+    if (!dealer && event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) return;
+    context.NoteRefusal(std::string(PeerName()) +
+                        (!dealer ? kHandshakeFailedText
+                         : event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH
+                             ? " does not trust our key"
+                             : ": the handshake failed; it has another key than the one that is "
+                               "announced, or none"));
+  }
+
   Status Monitor(int events) {
     PS_CHECK(!monitor, "a socket is monitored once");
+    if (context.secure()) events |= kHandshakeFailures;
     const std::string address = NextMonitorAddress();
     if (zmq_socket_monitor(main->handle(), address.c_str(), events) != 0) {
       return Error{ErrorCode::kInternal, "monitoring a ZeroMQ socket: " + ErrnoText()};
@@ -234,6 +238,10 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
       if (received < 0 || frames.empty() || frames[0].size() < sizeof(std::uint16_t)) continue;
       std::uint16_t event = 0;
       std::memcpy(&event, frames[0].data(), sizeof(event));
+      if ((event & kHandshakeFailures) != 0) {
+        Refused(event);
+        continue;
+      }
       if (on_peer_lost) {
         std::uint32_t fd = 0;
         if (frames[0].size() < sizeof(event) + sizeof(fd)) continue;
@@ -266,7 +274,7 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
   }
 
   Loop& loop;
-  zmq::context_t& context;
+  net::Context& context;
   const ZmqKind kind;
   const ZmqOptions options;
   std::unique_ptr<Watched> main;
@@ -286,8 +294,8 @@ struct ZmqSocket::State : std::enable_shared_from_this<ZmqSocket::State> {
   bool writable_posted = false;
 };
 
-Result<std::unique_ptr<ZmqSocket>> ZmqSocket::Open(Loop& loop, zmq::context_t& context,
-                                                   ZmqKind kind, ZmqOptions options) {
+Result<std::unique_ptr<ZmqSocket>> ZmqSocket::Open(Loop& loop, net::Context& context, ZmqKind kind,
+                                                   ZmqOptions options) {
   loop.AssertInLoop();
   if (options.send_high_water <= 0 || options.receive_high_water <= 0 || options.linger_ms < 0 ||
       options.max_frame_bytes <= 0 || options.messages_per_turn <= 0) {
@@ -338,6 +346,9 @@ ZmqSocket::~ZmqSocket() {
 Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
   state_->loop.AssertInLoop();
   void* const handle = state_->main->handle();
+  state_->endpoint = endpoint;
+  PS_TRY(state_->context.Listen(handle, state_->options.admits));
+  if (!state_->monitor) PS_TRY(state_->context.LogFailures(handle, state_->PeerName()));
   if (zmq_bind(handle, endpoint.c_str()) != 0) {
     const auto code = zmq_errno() == EADDRINUSE ? ErrorCode::kConflict : ErrorCode::kInvalid;
     return Error{code, "cannot listen on " + endpoint + ": " + ErrnoText()};
@@ -347,17 +358,18 @@ Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
   if (zmq_getsockopt(handle, ZMQ_LAST_ENDPOINT, real.data(), &size) != 0) {
     return Error{ErrorCode::kInternal, "asking for the endpoint of a socket: " + ErrnoText()};
   }
-  state_->endpoint = real.data();
+  state_->endpoint = state_->context.Advertised(real.data());
   state_->Recheck();
   return state_->endpoint;
 }
 
 Status ZmqSocket::Connect(const std::string& endpoint) {
   state_->loop.AssertInLoop();
-  if (zmq_connect(state_->main->handle(), endpoint.c_str()) != 0) {
+  void* const handle = state_->main->handle();
+  state_->endpoint = PS_TRY(state_->context.Reach(handle, endpoint, state_->options.peer));
+  if (zmq_connect(handle, state_->endpoint.c_str()) != 0) {
     return Error{ErrorCode::kInvalid, "cannot connect to " + endpoint + ": " + ErrnoText()};
   }
-  state_->endpoint = endpoint;
   state_->Recheck();
   return Ok();
 }
@@ -429,10 +441,11 @@ Status ZmqSocket::Send(Frames&& frames) {
 std::uint64_t ZmqSocket::dropped_messages() const { return state_->dropped; }
 
 std::string EndpointWithHost(const std::string& bound_endpoint, const std::string& host) {
-  const auto colon = bound_endpoint.rfind(':');
-  if (bound_endpoint.rfind("tcp://", 0) != 0 || colon == std::string::npos) return bound_endpoint;
+  const auto [bound, key] = SplitKey(bound_endpoint);
+  const auto colon = bound.rfind(':');
+  if (bound.rfind("tcp://", 0) != 0 || colon == std::string::npos) return bound_endpoint;
   const bool bare_ipv6 = host.find(':') != std::string::npos && host.front() != '[';
-  return "tcp://" + (bare_ipv6 ? "[" + host + "]" : host) + bound_endpoint.substr(colon);
+  return WithKey("tcp://" + (bare_ipv6 ? "[" + host + "]" : host) + bound.substr(colon), key);
 }
 
 zmq::message_t CopyFrame(const void* data, std::size_t size) { return zmq::message_t(data, size); }

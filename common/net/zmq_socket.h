@@ -20,21 +20,11 @@
 #include <vector>
 #include <zmq.hpp>
 
+#include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/result.h"
 
 namespace ps::net {
-
-// The one context of a process, with room for many sockets. Declare it before all sockets: its
-// destructor waits until they are gone.
-zmq::context_t MakeContext(int io_threads = 1);
-
-// Every socket that listens or connects must have this set (ZmqSocket does). libzmq 4.3.4 aborts
-// the process (zmtp_engine.cpp, process_routing_id_msg) when junk looks like the routing id of a
-// ZMTP 1.0 or 2.0 peer and its pipe is gone already. With a ZAP domain it refuses those protocols
-// instead; no ZAP handler is needed for that. `socket` is the libzmq handle; false if libzmq
-// refuses the option.
-bool RefuseOldProtocols(void* socket);
 
 enum class ZmqKind { kDealer, kRouter };
 
@@ -56,6 +46,9 @@ struct ZmqOptions {
   bool immediate = true;       // DEALER: queue only onto a finished connection, drop when it breaks
   int messages_per_turn = 64;  // received before other work of the loop has its turn
   std::string name;            // who the peer is, for error texts; the endpoint if empty
+  // Between processes with keys (context.h): who may connect; who must be connected to.
+  std::vector<Role> admits;
+  Role peer = Role::kServer;
 };
 
 class ZmqSocket {
@@ -68,7 +61,7 @@ class ZmqSocket {
   using Frames = std::vector<zmq::message_t>;
 
   // kInternal when the context has no socket left or an option is refused.
-  static Result<std::unique_ptr<ZmqSocket>> Open(Loop& loop, zmq::context_t& context, ZmqKind kind,
+  static Result<std::unique_ptr<ZmqSocket>> Open(Loop& loop, net::Context& context, ZmqKind kind,
                                                  ZmqOptions options = {});
   // Closes at once. May be called from inside the socket's own callbacks.
   ~ZmqSocket();
@@ -76,11 +69,12 @@ class ZmqSocket {
   ZmqSocket(const ZmqSocket&) = delete;
   ZmqSocket& operator=(const ZmqSocket&) = delete;
 
-  // "tcp://127.0.0.1:0" or ":*": any free port. Returns the endpoint with the real port. kConflict
-  // when the port is taken.
+  // "tcp://127.0.0.1:0" or ":*": any free port. Returns the endpoint with the real port, and
+  // the own key if there is one. kConflict when the port is taken.
   Result<std::string> Bind(const std::string& endpoint);
 
-  // Starts to connect, and reconnects for ever. kInvalid when the endpoint makes no sense.
+  // Starts to connect, and reconnects for ever. kInvalid when the endpoint makes no sense;
+  // kDenied when its key is not that of such a peer.
   Status Connect(const std::string& endpoint);
 
   // Set before Bind() or Connect(). On a ROUTER the first frame is the peer's identity, which is
@@ -118,7 +112,8 @@ class ZmqSocket {
   const std::shared_ptr<State> state_;
 };
 
-// "tcp://0.0.0.0:4711" and "node7" make "tcp://node7:4711": what to tell others to connect to.
+// "tcp://0.0.0.0:4711" and "node7" make "tcp://node7:4711", and likewise with a key behind it: what
+// to tell others to connect to.
 std::string EndpointWithHost(const std::string& bound_endpoint, const std::string& host);
 
 // A frame that holds a copy of the bytes.

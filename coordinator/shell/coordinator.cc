@@ -29,7 +29,6 @@ std::string Text(const zmq::message_t& frame) {
 Coordinator::Coordinator(net::Loop& loop, CoordinatorOptions options)
     : loop_(loop),
       options_(std::move(options)),
-      context_(net::MakeContext()),
       tick_(loop),
       retry_(loop),
       deaths_(loop, [this](const std::string& procid) { OnDead(procid); }) {}
@@ -39,6 +38,8 @@ Coordinator::~Coordinator() { StepDown("the coordinator stops"); }
 Status Coordinator::Start() {
   net::ZmqOptions socket_options;
   socket_options.name = "control socket";
+  socket_options.admits = {net::Role::kServer, net::Role::kWorker};
+  PS_TRY(context_.Secure(options_.security));
   control_ = PS_TRY(net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kRouter, socket_options));
   control_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnControl(std::move(frames)); });
   PS_TRY(control_->OnPeerLost([this](const std::string& identity) { OnPeerLost(identity); }));

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "common/net/context.h"
 #include "common/net/http_server.h"
 #include "common/net/loop.h"
 #include "common/net/systemd.h"
@@ -28,6 +29,7 @@ struct CoordinatorOptions {
   std::uint16_t control_port = 0;  // 0: any free one
   std::uint16_t http_port = 7070;
   std::uint32_t session_timeout_ms = 6000;
+  net::SecurityOptions security;
 };
 
 class Coordinator {
@@ -61,7 +63,7 @@ class Coordinator {
 
   net::Loop& loop_;
   const CoordinatorOptions options_;
-  zmq::context_t context_;
+  net::Context context_;
   std::unique_ptr<zk::Session> session_;
   std::unique_ptr<net::ZmqSocket> control_;
   std::unique_ptr<net::HttpServer> http_;

@@ -4,6 +4,8 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <utility>
 
+#include "common/net/node_keys.h"
+
 namespace ps::coordinator {
 
 namespace asio = boost::asio;
@@ -23,10 +25,11 @@ class DeathWatch::Suspect : public std::enable_shared_from_this<Suspect> {
         again_(loop),
         deadline_(loop) {
     constexpr char kScheme[] = "tcp://";
-    const auto colon = endpoint.rfind(':');
-    if (endpoint.rfind(kScheme, 0) == 0 && colon > sizeof(kScheme) - 1) {
-      host_ = endpoint.substr(sizeof(kScheme) - 1, colon - (sizeof(kScheme) - 1));
-      port_ = endpoint.substr(colon + 1);
+    const std::string address = net::SplitKey(endpoint).address;
+    const auto colon = address.rfind(':');
+    if (address.rfind(kScheme, 0) == 0 && colon > sizeof(kScheme) - 1) {
+      host_ = address.substr(sizeof(kScheme) - 1, colon - (sizeof(kScheme) - 1));
+      port_ = address.substr(colon + 1);
       if (host_.front() == '[' && host_.back() == ']') host_ = host_.substr(1, host_.size() - 2);
     }
   }

@@ -30,10 +30,14 @@ int main(int argc, char** argv) {
   app.add_option("--session-timeout-ms", options.session_timeout_ms, "Of the ZooKeeper session")
       ->capture_default_str()
       ->check(CLI::Range(200, 600'000));
+  daemon.AddSecurity();
   if (const auto status = daemon.Parse(argc, argv)) return *status;
   if ((options.bind == "0.0.0.0" || options.bind == "::") && options.advertise.empty()) {
     return daemon.Wrong("--bind " + options.bind + " needs --advertise: nobody can connect to it");
   }
+  const auto security = daemon.Security(options.bind);
+  if (!security.ok()) return daemon.Wrong(security.error().message);
+  options.security = *security;
   if (daemon.check_only()) return daemon.ConfigurationIsGood();
   ps::net::Loop loop;
   {
@@ -42,7 +46,8 @@ int main(int argc, char** argv) {
     if (!started.ok()) {
       spdlog::error("cannot start: {}", started.error().message);
       const bool makes_no_sense = started.error().code == ps::ErrorCode::kInvalid ||
-                                  started.error().code == ps::ErrorCode::kUsage;
+                                  started.error().code == ps::ErrorCode::kUsage ||
+                                  started.error().code == ps::ErrorCode::kDenied;
       return makes_no_sense ? EX_CONFIG : EX_UNAVAILABLE;
     }
     ps::net::SystemdNotifier systemd(loop, [&coordinator] { return coordinator.State(); });

@@ -18,7 +18,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-#include <zmq.hpp>
 
 #include "checkpoint/image.h"
 #include "checkpoint/manifest.h"
@@ -27,6 +26,7 @@
 #include "checkpoint/source.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/result.h"
 #include "ps-server/core/frozen_shard.h"
 
@@ -102,7 +102,7 @@ class RestoreReader {
   // Reads from this directory alone.
   explicit RestoreReader(std::filesystem::path root) : root_(std::move(root)), local_(root_) {}
   // `store` is the identity of `root`. `context` outlives the reader.
-  RestoreReader(std::filesystem::path root, std::string store, zmq::context_t& context)
+  RestoreReader(std::filesystem::path root, std::string store, net::Context& context)
       : root_(std::move(root)), store_(std::move(store)), context_(&context), local_(root_) {}
 
   // Where to read what the directory has not, or has damaged, one after the other.
@@ -142,7 +142,7 @@ class RestoreReader {
 
   const std::filesystem::path root_;
   const std::string store_;
-  zmq::context_t* const context_ = nullptr;
+  net::Context* const context_ = nullptr;
   const checkpoint::LocalStorage local_;
   std::vector<PartSource> sources_;
   // The round that was read last stays open: shards of one round come one after the other.

@@ -107,7 +107,8 @@ net::DaemonState Look(const Server& server, const Nagger& nagger, net::Milliseco
 
 Status Run(DaemonConfig config) {
   config.server.procid = DrawProcid();
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
+  PS_TRY(context.Secure(config.security));
   net::Loop loop;
   // Signals come once the loop runs.
   std::unique_ptr<net::SystemdNotifier> systemd;

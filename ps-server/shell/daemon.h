@@ -9,6 +9,7 @@
 #include <functional>
 #include <string>
 
+#include "common/net/context.h"
 #include "common/result.h"
 #include "ps-server/shell/server.h"
 
@@ -17,6 +18,7 @@ namespace ps::server {
 struct DaemonConfig {
   std::string zookeeper;  // "host:port,host:port/chroot"
   std::chrono::milliseconds session_timeout{6000};
+  net::SecurityOptions security;
   ServerConfig server;  // procid is drawn by Run()
   // On SIGHUP.
   std::function<Status()> reload = [] { return Ok(); };

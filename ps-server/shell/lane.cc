@@ -1,6 +1,7 @@
 #include "ps-server/shell/lane.h"
 
 #include <poll.h>
+#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -8,8 +9,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/net/context.h"
 #include "common/net/loop.h"
-#include "common/net/zmq_socket.h"
 #include "ps-server/shell/huge_page_memory.h"
 
 namespace ps::server {
@@ -50,7 +51,7 @@ int SendFrame(zmq::message_t& frame, void* socket, int flags) {
 
 }  // namespace
 
-Lane::Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_event)
+Lane::Lane(Private, net::Context& context, LaneOptions options, EventFn on_event)
     : context_(context),
       options_(std::move(options)),
       on_event_(std::move(on_event)),
@@ -58,7 +59,7 @@ Lane::Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_eve
             options_.image_rate),
       last_round_ms_(net::MonotonicMs()) {}
 
-Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions options,
+Result<std::unique_ptr<Lane>> Lane::Start(net::Context& context, LaneOptions options,
                                           EventFn on_event) {
   auto lane = std::make_unique<Lane>(Private(), context, std::move(options), std::move(on_event));
   lane->wake_ = net::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -90,6 +91,9 @@ Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions o
     return Error{ErrorCode::kInternal,
                  std::string("a lane's socket cannot be set up: ") + zmq_strerror(zmq_errno())};
   }
+  const std::array<net::Role, 2> admitted = {net::Role::kWorker, net::Role::kServer};
+  PS_TRY(context.Listen(socket, admitted));
+  PS_TRY(context.LogFailures(socket, "lane " + std::to_string(lane->options_.number)));
   if (zmq_bind(socket, lane->options_.bind.c_str()) != 0) {
     return Error{zmq_errno() == EADDRINUSE ? ErrorCode::kConflict : ErrorCode::kUsage,
                  "cannot listen on " + lane->options_.bind + ": " + zmq_strerror(zmq_errno())};
@@ -99,7 +103,7 @@ Result<std::unique_ptr<Lane>> Lane::Start(zmq::context_t& context, LaneOptions o
   if (zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, real.data(), &size) != 0) {
     return Error{ErrorCode::kInternal, "a lane does not know its own endpoint"};
   }
-  lane->endpoint_ = real.data();
+  lane->endpoint_ = context.Advertised(real.data());
   size = sizeof(lane->socket_fd_);
   if (zmq_getsockopt(socket, ZMQ_FD, &lane->socket_fd_, &size) != 0) {
     return Error{ErrorCode::kInternal, "a lane's socket cannot be waited for"};
@@ -224,6 +228,7 @@ bool Lane::ReceiveOne() {
     ++count;
   }
   ++messages_;
+  if (!context_.Trusts(frames[0].handle())) return true;
   if (count < 2 || count > kFramesMax) {
     ++bad_framing_;
     return true;
@@ -275,9 +280,12 @@ void* Lane::ChainSocket(const std::string& endpoint) {
     set = set && zmq_setsockopt(socket, option.first, &option.second, sizeof(option.second)) == 0;
   }
   std::size_t size = sizeof(chain.fd);
-  set = set && zmq_getsockopt(socket, ZMQ_FD, &chain.fd, &size) == 0 &&
-        zmq_connect(socket, endpoint.c_str()) == 0;
-  if (!set) return nullptr;
+  set = set && zmq_getsockopt(socket, ZMQ_FD, &chain.fd, &size) == 0;
+  const auto address = context_.Reach(socket, endpoint, net::Role::kServer);
+  if (!address.ok() && denied_.insert(endpoint).second) {
+    spdlog::error("lane {}: {}", options_.number, address.error().message);
+  }
+  if (!set || !address.ok() || zmq_connect(socket, address->c_str()) != 0) return nullptr;
   return chains_.emplace(endpoint, std::move(chain)).first->second.socket.get();
 }
 

@@ -21,11 +21,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 #include <zmq.hpp>
 
+#include "common/net/context.h"
 #include "common/net/unique_fd.h"
 #include "common/result.h"
 #include "ps-server/core/lane_core.h"
@@ -66,9 +68,9 @@ class Lane {
   static constexpr std::size_t kCommandsMax = 1 << 16;
 
   // kConflict if the address cannot be bound. `context` outlives the lane.
-  static Result<std::unique_ptr<Lane>> Start(zmq::context_t& context, LaneOptions options,
+  static Result<std::unique_ptr<Lane>> Start(net::Context& context, LaneOptions options,
                                              EventFn on_event);
-  Lane(Private, zmq::context_t& context, LaneOptions options, EventFn on_event);
+  Lane(Private, net::Context& context, LaneOptions options, EventFn on_event);
   // Stops the thread; commands that it has not run are dropped.
   ~Lane();
   Lane(const Lane&) = delete;
@@ -112,7 +114,7 @@ class Lane {
   void CloseIdleChains();
   void PublishStatus();
 
-  zmq::context_t& context_;
+  net::Context& context_;
   const LaneOptions options_;
   const EventFn on_event_;
   std::string endpoint_;
@@ -126,6 +128,7 @@ class Lane {
     int fd = -1;
   };
   std::map<std::string, Chain> chains_;  // by endpoint
+  std::set<std::string> denied_;         // endpoints that have no business to be in a chain
   LaneCore core_;
   std::vector<ChainMessage> chain_messages_;
   std::vector<pollfd> polled_;

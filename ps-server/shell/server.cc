@@ -77,7 +77,7 @@ struct Server::Job {
 
 // ---- start and end
 
-Server::Server(Private, net::Loop& loop, zmq::context_t& context, ServerConfig config)
+Server::Server(Private, net::Loop& loop, net::Context& context, ServerConfig config)
     : loop_(loop),
       context_(context),
       config_(std::move(config)),
@@ -91,7 +91,7 @@ Server::~Server() {
   report_timer_.Cancel();
 }
 
-Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, zmq::context_t& context,
+Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, net::Context& context,
                                               ServerConfig config) {
   std::string store = PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
   auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));

@@ -15,11 +15,11 @@
 #include <set>
 #include <string>
 #include <vector>
-#include <zmq.hpp>
 
 #include "checkpoint/remote/file_service.h"
 #include "common/ids.h"
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/net/control_client.h"
 #include "common/net/http_server.h"
 #include "common/net/loop.h"
@@ -60,9 +60,9 @@ class Server {
  public:
   // kIo: the checkpoint directory; kConflict: a port is taken; kUsage: an address makes no sense.
   // `loop` and `context` outlive the server.
-  static Result<std::unique_ptr<Server>> Start(net::Loop& loop, zmq::context_t& context,
+  static Result<std::unique_ptr<Server>> Start(net::Loop& loop, net::Context& context,
                                                ServerConfig config);
-  Server(Private, net::Loop& loop, zmq::context_t& context, ServerConfig config);
+  Server(Private, net::Loop& loop, net::Context& context, ServerConfig config);
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
@@ -127,7 +127,7 @@ class Server {
   Job* FindJob(JobId job);
 
   net::Loop& loop_;
-  zmq::context_t& context_;
+  net::Context& context_;
   const ServerConfig config_;
   const std::uint64_t row_hash_seed_;  // of this process; nobody else knows it
 

@@ -74,7 +74,7 @@ void RemoveFile(const fs::path& path) {
 
 }  // namespace
 
-Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, zmq::context_t& context,
+Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, net::Context& context,
                                              AgentOptions options) {
   std::error_code error;
   for (const char* folder : {"tasks", "logs"}) {
@@ -99,7 +99,7 @@ Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, zmq::context_t& co
       new Agent(loop, context, std::move(options), std::move(rings), std::move(lock)));
 }
 
-Agent::Agent(net::Loop& loop, zmq::context_t& context, AgentOptions options, RingStore rings,
+Agent::Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
              net::UniqueFd lock)
     : loop_(loop),
       context_(context),
@@ -301,6 +301,10 @@ Result<TaskCommand> Agent::PrepareTask(const control::StartTaskT& start, Task& t
                   std::to_string(ring_bytes),
                   "--log-level",
                   options_.log_level};
+  if (options_.security.secure()) {
+    command.argv.insert(command.argv.end(),
+                        {"--key", options_.security.key, "--trusted", options_.security.trusted});
+  }
   // These libraries take the number of threads from the environment before main() can say it.
   command.environment = {{"OMP_NUM_THREADS", threads}, {"OPENBLAS_NUM_THREADS", threads}};
   command.log = task.log;

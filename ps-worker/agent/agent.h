@@ -16,6 +16,7 @@
 #include <set>
 #include <string>
 
+#include "common/net/context.h"
 #include "common/net/control_client.h"
 #include "common/net/loop.h"
 #include "common/net/unique_fd.h"
@@ -45,12 +46,13 @@ struct AgentOptions {
   net::Milliseconds housekeeping{2'000};
   TaskTimeouts task;
   net::ControlClientOptions control;
+  net::SecurityOptions security;  // of the tasks too
 };
 
 class Agent {
  public:
   // kConflict if another agent uses the state directory.
-  static Result<std::unique_ptr<Agent>> Create(net::Loop& loop, zmq::context_t& context,
+  static Result<std::unique_ptr<Agent>> Create(net::Loop& loop, net::Context& context,
                                                AgentOptions options);
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
@@ -86,7 +88,7 @@ class Agent {
     bool timed_out = false;
   };
 
-  Agent(net::Loop& loop, zmq::context_t& context, AgentOptions options, RingStore rings,
+  Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
         net::UniqueFd lock);
 
   control::MessageT Registration() const;
@@ -121,7 +123,7 @@ class Agent {
   std::filesystem::path LogPath(JobId job, WorkerId worker) const;
 
   net::Loop& loop_;
-  zmq::context_t& context_;
+  net::Context& context_;
   const AgentOptions options_;
   const RingStore rings_;
   const net::UniqueFd lock_;  // on the state directory, as long as we live

@@ -8,7 +8,7 @@
 
 namespace ps::worker {
 
-Result<std::unique_ptr<Ghost>> Ghost::Start(net::Loop& loop, zmq::context_t& context,
+Result<std::unique_ptr<Ghost>> Ghost::Start(net::Loop& loop, net::Context& context,
                                             const RingStore& store, const RingKey& key,
                                             DoneFn done) {
   const std::shared_ptr<RingFile> file = PS_TRY(RingFile::Open(store.PathOf(key).string()));
@@ -20,7 +20,7 @@ Result<std::unique_ptr<Ghost>> Ghost::Start(net::Loop& loop, zmq::context_t& con
   return std::make_unique<Ghost>(Private(), loop, context, std::move(ring), key, std::move(done));
 }
 
-Ghost::Ghost(Private, net::Loop& loop, zmq::context_t& context, RetentionRing ring,
+Ghost::Ghost(Private, net::Loop& loop, net::Context& context, RetentionRing ring,
              const RingKey& key, DoneFn done)
     : key_(key), done_(std::move(done)), ring_(std::move(ring)) {
   DataClientOptions options;

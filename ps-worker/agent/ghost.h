@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 
+#include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
 #include "common/result.h"
@@ -26,10 +27,10 @@ class Ghost {
   using DoneFn = std::function<void(const control::ReplayDoneT&)>;
 
   // kNotFound or kInvalid if there is no ring that could be replayed.
-  static Result<std::unique_ptr<Ghost>> Start(net::Loop& loop, zmq::context_t& context,
+  static Result<std::unique_ptr<Ghost>> Start(net::Loop& loop, net::Context& context,
                                               const RingStore& store, const RingKey& key,
                                               DoneFn done);
-  Ghost(Private, net::Loop& loop, zmq::context_t& context, RetentionRing ring, const RingKey& key,
+  Ghost(Private, net::Loop& loop, net::Context& context, RetentionRing ring, const RingKey& key,
         DoneFn done);
   Ghost(const Ghost&) = delete;
   Ghost& operator=(const Ghost&) = delete;

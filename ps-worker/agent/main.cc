@@ -88,7 +88,11 @@ int main(int argc, char** argv) {
   app.add_option("--task-binary", agent.task_binary, "The program ps-task")->capture_default_str();
   app.add_option("--bind", agent.host, "Name or address by which others know this node")
       ->capture_default_str();
+  options.AddSecurity();
   if (const auto status = options.Parse(argc, argv)) return *status;
+  const auto security = options.Security("");  // it only connects to others
+  if (!security.ok()) return options.Wrong(security.error().message);
+  agent.security = *security;
   agent.log_level = options.log_level();
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
   std::error_code error;

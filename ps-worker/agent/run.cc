@@ -57,7 +57,8 @@ std::string Missing(const zk::Session& session, const std::string& leader) {
 Status Run(RunConfig config) {
   config.agent.procid = PS_TRY(MakeProcid());
   net::Loop loop;
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
+  PS_TRY(context.Secure(config.agent.security));
   const AgentOptions options = config.agent;
   const std::unique_ptr<Agent> agent = PS_TRY(Agent::Create(loop, context, config.agent));
 

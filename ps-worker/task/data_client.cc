@@ -51,7 +51,7 @@ const char* CodeName(std::uint32_t code) {
 
 }  // namespace
 
-DataClient::DataClient(net::Loop& loop, zmq::context_t& context, RetentionRing& ring,
+DataClient::DataClient(net::Loop& loop, net::Context& context, RetentionRing& ring,
                        const LayoutView* layout, const DataClientOptions& options,
                        Callbacks callbacks)
     : loop_(loop),

@@ -20,6 +20,7 @@
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
 #include "common/messages/wire.h"
+#include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
 #include "ps-worker/core/push_stream.h"
@@ -84,8 +85,8 @@ class DataClient {
 
   // `ring`'s identity says who we are; what it holds counts as committed. `layout` may be null for
   // a ghost. All references must outlive the client.
-  DataClient(net::Loop& loop, zmq::context_t& context, RetentionRing& ring,
-             const LayoutView* layout, const DataClientOptions& options, Callbacks callbacks);
+  DataClient(net::Loop& loop, net::Context& context, RetentionRing& ring, const LayoutView* layout,
+             const DataClientOptions& options, Callbacks callbacks);
   ~DataClient();
   DataClient(const DataClient&) = delete;
   DataClient& operator=(const DataClient&) = delete;
@@ -184,7 +185,7 @@ class DataClient {
   std::uint32_t ElementsOf(ShardId shard, std::uint32_t block) const;
 
   net::Loop& loop_;
-  zmq::context_t& context_;
+  net::Context& context_;
   RetentionRing& ring_;
   const LayoutView* const layout_;
   const DataClientOptions options_;

@@ -68,8 +68,7 @@ void PushBuilder::Add(ShardId shard, std::size_t bytes) {
 
 class TaskSessionImpl final : public TaskSession {
  public:
-  explicit TaskSessionImpl(const TaskOptions& options)
-      : options_(options), zmq_(net::MakeContext()) {}
+  explicit TaskSessionImpl(const TaskOptions& options) : options_(options) {}
 
   ~TaskSessionImpl() override {
     loop_.Post([this] { FlushAndStop(); });
@@ -77,6 +76,7 @@ class TaskSessionImpl final : public TaskSession {
   }
 
   Status Start() {
+    PS_TRY(zmq_.Secure(options_.security));
     channel_ = PS_TRY(net::FrameChannel::Open(loop_, net::UniqueFd(options_.control_fd)));
     channel_->OnMessage([this](std::span<const std::byte> bytes) { OnMessage(bytes); });
     channel_->OnClosed(
@@ -892,7 +892,7 @@ class TaskSessionImpl final : public TaskSession {
 
   // Loop only, in the order in which they need each other.
   net::Loop loop_;
-  zmq::context_t zmq_;
+  net::Context zmq_;
   std::function<void(ShardId, std::span<float>)> fill_;
   std::optional<LayoutView> layout_;
   std::shared_ptr<RingFile> ring_file_;

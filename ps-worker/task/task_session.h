@@ -32,6 +32,7 @@
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
 #include "common/messages/wire.h"
+#include "common/net/context.h"
 #include "common/result.h"
 
 namespace ps::worker {
@@ -46,6 +47,7 @@ struct TaskOptions {
   bool bulk_synchronous = false;
   // A shard that finds a push not finite ends the job; else it is an event.
   bool stop_on_nonfinite = false;
+  net::SecurityOptions security;
 };
 
 // What the coordinator decided for this task; constant afterwards, except where noted.

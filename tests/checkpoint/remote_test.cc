@@ -35,7 +35,7 @@ class RemoteTest : public CheckpointTest {
 
   static constexpr const char* kPart = "job-3/ckpt-12/a";
 
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   std::unique_ptr<FileService> service_;
   std::optional<RemoteStorage> remote_;
 };
@@ -148,7 +148,7 @@ TEST_F(RemoteTest, ACopyMayBeStopped) {
 }
 
 TEST_F(RemoteTest, JunkOnThePortHarmsNobody) {
-  zmq::socket_t junk(context_, zmq::socket_type::dealer);
+  zmq::socket_t junk(context_.zmq(), zmq::socket_type::dealer);
   junk.set(zmq::sockopt::linger, 1000);
   junk.connect(service_->endpoint());
   std::mt19937 random(7);

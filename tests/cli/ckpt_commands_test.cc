@@ -5,11 +5,11 @@
 #include <iterator>
 #include <memory>
 #include <optional>
-#include <zmq.hpp>
 
 #include "checkpoint/manifest.h"
 #include "checkpoint/remote/file_service.h"
 #include "checkpoint/writer.h"
+#include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 #include "tests/cli/fake_coordinator.h"
 #include "tests/cli/test_environment.h"
@@ -108,7 +108,7 @@ class FetchTest : public ::testing::Test {
 
   static constexpr const char* kRound = "job-7/ckpt-3";
   TestEnvironment test_;
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   std::unique_ptr<checkpoint::FileService> service_;
   std::optional<FakeCoordinator> fake_;
 };

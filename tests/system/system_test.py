@@ -1336,7 +1336,7 @@ class Retention(WithCluster):
             self.ckpt("verify", "%s@%d" % (job, number))
 
 
-class OwnDisks(WithCluster):
+class WithStores(WithCluster):
     """Servers that do not share a folder of checkpoints: each part lies in two of them."""
 
     arguments = ("--servers", "3", "--workers", "2", "--own-disks")
@@ -1373,6 +1373,8 @@ class OwnDisks(WithCluster):
         self.until(lambda: self.cluster.job(job)["checkpoints"] >= checkpoints, job)
         return job
 
+
+class OwnDisks(WithStores):
     def test_what_a_lost_disk_had_is_read_from_another(self):
         job = self.start("lost-disk")
         directory = self.cluster.job(job)["last_checkpoint"]["directory"]
@@ -1407,6 +1409,91 @@ class OwnDisks(WithCluster):
         self.cluster.up("--repair")
         self.until(lambda: "recovered" in self.cluster.events(job), job)
         self.exact(job)
+
+class Secure(WithStores):
+    """Daemons with keys: all that servers, workers, coordinators and operators say to each other."""
+
+    arguments = ("--servers", "3", "--workers", "2", "--coordinators", "2", "--own-disks", "--secure")
+
+    def keys(self, name):
+        return os.path.join(self.cluster.directory, "keys", name)
+
+    def zookeeper(self):
+        with open(os.path.join(self.cluster.directory, "cluster.json")) as config:
+            return "127.0.0.1:%d/ds" % json.load(config)["zookeeper_port"]
+
+    def agent(self, name, key, trusted):
+        """An agent that is started by hand; its log, once it has tried for a while."""
+        log = os.path.join(self.cluster.folder, name + ".log")
+        with open(log, "w") as out:
+            process = subprocess.Popen(
+                [BIN + "/ps-worker", "--name", name, "--zookeeper", self.zookeeper(), "--slots", "1",
+                 "--state-dir", os.path.join(self.cluster.folder, name), "--key", key,
+                 "--trusted", trusted], stdout=out, stderr=out)
+        try:
+            time.sleep(4)
+            self.assertIsNone(process.poll())
+            names = [node["name"] for node in json.loads(
+                self.cluster.ds("node", "list", "-o", "json").stdout)["nodes"]
+                     if node["state"] == "ready"]
+            self.assertNotIn(name, names)
+        finally:
+            process.kill()
+            process.wait()
+        with open(log) as text:
+            return text.read()
+
+    def test_keys_of_strangers_and_of_those_who_were_revoked_open_nothing(self):
+        job = self.start("guarded", checkpoints=1)
+        self.kill("server-2", "coordinator-1")
+        self.cluster.up("--repair")
+        # Who has no key, or one that is not in the list, and what trusts itself.
+        own = os.path.join(self.cluster.folder, "own")
+        shutil.copy(self.keys("trusted"), own)
+        key = os.path.join(self.cluster.folder, "stranger.key")
+        done = self.cluster.ds("auth", "create", "worker", "stranger", "--key", key, "--trusted", own)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("does not trust our key", self.agent("stranger", key, own))
+        done = self.cluster.ds("auth", "create", "worker", "leaver", "--key",
+                               self.keys("leaver.key"), "--trusted", self.keys("trusted"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        shutil.copy(self.keys("trusted"), own)
+        done = self.cluster.ds("auth", "revoke", "leaver", "--trusted", self.keys("trusted"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("does not trust our key", self.agent("leaver", self.keys("leaver.key"), own))
+        logs = ""
+        for number in (1, 2):
+            with open(os.path.join(self.cluster.directory, "logs", "coordinator-%d.log" % number)) as log:
+                logs += log.read()
+        self.assertRegex(logs, "refused 127.0.0.1: nobody trusts its key")
+        # An operator's key does not read from lanes, and nobody reads files without one.
+        for without in ({}, {"DS_KEY": key, "DS_TRUSTED": own}):
+            env = dict(self.cluster.env, DS_STATE=os.path.join(self.cluster.folder, "none"),
+                       DS_COORDINATOR=json.loads(self.cluster.ds("local", "status", "-o", "json").stdout)
+                       ["coordinators"][0], **without)
+            fetched = subprocess.run(
+                [BIN + "/ds-cli", "ckpt", "fetch", job, "--to", os.path.join(self.cluster.folder, "x")],
+                env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+            self.assertNotEqual(fetched.returncode, 0)
+        self.exact(job)
+
+    def test_a_daemon_that_nobody_trusts_does_not_start(self):
+        done = subprocess.run(
+            [BIN + "/ps-server", "--zookeeper", self.zookeeper(), "--checkpoint-dir",
+             self.cluster.folder, "--bind", "0.0.0.0", "--advertise", "host"],
+            text=True, stderr=subprocess.PIPE, timeout=20)
+        self.assertEqual(done.returncode, 64, done.stderr)
+        self.assertIn("--insecure", done.stderr)
+        key = os.path.join(self.cluster.folder, "unlisted.key")
+        self.cluster.ds("auth", "create", "server", "x", "--key", key, "--trusted",
+                        os.path.join(self.cluster.folder, "elsewhere"))
+        done = subprocess.run(
+            [BIN + "/ps-server", "--zookeeper", self.zookeeper(), "--checkpoint-dir",
+             self.cluster.folder, "--key", key, "--trusted", self.keys("trusted")],
+            text=True, stderr=subprocess.PIPE, timeout=20)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("nobody would talk to us", done.stderr)
+
 
 class DamagedNewest(WithCluster):
     """Each file of the newest checkpoint in turn, when a lost server's shards are to be restored from

@@ -17,7 +17,7 @@ constexpr Milliseconds kSoon{15'000};
 // The coordinator's side: a ROUTER that notes what comes and says what the test wants.
 class FakeCoordinator {
  public:
-  FakeCoordinator(Loop& loop, zmq::context_t& context, std::uint64_t epoch,
+  FakeCoordinator(Loop& loop, net::Context& context, std::uint64_t epoch,
                   const std::string& where = "tcp://127.0.0.1:0")
       : epoch_(epoch) {
     auto socket = ZmqSocket::Open(loop, context, ZmqKind::kRouter);
@@ -101,7 +101,7 @@ class ControlClientTest : public ::testing::Test {
   }
   bool Until(const std::function<bool()>& done) { return loop_.RunUntil(done, kSoon); }
 
-  zmq::context_t context_ = MakeContext();
+  Context context_;
   Loop loop_;
   int registrations_ = 0;
   std::vector<std::string> received_;

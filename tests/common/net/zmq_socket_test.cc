@@ -74,7 +74,7 @@ class ZmqSocketTest : public ::testing::Test {
         kSoon));
   }
 
-  zmq::context_t context_ = MakeContext();
+  Context context_;
   Loop loop_;
   std::string endpoint_;
 };

@@ -185,7 +185,7 @@ class SourcesTest : public ::testing::Test {
   static constexpr const char* kRound = "job-7/ckpt-3";
   const TemporaryDirectory directory_;
   const checkpoint::ShardImage image_ = MakeImage(0, 3, 1.5f);
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   std::unique_ptr<checkpoint::FileService> service_;
 };
 

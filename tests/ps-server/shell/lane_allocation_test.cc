@@ -131,7 +131,7 @@ class LaneAllocationTest : public ::testing::Test {
 
   const LayoutView layout_ = MakeLayout(
       {{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards, {kRowWidth});
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<LaneClient> client_;
   std::atomic<std::uint64_t>* counter_ = nullptr;

@@ -11,14 +11,15 @@
 #include <zmq.hpp>
 
 #include "common/check.h"
+#include "common/net/context.h"
 #include "tests/ps-server/core/server_testing.h"
 
 namespace ps::server::testing {
 
 class LaneClient {
  public:
-  LaneClient(zmq::context_t& context, const std::string& endpoint, int receive_high_water = 1000)
-      : socket_(context, zmq::socket_type::dealer) {
+  LaneClient(net::Context& context, const std::string& endpoint, int receive_high_water = 1000)
+      : socket_(context.zmq(), zmq::socket_type::dealer) {
     socket_.set(zmq::sockopt::linger, 0);
     socket_.set(zmq::sockopt::rcvhwm, receive_high_water);
     socket_.connect(endpoint);

@@ -75,7 +75,7 @@ class LaneTest : public ::testing::Test {
 
   const LayoutView layout_ =
       MakeLayout({{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards);
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   std::mutex mutex_;
   std::vector<LaneEvent> events_;
   std::unique_ptr<Lane> lane_;

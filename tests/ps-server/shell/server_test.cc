@@ -259,7 +259,7 @@ class ServerTest : public ::testing::Test {
   const LayoutView layout_ =
       MakeLayout({{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards);
   const TemporaryDirectory directory_;
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   net::Loop loop_;
   std::unique_ptr<net::ZmqSocket> coordinator_;
   std::string endpoint_;
@@ -502,7 +502,7 @@ TEST_F(ServerTest, TheAdminEndpointTellsHealthAndMetrics) {
 }
 
 TEST(ServerStartTest, ACheckpointDirectoryThatCannotBeWrittenIsRefused) {
-  zmq::context_t context = net::MakeContext();
+  net::Context context;
   net::Loop loop;
   ServerConfig config;
   config.procid = "p";

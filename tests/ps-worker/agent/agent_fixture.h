@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/job/job_spec.h"
+#include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 #include "ps-worker/agent/agent.h"
 #include "tests/support/temp_directory.h"
@@ -34,7 +35,7 @@ inline std::string LedgerSpec(const std::string& name) {
 // The leader's side of the control plane.
 class FakeCoordinator {
  public:
-  FakeCoordinator(net::Loop& loop, zmq::context_t& context, std::uint64_t leader_epoch = 1)
+  FakeCoordinator(net::Loop& loop, net::Context& context, std::uint64_t leader_epoch = 1)
       : loop_(loop), leader_epoch_(leader_epoch) {
     socket_ = net::ZmqSocket::Open(loop, context, net::ZmqKind::kRouter).value();
     socket_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnReceive(std::move(frames)); });
@@ -179,7 +180,7 @@ class AgentTest : public testing::Test {
 
   test::TempDirectory directory_{"agent"};
   net::Loop loop_;
-  zmq::context_t context_ = net::MakeContext();
+  net::Context context_;
   AgentOptions options_;
   std::unique_ptr<FakeCoordinator> coordinator_;
   std::unique_ptr<Agent> agent_;

@@ -14,7 +14,7 @@ using control::Make;
 // A server's lane with both shards of the job: rules S1 and S3 as far as a replay needs them.
 class FakeLane {
  public:
-  FakeLane(net::Loop& loop, zmq::context_t& context) {
+  FakeLane(net::Loop& loop, net::Context& context) {
     socket_ = net::ZmqSocket::Open(loop, context, net::ZmqKind::kRouter).value();
     socket_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnReceive(std::move(frames)); });
     endpoint_ = *socket_->Bind("tcp://127.0.0.1:0");

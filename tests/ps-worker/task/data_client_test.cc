@@ -27,9 +27,8 @@ struct alignas(64) Line {
 // of every block: the sum over a shard counts the pushes that were applied.
 class Worker {
  public:
-  Worker(net::Loop& loop, zmq::context_t& context, const LayoutView& layout,
-         std::uint32_t worker = 0, std::uint32_t incarnation = 1,
-         std::int64_t resend_timeout_ms = 150)
+  Worker(net::Loop& loop, net::Context& context, const LayoutView& layout, std::uint32_t worker = 0,
+         std::uint32_t incarnation = 1, std::int64_t resend_timeout_ms = 150)
       : layout_(layout), memory_((std::size_t{4} << 20) / 64) {
     RingIdentity identity{kJob, WorkerId(worker),     Incarnation(incarnation),
                           0,    layout.shard_count(), Clock(0)};
@@ -119,8 +118,7 @@ class DataClientTest : public ::testing::Test {
  protected:
   DataClientTest()
       : layout_(server::testing::MakeLayout(
-            {{TableRule::Sgd, {1000, 500, 65536, 7}}, {TableRule::Sgd, {20, 30}}}, kShards)),
-        context_(net::MakeContext()) {}
+            {{TableRule::Sgd, {1000, 500, 65536, 7}}, {TableRule::Sgd, {20, 30}}}, kShards)) {}
 
   LaneServer& AddServer(const std::string& procid, std::uint32_t lanes) {
     servers_.push_back(std::make_unique<LaneServer>(loop_, context_, procid, lanes));
@@ -165,7 +163,7 @@ class DataClientTest : public ::testing::Test {
 
   static constexpr std::uint32_t kShards = 4;
   const LayoutView layout_;
-  zmq::context_t context_;
+  net::Context context_;
   net::Loop loop_;
   std::vector<std::unique_ptr<LaneServer>> servers_;
 };
@@ -585,7 +583,6 @@ class DataClientRowsTest : public ::testing::Test {
 
   DataClientRowsTest()
       : layout_(server::testing::MakeLayout({{TableRule::Sgd, {10, 20}}}, kShards, {2, 3})),
-        context_(net::MakeContext()),
         server_(loop_, context_, "a", 2),
         map_(MakeMap(1, {&server_}, kShards)) {
     auto rules = server::testing::ConstantRules(1.0);
@@ -667,7 +664,7 @@ class DataClientRowsTest : public ::testing::Test {
 
   const LayoutView layout_;
   RowKeys keys_{2};
-  zmq::context_t context_;
+  net::Context context_;
   net::Loop loop_;
   LaneServer server_;
   const control::MapT map_;

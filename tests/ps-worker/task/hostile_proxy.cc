@@ -128,7 +128,7 @@ void TcpProxy::Run() {
 // ---- messages
 
 MessageProxy::MessageProxy(const std::string& upstream, std::uint64_t seed, const Faults& faults)
-    : upstream_(upstream), faults_(faults), front_(context_, ZMQ_ROUTER), random_(seed) {
+    : upstream_(upstream), faults_(faults), front_(context_.zmq(), ZMQ_ROUTER), random_(seed) {
   front_.set(zmq::sockopt::linger, 0);
   front_.bind("tcp://127.0.0.1:*");
   endpoint_ = front_.get(zmq::sockopt::last_endpoint);
@@ -199,7 +199,7 @@ void MessageProxy::Run() {
       const std::string peer = frames.front();
       frames.erase(frames.begin());
       if (!backs.contains(peer)) {
-        zmq::socket_t back(context_, ZMQ_DEALER);
+        zmq::socket_t back(context_.zmq(), ZMQ_DEALER);
         back.set(zmq::sockopt::linger, 0);
         back.connect(upstream_);
         backs.emplace(peer, std::move(back));

@@ -15,6 +15,7 @@
 #include <thread>
 #include <zmq.hpp>
 
+#include "common/net/context.h"
 #include "common/net/unique_fd.h"
 
 namespace ps::worker::testing {
@@ -92,7 +93,7 @@ class MessageProxy {
 
   const std::string upstream_;
   const Faults faults_;
-  zmq::context_t context_;
+  net::Context context_;
   zmq::socket_t front_;  // the thread's, once it runs
   std::string endpoint_;
   std::mt19937_64 random_;  // the thread's

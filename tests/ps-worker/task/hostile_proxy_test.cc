@@ -30,7 +30,7 @@ struct alignas(64) Line {
 
 // Its push of clock c takes 1 from the element (c % kElements) of each shard.
 struct Worker {
-  Worker(net::Loop& loop, zmq::context_t& context, const LayoutView& layout, std::uint32_t number)
+  Worker(net::Loop& loop, net::Context& context, const LayoutView& layout, std::uint32_t number)
       : memory((std::size_t{1} << 20) / sizeof(Line)) {
     const RingIdentity identity{kJob, WorkerId(number), Incarnation(number + 1),
                                 0,    kShards,          Clock(0)};
@@ -87,8 +87,7 @@ class HostileProxyTest : public ::testing::Test {
  protected:
   HostileProxyTest()
       : layout_(server::testing::MakeLayout(
-            {{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards)),
-        context_(net::MakeContext()) {}
+            {{TableRule::Sgd, std::vector<std::uint32_t>(kShards, kElements)}}, kShards)) {}
 
   // Two workers push through one proxy for each lane; in the end every element is exact.
   template <typename Proxy>
@@ -174,7 +173,7 @@ class HostileProxyTest : public ::testing::Test {
   }
 
   const LayoutView layout_;
-  zmq::context_t context_;
+  net::Context context_;
   net::Loop loop_;
   std::uint64_t hellos_ = 0;
   std::uint64_t faults_seen_ = 0;

@@ -14,6 +14,7 @@
 
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
 #include "ps-server/core/lane_core.h"
@@ -25,7 +26,7 @@ namespace ps::worker::testing {
 // One process with some lanes, all on the caller's loop.
 class LaneServer {
  public:
-  LaneServer(net::Loop& loop, zmq::context_t& context, std::string procid, std::uint32_t lanes)
+  LaneServer(net::Loop& loop, net::Context& context, std::string procid, std::uint32_t lanes)
       : procid_(std::move(procid)) {
     for (std::uint32_t i = 0; i < lanes; ++i) {
       auto lane = std::make_unique<Lane>();

@@ -35,8 +35,7 @@ class Cluster {
  public:
   explicit Cluster(net::UniqueFd agent_end)
       : layout_message_(server::testing::MakeLayoutMessage({{TableRule::Sgd, {300, 40, 9000}}})),
-        layout(LayoutView::Create(layout_message_, kShards).value()),
-        context_(net::MakeContext()) {
+        layout(LayoutView::Create(layout_message_, kShards).value()) {
     server_ = std::make_unique<LaneServer>(loop_, context_, "a", 2);
     map_ = MakeMap(1, {server_.get()}, kShards);
     live_ = MakeLive(1, {7}, 0);
@@ -139,7 +138,7 @@ class Cluster {
   const LayoutView layout;
 
  private:
-  zmq::context_t context_;
+  net::Context context_;
   net::Loop loop_;
   std::unique_ptr<LaneServer> server_;
   control::MapT map_;

@@ -1,0 +1,243 @@
+#include "common/net/node_keys.h"
+
+#include <sys/stat.h>
+#include <zmq.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <utility>
+
+namespace ps::net {
+namespace {
+
+constexpr std::size_t kKeyBytes = 32;
+constexpr std::size_t kKeyChars = 40;
+constexpr std::size_t kFileBytesMax = std::size_t{4} << 20;
+constexpr std::string_view kPublic = "public: ";
+constexpr std::string_view kSecret = "secret: ";
+constexpr std::array<std::pair<Role, const char*>, 4> kRoles = {{
+    {Role::kCoordinator, "coordinator"},
+    {Role::kServer, "server"},
+    {Role::kWorker, "worker"},
+    {Role::kOperator, "operator"},
+}};
+
+Error Wrong(std::string what) { return Error{ErrorCode::kInvalid, std::move(what)}; }
+
+// Lines without their comments; one that begins with # is one. Numbers from 1.
+std::vector<std::pair<int, std::string>> LinesOf(std::string_view text) {
+  std::vector<std::pair<int, std::string>> lines;
+  std::istringstream stream{std::string(text)};
+  std::string line;
+  for (int number = 1; std::getline(stream, line); ++number) {
+    while (!line.empty() && (line.back() == ' ' || line.back() == '\t' || line.back() == '\r')) {
+      line.pop_back();
+    }
+    if (!line.empty() && line[0] != '#') lines.emplace_back(number, line);
+  }
+  return lines;
+}
+
+Result<std::string> ReadAll(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
+  }
+  std::string text;
+  std::array<char, 4096> piece{};
+  while (file.read(piece.data(), piece.size()), file.gcount() > 0) {
+    text.append(piece.data(), static_cast<std::size_t>(file.gcount()));
+    if (text.size() > kFileBytesMax) return Wrong(path + ": is too large to be a list of keys");
+  }
+  if (file.bad()) return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
+  return text;
+}
+
+// "2027-01-31": its first moment, UTC.
+std::optional<std::int64_t> DateMs(const std::string& text) {
+  std::tm date{};
+  const char* const end = ::strptime(text.c_str(), "%Y-%m-%d", &date);
+  if (end == nullptr || *end != '\0' || text.size() != 10) return std::nullopt;
+  const std::tm asked = date;
+  const std::time_t time = ::timegm(&date);
+  // timegm makes the 30th of February a day of March.
+  if (time < 0 || date.tm_mday != asked.tm_mday) return std::nullopt;
+  return static_cast<std::int64_t>(time) * 1000;
+}
+
+bool IsName(std::string_view name) {
+  return !name.empty() && name.size() <= 128 && std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           std::strchr("-_.@:", c) != nullptr;
+  });
+}
+
+}  // namespace
+
+const char* RoleName(Role role) {
+  for (const auto& [known, name] : kRoles) {
+    if (known == role) return name;
+  }
+  return "nobody";
+}
+
+std::optional<Role> RoleOf(std::string_view name) {
+  for (const auto& [role, known] : kRoles) {
+    if (known == name) return role;
+  }
+  return std::nullopt;
+}
+
+bool IsPublicKey(std::string_view text) {
+  std::array<std::uint8_t, kKeyBytes> bytes{};
+  return text.size() == kKeyChars && text.find_first_of(" \t\r\n|\"',;_`~\\") == text.npos &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c <= '~'; }) &&
+         zmq_z85_decode(bytes.data(), std::string(text).c_str()) != nullptr;
+}
+
+std::string KeyText(const std::uint8_t* bytes) {
+  std::array<char, kKeyChars + 1> text{};
+  zmq_z85_encode(text.data(), bytes, kKeyBytes);
+  return text.data();
+}
+
+Result<KeyPair> MakeKeyPair() {
+  std::array<char, kKeyChars + 1> public_key{};
+  std::array<char, kKeyChars + 1> secret_key{};
+  if (zmq_curve_keypair(public_key.data(), secret_key.data()) != 0) {
+    return Error{ErrorCode::kInternal, std::string("libzmq makes no keys: ") +
+                                           zmq_strerror(zmq_errno()) + " (built without CURVE?)"};
+  }
+  return KeyPair{public_key.data(), secret_key.data()};
+}
+
+std::string KeyFileText(const KeyPair& pair) {
+  return "# ds node key: keep it secret\n" + std::string(kPublic) + pair.public_key + "\n" +
+         std::string(kSecret) + pair.secret_key + "\n";
+}
+
+Result<KeyPair> ParseKeyFile(std::string_view text) {
+  KeyPair pair;
+  for (const auto& [number, line] : LinesOf(text)) {
+    if (line.rfind(kPublic, 0) == 0 && pair.public_key.empty()) {
+      pair.public_key = line.substr(kPublic.size());
+    } else if (line.rfind(kSecret, 0) == 0 && pair.secret_key.empty()) {
+      pair.secret_key = line.substr(kSecret.size());
+    } else {
+      // What stands there may be the secret: it is not repeated.
+      return Wrong("line " + std::to_string(number) +
+                   ": is neither `public: KEY` nor `secret: KEY`");
+    }
+  }
+  if (!IsPublicKey(pair.public_key)) return Wrong("has no `public: KEY` of 40 characters");
+  if (!IsPublicKey(pair.secret_key)) return Wrong("has no `secret: KEY` of 40 characters");
+  std::array<char, kKeyChars + 1> derived{};
+  if (zmq_curve_public(derived.data(), pair.secret_key.c_str()) != 0 ||
+      pair.public_key != derived.data()) {
+    return Wrong("the public key is not that of the secret one");
+  }
+  return pair;
+}
+
+Result<KeyPair> ReadKeyFile(const std::string& path) {
+  struct stat state {};
+  if (::stat(path.c_str(), &state) != 0) {
+    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno) +
+                                     "; `ds-cli auth create` makes a key"};
+  }
+  if ((state.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+    return Error{ErrorCode::kDenied, path +
+                                         ": others than its owner may use this secret key; "
+                                         "`chmod 600` it, or make a new one if they have"};
+  }
+  const std::string text = PS_TRY(ReadAll(path));
+  auto pair = ParseKeyFile(text);
+  if (!pair.ok()) return Wrong(path + ": " + pair.error().message);
+  return pair;
+}
+
+Result<TrustedKeys> TrustedKeys::Parse(std::string_view text) {
+  TrustedKeys list;
+  std::set<std::pair<Role, std::string>> names;
+  for (const auto& [number, line] : LinesOf(text)) {
+    const auto wrong = [number = number](const std::string& what) {
+      return Wrong("line " + std::to_string(number) + ": " + what);
+    };
+    std::istringstream words(line);
+    std::string role;
+    std::string until;
+    std::string date;
+    std::string more;
+    TrustedKey key;
+    words >> role >> key.name >> key.public_key;
+    const auto known = RoleOf(role);
+    if (!known) {
+      return wrong("`" + role + "` is no role: coordinator, server, worker or operator");
+    }
+    key.role = *known;
+    if (!IsName(key.name)) return wrong("a name of letters, digits and -_.@: must follow the role");
+    if (!IsPublicKey(key.public_key)) {
+      return wrong("the public key of " + key.name + " must be 40 characters of Z85");
+    }
+    if (words >> until) {
+      if (until != "until" || !(words >> date))
+        return wrong("after the key may stand `until DATE`");
+      key.until_ms = DateMs(date);
+      if (!key.until_ms) return wrong("`" + date + "` is no date as in 2027-01-31");
+    }
+    if (words >> more) return wrong("`" + more + "` is one word too many");
+    if (!names.emplace(key.role, key.name).second) {
+      return wrong(role + " " + key.name + " stands there twice");
+    }
+    const std::string name = key.name;
+    if (!list.keys_.emplace(key.public_key, std::move(key)).second) {
+      return wrong("the key of " + name + " stands there twice");
+    }
+  }
+  return list;
+}
+
+Result<TrustedKeys> TrustedKeys::ReadFile(const std::string& path) {
+  const std::string text = PS_TRY(ReadAll(path));
+  auto list = Parse(text);
+  if (!list.ok()) return Wrong(path + ": " + list.error().message);
+  return list;
+}
+
+const TrustedKey* TrustedKeys::Find(std::string_view public_key, std::int64_t now_ms) const {
+  const auto at = keys_.find(public_key);
+  if (at == keys_.end()) return nullptr;
+  if (at->second.until_ms && now_ms >= *at->second.until_ms) return nullptr;
+  return &at->second;
+}
+
+std::string TrustedLine(const TrustedKey& key) {
+  std::string line = std::string(RoleName(key.role)) + " " + key.name + " " + key.public_key;
+  if (key.until_ms) {
+    const auto time = static_cast<std::time_t>(*key.until_ms / 1000);
+    std::tm date{};
+    ::gmtime_r(&time, &date);
+    std::array<char, 16> text{};
+    std::strftime(text.data(), text.size(), "%Y-%m-%d", &date);
+    line += std::string(" until ") + text.data();
+  }
+  return line + "\n";
+}
+
+KeyedEndpoint SplitKey(std::string_view endpoint) {
+  const std::size_t bar = endpoint.find('|');
+  if (bar == std::string_view::npos) return {std::string(endpoint), ""};
+  return {std::string(endpoint.substr(0, bar)), std::string(endpoint.substr(bar + 1))};
+}
+
+std::string WithKey(const std::string& address, const std::string& key) {
+  return key.empty() ? address : address + "|" + key;
+}
+
+}  // namespace ps::net
