@@ -644,6 +644,7 @@ std::string Describe(const Fault& fault) {
 
 ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   if (violation.empty()) violation = other.violation;
+  trace_hash += other.trace_hash;
   events += other.events;
   virtual_ms += other.virtual_ms;
   messages += other.messages;
