@@ -184,26 +184,31 @@ bool History::Load(const coordinator::CommittedCheckpoint& checkpoint, bool of_n
                    Loaded& loaded) {
   const std::string& directory = checkpoint.directory;
   const std::vector<std::string> stores = StoresOf(checkpoint);
-  std::string text;
+  const std::string* text = nullptr;
   for (const std::string& store : stores) {
     const std::string round = store + "/" + directory;
     for (const std::string& part : disk_.List(round)) {
       const auto copy = disk_.ReadDurable(round + "/" + part + "/" + checkpoint::kManifestFile);
-      if (copy.ok() && checkpoint::Hash(copy->text) == checkpoint.manifest_hash) text = copy->text;
+      if (!copy.ok() || checkpoint::Hash((*copy)->text) != checkpoint.manifest_hash) continue;
+      text = &(*copy)->text;
     }
   }
-  if (text.empty()) {
+  if (text == nullptr) {
     Fail(directory + " is committed and no durable copy has the manifest of that hash");
     return false;
   }
-  auto manifest = checkpoint::FromJson(text);
-  if (!manifest.ok()) {
-    Fail(directory + ": " + manifest.error().message);
-    return false;
+  const auto [known, fresh] = manifests_.try_emplace(checkpoint.manifest_hash);
+  if (fresh) {
+    auto manifest = checkpoint::FromJson(*text);
+    if (!manifest.ok()) {
+      Fail(directory + ": " + manifest.error().message);
+      return false;
+    }
+    known->second = std::move(manifest).value();
   }
-  loaded.manifest = std::move(manifest).value();
-  loaded.images.assign(loaded.manifest.shards.size(), nullptr);
-  for (const checkpoint::ManifestShard& entry : loaded.manifest.shards) {
+  loaded.manifest = &known->second;
+  loaded.images.assign(loaded.manifest->shards.size(), nullptr);
+  for (const checkpoint::ManifestShard& entry : loaded.manifest->shards) {
     // Each folder that is said to have the shard has it.
     std::vector<std::string> holders = stores;
     if (!stores_.shared()) {
@@ -258,7 +263,7 @@ void History::CheckCommitted(const coordinator::CommittedCheckpoint& checkpoint)
   const std::string& directory = checkpoint.directory;
   Loaded loaded;
   if (!Load(checkpoint, true, loaded)) return;
-  const checkpoint::Manifest& manifest = loaded.manifest;
+  const checkpoint::Manifest& manifest = *loaded.manifest;
   std::vector<bool> remaining(manifest.data.total_positions, false);
   for (const checkpoint::PositionRange& range : manifest.data.remaining) {
     for (std::uint64_t at = range.begin; at < range.end; ++at) remaining[at] = true;
@@ -349,10 +354,10 @@ void History::CheckReleased(Incarnation incarnation, Clock clock) {
 }
 
 void History::CheckEnd(const std::string& directory, std::uint64_t total, std::uint64_t repeated) {
-  if (newest_.images.empty() || !newest_.manifest.final_round) {
+  if (newest_.images.empty() || !newest_.manifest->final_round) {
     return Fail("the job has succeeded without a final checkpoint");
   }
-  if (!newest_.manifest.data.remaining.empty()) {
+  if (!newest_.manifest->data.remaining.empty()) {
     return Fail("the job has succeeded with records left to train");
   }
   std::uint64_t most_repeated = 0;

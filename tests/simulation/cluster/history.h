@@ -139,7 +139,7 @@ class History {
 
  private:
   struct Loaded {
-    checkpoint::Manifest manifest;
+    const checkpoint::Manifest* manifest = nullptr;
     std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;  // by shard
   };
   // The durable copy; fails the history if there is none.
@@ -177,7 +177,8 @@ class History {
   std::map<Life, First> firsts_;
   std::map<Life, std::map<Incarnation, Clock>> acknowledged_;
   std::map<std::tuple<ShardId, std::uint32_t, Epoch, std::uint64_t>, std::string> digests_;
-  Loaded newest_;  // committed
+  std::map<std::string, checkpoint::Manifest> manifests_;  // by the hash of their text
+  Loaded newest_;                                          // committed
   std::uint64_t records_repeated_ = 0;
   std::uint64_t records_lost_ = 0;
   std::uint64_t checks_ = 0;
