@@ -28,16 +28,32 @@ void History::Began(Incarnation incarnation, Clock first_clock) {
 }
 
 void History::Pushed(Incarnation incarnation, Clock clock, Push push) {
-  if (!pushes_.emplace(std::pair(incarnation, clock), std::move(push)).second) {
-    Fail(Text(incarnation, clock) + " was pushed twice by its worker");
+  Run& run = runs_[incarnation];
+  std::vector<Push>& pushes = pushes_[incarnation];
+  if (clock.value() != run.first_clock.value() + pushes.size() + 1) {
+    return Fail(Text(incarnation, clock) + " is not the next one of its worker");
   }
-  runs_[incarnation].last_clock = clock;
+  pushes.push_back(std::move(push));
+  ++push_count_;
+  run.last_clock = clock;
+}
+
+template <typename Act>
+void History::ForPushes(Incarnation incarnation, Clock until, Act act) const {
+  const auto pushes = pushes_.find(incarnation);
+  if (pushes == pushes_.end()) return;
+  std::uint64_t clock = runs_.at(incarnation).first_clock.value();
+  for (const Push& push : pushes->second) {
+    if (++clock > until.value()) return;
+    act(Clock(clock), push);
+  }
 }
 
 Units History::TakenBack(Incarnation incarnation, Clock clock, ShardId shard) {
-  const auto found = pushes_.find({incarnation, clock});
-  if (found == pushes_.end()) return {};
-  return std::exchange(found->second.shards[shard.value()], Units());
+  const std::uint64_t before = runs_[incarnation].first_clock.value();
+  std::vector<Push>& pushes = pushes_[incarnation];
+  if (clock.value() <= before || clock.value() > before + pushes.size()) return {};
+  return std::exchange(pushes[clock.value() - before - 1].shards[shard.value()], Units());
 }
 
 void History::TooOld(ShardId shard, std::uint32_t lineage, Incarnation incarnation, Clock clock) {
@@ -97,26 +113,23 @@ void History::CheckImage(const checkpoint::ShardImage& image, const std::string&
                   std::to_string(run.last_clock.value()) + " were pushed");
     }
     const std::uint32_t cell = incarnation.value() % kCells;
-    for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
-         push != pushes_.end() && push->first.first == incarnation && push->first.second <= until;
-         ++push) {
-      const Units& units = push->second.shards[shard];
+    ForPushes(incarnation, until, [&, id = incarnation](Clock clock, const Push& push) {
+      const Units& units = push.shards[shard];
       // Of its last verdicts the shard knows itself; the others were told to the worker long ago.
-      const std::uint64_t age = until.value() - push->first.second.value();
+      const std::uint64_t age = until.value() - clock.value();
       const std::size_t known = mark != image.marks.end() ? mark->verdicts.size() : 0;
-      bool refused = told.contains(push->first);
+      bool refused = told.contains({id, clock});
       if (age < known) {
         const auto verdict = static_cast<wire::Code>(mark->verdicts[known - 1 - age]);
         if (refused && verdict == wire::Code::Applied && !units.empty()) {
-          return Fail(where + " has another verdict on " + Text(incarnation, push->first.second) +
-                      " than the worker was told");
+          Fail(where + " has another verdict on " + Text(id, clock) + " than the worker was told");
         }
         refused = verdict != wire::Code::Applied;
       }
-      if (units.empty() || refused || waiting.contains(push->first)) continue;
+      if (units.empty() || refused || waiting.contains({id, clock})) return;
       sum[cell] += units.count;
       sum[kCells + cell] += units.clocks;
-    }
+    });
   }
   for (std::uint32_t i = 0; i < sum.size(); ++i) {
     if (std::abs(image.values[i] - sum[i]) < 0.01) continue;
@@ -242,20 +255,23 @@ std::vector<std::uint32_t> History::CountPositions(const checkpoint::ShardImage&
                                                    std::uint64_t total,
                                                    bool all_but_orphans) const {
   std::vector<std::uint32_t> count(total, 0);
-  for (const auto& [name, push] : pushes_) {
-    const auto run = runs_.find(name.first);
-    if (all_but_orphans && run->second.orphan) continue;
-    if (name.second > WatermarkOf(image, name.first, Clock(0))) continue;
-    for (std::uint64_t position = push.begin; position < push.end; ++position) ++count[position];
+  for (const auto& [incarnation, pushes] : pushes_) {
+    if (all_but_orphans && runs_.at(incarnation).orphan) continue;
+    ForPushes(incarnation, WatermarkOf(image, incarnation, Clock(0)),
+              [&count](Clock, const Push& push) {
+                for (std::uint64_t at = push.begin; at < push.end; ++at) ++count[at];
+              });
   }
   return count;
 }
 
 bool History::MayBeLost(std::uint64_t position) const {
-  return std::any_of(pushes_.begin(), pushes_.end(), [&](const auto& push) {
-    if (position < push.second.begin || position >= push.second.end) return false;
-    const Incarnation incarnation = push.first.first;
-    return runs_.at(incarnation).ring_lost || away_.contains(incarnation);
+  return std::any_of(pushes_.begin(), pushes_.end(), [&](const auto& of) {
+    const auto& [incarnation, pushes] = of;
+    if (!runs_.at(incarnation).ring_lost && !away_.contains(incarnation)) return false;
+    return std::any_of(pushes.begin(), pushes.end(), [position](const Push& push) {
+      return position >= push.begin && position < push.end;
+    });
   });
 }
 
@@ -316,11 +332,9 @@ void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard
   if (bulk_) return;
   double count = kInitialValue;
   const auto& refused = too_old_[{shard, lineage}];
-  for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
-       push != pushes_.end() && push->first.first == incarnation && push->first.second <= acked;
-       ++push) {
-    if (!refused.contains(push->first)) count += push->second.shards[shard.value()].count;
-  }
+  ForPushes(incarnation, acked, [&](Clock clock, const Push& push) {
+    if (!refused.contains({incarnation, clock})) count += push.shards[shard.value()].count;
+  });
   if (values[incarnation.value() % kCells] > count - 0.01) return;
   Fail("shard " + std::to_string(shard.value()) + " answers a pull of " + Text(incarnation, acked) +
        " without all of its pushes");

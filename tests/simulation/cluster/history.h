@@ -127,7 +127,7 @@ class History {
   std::uint64_t records_repeated() const { return records_repeated_; }
   std::uint64_t records_lost() const { return records_lost_; }
   std::uint64_t checks() const { return checks_; }
-  std::uint64_t pushes() const { return pushes_.size(); }
+  std::uint64_t pushes() const { return push_count_; }
   std::uint64_t too_old() const { return too_old_count_; }
   std::uint64_t restores() const { return restores_; }
   std::uint64_t promotions() const { return promotions_; }
@@ -155,6 +155,10 @@ class History {
   static Clock WatermarkOf(const checkpoint::ShardImage& image, Incarnation incarnation,
                            Clock otherwise);
 
+  // Calls act(clock, push) for those of the incarnation up to `until`.
+  template <typename Act>
+  void ForPushes(Incarnation incarnation, Clock until, Act act) const;
+
   Schedule& schedule_;
   const Disk& disk_;
   const Stores& stores_;
@@ -166,7 +170,9 @@ class History {
   std::set<Incarnation> away_;
   std::string violation_;
   std::map<Incarnation, Run> runs_;
-  std::map<std::pair<Incarnation, Clock>, Push> pushes_;
+  // By incarnation, from the clock after its first one.
+  std::map<Incarnation, std::vector<Push>> pushes_;
+  std::uint64_t push_count_ = 0;
   using Life = std::pair<ShardId, std::uint32_t>;  // a shard in one lineage
   std::map<Life, std::set<std::pair<Incarnation, Clock>>> too_old_;
   // The newest first of a shard's chain, and what it had when it became it.
