@@ -625,8 +625,8 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
     job->StartFrom(from_job, from_round, from_directory, std::move(from_places));
   }
   for (const std::string& what : *loads) job->TellStart(what);
-  new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), true});
-  new_nodes_.push_back({JobPath(id, "events"), EventsToJson(job->state().events).dump(), true});
+  new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()), true});
+  new_nodes_.push_back({JobPath(id, "events"), EventsToJson(job->state().events), true});
   new_nodes_.push_back({JobPath(id, "map"), MapText(id, job->map()), true});
   (void)job->TakeDirty();
   answers_.push_back({submission.ticket, nlohmann::json{{"job", job->Describe()}}, true});
@@ -832,11 +832,10 @@ Output Core::TakeOutput(bool with_lazy) {
     }
     if (dirty.map) output.writes.push_back({JobPath(id, "map"), MapText(id, job->map()), false});
     if (dirty.events) {
-      output.writes.push_back(
-          {JobPath(id, "events"), EventsToJson(job->state().events).dump(), false});
+      output.writes.push_back({JobPath(id, "events"), EventsToJson(job->state().events), false});
     }
     if (dirty.state || dirty.lazy) {
-      output.writes.push_back({JobPath(id, "state"), StateToJson(job->state()).dump(), false});
+      output.writes.push_back({JobPath(id, "state"), StateToJson(job->state()), false});
     }
   }
   output.sends = std::exchange(sends_, {});

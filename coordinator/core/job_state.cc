@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "coordinator/core/json_writer.h"
+
 namespace ps::coordinator {
 namespace {
 
@@ -19,12 +21,6 @@ constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
     {Phase::kCancelled, "cancelled"},
 }};
 
-nlohmann::json RangesToJson(const std::vector<Range>& ranges) {
-  nlohmann::json json = nlohmann::json::array();
-  for (const Range& range : ranges) json.push_back({range.begin, range.end});
-  return json;
-}
-
 std::vector<Range> RangesFromJson(const nlohmann::json& json) {
   std::vector<Range> ranges;
   for (const auto& range : json) {
@@ -34,10 +30,15 @@ std::vector<Range> RangesFromJson(const nlohmann::json& json) {
 }
 
 // {"stores": [["<id>", "server-1"], ..], "parts": [[0, 1], ..], "shards": [0, ..]}
-nlohmann::json PlacesToJson(const PartPlaces& places) {
-  nlohmann::json stores = nlohmann::json::array();
-  for (const PartPlaces::Store& store : places.stores) stores.push_back({store.id, store.server});
-  return {{"stores", std::move(stores)}, {"parts", places.parts}, {"shards", places.shards}};
+void AddPlaces(JsonWriter& out, const PartPlaces& places) {
+  out.BeginObject();
+  out.Member("parts", places.parts);
+  out.Member("shards", places.shards);
+  out.Key("stores");
+  out.BeginArray();
+  for (const PartPlaces::Store& store : places.stores) out.Row(store.id, store.server);
+  out.EndArray();
+  out.EndObject();
 }
 
 // Empty if `json` has none under `key`.
@@ -62,6 +63,37 @@ Result<PartPlaces> PlacesFromJson(const nlohmann::json& json, const char* key) {
   return places;
 }
 
+void AddCheckpoint(JsonWriter& out, const CommittedCheckpoint& checkpoint) {
+  out.BeginObject();
+  out.Key("bases");
+  out.BeginArray();
+  for (const Round base : checkpoint.bases) out.Add(base.value());
+  out.EndArray();
+  out.Member("bytes", checkpoint.bytes);
+  out.Member("damaged", checkpoint.damaged);
+  out.Member("directory", checkpoint.directory);
+  out.Member("duration_ms", checkpoint.duration_ms);
+  out.Member("final", checkpoint.final_round);
+  out.Member("manifest_hash", checkpoint.manifest_hash);
+  out.Member("ordinal", checkpoint.ordinal);
+  out.Member("pinned", checkpoint.pinned);
+  if (!checkpoint.places.empty()) {
+    out.Key("places");
+    AddPlaces(out, checkpoint.places);
+  }
+  out.Key("remaining");
+  out.BeginArray();
+  for (const Range& range : checkpoint.remaining) out.Row(range.begin, range.end);
+  out.EndArray();
+  out.Member("round", checkpoint.round.value());
+  out.Member("samples", checkpoint.samples);
+  out.Member("since_whole", checkpoint.since_whole);
+  out.Member("state_bytes", checkpoint.state_bytes);
+  out.Member("step", checkpoint.step);
+  out.Member("time_ms", checkpoint.time_ms);
+  out.EndObject();
+}
+
 }  // namespace
 
 const char* PhaseName(Phase phase) {
@@ -78,81 +110,72 @@ std::optional<Phase> PhaseFromName(const std::string& name) {
   return std::nullopt;
 }
 
-nlohmann::json StateToJson(const JobState& state) {
-  nlohmann::json workers = nlohmann::json::array();
-  for (const WorkerSlot& slot : state.workers) {
-    workers.push_back({{"incarnation", slot.incarnation.value()},
-                       {"agent", slot.agent},
-                       {"agent_name", slot.agent_name},
-                       {"task", slot.task},
-                       {"live", slot.live},
-                       {"retry_at_ms", slot.retry_at_ms}});
-  }
-  nlohmann::json dead = nlohmann::json::array();
+std::string StateToJson(const JobState& state) {
+  JsonWriter out;
+  out.BeginObject();
+  out.Key("checkpoints");
+  out.BeginArray();
+  for (const CommittedCheckpoint& checkpoint : state.checkpoints) AddCheckpoint(out, checkpoint);
+  out.EndArray();
+  out.Member("created_ms", state.created_ms);
+  out.Key("dead");
+  out.BeginArray();
   for (const DeadWorker& worker : state.dead) {
-    dead.push_back({{"worker", worker.worker.value()},
-                    {"incarnation", worker.incarnation.value()},
-                    {"first_clock", worker.first_clock.value()},
-                    {"agent", worker.agent},
-                    {"replayed", worker.replayed},
-                    {"covered", worker.covered}});
+    out.BeginObject();
+    out.Member("agent", worker.agent);
+    out.Member("covered", worker.covered);
+    out.Member("first_clock", worker.first_clock.value());
+    out.Member("incarnation", worker.incarnation.value());
+    out.Member("replayed", worker.replayed);
+    out.Member("worker", worker.worker.value());
+    out.EndObject();
   }
-  nlohmann::json checkpoints = nlohmann::json::array();
-  for (const CommittedCheckpoint& checkpoint : state.checkpoints) {
-    nlohmann::json bases = nlohmann::json::array();
-    for (const Round base : checkpoint.bases) bases.push_back(base.value());
-    checkpoints.push_back({{"round", checkpoint.round.value()},
-                           {"time_ms", checkpoint.time_ms},
-                           {"step", checkpoint.step},
-                           {"samples", checkpoint.samples},
-                           {"bytes", checkpoint.bytes},
-                           {"duration_ms", checkpoint.duration_ms},
-                           {"directory", checkpoint.directory},
-                           {"manifest_hash", checkpoint.manifest_hash},
-                           {"final", checkpoint.final_round},
-                           {"state_bytes", checkpoint.state_bytes},
-                           {"bases", bases},
-                           {"since_whole", checkpoint.since_whole},
-                           {"remaining", RangesToJson(checkpoint.remaining)},
-                           {"damaged", checkpoint.damaged},
-                           {"pinned", checkpoint.pinned},
-                           {"ordinal", checkpoint.ordinal}});
-    if (!checkpoint.places.empty()) {
-      checkpoints.back()["places"] = PlacesToJson(checkpoint.places);
-    }
-  }
-  nlohmann::json json = {
-      {"version", 1},
-      {"id", state.id.value()},
-      {"name", state.name},
-      {"phase", PhaseName(state.phase)},
-      {"reason", state.reason},
-      {"generation", state.generation},
-      {"created_ms", state.created_ms},
-      {"started_ms", state.started_ms},
-      {"finished_ms", state.finished_ms},
-      {"live_version", state.live_version},
-      {"next_incarnation", state.next_incarnation},
-      {"next_round", state.next_round},
-      {"restarts", state.restarts},
-      {"next_event", state.next_event},
-      {"workers", workers},
-      {"first_clocks", state.first_clocks},
-      {"dead", dead},
-      {"leases", state.leases.ToJson()},
-      {"checkpoints", checkpoints},
-      {"start_job", state.start_job},
-      {"start_round", state.start_round},
-      {"start_directory", state.start_directory},
-  };
-  if (!state.start_places.empty()) json["start_places"] = PlacesToJson(state.start_places);
+  out.EndArray();
+  out.Member("finished_ms", state.finished_ms);
+  out.Member("first_clocks", state.first_clocks);
+  out.Member("generation", state.generation);
+  out.Member("id", state.id.value());
+  out.Key("leases");
+  state.leases.Write(out);
+  out.Member("live_version", state.live_version);
+  out.Member("name", state.name);
+  out.Member("next_event", state.next_event);
+  out.Member("next_incarnation", state.next_incarnation);
+  out.Member("next_round", state.next_round);
+  out.Member("phase", PhaseName(state.phase));
+  out.Member("reason", state.reason);
+  out.Member("restarts", state.restarts);
   if (state.result) {
-    json["result"] = {{"metric", state.result->metric},
-                      {"loss", state.result->loss},
-                      {"records", state.result->records},
-                      {"metric_name", state.result->metric_name}};
+    out.Key("result");
+    out.AddTree({{"metric", state.result->metric},
+                 {"loss", state.result->loss},
+                 {"records", state.result->records},
+                 {"metric_name", state.result->metric_name}});
   }
-  return json;
+  out.Member("start_directory", state.start_directory);
+  out.Member("start_job", state.start_job);
+  if (!state.start_places.empty()) {
+    out.Key("start_places");
+    AddPlaces(out, state.start_places);
+  }
+  out.Member("start_round", state.start_round);
+  out.Member("started_ms", state.started_ms);
+  out.Member("version", 1U);
+  out.Key("workers");
+  out.BeginArray();
+  for (const WorkerSlot& slot : state.workers) {
+    out.BeginObject();
+    out.Member("agent", slot.agent);
+    out.Member("agent_name", slot.agent_name);
+    out.Member("incarnation", slot.incarnation.value());
+    out.Member("live", slot.live);
+    out.Member("retry_at_ms", slot.retry_at_ms);
+    out.Member("task", slot.task);
+    out.EndObject();
+  }
+  out.EndArray();
+  out.EndObject();
+  return out.Take();
 }
 
 Result<JobState> StateFromJson(const nlohmann::json& json) {
@@ -241,15 +264,19 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
   }
 }
 
-nlohmann::json EventsToJson(const std::deque<JobEvent>& events) {
-  nlohmann::json json = nlohmann::json::array();
+std::string EventsToJson(const std::deque<JobEvent>& events) {
+  JsonWriter out;
+  out.BeginArray();
   for (const JobEvent& event : events) {
-    json.push_back({{"seq", event.seq},
-                    {"time_ms", event.time_ms},
-                    {"type", event.type},
-                    {"message", event.message}});
+    out.BeginObject();
+    out.Member("message", event.message);
+    out.Member("seq", event.seq);
+    out.Member("time_ms", event.time_ms);
+    out.Member("type", event.type);
+    out.EndObject();
   }
-  return json;
+  out.EndArray();
+  return out.Take();
 }
 
 Result<std::deque<JobEvent>> EventsFromJson(const nlohmann::json& json) {

@@ -152,9 +152,9 @@ struct JobState {
 
 inline constexpr std::size_t kMaxEvents = 500;
 
-nlohmann::json StateToJson(const JobState& state);
+std::string StateToJson(const JobState& state);
 Result<JobState> StateFromJson(const nlohmann::json& json);
-nlohmann::json EventsToJson(const std::deque<JobEvent>& events);
+std::string EventsToJson(const std::deque<JobEvent>& events);
 Result<std::deque<JobEvent>> EventsFromJson(const nlohmann::json& json);
 
 }  // namespace ps::coordinator

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/core/json_writer.h"
+
 namespace ps::coordinator {
 namespace {
 
@@ -24,10 +26,10 @@ void AddRange(std::vector<Range>& ranges, Range range) {
   }
 }
 
-nlohmann::json RangesToJson(const std::vector<Range>& ranges) {
-  nlohmann::json json = nlohmann::json::array();
-  for (const Range& range : ranges) json.push_back({range.begin, range.end});
-  return json;
+void AddRanges(JsonWriter& out, const std::vector<Range>& ranges) {
+  out.BeginArray();
+  for (const Range& range : ranges) out.Row(range.begin, range.end);
+  out.EndArray();
 }
 
 }  // namespace
@@ -247,30 +249,44 @@ std::uint64_t LeaseBook::TakeFromPool(Range range) {
   return taken;
 }
 
-nlohmann::json LeaseBook::ToJson() const {
-  nlohmann::json holdings = nlohmann::json::array();
+void LeaseBook::Write(JsonWriter& out) const {
+  out.BeginObject();
+  out.Member("absent", absent_);
+  out.Member("batch", options_.batch);
+  out.Member("cursor", cursor_);
+  out.Key("holdings");
+  out.BeginArray();
   for (const auto& [id, holding] : holdings_) {
-    holdings.push_back({id, holding.incarnation.value(), holding.worker.value(),
-                        holding.range.begin, holding.range.end, holding.done,
-                        holding.push_records});
+    out.Row(id, holding.incarnation.value(), holding.worker.value(), holding.range.begin,
+            holding.range.end, holding.done, holding.push_records);
   }
-  nlohmann::json returned = nlohmann::json::array();
+  out.EndArray();
+  out.Member("in_turn", options_.in_turn);
+  out.Member("lease_records", options_.lease_records);
+  out.Member("next_lease", next_lease_);
+  out.Member("next_turn", next_turn_);
+  out.Key("pool");
+  AddRanges(out, pool_);
+  out.Member("records", options_.records);
+  out.Member("repeated", repeated_);
+  out.Key("returned");
+  out.BeginArray();
   for (const Returned& entry : returned_) {
-    returned.push_back(
-        {entry.incarnation.value(), entry.lease, entry.whole.begin, entry.whole.end, entry.done});
+    out.Row(entry.incarnation.value(), entry.lease, entry.whole.begin, entry.whole.end, entry.done);
   }
-  nlohmann::json set_aside = nlohmann::json::array();
+  out.EndArray();
+  out.Key("set_aside");
+  out.BeginArray();
   for (const auto& [worker, ranges] : set_aside_) {
-    set_aside.push_back({worker, RangesToJson(ranges)});
+    out.BeginArray();
+    out.Add(worker);
+    AddRanges(out, ranges);
+    out.EndArray();
   }
-  return {{"in_turn", options_.in_turn}, {"next_turn", next_turn_},
-          {"set_aside", set_aside},      {"absent", absent_},
-          {"records", options_.records}, {"total", options_.total},
-          {"batch", options_.batch},     {"lease_records", options_.lease_records},
-          {"workers", options_.workers}, {"cursor", cursor_},
-          {"next_lease", next_lease_},   {"repeated", repeated_},
-          {"pool", RangesToJson(pool_)}, {"holdings", holdings},
-          {"returned", returned}};
+  out.EndArray();
+  out.Member("total", options_.total);
+  out.Member("workers", options_.workers);
+  out.EndObject();
 }
 
 Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {

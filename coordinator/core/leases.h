@@ -20,6 +20,8 @@
 
 namespace ps::coordinator {
 
+class JsonWriter;
+
 struct Range {
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
@@ -74,7 +76,7 @@ class LeaseBook {
   // Starts over from what remained at a checkpoint.
   void Reset(const std::vector<Range>& remaining);
 
-  nlohmann::json ToJson() const;
+  void Write(JsonWriter& out) const;
   static Result<LeaseBook> FromJson(const nlohmann::json& json);
 
  private:

@@ -87,6 +87,9 @@ class CoreTest : public ::testing::Test {
     for (NodeWrite& write : output.writes) {
       EXPECT_EQ(write.create, !nodes_.contains(write.path)) << write.path;
       nodes_[write.path] = write.data;
+      if (write.path.ends_with("/state") || write.path.ends_with("/events")) {
+        EXPECT_EQ(nlohmann::json::parse(write.data).dump(), write.data) << write.path;
+      }
     }
     for (Output::Send& send : output.sends) {
       auto message = control::Decode(send.bytes);

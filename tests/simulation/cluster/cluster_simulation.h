@@ -80,7 +80,7 @@ struct ClusterOptions {
 struct ClusterReport {
   std::string violation;  // empty: all held
   std::vector<Fault> faults;
-  std::uint64_t trace_hash = 0;
+  std::uint64_t trace_hash = 0;  // of the history; of several reports their sum
   std::uint64_t events = 0;
   std::int64_t virtual_ms = 0;
   std::uint64_t messages = 0;

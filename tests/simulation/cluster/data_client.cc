@@ -339,6 +339,13 @@ void SimulatedDataClient::StartPull(Clock needed, bool snapshot) {
 
 void SimulatedDataClient::SendPulls() {
   if (!pull_ || stream_.map().shards.empty()) return;
+  bool due = false;
+  for (std::uint32_t i = 0; i < values_.size() && !due; ++i) {
+    if (pull_->have[i]) continue;
+    const auto next = pull_->next_send_ms.find(stream_.map().shards[i].lane);
+    due = next == pull_->next_send_ms.end() || schedule_.now_ms() >= next->second;
+  }
+  if (!due) return;
   std::map<std::uint32_t, std::vector<wire::Segment>> missing;
   for (std::uint32_t i = 0; i < values_.size(); ++i) {
     const auto& place = stream_.map().shards[i];
@@ -374,9 +381,9 @@ void SimulatedDataClient::OnPullReply(const wire::Head& head, const Bytes& paylo
     }
     std::vector<std::vector<float>> blocks(history_.layout().block_count());
     const std::uint32_t block = history_.layout().shard_first_block(ShardId(number));
-    blocks[block] = values_[number];
+    blocks[block] = std::move(values_[number]);
     server::testing::ApplyPulled(history_.layout(), *bytes, blocks);
-    values_[number] = blocks[block];
+    values_[number] = std::move(blocks[block]);
     pulled_[number] = Base{segment.version(), segment.lineage()};
     pull_->have[number] = true;
     history_.CheckOwnWrites(ring_.identity().incarnation,

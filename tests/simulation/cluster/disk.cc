@@ -71,26 +71,27 @@ void Disk::RemoveTree(const std::string& directory) {
   }
 }
 
-Result<DiskContent> Disk::Read(const std::string& path) const {
+Result<const DiskContent*> Disk::Read(const std::string& path) const {
   const auto found = visible_.find(path);
   if (found == visible_.end()) return Error{ErrorCode::kNotFound, path};
-  return found->second->content;
+  return &found->second->content;
 }
 
-Result<DiskContent> Disk::ReadDurable(const std::string& path) const {
+Result<const DiskContent*> Disk::ReadDurable(const std::string& path) const {
   const auto found = durable_.find(path);
   if (found == durable_.end()) return Error{ErrorCode::kNotFound, path + " is not durable"};
   if (!found->second->synced)
     return Error{ErrorCode::kInvalid, path + ": its content is not durable"};
-  return found->second->content;
+  return &found->second->content;
 }
 
-Result<StoredShard> Disk::ReadStored(const std::string& round_directory,
-                                     const checkpoint::ManifestShard& entry, bool durable) const {
+Result<const StoredShard*> Disk::ReadStored(const std::string& round_directory,
+                                            const checkpoint::ManifestShard& entry,
+                                            bool durable) const {
   const std::string path = round_directory + "/" + entry.server + "/DATA";
-  const DiskContent part = PS_TRY(durable ? ReadDurable(path) : Read(path));
-  for (const StoredShard& stored : part.shards) {
-    if (stored.image->shard == entry.shard) return stored;
+  const DiskContent* const part = PS_TRY(durable ? ReadDurable(path) : Read(path));
+  for (const StoredShard& stored : part->shards) {
+    if (stored.image->shard == entry.shard) return &stored;
   }
   return Error{ErrorCode::kInvalid, path + " has no shard " + std::to_string(entry.shard.value())};
 }
@@ -98,7 +99,7 @@ Result<StoredShard> Disk::ReadStored(const std::string& round_directory,
 Result<std::shared_ptr<const checkpoint::ShardImage>> Disk::ReadShard(
     const std::string& round_directory, const checkpoint::ManifestShard& entry,
     bool durable) const {
-  const StoredShard newest = PS_TRY(ReadStored(round_directory, entry, durable));
+  const StoredShard& newest = *PS_TRY(ReadStored(round_directory, entry, durable));
   std::shared_ptr<const checkpoint::ShardImage> image = newest.image;
   const auto bad = [&](const std::string& what) {
     return Error{ErrorCode::kInvalid,
@@ -106,17 +107,17 @@ Result<std::shared_ptr<const checkpoint::ShardImage>> Disk::ReadShard(
   };
   if (newest.bases != entry.bases) return bad("builds on other rounds than its manifest says");
   if (!newest.bases.empty()) {
-    std::vector<StoredShard> chain = {newest};
+    std::vector<const StoredShard*> chain = {&newest};
     for (const Round base : newest.bases) {
       chain.push_back(PS_TRY(ReadStored(RoundBeside(round_directory, base), entry, durable)));
       const std::vector<Round> rest(
           newest.bases.begin() + static_cast<std::ptrdiff_t>(chain.size()) - 1, newest.bases.end());
-      if (chain.back().bases != rest) return bad("builds on a round that builds on others");
+      if (chain.back()->bases != rest) return bad("builds on a round that builds on others");
     }
     auto whole = std::make_shared<checkpoint::ShardImage>(*newest.image);
-    whole->values = chain.back().image->values;
+    whole->values = chain.back()->image->values;
     for (auto stored = chain.rbegin() + 1; stored != chain.rend(); ++stored) {
-      for (const auto& [element, value] : stored->changed) whole->values[element] = value;
+      for (const auto& [element, value] : (*stored)->changed) whole->values[element] = value;
     }
     image = std::move(whole);
   }

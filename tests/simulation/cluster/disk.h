@@ -73,10 +73,10 @@ class Disk {
   void Remove(const std::string& path);
   void RemoveTree(const std::string& directory);
 
-  // kNotFound if it is not there; kInvalid if its content was lost.
-  Result<DiskContent> Read(const std::string& path) const;
-  // What a crash of all machines would leave.
-  Result<DiskContent> ReadDurable(const std::string& path) const;
+  // Valid until the disk changes. kNotFound if it is not there.
+  Result<const DiskContent*> Read(const std::string& path) const;
+  // What a crash of all machines would leave. kInvalid if the name alone would be left.
+  Result<const DiskContent*> ReadDurable(const std::string& path) const;
   // The shard of a manifest's entry in a round directory, put together with what it builds on in
   // the parts of the same name beside it. With `durable` only of what a crash of all machines would
   // leave. kInvalid if it is not the one of the entry, or a base is not there.
@@ -98,8 +98,8 @@ class Disk {
   };
   using Names = std::map<std::string, std::shared_ptr<File>>;
 
-  Result<StoredShard> ReadStored(const std::string& round_directory,
-                                 const checkpoint::ManifestShard& entry, bool durable) const;
+  Result<const StoredShard*> ReadStored(const std::string& round_directory,
+                                        const checkpoint::ManifestShard& entry, bool durable) const;
   Status Room(MachineId machine, const std::string& path) const;
 
   Names visible_;

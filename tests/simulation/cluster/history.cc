@@ -28,16 +28,32 @@ void History::Began(Incarnation incarnation, Clock first_clock) {
 }
 
 void History::Pushed(Incarnation incarnation, Clock clock, Push push) {
-  if (!pushes_.emplace(std::pair(incarnation, clock), std::move(push)).second) {
-    Fail(Text(incarnation, clock) + " was pushed twice by its worker");
+  Run& run = runs_[incarnation];
+  std::vector<Push>& pushes = pushes_[incarnation];
+  if (clock.value() != run.first_clock.value() + pushes.size() + 1) {
+    return Fail(Text(incarnation, clock) + " is not the next one of its worker");
   }
-  runs_[incarnation].last_clock = clock;
+  pushes.push_back(std::move(push));
+  ++push_count_;
+  run.last_clock = clock;
+}
+
+template <typename Act>
+void History::ForPushes(Incarnation incarnation, Clock until, Act act) const {
+  const auto pushes = pushes_.find(incarnation);
+  if (pushes == pushes_.end()) return;
+  std::uint64_t clock = runs_.at(incarnation).first_clock.value();
+  for (const Push& push : pushes->second) {
+    if (++clock > until.value()) return;
+    act(Clock(clock), push);
+  }
 }
 
 Units History::TakenBack(Incarnation incarnation, Clock clock, ShardId shard) {
-  const auto found = pushes_.find({incarnation, clock});
-  if (found == pushes_.end()) return {};
-  return std::exchange(found->second.shards[shard.value()], Units());
+  const std::uint64_t before = runs_[incarnation].first_clock.value();
+  std::vector<Push>& pushes = pushes_[incarnation];
+  if (clock.value() <= before || clock.value() > before + pushes.size()) return {};
+  return std::exchange(pushes[clock.value() - before - 1].shards[shard.value()], Units());
 }
 
 void History::TooOld(ShardId shard, std::uint32_t lineage, Incarnation incarnation, Clock clock) {
@@ -97,26 +113,23 @@ void History::CheckImage(const checkpoint::ShardImage& image, const std::string&
                   std::to_string(run.last_clock.value()) + " were pushed");
     }
     const std::uint32_t cell = incarnation.value() % kCells;
-    for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
-         push != pushes_.end() && push->first.first == incarnation && push->first.second <= until;
-         ++push) {
-      const Units& units = push->second.shards[shard];
+    ForPushes(incarnation, until, [&, id = incarnation](Clock clock, const Push& push) {
+      const Units& units = push.shards[shard];
       // Of its last verdicts the shard knows itself; the others were told to the worker long ago.
-      const std::uint64_t age = until.value() - push->first.second.value();
+      const std::uint64_t age = until.value() - clock.value();
       const std::size_t known = mark != image.marks.end() ? mark->verdicts.size() : 0;
-      bool refused = told.contains(push->first);
+      bool refused = told.contains({id, clock});
       if (age < known) {
         const auto verdict = static_cast<wire::Code>(mark->verdicts[known - 1 - age]);
         if (refused && verdict == wire::Code::Applied && !units.empty()) {
-          return Fail(where + " has another verdict on " + Text(incarnation, push->first.second) +
-                      " than the worker was told");
+          Fail(where + " has another verdict on " + Text(id, clock) + " than the worker was told");
         }
         refused = verdict != wire::Code::Applied;
       }
-      if (units.empty() || refused || waiting.contains(push->first)) continue;
+      if (units.empty() || refused || waiting.contains({id, clock})) return;
       sum[cell] += units.count;
       sum[kCells + cell] += units.clocks;
-    }
+    });
   }
   for (std::uint32_t i = 0; i < sum.size(); ++i) {
     if (std::abs(image.values[i] - sum[i]) < 0.01) continue;
@@ -184,26 +197,31 @@ bool History::Load(const coordinator::CommittedCheckpoint& checkpoint, bool of_n
                    Loaded& loaded) {
   const std::string& directory = checkpoint.directory;
   const std::vector<std::string> stores = StoresOf(checkpoint);
-  std::string text;
+  const std::string* text = nullptr;
   for (const std::string& store : stores) {
     const std::string round = store + "/" + directory;
     for (const std::string& part : disk_.List(round)) {
       const auto copy = disk_.ReadDurable(round + "/" + part + "/" + checkpoint::kManifestFile);
-      if (copy.ok() && checkpoint::Hash(copy->text) == checkpoint.manifest_hash) text = copy->text;
+      if (!copy.ok() || checkpoint::Hash((*copy)->text) != checkpoint.manifest_hash) continue;
+      text = &(*copy)->text;
     }
   }
-  if (text.empty()) {
+  if (text == nullptr) {
     Fail(directory + " is committed and no durable copy has the manifest of that hash");
     return false;
   }
-  auto manifest = checkpoint::FromJson(text);
-  if (!manifest.ok()) {
-    Fail(directory + ": " + manifest.error().message);
-    return false;
+  const auto [known, fresh] = manifests_.try_emplace(checkpoint.manifest_hash);
+  if (fresh) {
+    auto manifest = checkpoint::FromJson(*text);
+    if (!manifest.ok()) {
+      Fail(directory + ": " + manifest.error().message);
+      return false;
+    }
+    known->second = std::move(manifest).value();
   }
-  loaded.manifest = std::move(manifest).value();
-  loaded.images.assign(loaded.manifest.shards.size(), nullptr);
-  for (const checkpoint::ManifestShard& entry : loaded.manifest.shards) {
+  loaded.manifest = &known->second;
+  loaded.images.assign(loaded.manifest->shards.size(), nullptr);
+  for (const checkpoint::ManifestShard& entry : loaded.manifest->shards) {
     // Each folder that is said to have the shard has it.
     std::vector<std::string> holders = stores;
     if (!stores_.shared()) {
@@ -237,20 +255,23 @@ std::vector<std::uint32_t> History::CountPositions(const checkpoint::ShardImage&
                                                    std::uint64_t total,
                                                    bool all_but_orphans) const {
   std::vector<std::uint32_t> count(total, 0);
-  for (const auto& [name, push] : pushes_) {
-    const auto run = runs_.find(name.first);
-    if (all_but_orphans && run->second.orphan) continue;
-    if (name.second > WatermarkOf(image, name.first, Clock(0))) continue;
-    for (std::uint64_t position = push.begin; position < push.end; ++position) ++count[position];
+  for (const auto& [incarnation, pushes] : pushes_) {
+    if (all_but_orphans && runs_.at(incarnation).orphan) continue;
+    ForPushes(incarnation, WatermarkOf(image, incarnation, Clock(0)),
+              [&count](Clock, const Push& push) {
+                for (std::uint64_t at = push.begin; at < push.end; ++at) ++count[at];
+              });
   }
   return count;
 }
 
 bool History::MayBeLost(std::uint64_t position) const {
-  return std::any_of(pushes_.begin(), pushes_.end(), [&](const auto& push) {
-    if (position < push.second.begin || position >= push.second.end) return false;
-    const Incarnation incarnation = push.first.first;
-    return runs_.at(incarnation).ring_lost || away_.contains(incarnation);
+  return std::any_of(pushes_.begin(), pushes_.end(), [&](const auto& of) {
+    const auto& [incarnation, pushes] = of;
+    if (!runs_.at(incarnation).ring_lost && !away_.contains(incarnation)) return false;
+    return std::any_of(pushes.begin(), pushes.end(), [position](const Push& push) {
+      return position >= push.begin && position < push.end;
+    });
   });
 }
 
@@ -258,7 +279,7 @@ void History::CheckCommitted(const coordinator::CommittedCheckpoint& checkpoint)
   const std::string& directory = checkpoint.directory;
   Loaded loaded;
   if (!Load(checkpoint, true, loaded)) return;
-  const checkpoint::Manifest& manifest = loaded.manifest;
+  const checkpoint::Manifest& manifest = *loaded.manifest;
   std::vector<bool> remaining(manifest.data.total_positions, false);
   for (const checkpoint::PositionRange& range : manifest.data.remaining) {
     for (std::uint64_t at = range.begin; at < range.end; ++at) remaining[at] = true;
@@ -311,11 +332,9 @@ void History::CheckOwnWrites(Incarnation incarnation, Clock acked, ShardId shard
   if (bulk_) return;
   double count = kInitialValue;
   const auto& refused = too_old_[{shard, lineage}];
-  for (auto push = pushes_.lower_bound({incarnation, Clock(0)});
-       push != pushes_.end() && push->first.first == incarnation && push->first.second <= acked;
-       ++push) {
-    if (!refused.contains(push->first)) count += push->second.shards[shard.value()].count;
-  }
+  ForPushes(incarnation, acked, [&](Clock clock, const Push& push) {
+    if (!refused.contains({incarnation, clock})) count += push.shards[shard.value()].count;
+  });
   if (values[incarnation.value() % kCells] > count - 0.01) return;
   Fail("shard " + std::to_string(shard.value()) + " answers a pull of " + Text(incarnation, acked) +
        " without all of its pushes");
@@ -349,10 +368,10 @@ void History::CheckReleased(Incarnation incarnation, Clock clock) {
 }
 
 void History::CheckEnd(const std::string& directory, std::uint64_t total, std::uint64_t repeated) {
-  if (newest_.images.empty() || !newest_.manifest.final_round) {
+  if (newest_.images.empty() || !newest_.manifest->final_round) {
     return Fail("the job has succeeded without a final checkpoint");
   }
-  if (!newest_.manifest.data.remaining.empty()) {
+  if (!newest_.manifest->data.remaining.empty()) {
     return Fail("the job has succeeded with records left to train");
   }
   std::uint64_t most_repeated = 0;

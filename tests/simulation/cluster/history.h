@@ -127,7 +127,7 @@ class History {
   std::uint64_t records_repeated() const { return records_repeated_; }
   std::uint64_t records_lost() const { return records_lost_; }
   std::uint64_t checks() const { return checks_; }
-  std::uint64_t pushes() const { return pushes_.size(); }
+  std::uint64_t pushes() const { return push_count_; }
   std::uint64_t too_old() const { return too_old_count_; }
   std::uint64_t restores() const { return restores_; }
   std::uint64_t promotions() const { return promotions_; }
@@ -139,7 +139,7 @@ class History {
 
  private:
   struct Loaded {
-    checkpoint::Manifest manifest;
+    const checkpoint::Manifest* manifest = nullptr;
     std::vector<std::shared_ptr<const checkpoint::ShardImage>> images;  // by shard
   };
   // The durable copy; fails the history if there is none.
@@ -155,6 +155,10 @@ class History {
   static Clock WatermarkOf(const checkpoint::ShardImage& image, Incarnation incarnation,
                            Clock otherwise);
 
+  // Calls act(clock, push) for those of the incarnation up to `until`.
+  template <typename Act>
+  void ForPushes(Incarnation incarnation, Clock until, Act act) const;
+
   Schedule& schedule_;
   const Disk& disk_;
   const Stores& stores_;
@@ -166,7 +170,9 @@ class History {
   std::set<Incarnation> away_;
   std::string violation_;
   std::map<Incarnation, Run> runs_;
-  std::map<std::pair<Incarnation, Clock>, Push> pushes_;
+  // By incarnation, from the clock after its first one.
+  std::map<Incarnation, std::vector<Push>> pushes_;
+  std::uint64_t push_count_ = 0;
   using Life = std::pair<ShardId, std::uint32_t>;  // a shard in one lineage
   std::map<Life, std::set<std::pair<Incarnation, Clock>>> too_old_;
   // The newest first of a shard's chain, and what it had when it became it.
@@ -177,7 +183,8 @@ class History {
   std::map<Life, First> firsts_;
   std::map<Life, std::map<Incarnation, Clock>> acknowledged_;
   std::map<std::tuple<ShardId, std::uint32_t, Epoch, std::uint64_t>, std::string> digests_;
-  Loaded newest_;  // committed
+  std::map<std::string, checkpoint::Manifest> manifests_;  // by the hash of their text
+  Loaded newest_;                                          // committed
   std::uint64_t records_repeated_ = 0;
   std::uint64_t records_lost_ = 0;
   std::uint64_t checks_ = 0;

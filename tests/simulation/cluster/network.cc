@@ -1,6 +1,9 @@
 #include "tests/simulation/cluster/network.h"
 
 #include <algorithm>
+#include <charconv>
+
+#include "common/check.h"
 
 namespace ps::simulation {
 namespace {
@@ -28,58 +31,59 @@ std::int64_t Network::DelayBetween(MachineId a, MachineId b) {
 }
 
 void Network::Bind(const std::string& address, MachineId machine, ServerFn receive, LostFn lost) {
-  bound_[address] = Bound{machine, std::move(receive), std::move(lost), next_binding_++};
-  homes_[address] = machine;
-  silent_.erase(address);
+  addresses_[address] = Address{
+      machine,        true, false, next_binding_++, std::make_shared<ServerFn>(std::move(receive)),
+      std::move(lost)};
 }
 
-void Network::Unbind(const std::string& address, bool silently) {
-  if (bound_.erase(address) == 0) return;
-  if (silently) silent_.insert(address);
-  for (auto& [id, link] : links_) {
-    if (link.address != address || !link.up) continue;
+void Network::Unbind(const std::string& name, bool silently) {
+  const auto found = addresses_.find(name);
+  if (found == addresses_.end() || found->second.receive == nullptr) return;
+  Address& address = found->second;
+  address.receive = nullptr;
+  address.lost = nullptr;
+  address.silent = silently;
+  for (LinkId id = 1; id <= links_.size(); ++id) {
+    Link& link = *Find(id);
+    if (link.address != &address || !link.up) continue;
     // What was on its way reaches nobody.
     link.to_server.queue.clear();
     link.to_client.queue.clear();
     const std::int64_t delay = 1 + schedule_.Below(silently ? kHeartbeatMs : kNoticeMs);
-    schedule_.After(delay, [this, id = id, generation = link.generation] {
-      const auto found = links_.find(id);
-      if (found != links_.end() && found->second.generation == generation) Break(id);
+    schedule_.After(delay, [this, id, generation = link.generation] {
+      if (Find(id)->generation == generation) Break(id);
     });
   }
 }
 
 Network::LinkId Network::Connect(MachineId from, const std::string& address, Plane plane,
                                  ClientFn receive, ConnectionFn connection) {
-  const LinkId id = next_link_++;
-  Link& link = links_[id];
+  Link& link = links_.emplace_back();
+  const LinkId id = links_.size();
   link.from = from;
-  link.address = address;
+  link.address = &addresses_[address];
   link.plane = plane;
-  link.receive = std::move(receive);
+  link.receive = std::make_shared<ClientFn>(std::move(receive));
   link.connection = std::move(connection);
   schedule_.After(1 + schedule_.Below(kRetryMs), [this, id] { Try(id, 0); });
   return id;
 }
 
 void Network::Close(LinkId id) {
-  const auto found = links_.find(id);
-  if (found == links_.end()) return;
-  Link& link = found->second;
-  if (link.up && !link.closed) TellLost(link, id);
-  link.closed = true;
-  link.up = false;
-  link.receive = nullptr;
-  link.connection = nullptr;
-  link.to_client.queue.clear();
+  Link* const link = Find(id);
+  if (link == nullptr) return;
+  if (link->up && !link->closed) TellLost(*link, id);
+  link->closed = true;
+  link->up = false;
+  link->receive = nullptr;
+  link->connection = nullptr;
+  link->to_client.queue.clear();
 }
 
 void Network::Try(LinkId id, std::uint32_t generation) {
-  Link& link = links_[id];
+  Link& link = *Find(id);
   if (link.closed || link.up || link.generation != generation) return;
-  const auto server = bound_.find(link.address);
-  if (server == bound_.end() || Blocked(link.from, server->second.machine) ||
-      Blocked(server->second.machine, link.from)) {
+  if (link.address->receive == nullptr || Blocked(link)) {
     schedule_.After(kRetryMs + schedule_.Below(2 * kRetryMs),
                     [this, id, generation] { Try(id, generation); });
     return;
@@ -87,12 +91,11 @@ void Network::Try(LinkId id, std::uint32_t generation) {
   link.up = true;
   link.to_server.last_ms = link.to_client.last_ms = schedule_.now_ms();
   schedule_.Trace("up", id, generation);
-  identities_[IdentityOf(id, generation)] = {id, generation};
   if (link.connection) link.connection(true);
 }
 
 void Network::Break(LinkId id) {
-  Link& link = links_[id];
+  Link& link = *Find(id);
   if (link.closed || !link.up) return;
   ++counters_.broken;
   schedule_.Trace("broken", id, link.generation);
@@ -109,7 +112,7 @@ void Network::Break(LinkId id) {
     const std::int64_t due =
         lingers ? waiting.due_ms + schedule_.Below(until + 1 - waiting.due_ms) : waiting.due_ms;
     schedule_.At(due, [this, id, identity = waiting.identity, packet = waiting.packet] {
-      DeliverToServer(links_[id], identity, packet);
+      DeliverToServer(*Find(id), identity, packet);
     });
   }
   queue.clear();
@@ -120,40 +123,38 @@ void Network::Break(LinkId id) {
 }
 
 void Network::TellLost(const Link& link, LinkId id) {
-  const auto server = bound_.find(link.address);
-  if (server == bound_.end() || !server->second.lost) return;
+  if (!link.address->lost) return;
   schedule_.After(1 + schedule_.Below(kNoticeMs),
-                  [this, address = link.address, number = server->second.number,
+                  [this, address = link.address, number = link.address->number,
                    identity = IdentityOf(id, link.generation)] {
-                    const auto same = bound_.find(address);
-                    if (same == bound_.end() || same->second.number != number) return;
-                    const LostFn lost = same->second.lost;
+                    if (address->number != number || !address->lost) return;
+                    const LostFn lost = address->lost;
                     lost(identity);
                   });
 }
 
 bool Network::Refuses(MachineId from, const std::string& address) const {
-  const auto home = homes_.find(address);
-  return home != homes_.end() && !bound_.contains(address) && !silent_.contains(address) &&
-         !Blocked(from, home->second) && !Blocked(home->second, from);
+  const auto found = addresses_.find(address);
+  if (found == addresses_.end()) return false;
+  const Address& at = found->second;
+  return at.known && at.receive == nullptr && !at.silent && !Blocked(from, at.home) &&
+         !Blocked(at.home, from);
 }
 
 void Network::BreakIfBlocked(LinkId id, std::uint32_t generation) {
-  const auto found = links_.find(id);
-  if (found == links_.end() || found->second.generation != generation) return;
-  const MachineId home = homes_[found->second.address];
-  if (Blocked(found->second.from, home) || Blocked(home, found->second.from)) Break(id);
+  const Link& link = *Find(id);
+  if (link.generation == generation && Blocked(link)) Break(id);
 }
 
 void Network::Cut(MachineId from, MachineId to) {
   ++cuts_[{from, to}];
-  for (auto& [id, link] : links_) {
+  for (LinkId id = 1; id <= links_.size(); ++id) {
+    const Link& link = *Find(id);
     if (link.closed || !link.up) continue;
-    const MachineId home = homes_[link.address];
+    const MachineId home = link.address->home;
     if ((link.from != from || home != to) && (link.from != to || home != from)) continue;
-    schedule_.After(
-        kHeartbeatMs / 2 + schedule_.Below(kHeartbeatMs),
-        [this, id = id, generation = link.generation] { BreakIfBlocked(id, generation); });
+    schedule_.After(kHeartbeatMs / 2 + schedule_.Below(kHeartbeatMs),
+                    [this, id, generation = link.generation] { BreakIfBlocked(id, generation); });
   }
 }
 
@@ -163,9 +164,9 @@ void Network::Heal(MachineId from, MachineId to) {
 }
 
 bool Network::Send(LinkId id, Packet packet) {
-  const auto found = links_.find(id);
-  if (found == links_.end() || found->second.closed || !found->second.up) return false;
-  Link& link = found->second;
+  Link* const found = Find(id);
+  if (found == nullptr || found->closed || !found->up) return false;
+  Link& link = *found;
   ++counters_.messages;
   if (schedule_.Happens(faults_.broken)) {
     Break(id);
@@ -175,7 +176,7 @@ bool Network::Send(LinkId id, Packet packet) {
     ++counters_.lost;
     return true;
   }
-  const MachineId home = homes_[link.address];
+  const MachineId home = link.address->home;
   const std::int64_t due =
       std::max(schedule_.now_ms() + 1 + DelayBetween(link.from, home), link.to_server.last_ms);
   link.to_server.last_ms = due;
@@ -183,7 +184,7 @@ bool Network::Send(LinkId id, Packet packet) {
   if (link.plane == Plane::kData && schedule_.Happens(faults_.repeated)) {
     ++counters_.repeated;
     schedule_.At(due + schedule_.Below(kRepeatMs),
-                 [this, id, identity, packet] { DeliverToServer(links_[id], identity, packet); });
+                 [this, id, identity, packet] { DeliverToServer(*Find(id), identity, packet); });
   }
   link.to_server.queue.push_back({due, identity, std::move(packet)});
   schedule_.At(due, [this, id] { PumpToServer(id); });
@@ -191,16 +192,16 @@ bool Network::Send(LinkId id, Packet packet) {
 }
 
 void Network::PumpToServer(LinkId id) {
-  Link& link = links_[id];
+  Link& link = *Find(id);
   Direction& direction = link.to_server;
   while (!direction.queue.empty() && direction.queue.front().due_ms <= schedule_.now_ms()) {
-    const MachineId home = homes_[link.address];
+    const MachineId home = link.address->home;
     const std::int64_t awake = schedule_.AwakeAt(home);
     if (Blocked(link.from, home) || awake > schedule_.now_ms()) {
       if (direction.pumping) return;
       direction.pumping = true;
       schedule_.At(std::max(awake, schedule_.now_ms() + kRetryMs), [this, id] {
-        links_[id].to_server.pumping = false;
+        Find(id)->to_server.pumping = false;
         PumpToServer(id);
       });
       return;
@@ -212,19 +213,21 @@ void Network::PumpToServer(LinkId id) {
 }
 
 void Network::DeliverToServer(const Link& link, const std::string& identity, const Packet& packet) {
-  const auto server = bound_.find(link.address);
-  if (server == bound_.end()) return;
-  schedule_.Trace("to server", packet.head);
   // The receiver may end its process.
-  const ServerFn receive = server->second.receive;
-  receive(identity, packet);
+  const std::shared_ptr<const ServerFn> receive = link.address->receive;
+  if (receive == nullptr) return;
+  schedule_.Trace("to server", packet.head);
+  (*receive)(identity, packet);
 }
 
 void Network::Reply(const std::string& identity, Packet packet) {
-  const auto found = identities_.find(identity);
-  if (found == identities_.end()) return;
-  const auto [id, generation] = found->second;
-  Link& link = links_[id];
+  const char* const end = identity.data() + identity.size();
+  LinkId id = 0;
+  std::uint32_t generation = 0;
+  const auto slash = std::from_chars(identity.data(), end, id).ptr;
+  PS_CHECK(slash != end && Find(id) != nullptr, identity);
+  std::from_chars(slash + 1, end, generation);
+  Link& link = *Find(id);
   if (link.closed || !link.up || link.generation != generation) return;
   ++counters_.messages;
   if (schedule_.Happens(faults_.broken)) return Break(id);
@@ -232,26 +235,26 @@ void Network::Reply(const std::string& identity, Packet packet) {
     ++counters_.lost;
     return;
   }
-  const MachineId home = homes_[link.address];
+  const MachineId home = link.address->home;
   const std::int64_t due =
       std::max(schedule_.now_ms() + 1 + DelayBetween(home, link.from), link.to_client.last_ms);
   link.to_client.last_ms = due;
   link.to_client.queue.push_back({due, identity, std::move(packet)});
-  schedule_.At(due, [this, id = id] { PumpToClient(id); });
+  schedule_.At(due, [this, id] { PumpToClient(id); });
 }
 
 void Network::PumpToClient(LinkId id) {
-  Link& link = links_[id];
+  Link& link = *Find(id);
   Direction& direction = link.to_client;
   while (!link.closed && !direction.queue.empty() &&
          direction.queue.front().due_ms <= schedule_.now_ms()) {
-    const MachineId home = homes_[link.address];
+    const MachineId home = link.address->home;
     const std::int64_t awake = schedule_.AwakeAt(link.from);
     if (Blocked(home, link.from) || awake > schedule_.now_ms()) {
       if (direction.pumping) return;
       direction.pumping = true;
       schedule_.At(std::max(awake, schedule_.now_ms() + kRetryMs), [this, id] {
-        links_[id].to_client.pumping = false;
+        Find(id)->to_client.pumping = false;
         PumpToClient(id);
       });
       return;
@@ -259,8 +262,8 @@ void Network::PumpToClient(LinkId id) {
     const Waiting waiting = std::move(direction.queue.front());
     direction.queue.pop_front();
     schedule_.Trace("to client", waiting.packet.head);
-    const ClientFn receive = link.receive;
-    if (receive) receive(waiting.packet);
+    const std::shared_ptr<const ClientFn> receive = link.receive;
+    if (receive != nullptr && *receive) (*receive)(waiting.packet);
   }
 }
 

@@ -13,8 +13,8 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -79,6 +79,15 @@ class Network {
   const Counters& counters() const { return counters_; }
 
  private:
+  // Ever bound or connected to.
+  struct Address {
+    MachineId home = 0;
+    bool known = false;                       // bound once
+    bool silent = false;                      // unbound silently, and not bound since
+    std::uint64_t number = 0;                 // of the newest binding
+    std::shared_ptr<const ServerFn> receive;  // null unless it is bound
+    LostFn lost;
+  };
   struct Waiting {
     std::int64_t due_ms = 0;
     std::string identity;  // towards the server: of the connection it was sent over
@@ -91,9 +100,9 @@ class Network {
   };
   struct Link {
     MachineId from = 0;
-    std::string address;
+    Address* address = nullptr;
     Plane plane = Plane::kControl;
-    ClientFn receive;
+    std::shared_ptr<const ClientFn> receive;
     ConnectionFn connection;
     std::uint32_t generation = 0;
     bool up = false;
@@ -101,14 +110,13 @@ class Network {
     Direction to_server;
     Direction to_client;
   };
-  struct Bound {
-    MachineId machine = 0;
-    ServerFn receive;
-    LostFn lost;
-    std::uint64_t number = 0;  // of this binding
-  };
 
   static std::string IdentityOf(LinkId id, std::uint32_t generation);
+  // Null if there is none of that id.
+  Link* Find(LinkId id) { return id == 0 || id > links_.size() ? nullptr : &links_[id - 1]; }
+  bool Blocked(const Link& link) const {
+    return Blocked(link.from, link.address->home) || Blocked(link.address->home, link.from);
+  }
   std::int64_t DelayBetween(MachineId a, MachineId b);
   void Try(LinkId id, std::uint32_t generation);
   void Break(LinkId id);
@@ -120,14 +128,10 @@ class Network {
 
   Schedule& schedule_;
   LinkFaults faults_;
-  std::map<std::string, Bound> bound_;
-  std::map<std::string, MachineId> homes_;  // of every address ever bound
-  std::set<std::string> silent_;            // unbound silently, and not bound since
-  std::map<LinkId, Link> links_;
-  std::map<std::string, std::pair<LinkId, std::uint32_t>> identities_;
+  std::map<std::string, Address> addresses_;
+  std::deque<Link> links_;  // by id, from 1; none ever goes
   std::map<std::pair<MachineId, MachineId>, int> cuts_;
   std::map<MachineId, std::int64_t> slow_;
-  LinkId next_link_ = 1;
   std::uint64_t next_binding_ = 1;
   Counters counters_;
 };

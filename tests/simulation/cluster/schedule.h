@@ -55,11 +55,7 @@ class Schedule {
   // Again and again while the process lives.
   void Every(std::int64_t period_ms, MachineId machine, const Life& life,
              std::function<void()> act) {
-    After(period_ms, machine, life,
-          [this, period_ms, machine, weak = std::weak_ptr<void>(life), act = std::move(act)] {
-            act();
-            if (const Life still = weak.lock()) Every(period_ms, machine, still, act);
-          });
+    Repeat(period_ms, machine, life, std::make_shared<std::function<void()>>(std::move(act)));
   }
   bool RunNext() {
     ++events_run_;
@@ -82,6 +78,15 @@ class Schedule {
   std::uint64_t trace_hash() const { return trace_; }
 
  private:
+  // The events of a period share what they do.
+  void Repeat(std::int64_t period_ms, MachineId machine, const Life& life,
+              std::shared_ptr<const std::function<void()>> act) {
+    After(period_ms, machine, life,
+          [this, period_ms, machine, weak = std::weak_ptr<void>(life), act = std::move(act)] {
+            (*act)();
+            if (const Life still = weak.lock()) Repeat(period_ms, machine, still, act);
+          });
+  }
   void OnMachine(MachineId machine, const std::weak_ptr<void>& life,
                  const std::function<void()>& act) {
     if (life.expired()) return;

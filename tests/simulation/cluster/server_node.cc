@@ -581,7 +581,7 @@ void ServerNode::OnCopyPart(const control::CopyPartT& copy) {
       const std::string from = Reach(work->source->endpoint);
       if (from.empty()) return Error{ErrorCode::kUnreachable, "the source does not answer"};
       return world_.disk.Write(machine_, own + "/DATA.partial",
-                               PS_TRY(world_.disk.Read(from + "/" + part + "/DATA")));
+                               *PS_TRY(world_.disk.Read(from + "/" + part + "/DATA")));
     });
     steps.push_back([this, own, is_there]() -> Status {
       if (is_there() || world_.Lacks(Mutant::kNoSync)) return Ok();
@@ -737,7 +737,7 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
       const std::string round = store + "/" + name;
       for (const std::string& part : world_.disk.List(round)) {
         const auto copy = world_.disk.Read(round + "/" + part + "/" + checkpoint::kManifestFile);
-        if (copy.ok() && text.empty()) text = copy->text;
+        if (copy.ok() && text.empty()) text = (*copy)->text;
       }
     }
     std::shared_ptr<const checkpoint::ShardImage> image;

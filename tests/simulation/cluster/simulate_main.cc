@@ -175,6 +175,7 @@ int main(int argc, char** argv) {
       {"failed_seeds", failed},
       {"lost", sum.records_lost},
       {"doubled", sum.records_repeated},
+      {"trace_hash", sum.trace_hash},
       {"events", sum.events},
       {"events_per_cpu_second",
        static_cast<double>(sum.events) / std::max(campaign.cpu_seconds(), 1e-9)},
