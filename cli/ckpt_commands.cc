@@ -4,6 +4,7 @@
 #include "checkpoint/diff.h"
 #include "checkpoint/export.h"
 #include "checkpoint/verify.h"
+#include "cli/backup_list.h"
 #include "cli/checkpoint_files.h"
 #include "cli/commands.h"
 
@@ -558,7 +559,8 @@ Result<ExitCode> Fetch(Globals& globals, const FetchOptions& options) {
   const std::string job = options.name.substr(0, at);
   const Json found =
       PS_TRY(FindRound(api, job, at == std::string::npos ? "" : options.name.substr(at + 1)));
-  const auto report = PS_TRY(FetchRound(globals.environment, api, found, options.root, limits));
+  const auto report =
+      PS_TRY(FetchRound(globals.environment, api, OrderOf(found, options.root), limits));
   const std::string directory = (fs::path(options.root) / TextOf(found, "directory")).string();
   const Json json{{"directory", directory},
                   {"job", report.manifest.job_name},
@@ -623,13 +625,25 @@ std::pair<CLI::App*, std::shared_ptr<CheckpointOptions>> AddLocated(
 
 void AddCkptCommands(CLI::App& app, Globals& globals) {
   CLI::App* group = AddGroup(app, "ckpt", "Checkpoints of jobs");
-  CLI::App* list =
-      AddCommand(*group, "list", "List the checkpoints of a job",
-                 "  ds-cli ckpt list fashion-mlp\n  ds-cli ckpt list 7 -o wide\n", globals);
+  CLI::App* list = AddCommand(*group, "list", "List the checkpoints of a job, or backups",
+                              "  ds-cli ckpt list fashion-mlp\n  ds-cli ckpt list 7 -o wide\n"
+                              "  ds-cli ckpt list --backup /srv/backup\n",
+                              globals);
   const auto job = std::make_shared<std::string>();
-  list->add_option("job", *job, "Number or name (then the newest)")->required();
-  list->callback(
-      [&globals, job] { globals.action = [&globals, job] { return List(globals, *job); }; });
+  const auto backups = std::make_shared<std::string>();
+  list->add_option("job", *job, "Number or name (then the newest)");
+  list->add_option(
+          "--backup", *backups,
+          "List what this folder of `ckpt backup` holds, without a coordinator; of the job "
+          "alone if one is named")
+      ->type_name("FOLDER");
+  list->callback([&globals, job, backups] {
+    globals.action = [&globals, job, backups]() -> Result<ExitCode> {
+      if (!backups->empty()) return ListBackups(globals, *backups, *job);
+      if (!job->empty()) return List(globals, *job);
+      return Error{ErrorCode::kUsage, "name a job, or give --backup FOLDER"};
+    };
+  });
   AddLocated(*group, globals, "describe", "Show what a checkpoint holds",
              "  ds-cli ckpt describe fashion-mlp@3\n  ds-cli ckpt describe --dir DIR -o json\n",
              Describe);
@@ -647,6 +661,7 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
       ->required()
       ->type_name("FOLDER");
   AddFetchCommand(*group, globals);
+  AddBackupCommands(*group, globals);
   AddDiffCommand(*group, globals);
   AddRetentionCommands(*group, globals);
 }
