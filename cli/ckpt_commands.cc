@@ -289,6 +289,7 @@ Result<ExitCode> SetPin(Globals& globals, const RoundOptions& options, bool pinn
 struct PruneOptions {
   std::string job;
   std::uint64_t keep = 0;  // 0: as the job says
+  bool all = false;
   bool dry_run = false;
 };
 
@@ -297,6 +298,7 @@ Result<ExitCode> Prune(Globals& globals, const PruneOptions& options) {
   Api api = PS_TRY(globals.OpenApi());
   Json body{{"dry_run", options.dry_run}};
   if (options.keep > 0) body["keep"] = options.keep;
+  if (options.all) body["all"] = true;
   const Json answer =
       PS_TRY(api.Post("/v1/jobs/" + UrlEncode(options.job) + "/checkpoints/prune", body));
   const Json json{{"removed", MemberOf(answer, "removed")},
@@ -497,13 +499,19 @@ void AddRetentionCommands(CLI::App& group, Globals& globals) {
   CLI::App* prune = AddCommand(
       group, "prune",
       "Delete the checkpoints of a job but the newest, every keep_every-th and the pinned",
-      "  ds-cli ckpt prune fashion-mlp --keep 1 --dry-run\n  ds-cli ckpt prune 7\n", globals);
+      "  ds-cli ckpt prune fashion-mlp --keep 1 --dry-run\n  ds-cli ckpt prune 7 --all\n", globals);
   const auto prune_options = std::make_shared<PruneOptions>();
   prune->add_option("job", prune_options->job, "Number or name (then the newest)")->required();
+  auto* keep =
+      prune
+          ->add_option("--keep", prune_options->keep,
+                       "How many of the newest stay; else as the job's checkpoint.keep says")
+          ->check(CLI::Range(1, 1000));
   prune
-      ->add_option("--keep", prune_options->keep,
-                   "How many of the newest stay; else as the job's checkpoint.keep says")
-      ->check(CLI::Range(1, 1000));
+      ->add_flag("--all", prune_options->all,
+                 "None stay but the pinned and those that other jobs start from; of a job that is "
+                 "over, or was imported")
+      ->excludes(keep);
   prune->add_flag("--dry-run", prune_options->dry_run, "Only show what would go");
   prune->callback([&globals, options = prune_options] {
     globals.action = [&globals, options] { return Prune(globals, *options); };
@@ -662,6 +670,7 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
       ->type_name("FOLDER");
   AddFetchCommand(*group, globals);
   AddBackupCommands(*group, globals);
+  AddImportCommand(*group, globals);
   AddDiffCommand(*group, globals);
   AddRetentionCommands(*group, globals);
 }

@@ -7,7 +7,7 @@
 namespace ps::coordinator {
 namespace {
 
-constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
+constexpr std::array<std::pair<Phase, const char*>, 11> kPhases = {{
     {Phase::kQueued, "queued"},
     {Phase::kPlacing, "placing"},
     {Phase::kRunning, "running"},
@@ -17,6 +17,8 @@ constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
     {Phase::kSucceeded, "succeeded"},
     {Phase::kFailed, "failed"},
     {Phase::kCancelled, "cancelled"},
+    {Phase::kImporting, "importing"},
+    {Phase::kImported, "imported"},
 }};
 
 nlohmann::json RangesToJson(const std::vector<Range>& ranges) {
@@ -146,6 +148,7 @@ nlohmann::json StateToJson(const JobState& state) {
       {"start_directory", state.start_directory},
   };
   if (!state.start_places.empty()) json["start_places"] = PlacesToJson(state.start_places);
+  if (state.imported) json["imported"] = true;
   if (state.result) {
     json["result"] = {{"metric", state.result->metric},
                       {"loss", state.result->loss},
@@ -229,6 +232,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
     state.start_round = json.at("start_round").get<std::uint64_t>();
     state.start_directory = json.at("start_directory").get<std::string>();
     state.start_places = PS_TRY(PlacesFromJson(json, "start_places"));
+    state.imported = json.value("imported", false);
     if (json.contains("result")) {
       const auto& result = json.at("result");
       state.result = JobResult{result.at("metric").get<double>(), result.at("loss").get<double>(),

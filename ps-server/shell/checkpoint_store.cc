@@ -259,17 +259,19 @@ int CheckpointStore::DeleteOldRounds(JobId job, Round committed,
   return deleted;
 }
 
-Status CopyPart(const checkpoint::Storage& source, const fs::path& root,
-                const std::string& round_name, const std::string& part,
+Status CopyPart(const checkpoint::Storage& source, const std::string& source_name,
+                const fs::path& root, const std::string& round_name, const std::string& part,
                 const std::vector<Round>& bases,
                 const std::function<bool(std::uint64_t)>& progress) {
-  std::vector<std::string> rounds;
-  for (const Round base : bases) rounds.push_back(RoundName(round_name, base));
-  rounds.push_back(round_name);
-  for (const std::string& name : rounds) {
-    const fs::path round = PS_TRY(ResolveRound(root, name));
+  std::vector<std::pair<std::string, std::string>> rounds;  // there and here
+  for (const Round base : bases) {
+    rounds.emplace_back(RoundName(source_name, base), RoundName(round_name, base));
+  }
+  rounds.emplace_back(source_name, round_name);
+  for (const auto& [there, here] : rounds) {
+    const fs::path round = PS_TRY(ResolveRound(root, here));
     const fs::path directory = PS_TRY(ResolveRound(round, part));
-    PS_TRY(checkpoint::CopyPart(source, fs::path(name) / part, directory, progress));
+    PS_TRY(checkpoint::CopyPart(source, fs::path(there) / part, directory, progress));
   }
   return Ok();
 }

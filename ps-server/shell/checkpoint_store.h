@@ -83,10 +83,11 @@ class CheckpointStore {
 };
 
 // Fetches what another server wrote, and what that builds on, into this one's directory. As
-// checkpoint::CopyPart(). `bases` are earlier rounds.
-Status CopyPart(const checkpoint::Storage& source, const std::filesystem::path& root,
-                const std::string& round_name, const std::string& part,
-                const std::vector<Round>& bases,
+// checkpoint::CopyPart(). `source_name` is what the source calls the round. `bases` are earlier
+// rounds.
+Status CopyPart(const checkpoint::Storage& source, const std::string& source_name,
+                const std::filesystem::path& root, const std::string& round_name,
+                const std::string& part, const std::vector<Round>& bases,
                 const std::function<bool(std::uint64_t)>& progress);
 
 // A server that may have parts of a checkpoint.

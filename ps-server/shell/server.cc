@@ -565,7 +565,11 @@ void Server::OnCopyPart(const control::CopyPartT& copy) {
   }
   Copies& copies = copies_[JobId(copy.job)];
   if (copies.round != Round(copy.round)) {
-    copies = {Round(copy.round), copy.directory, {}, std::make_shared<std::atomic<bool>>(false)};
+    copies = {Round(copy.round),
+              copy.directory,
+              {},
+              std::make_shared<std::atomic<bool>>(false),
+              !copy.source_directory.empty()};
   }
   copies.parts.insert(copy.part);
   TaskThread* const thread = copy_thread_.get();
@@ -575,8 +579,10 @@ void Server::OnCopyPart(const control::CopyPartT& copy) {
     std::vector<Round> bases;
     for (const auto& base : work->bases) bases.emplace_back(base->round);
     std::uint64_t bytes = 0;
+    const std::string& there =
+        work->source_directory.empty() ? work->directory : work->source_directory;
     const Status copied =
-        CopyPart(source, config_.checkpoint_dir, work->directory, work->part, bases,
+        CopyPart(source, there, config_.checkpoint_dir, work->directory, work->part, bases,
                  [&](std::uint64_t piece) {
                    bytes += piece;
                    return !*stopped && thread->Pause(std::chrono::milliseconds(0));
@@ -599,7 +605,12 @@ void Server::DiscardCopies(JobId job, Round round) {
   if (at == copies_.end() || at->second.round != round) return;
   *at->second.stopped = true;
   // After what is being copied.
-  const Status posted = copy_thread_->Post([this, copies = std::move(at->second)] {
+  const Status posted = copy_thread_->Post([this, job, copies = std::move(at->second)] {
+    if (copies.import) {
+      const CheckpointStore store(config_.checkpoint_dir, config_.procid);
+      store.DeleteOldRounds(job, Round(copies.round.value() + 1), {});
+      return;
+    }
     for (const std::string& part : copies.parts) {
       const auto discard = [&]() -> Status {
         const auto path = PS_TRY(ResolveRound(config_.checkpoint_dir, copies.directory));

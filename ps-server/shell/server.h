@@ -141,6 +141,7 @@ class Server {
     std::string directory;
     std::set<std::string> parts;
     std::shared_ptr<std::atomic<bool>> stopped;  // read by the copy thread
+    bool import = false;  // all that is here of the job came with it, earlier rounds too
   };
   std::map<JobId, Copies> copies_;
   ControlCounters counters_;

@@ -154,7 +154,7 @@ class SourcesTest : public ::testing::Test {
     PS_CHECK(prepared.ok(), prepared.error().message);
     service_ = checkpoint::FileService::Start(context_, Root("own"), "tcp://127.0.0.1:*").value();
     const checkpoint::RemoteStorage source(context_, service_->endpoint());
-    PS_CHECK(CopyPart(source, Root("copy"), kRound, "p1", {}, {}).ok(), "no copy");
+    PS_CHECK(CopyPart(source, kRound, Root("copy"), kRound, "p1", {}, {}).ok(), "no copy");
     const std::string text = ManifestText(*prepared, 3, "p1");
     PS_CHECK(store.WriteManifest(kRound, {"p1"}, text).ok(), "no manifest");
     CheckpointStore other(Root("copy"), "p2");
