@@ -64,8 +64,14 @@ int main(int argc, char** argv) {
   app.add_option("--lanes", config.server.lanes, "threads that hold shards (default: cores)")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
-  app.add_option("--checkpoint-dir", checkpoint_dir, "directory that all servers share")
+  app.add_option("--checkpoint-dir", checkpoint_dir,
+                 "where checkpoints are written; several servers may share it")
       ->required();
+  app.add_option(
+         "--scrub-rate", config.server.scrub_bytes_per_second,
+         "bytes a second that are read of checkpoints in --checkpoint-dir to find damage; 0: "
+         "none")
+      ->capture_default_str();
   auto* admin = app.add_option("--admin-port", admin_port,
                                "port of /healthz and /metrics; 0: any free one; absent: none");
   if (const auto status = options.Parse(argc, argv)) return *status;

@@ -385,6 +385,8 @@ void Core::OnMessage(const std::string& procid, control::MessageT message, std::
       case control::Body::PartCopied: job = message.body.AsPartCopied()->job; break;
       case control::Body::PartCopyFailed: job = message.body.AsPartCopyFailed()->job; break;
       case control::Body::ManifestWritten: job = message.body.AsManifestWritten()->job; break;
+      case control::Body::PartDamaged: job = message.body.AsPartDamaged()->job; break;
+      case control::Body::PartRepaired: job = message.body.AsPartRepaired()->job; break;
       default: return;
     }
     const auto at = jobs_.find(job);

@@ -799,6 +799,10 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
 }
 
 void Job::OnServerMessage(const std::string& procid, const control::MessageT& message) {
+  if (const auto* damaged = message.body.AsPartDamaged()) return OnPartDamaged(procid, *damaged);
+  if (const auto* repaired = message.body.AsPartRepaired()) {
+    return OnPartRepaired(procid, *repaired);
+  }
   if (over()) return;
   if (state_.phase == Phase::kImporting) return OnImportMessage(procid, message);
   switch (message.body.type) {

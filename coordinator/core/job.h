@@ -232,6 +232,9 @@ class Job {
   void OnPartCopied(const std::string& procid, const control::PartCopiedT& copied);
   void OnPartCopyFailed(const std::string& procid, const control::PartCopyFailedT& failed);
   bool PartsAreCopied() const;
+  // A server has found it so in its folder; also when the job is over.
+  void OnPartDamaged(const std::string& procid, const control::PartDamagedT& damaged);
+  void OnPartRepaired(const std::string& procid, const control::PartRepairedT& repaired);
   // Servers with other stores than those that have the part or are about to, the best first.
   std::vector<const Member*> CopyCandidates(const std::string& part) const;
   std::string StoreOf(const std::string& procid) const;  // empty if the server is gone
@@ -333,6 +336,9 @@ class Job {
   std::map<std::uint32_t, RestoreRetry> restore_retries_;
   std::uint64_t next_round_ms_ = 0;
   bool round_wanted_ = false;
+  bool whole_wanted_ = false;  // a part that the next round would build on is damaged everywhere
+  // Damage that the events tell of, in this term: store, round and part.
+  std::set<std::tuple<std::string, Round, std::string>> damage_told_;
   std::uint64_t rewind_at_ms_ = 0;
   std::vector<Range> committed_remaining_next_;  // of the checkpoint to come
   std::vector<std::string> final_digests_;       // empty after a take-over: not checked then

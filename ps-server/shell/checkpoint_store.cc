@@ -276,6 +276,36 @@ Status CopyPart(const checkpoint::Storage& source, const std::string& source_nam
   return Ok();
 }
 
+Status RepairPart(zmq::context_t& context, const std::vector<PartSource>& sources,
+                  const fs::path& root, const std::string& round_name, const std::string& part,
+                  const std::function<bool(std::uint64_t)>& progress) {
+  const fs::path round = PS_TRY(ResolveRound(root, round_name));
+  const fs::path directory = PS_TRY(ResolveRound(round, part));
+  std::error_code error;
+  if (!fs::is_directory(directory, error)) {
+    return Error{ErrorCode::kNotFound, directory.string() + ": is gone"};
+  }
+  const fs::path there = fs::path(round_name) / part;
+  std::string failures;
+  for (const PartSource& source : sources) {
+    const checkpoint::RemoteStorage storage(context, source.endpoint);
+    const auto replace = [&]() -> Status {
+      // Parts that others build on may have none.
+      Result<std::string> manifest = checkpoint::ReadManifest(there, storage);
+      if (!manifest.ok() && manifest.error().code != ErrorCode::kNotFound) return manifest.error();
+      if (manifest.ok()) PS_TRY(checkpoint::FromJson(*manifest));
+      return checkpoint::ReplacePart(storage, there, directory, manifest.ok() ? *manifest : "",
+                                     progress);
+    };
+    const Status replaced = replace();
+    if (replaced.ok() || replaced.error().code == ErrorCode::kClosed) return replaced;
+    if (replaced.error().code == ErrorCode::kNotFound) continue;
+    failures += (failures.empty() ? "" : "; ") + replaced.error().message;
+  }
+  if (!failures.empty()) return Error{ErrorCode::kIo, failures};
+  return Error{ErrorCode::kNotFound, "no other server has a copy of it"};
+}
+
 void RestoreReader::Failures::Add(const Error& error) {
   const auto weight = [](ErrorCode code) {
     if (code == ErrorCode::kNotFound) return 0;

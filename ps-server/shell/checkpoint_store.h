@@ -98,6 +98,12 @@ struct PartSource {
   friend bool operator==(const PartSource&, const PartSource&) = default;
 };
 
+// Puts a whole copy of the first source that has one in the place of a damaged part, its manifest
+// too. kNotFound if none has it, or the part itself is gone.
+Status RepairPart(zmq::context_t& context, const std::vector<PartSource>& sources,
+                  const std::filesystem::path& root, const std::string& round_name,
+                  const std::string& part, const std::function<bool(std::uint64_t)>& progress);
+
 class RestoreReader {
  public:
   // Reads from this directory alone.

@@ -1554,6 +1554,48 @@ class Backups(unittest.TestCase):
         self.run_ckpt(cluster, "import", directory)
         self.run_ckpt(cluster, "verify", "origin")
 
+    def test_damage_on_a_disk_is_found_and_mended(self):
+        cluster = self.start("--servers", "2", "--own-disks")
+        job = cluster.submit(ledger("scrubbed", records=50000, epochs=1, every=100))
+        described = self.finished(cluster, job)
+        round_directory = described["last_checkpoint"]["directory"]
+        root = os.path.join(cluster.directory, "checkpoints", "server-1", round_directory)
+        victim = None
+        for path, _, names in os.walk(root):
+            for name in names:
+                if name.endswith(".sst"):
+                    victim = os.path.join(path, name)
+        with open(victim, "rb") as file:
+            whole = file.read()
+        with open(victim, "r+b") as file:
+            file.seek(len(whole) // 2)
+            file.write(bytes([whole[len(whole) // 2] ^ 1]))
+        self.until(lambda: "is whole again" in cluster.events(job), cluster, job)
+        events = cluster.events(job)
+        self.assertIn(os.path.basename(victim), events)
+        self.assertIn("in the folder of server server-1 is damaged", events)
+        with open(victim, "rb") as file:
+            self.assertEqual(file.read(), whole)
+        self.assertFalse([name for name in os.listdir(root) if name.endswith(".partial")])
+
+    def test_damage_that_nobody_can_mend_is_told_once(self):
+        cluster = self.start("--servers", "1")
+        job = cluster.submit(ledger("alone", records=20000, epochs=1))
+        described = self.finished(cluster, job)
+        root = os.path.join(cluster.directory, "checkpoints",
+                            described["last_checkpoint"]["directory"])
+        for path, _, names in os.walk(root):
+            for name in names:
+                if name.endswith(".sst"):
+                    victim = os.path.join(path, name)
+        with open(victim, "r+b") as file:
+            file.truncate(os.path.getsize(victim) - 1)
+        self.until(lambda: "stays damaged: no other server has a copy of it" in cluster.events(job),
+                   cluster, job)
+        time.sleep(12)  # two passes more
+        self.assertEqual(cluster.events(job).count(os.path.basename(victim)), 1, cluster.events(job))
+        self.assertEqual(cluster.events(job).count("stays damaged"), 1)
+
 
 class DamagedNewest(WithCluster):
     """Each file of the newest checkpoint in turn, when a lost server's shards are to be restored from

@@ -195,6 +195,37 @@ TEST_F(SourcesTest, WhoHasNothingReadsFromAnother) {
   EXPECT_EQ(Read("copy", {}).value(), image_);
 }
 
+TEST_F(SourcesTest, ADamagedPartIsReplacedByTheCopyOfAnother) {
+  const auto repair = [this](const std::vector<PartSource>& sources) {
+    return RepairPart(context_, sources, Root("copy"), kRound, "p1", {});
+  };
+  const fs::path part = Root("copy") / kRound / "p1";
+  Damage("copy");
+  std::ofstream(part / "MANIFEST.json", std::ios::trunc) << "{";
+  EXPECT_EQ(Read("copy", {}).error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(repair({}).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(repair({{"gone", "tcp://127.0.0.1:1"}}).error().code, ErrorCode::kIo);
+  EXPECT_EQ(Read("copy", {}).error().code, ErrorCode::kInvalid) << "it stays as it was";
+  const Status repaired = repair(Sources());
+  ASSERT_TRUE(repaired.ok()) << repaired.error().message;
+  EXPECT_EQ(Read("copy", {}).value(), image_);
+  EXPECT_EQ(fs::file_size(part / "MANIFEST.json"),
+            fs::file_size(Root("own") / kRound / "p1" / "MANIFEST.json"));
+  EXPECT_FALSE(fs::exists(part.string() + ".partial"));
+  // A copy that is damaged, too, takes nobody's place.
+  Damage("copy");
+  Damage("own");
+  EXPECT_EQ(repair(Sources()).error().code, ErrorCode::kIo);
+  EXPECT_TRUE(fs::exists(part / "MANIFEST.json"));
+  EXPECT_FALSE(fs::exists(part.string() + ".partial"));
+  // What has been deleted meanwhile does not come back.
+  fs::remove_all(part);
+  EXPECT_EQ(repair(Sources()).error().code, ErrorCode::kNotFound);
+  EXPECT_FALSE(fs::exists(part));
+  EXPECT_EQ(RepairPart(context_, Sources(), Root("copy"), kRound, "../../x", {}).error().code,
+            ErrorCode::kDenied);
+}
+
 TEST_F(SourcesTest, WhatIsDamagedHereIsReadFromElsewhere) {
   Damage("copy");
   EXPECT_EQ(Read("copy", {}).error().code, ErrorCode::kInvalid);
