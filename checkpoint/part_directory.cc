@@ -1,6 +1,7 @@
 #include "checkpoint/part_directory.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -30,12 +31,16 @@ Status RemoveTree(const fs::path& path) {
   return Ok();
 }
 
-Status CheckFreeSpace(const fs::path& directory, std::uint64_t expected_bytes) {
+Result<std::uint64_t> FreeBytes(const fs::path& directory) {
   struct statvfs space = {};
   if (::statvfs(directory.c_str(), &space) != 0) {
     return IoError(directory, "cannot read the free space", errno);
   }
-  const std::uint64_t free_bytes = std::uint64_t{space.f_bavail} * space.f_frsize;
+  return std::uint64_t{space.f_bavail} * space.f_frsize;
+}
+
+Status CheckFreeSpace(const fs::path& directory, std::uint64_t expected_bytes) {
+  const std::uint64_t free_bytes = PS_TRY(FreeBytes(directory));
   if (free_bytes / 2 < expected_bytes) {
     return Error{ErrorCode::kIo,
                  directory.string() +
@@ -73,15 +78,61 @@ Status CopyFile(const Storage& source, const fs::path& part, const SealedFile& s
   return Ok();
 }
 
-Status CopyFiles(const Storage& source, const fs::path& part, const std::vector<SealedFile>& files,
-                 const fs::path& directory, const std::function<bool(std::uint64_t)>& progress) {
+std::uint64_t BytesOf(const std::vector<SealedFile>& files) {
   std::uint64_t bytes = 0;
   for (const SealedFile& file : files) bytes += file.bytes;
-  const fs::path partial = PS_TRY(BeginPart(directory, bytes));
+  return bytes;
+}
+
+Status CopyFiles(const Storage& source, const fs::path& part, const std::vector<SealedFile>& files,
+                 const fs::path& directory, const std::function<bool(std::uint64_t)>& progress) {
+  const fs::path partial = PS_TRY(BeginPart(directory, BytesOf(files)));
   for (const SealedFile& file : files) {
     PS_TRY(CopyFile(source, part, file, partial / file.name, progress));
   }
   return FinishPart(directory, files);
+}
+
+// The two change places.
+Status Exchange(const fs::path& partial, const fs::path& target) {
+  if (::renameat2(AT_FDCWD, partial.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
+    return Ok();
+  }
+  if (errno != EINVAL && errno != ENOSYS) return IoError(target, "cannot replace", errno);
+  // A crash between the two leaves no part under the name, where there was a damaged one.
+  const fs::path old = PartialOf(target.string() + ".old");
+  PS_TRY(RemoveTree(old));
+  std::error_code error;
+  fs::rename(target, old, error);
+  if (!error) fs::rename(partial, target, error);
+  if (error) return IoError(target, "cannot replace", error.value());
+  return RemoveTree(old);
+}
+
+Status CopyInPlace(const Storage& source, const fs::path& part,
+                   const std::vector<SealedFile>& files, const fs::path& target,
+                   const std::string& manifest,
+                   const std::function<bool(std::uint64_t)>& progress) {
+  const fs::path partial = PartialOf(target);
+  PS_TRY(CheckFreeSpace(target.parent_path(), BytesOf(files)));
+  PS_TRY(RemoveTree(partial));
+  PS_TRY(CreateDirectories(partial));
+  for (const SealedFile& file : files) {
+    PS_TRY(CopyFile(source, part, file, partial / file.name, progress));
+  }
+  PS_TRY(WriteFileDurably(partial / kSealFile, EncodeSeal(files)));
+  if (!manifest.empty()) PS_TRY(WriteManifest(partial, manifest));
+  PS_TRY(SyncDirectory(partial));
+  PS_TRY(Exchange(partial, target));
+  return SyncDirectory(target.parent_path());
+}
+
+Result<std::vector<SealedFile>> ReadSeal(const Storage& source, const fs::path& part,
+                                         std::string& text) {
+  text = PS_TRY(ReadWholeFile(part / kSealFile, kMaxSealBytes, source));
+  Result<std::vector<SealedFile>> files = DecodeSeal(text);
+  if (!files.ok()) return Annotate(files.error(), source.Describe(part / kSealFile) + ": ");
+  return files;
 }
 
 }  // namespace
@@ -137,9 +188,8 @@ Status RemovePart(const fs::path& directory) {
 
 Status CopyPart(const Storage& source, const fs::path& part, const fs::path& directory,
                 const std::function<bool(std::uint64_t)>& progress) {
-  const std::string seal = PS_TRY(ReadWholeFile(part / kSealFile, kMaxSealBytes, source));
-  const Result<std::vector<SealedFile>> files = DecodeSeal(seal);
-  if (!files.ok()) return Annotate(files.error(), source.Describe(part / kSealFile) + ": ");
+  std::string seal;
+  const std::vector<SealedFile> files = PS_TRY(ReadSeal(source, part, seal));
   const fs::path target = NormalPart(directory);
   std::error_code error;
   if (fs::exists(target, error)) {
@@ -149,9 +199,58 @@ Status CopyPart(const Storage& source, const fs::path& part, const fs::path& dir
     return Error{ErrorCode::kConflict, target.string() + ": exists already, and is not a copy of " +
                                            source.Describe(part)};
   }
-  const Status copied = CopyFiles(source, part, *files, target, progress);
+  const Status copied = CopyFiles(source, part, files, target, progress);
   if (!copied.ok()) (void)RemovePartial(target);
   return copied;
+}
+
+Status ReplacePart(const Storage& source, const fs::path& part, const fs::path& directory,
+                   const std::string& manifest,
+                   const std::function<bool(std::uint64_t)>& progress) {
+  std::string seal;
+  const std::vector<SealedFile> files = PS_TRY(ReadSeal(source, part, seal));
+  const fs::path target = NormalPart(directory);
+  const Status copied = CopyInPlace(source, part, files, target, manifest, progress);
+  // After the exchange that is what was damaged.
+  (void)RemovePartial(target);
+  return copied;
+}
+
+Status CheckPart(const fs::path& directory, const std::function<bool(std::uint64_t)>& progress) {
+  const fs::path part = NormalPart(directory);
+  std::error_code error;
+  if (!fs::is_directory(part, error)) {
+    return Error{ErrorCode::kNotFound, part.string() + ": there is no such part"};
+  }
+  const auto damaged = [](const Error& found) {
+    // A part comes with all its files or not at all: one that is missing was lost.
+    return found.code == ErrorCode::kNotFound ? Error{ErrorCode::kInvalid, found.message} : found;
+  };
+  std::string seal;
+  const auto files = ReadSeal(ThisHost(), part, seal);
+  if (!files.ok()) return damaged(files.error());
+  for (const SealedFile& file : *files) {
+    const auto count = [&](std::string_view piece) -> Status {
+      if (!progress || progress(piece.size())) return Ok();
+      return Error{ErrorCode::kClosed, part.string() + ": the check was stopped"};
+    };
+    const Status checked = CheckSealedFile(ThisHost(), part, file, count);
+    if (!checked.ok()) return damaged(checked.error());
+  }
+  return Ok();
+}
+
+Status CheckFreeBytes(const fs::path& directory, std::uint64_t bytes) {
+  fs::path there = directory;
+  std::error_code error;
+  while (!fs::exists(there, error) && there.has_parent_path() && there != there.parent_path()) {
+    there = there.parent_path();
+  }
+  const std::uint64_t free_bytes = PS_TRY(FreeBytes(there.empty() ? fs::path(".") : there));
+  if (free_bytes >= bytes) return Ok();
+  return Error{ErrorCode::kIo,
+               directory.string() + ": not enough space: " + std::to_string(free_bytes >> 20) +
+                   " MiB free, " + std::to_string((bytes >> 20) + 1) + " MiB wanted"};
 }
 
 }  // namespace ps::checkpoint

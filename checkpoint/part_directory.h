@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "checkpoint/files.h"
@@ -45,5 +46,21 @@ Status RemovePart(const std::filesystem::path& directory);
 Status CopyPart(const Storage& source, const std::filesystem::path& part,
                 const std::filesystem::path& directory,
                 const std::function<bool(std::uint64_t)>& progress);
+
+// The same for a part that is there and damaged: once the copy is whole it takes its place, in one
+// step where the file system can (not on NFS), with `manifest` as its MANIFEST.json unless that is
+// empty. What was there stays until then, and for good if this fails.
+Status ReplacePart(const Storage& source, const std::filesystem::path& part,
+                   const std::filesystem::path& directory, const std::string& manifest,
+                   const std::function<bool(std::uint64_t)>& progress);
+
+// Reads every byte of a part on this host and compares it with its seal; `progress` as above.
+// kNotFound if there is no such part, kInvalid if it is damaged, which a missing file is, too.
+Status CheckPart(const std::filesystem::path& directory,
+                 const std::function<bool(std::uint64_t)>& progress);
+
+// kIo, with what is missing, unless the file system of the directory, which may not be there yet,
+// has so many bytes free.
+Status CheckFreeBytes(const std::filesystem::path& directory, std::uint64_t bytes);
 
 }  // namespace ps::checkpoint

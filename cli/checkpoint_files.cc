@@ -88,8 +88,13 @@ Result<std::uint64_t> ParseRate(const std::string& text) {
   return rate * unit;
 }
 
+checkpoint::FetchOrder OrderOf(const Json& checkpoint, const fs::path& root) {
+  const std::string directory = TextOf(checkpoint, "directory");
+  return {directory, TextOf(checkpoint, "manifest_hash"), root / directory, false};
+}
+
 Result<checkpoint::FetchReport> FetchRound(Environment& environment, Api& api,
-                                           const Json& checkpoint, const fs::path& root,
+                                           const checkpoint::FetchOrder& order,
                                            const FetchLimits& limits) {
   const std::vector<std::string> endpoints = PS_TRY(FileEndpoints(api));
   if (endpoints.empty()) {
@@ -107,7 +112,7 @@ Result<checkpoint::FetchReport> FetchRound(Environment& environment, Api& api,
   std::uint64_t bytes = 0;
   const std::int64_t begun_ms = environment.now_ms();
   std::int64_t shown_ms = begun_ms;
-  const auto progress = [&](std::uint64_t piece) {
+  const auto progress = [&](std::uint64_t piece, std::uint64_t total) {
     bytes += piece;
     if (limits.bytes_per_second > 0) {
       const auto due_ms = static_cast<std::int64_t>(bytes * 1000 / limits.bytes_per_second);
@@ -116,13 +121,15 @@ Result<checkpoint::FetchReport> FetchRound(Environment& environment, Api& api,
     }
     if (environment.err_is_terminal && environment.now_ms() >= shown_ms + 200) {
       shown_ms = environment.now_ms();
-      environment.err << "\rfetched " << BytesText(static_cast<double>(bytes)) << "\x1b[K"
-                      << std::flush;
+      environment.err << "\r"
+                      << (total == 0 ? "checks what is there"
+                                     : "fetched " + BytesText(static_cast<double>(bytes)) + " of " +
+                                           BytesText(static_cast<double>(total)))
+                      << "\x1b[K" << std::flush;
     }
     return !environment.interrupted();
   };
-  auto fetched = checkpoint::FetchCheckpoint(sources, TextOf(checkpoint, "directory"),
-                                             TextOf(checkpoint, "manifest_hash"), root, progress);
+  auto fetched = checkpoint::FetchCheckpoint(sources, order, progress);
   if (environment.err_is_terminal) environment.err << "\r\x1b[K" << std::flush;
   return fetched;
 }
@@ -148,7 +155,7 @@ Result<Located> LocateRound(Globals& globals, const std::string& job, const std:
     if (fs::is_directory(local, error)) return Located{local, hash, nullptr};
   }
   const std::shared_ptr<const fs::path> folder = PS_TRY(TemporaryFolder(globals.environment));
-  PS_TRY(FetchRound(globals.environment, api, found, *folder, {}));
+  PS_TRY(FetchRound(globals.environment, api, OrderOf(found, *folder), {}));
   return Located{*folder / directory, hash, folder};
 }
 

@@ -42,10 +42,12 @@ struct FetchLimits {
 // "50M": bytes a second, in powers of 1,000 (k, M, G).
 Result<std::uint64_t> ParseRate(const std::string& text);
 
-// `checkpoint` is one of ListCheckpoints(). Shows on a terminal how far it is.
+// Fetches from the servers what `order` names. Shows on a terminal how far it is.
 Result<checkpoint::FetchReport> FetchRound(Environment& environment, Api& api,
-                                           const Json& checkpoint,
-                                           const std::filesystem::path& root,
+                                           const checkpoint::FetchOrder& order,
                                            const FetchLimits& limits);
+
+// The order for one of ListCheckpoints(): to the path below `root` that it has on the servers.
+checkpoint::FetchOrder OrderOf(const Json& checkpoint, const std::filesystem::path& root);
 
 }  // namespace ps::cli

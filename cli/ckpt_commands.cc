@@ -4,6 +4,7 @@
 #include "checkpoint/diff.h"
 #include "checkpoint/export.h"
 #include "checkpoint/verify.h"
+#include "cli/backup_list.h"
 #include "cli/checkpoint_files.h"
 #include "cli/commands.h"
 
@@ -288,6 +289,7 @@ Result<ExitCode> SetPin(Globals& globals, const RoundOptions& options, bool pinn
 struct PruneOptions {
   std::string job;
   std::uint64_t keep = 0;  // 0: as the job says
+  bool all = false;
   bool dry_run = false;
 };
 
@@ -296,6 +298,7 @@ Result<ExitCode> Prune(Globals& globals, const PruneOptions& options) {
   Api api = PS_TRY(globals.OpenApi());
   Json body{{"dry_run", options.dry_run}};
   if (options.keep > 0) body["keep"] = options.keep;
+  if (options.all) body["all"] = true;
   const Json answer =
       PS_TRY(api.Post("/v1/jobs/" + UrlEncode(options.job) + "/checkpoints/prune", body));
   const Json json{{"removed", MemberOf(answer, "removed")},
@@ -496,13 +499,19 @@ void AddRetentionCommands(CLI::App& group, Globals& globals) {
   CLI::App* prune = AddCommand(
       group, "prune",
       "Delete the checkpoints of a job but the newest, every keep_every-th and the pinned",
-      "  ds-cli ckpt prune fashion-mlp --keep 1 --dry-run\n  ds-cli ckpt prune 7\n", globals);
+      "  ds-cli ckpt prune fashion-mlp --keep 1 --dry-run\n  ds-cli ckpt prune 7 --all\n", globals);
   const auto prune_options = std::make_shared<PruneOptions>();
   prune->add_option("job", prune_options->job, "Number or name (then the newest)")->required();
+  auto* keep =
+      prune
+          ->add_option("--keep", prune_options->keep,
+                       "How many of the newest stay; else as the job's checkpoint.keep says")
+          ->check(CLI::Range(1, 1000));
   prune
-      ->add_option("--keep", prune_options->keep,
-                   "How many of the newest stay; else as the job's checkpoint.keep says")
-      ->check(CLI::Range(1, 1000));
+      ->add_flag("--all", prune_options->all,
+                 "None stay but the pinned and those that other jobs start from; of a job that is "
+                 "over, or was imported")
+      ->excludes(keep);
   prune->add_flag("--dry-run", prune_options->dry_run, "Only show what would go");
   prune->callback([&globals, options = prune_options] {
     globals.action = [&globals, options] { return Prune(globals, *options); };
@@ -558,7 +567,8 @@ Result<ExitCode> Fetch(Globals& globals, const FetchOptions& options) {
   const std::string job = options.name.substr(0, at);
   const Json found =
       PS_TRY(FindRound(api, job, at == std::string::npos ? "" : options.name.substr(at + 1)));
-  const auto report = PS_TRY(FetchRound(globals.environment, api, found, options.root, limits));
+  const auto report =
+      PS_TRY(FetchRound(globals.environment, api, OrderOf(found, options.root), limits));
   const std::string directory = (fs::path(options.root) / TextOf(found, "directory")).string();
   const Json json{{"directory", directory},
                   {"job", report.manifest.job_name},
@@ -623,13 +633,25 @@ std::pair<CLI::App*, std::shared_ptr<CheckpointOptions>> AddLocated(
 
 void AddCkptCommands(CLI::App& app, Globals& globals) {
   CLI::App* group = AddGroup(app, "ckpt", "Checkpoints of jobs");
-  CLI::App* list =
-      AddCommand(*group, "list", "List the checkpoints of a job",
-                 "  ds-cli ckpt list fashion-mlp\n  ds-cli ckpt list 7 -o wide\n", globals);
+  CLI::App* list = AddCommand(*group, "list", "List the checkpoints of a job, or backups",
+                              "  ds-cli ckpt list fashion-mlp\n  ds-cli ckpt list 7 -o wide\n"
+                              "  ds-cli ckpt list --backup /srv/backup\n",
+                              globals);
   const auto job = std::make_shared<std::string>();
-  list->add_option("job", *job, "Number or name (then the newest)")->required();
-  list->callback(
-      [&globals, job] { globals.action = [&globals, job] { return List(globals, *job); }; });
+  const auto backups = std::make_shared<std::string>();
+  list->add_option("job", *job, "Number or name (then the newest)");
+  list->add_option(
+          "--backup", *backups,
+          "List what this folder of `ckpt backup` holds, without a coordinator; of the job "
+          "alone if one is named")
+      ->type_name("FOLDER");
+  list->callback([&globals, job, backups] {
+    globals.action = [&globals, job, backups]() -> Result<ExitCode> {
+      if (!backups->empty()) return ListBackups(globals, *backups, *job);
+      if (!job->empty()) return List(globals, *job);
+      return Error{ErrorCode::kUsage, "name a job, or give --backup FOLDER"};
+    };
+  });
   AddLocated(*group, globals, "describe", "Show what a checkpoint holds",
              "  ds-cli ckpt describe fashion-mlp@3\n  ds-cli ckpt describe --dir DIR -o json\n",
              Describe);
@@ -647,6 +669,8 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
       ->required()
       ->type_name("FOLDER");
   AddFetchCommand(*group, globals);
+  AddBackupCommands(*group, globals);
+  AddImportCommand(*group, globals);
   AddDiffCommand(*group, globals);
   AddRetentionCommands(*group, globals);
 }

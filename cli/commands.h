@@ -38,6 +38,8 @@ void AddExplainCommand(CLI::App& job_group, Globals& globals);
 void AddWhyCommand(CLI::App& job_group, Globals& globals);
 void AddTopCommand(CLI::App& app, Globals& globals);
 void AddCkptCommands(CLI::App& app, Globals& globals);
+void AddBackupCommands(CLI::App& ckpt_group, Globals& globals);
+void AddImportCommand(CLI::App& ckpt_group, Globals& globals);
 void AddNodeCommands(CLI::App& app, Globals& globals);
 void AddAuthCommands(CLI::App& app, Globals& globals);
 void AddLocalCommands(CLI::App& app, Globals& globals);

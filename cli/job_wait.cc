@@ -26,7 +26,7 @@ void ShowEvents(Api& api, const std::string& path, std::int64_t& seen, ProgressV
 
 ExitCode ExitCodeOfJob(const Json& job) {
   const std::string phase = TextOf(job, "phase");
-  if (phase == "succeeded") return ExitCode::kOk;
+  if (phase == "succeeded" || phase == "imported") return ExitCode::kOk;
   return phase == "cancelled" ? ExitCode::kJobCancelled : ExitCode::kJobFailed;
 }
 

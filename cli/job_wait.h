@@ -24,7 +24,7 @@ inline constexpr std::chrono::milliseconds kPollPause{500};
 Result<Json> WaitForJob(Api& api, Environment& environment, const std::string& job,
                         const WaitOptions& options);
 
-// 0 for succeeded, 8 for failed, 9 for cancelled.
+// 0 for succeeded and imported, 8 for failed, 9 for cancelled.
 ExitCode ExitCodeOfJob(const Json& job);
 
 }  // namespace ps::cli

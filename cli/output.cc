@@ -264,6 +264,18 @@ std::string DurationText(const std::optional<double>& seconds) {
   return text;
 }
 
+std::string TimeText(std::uint64_t unix_ms) {
+  if (unix_ms == 0) return "";
+  const auto seconds = static_cast<std::time_t>(unix_ms / 1000);
+  std::tm parts{};
+  char text[32];
+  if (gmtime_r(&seconds, &parts) == nullptr ||
+      std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &parts) == 0) {
+    return "";
+  }
+  return text;
+}
+
 Result<std::int64_t> ParseDuration(const std::string& text) {
   double value = 0;
   const char* end = text.data() + text.size();

@@ -62,6 +62,9 @@ std::string BytesText(const std::optional<double>& bytes);
 // "45s", "1m 20s", "3h 05m"
 std::string DurationText(const std::optional<double>& seconds);
 
+// "2026-11-22T21:50:00Z"; empty for 0.
+std::string TimeText(std::uint64_t unix_ms);
+
 // "90", "90s", "10m", "2h" or "500ms" in milliseconds. kUsage otherwise.
 Result<std::int64_t> ParseDuration(const std::string& text);
 

@@ -69,7 +69,7 @@ std::optional<double> LargestOfWorkers(const Json& job, const char* key) {
 
 bool IsFinished(const Json& job) {
   const std::string phase = TextOf(job, "phase");
-  return phase == "succeeded" || phase == "failed" || phase == "cancelled";
+  return phase == "succeeded" || phase == "failed" || phase == "cancelled" || phase == "imported";
 }
 
 std::vector<std::string> ProgressBlock(const Json& job) {

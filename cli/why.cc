@@ -96,6 +96,10 @@ class Diagnosis {
     if (IsFinished(job_)) {
       Over();
     } else {
+      if (phase_ == "importing") {
+        Add(Weight::kFine, "its checkpoint is being imported", TextOf(job_, "reason"));
+        return std::move(causes_);
+      }
       if (phase_ == "queued") {
         Queued();
       } else if (phase_ == "placing" || phase_ == "recovering") {

@@ -9,7 +9,8 @@
 set(units lib/systemd/system)
 install(FILES systemd/sysusers.d-ds.conf DESTINATION lib/sysusers.d RENAME ds.conf COMPONENT common)
 install(FILES systemd/tmpfiles.d-ds.conf DESTINATION lib/tmpfiles.d RENAME ds.conf COMPONENT common)
-install(FILES systemd/ds.slice DESTINATION ${units} COMPONENT common)
+install(FILES systemd/ds.slice systemd/ds-backup@.service systemd/ds-backup@.timer
+        DESTINATION ${units} COMPONENT common)
 install(FILES systemd/ps-coordinator.service DESTINATION ${units} COMPONENT coordinator)
 install(FILES systemd/ps-server@.service DESTINATION ${units} COMPONENT server)
 install(FILES systemd/ps-worker@.service DESTINATION ${units} COMPONENT worker)
@@ -108,6 +109,7 @@ function(ps_package component)
     endforeach()
   elseif(component STREQUAL common)
     list(APPEND control ${PROJECT_SOURCE_DIR}/packaging/debian/postinst
+                        ${PROJECT_SOURCE_DIR}/packaging/debian/prerm
                         ${PROJECT_SOURCE_DIR}/packaging/debian/postrm)
   endif()
   set(${prefix}PACKAGE_CONTROL_EXTRA "${control}" PARENT_SCOPE)
@@ -116,9 +118,10 @@ endfunction()
 set(of_the_cluster "The ds parameter-server cluster trains models that one machine cannot\n\
 hold or feed: workers push sparsified updates asynchronously to sharded\n\
 servers, each exactly once.")
-ps_package(common ALL SECTION admin DEPENDS "systemd | systemd-sysusers"
+ps_package(common ALL SECTION admin DEPENDS "systemd | systemd-sysusers" SUGGESTS "ds-cli"
   SUMMARY "parameter-server cluster (user, directories and slice)"
-  TEXT "${of_the_cluster}\n.\nThis package has the user, the directories and the systemd slice.")
+  TEXT "${of_the_cluster}\n.\nThis package has the user, the directories, the systemd slice, and the\n\
+units that back checkpoints up, for which ds-cli is needed.")
 ps_package(coordinator SECTION admin DEPENDS "ds-common (= ${full_version})" SUGGESTS "zookeeperd"
   UNIT ps-coordinator.service CONF coordinator.conf
   SUMMARY "parameter-server cluster (coordinator)"

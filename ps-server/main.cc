@@ -64,7 +64,8 @@ int main(int argc, char** argv) {
   app.add_option("--lanes", config.server.lanes, "threads that hold shards (default: cores)")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
-  app.add_option("--checkpoint-dir", checkpoint_dir, "directory that all servers share")
+  app.add_option("--checkpoint-dir", checkpoint_dir,
+                 "where checkpoints are written; several servers may share it")
       ->required();
   app.add_option(
       "--rack", config.server.rack,
@@ -74,6 +75,11 @@ int main(int argc, char** argv) {
                  "bytes a second, as in 50M, of new backups that leave this server (default: no "
                  "limit)")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+  app.add_option("--scrub-rate", config.server.scrub_bytes_per_second,
+                 "bytes a second, as in 10M, that are read of checkpoints in --checkpoint-dir to "
+                 "find damage; 0: none")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
   auto* admin = app.add_option("--admin-port", admin_port,
                                "port of /healthz and /metrics; 0: any free one; absent: none");
   options.AddSecurity();

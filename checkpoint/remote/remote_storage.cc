@@ -88,6 +88,7 @@ class RemoteStorage::Connection {
     options.max_frame_bytes = kMaxFrameBytes;
     options.frames_max = 2;
     options.name = "the file service " + endpoint_;
+    options.peers = {net::Role::kServer, net::Role::kOperator};  // who brings a backup
     socket_ = PS_TRY(net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kDealer, options));
     socket_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnFrames(std::move(frames)); });
     PS_TRY(socket_->OnConnection([this](bool connected) {

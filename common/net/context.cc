@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -206,7 +207,7 @@ class Context::Gate {
     return Ok();
   }
 
-  Status Reach(void* socket, const KeyedEndpoint& endpoint, Role role) {
+  Status Reach(void* socket, const KeyedEndpoint& endpoint, std::span<const Role> roles) {
     if (endpoint.key.empty()) {
       return Error{ErrorCode::kDenied, endpoint.address +
                                            " has no key: it was started with "
@@ -215,10 +216,12 @@ class Context::Gate {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const TrustedKey* const known = trusted_.Find(endpoint.key, NowMs());
-      if (known == nullptr || known->role != role) {
+      const bool fits =
+          known != nullptr && std::find(roles.begin(), roles.end(), known->role) != roles.end();
+      if (!fits) {
         return Error{ErrorCode::kDenied, "the key of " + endpoint.address + " (" + endpoint.key +
-                                             ") is not that of a " + RoleName(role) + " in " +
-                                             path_};
+                                             ") is not that of a " + RoleName(roles.front()) +
+                                             " in " + path_};
       }
     }
     if (!IsPublicKey(endpoint.key) || !SetText(socket, ZMQ_CURVE_PUBLICKEY, pair_.public_key) ||
@@ -445,10 +448,11 @@ std::string Context::Advertised(const std::string& address) const {
   return gate_ == nullptr ? address : WithKey(address, gate_->pair().public_key);
 }
 
-Result<std::string> Context::Reach(void* socket, const std::string& endpoint, Role role) {
+Result<std::string> Context::Reach(void* socket, const std::string& endpoint,
+                                   std::span<const Role> roles) {
   const KeyedEndpoint split = SplitKey(endpoint);
   if (gate_ != nullptr) {
-    PS_TRY(gate_->Reach(socket, split, role));
+    PS_TRY(gate_->Reach(socket, split, roles));
   } else if (!split.key.empty()) {
     return Error{ErrorCode::kDenied, split.address +
                                          " talks to those only that have a key "

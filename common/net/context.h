@@ -68,8 +68,8 @@ class Context {
   // What others must connect to in order to reach an address that a socket of ours listens on.
   std::string Advertised(const std::string& address) const;
   // Readies the socket for a connection to `endpoint`, and returns the address. kDenied if the
-  // key there is not one of that role, or there is none.
-  Result<std::string> Reach(void* socket, const std::string& endpoint, Role role);
+  // key there is not one of these roles, or there is none.
+  Result<std::string> Reach(void* socket, const std::string& endpoint, std::span<const Role> roles);
   // Who sent the message may (still) be here. Any frame of it.
   bool Trusts(zmq_msg_t* frame);
 

@@ -42,7 +42,7 @@ struct ControlClient::State {
     zmq_options.name = "the coordinator at " + endpoint;
     zmq_options.max_frame_bytes = static_cast<std::int64_t>(control::kMaxMessageBytes);
     zmq_options.frames_max = 1;
-    zmq_options.peer = Role::kCoordinator;
+    zmq_options.peers = {Role::kCoordinator};
     socket = PS_TRY(ZmqSocket::Open(loop, context, ZmqKind::kDealer, zmq_options));
     socket->OnReceive([this](ZmqSocket::Frames&& frames) { Receive(frames[0]); });
     PS_TRY(socket->OnConnection([this](bool up) {

@@ -366,7 +366,7 @@ Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
 Status ZmqSocket::Connect(const std::string& endpoint) {
   state_->loop.AssertInLoop();
   void* const handle = state_->main->handle();
-  state_->endpoint = PS_TRY(state_->context.Reach(handle, endpoint, state_->options.peer));
+  state_->endpoint = PS_TRY(state_->context.Reach(handle, endpoint, state_->options.peers));
   if (zmq_connect(handle, state_->endpoint.c_str()) != 0) {
     return Error{ErrorCode::kInvalid, "cannot connect to " + endpoint + ": " + ErrnoText()};
   }

@@ -48,7 +48,7 @@ struct ZmqOptions {
   std::string name;            // who the peer is, for error texts; the endpoint if empty
   // Between processes with keys (context.h): who may connect; who must be connected to.
   std::vector<Role> admits;
-  Role peer = Role::kServer;
+  std::vector<Role> peers = {Role::kServer};
 };
 
 class ZmqSocket {

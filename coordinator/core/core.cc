@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "coordinator/core/describe.h"
+#include "coordinator/core/job_import.h"
 #include "coordinator/core/load_sources.h"
 
 namespace ps::coordinator {
@@ -331,7 +332,7 @@ void Core::RegisterServer(const std::string& procid, const control::RegisterServ
   for (auto& [id, job] : jobs_) {
     const bool holds = std::any_of(message.jobs.begin(), message.jobs.end(),
                                    [job_id = id](const auto& held) { return held->job == job_id; });
-    if (!job->over() || holds) job->OnServerReady(procid);
+    if (!job->over() || holds || job->HasLeftovers()) job->OnServerReady(procid);
   }
 }
 
@@ -378,6 +379,8 @@ void Core::OnMessage(const std::string& procid, control::MessageT message, std::
       case control::Body::PartCopied: job = message.body.AsPartCopied()->job; break;
       case control::Body::PartCopyFailed: job = message.body.AsPartCopyFailed()->job; break;
       case control::Body::ManifestWritten: job = message.body.AsManifestWritten()->job; break;
+      case control::Body::PartDamaged: job = message.body.AsPartDamaged()->job; break;
+      case control::Body::PartRepaired: job = message.body.AsPartRepaired()->job; break;
       default: return;
     }
     const auto at = jobs_.find(job);
@@ -614,23 +617,51 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
     from_directory = found->directory;
     from_places = found->places;
   }
-  const std::uint64_t id = next_job_++;
-  control::PreflightResultT stored = control::Clone(result);
-  new_nodes_.push_back({JobPath(id, ""), "", true});
-  new_nodes_.push_back({JobPath(id, "spec"), submission.spec_json, true});
-  new_nodes_.push_back(
-      {JobPath(id, "layout"), Text(control::Encode(Make(std::move(stored)))), true});
-  auto job = std::make_unique<Job>(*this, std::move(definition), JobId(id), options_.job);
+  auto job = std::make_unique<Job>(*this, std::move(definition), JobId(next_job_++), options_.job);
   if (from_round.value() != 0) {
     job->StartFrom(from_job, from_round, from_directory, std::move(from_places));
   }
   for (const std::string& what : *loads) job->TellStart(what);
+  AddJob(submission.ticket, std::move(job), control::Clone(result));
+}
+
+void Core::AddJob(Ticket ticket, std::unique_ptr<Job> job, control::PreflightResultT layout) {
+  const std::uint64_t id = job->id().value();
+  new_nodes_.push_back({JobPath(id, ""), "", true});
+  new_nodes_.push_back({JobPath(id, "spec"), job->definition().spec_json, true});
+  new_nodes_.push_back(
+      {JobPath(id, "layout"), Text(control::Encode(Make(std::move(layout)))), true});
   new_nodes_.push_back({JobPath(id, "state"), StateToJson(job->state()), true});
   new_nodes_.push_back({JobPath(id, "events"), EventsToJson(job->state().events), true});
   new_nodes_.push_back({JobPath(id, "map"), MapText(id, job->map()), true});
   (void)job->TakeDirty();
-  answers_.push_back({submission.ticket, nlohmann::json{{"job", job->Describe()}}, true});
+  answers_.push_back({ticket, nlohmann::json{{"job", job->Describe()}}, true});
   jobs_[id] = std::move(job);
+}
+
+void Core::Import(Ticket ticket, ImportOrder order, const std::string& name, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  if (order.endpoint.rfind("tcp://", 0) != 0) {
+    return Fail(ticket, {ErrorCode::kUsage, "`" + order.endpoint + "` is no endpoint"});
+  }
+  auto manifest = checkpoint::FromJson(order.manifest);
+  if (!manifest.ok()) return Fail(ticket, Annotate(manifest.error(), "the manifest: "));
+  const bool served = std::any_of(servers_.begin(), servers_.end(), [](const auto& entry) {
+    return entry.second.alive() && !entry.second.store.empty() && !entry.second.files.empty();
+  });
+  if (!served) {
+    return Fail(ticket, {ErrorCode::kUnreachable,
+                         "no ps-server is registered that could take the checkpoint"});
+  }
+  auto definition = DefinitionOfImport(*manifest, name);
+  if (!definition.ok()) return Fail(ticket, definition.error());
+  control::PreflightResultT layout;
+  layout.ok = true;
+  layout.layout = control::ClonePtr(definition->layout);
+  layout.data = control::ClonePtr(definition->data);
+  auto job = std::make_unique<Job>(*this, std::move(*definition), JobId(next_job_++), options_.job,
+                                   std::move(order), std::move(*manifest));
+  AddJob(ticket, std::move(job), std::move(layout));
 }
 
 void Core::Cancel(Ticket ticket, const std::string& name, const std::string& reason,
@@ -671,14 +702,16 @@ void Core::PinCheckpoint(Ticket ticket, const std::string& name, Round round, bo
 }
 
 void Core::PruneCheckpoints(Ticket ticket, const std::string& name, std::optional<std::size_t> keep,
-                            bool dry_run, std::uint64_t now_ms) {
+                            bool all, bool dry_run, std::uint64_t now_ms) {
   now_ms_ = now_ms;
   if (keep && (*keep < 1 || *keep > kCheckpointsMax)) {
     return Fail(ticket,
                 {ErrorCode::kUsage, "`keep` must be 1 to " + std::to_string(kCheckpointsMax)});
   }
   Job* const job = FindFor(ticket, name);
-  if (job != nullptr) answers_.push_back({ticket, job->PruneCheckpoints(keep, dry_run), false});
+  if (job != nullptr) {
+    answers_.push_back({ticket, job->PruneCheckpoints(keep, all, dry_run), false});
+  }
 }
 
 void Core::RollBack(Ticket ticket, const std::string& name, Round round, bool confirmed,

@@ -113,7 +113,10 @@ class Core final : public Cluster {
                      std::uint64_t now_ms);
   // `keep` in the place of the job's checkpoint.keep.
   void PruneCheckpoints(Ticket ticket, const std::string& job, std::optional<std::size_t> keep,
-                        bool dry_run, std::uint64_t now_ms);
+                        bool all, bool dry_run, std::uint64_t now_ms);
+  // Makes a job for a checkpoint of elsewhere and has servers copy it. `name` empty: that of its
+  // job there. The answer comes at once; the job's phase says when it is there.
+  void Import(Ticket ticket, ImportOrder order, const std::string& name, std::uint64_t now_ms);
   void RollBack(Ticket ticket, const std::string& job, Round round, bool confirmed,
                 std::uint64_t now_ms);
   // Answered at once.
@@ -167,6 +170,8 @@ class Core final : public Cluster {
   std::string StateOf(const Member& member, bool server) const;
   void ReplaceNamesake(Members& members, const Member& member, bool server);
   void OnPreflightResult(const control::PreflightResultT& result);
+  // With its nodes, and `layout`: the job's layout and data.
+  void AddJob(Ticket ticket, std::unique_ptr<Job> job, control::PreflightResultT layout);
   void Fail(Ticket ticket, Error error);
   // Null, and the request has failed, if there is no such job.
   Job* FindFor(Ticket ticket, const std::string& job);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "coordinator/core/circuit_breaker.h"
+#include "coordinator/core/job_import.h"
 #include "coordinator/core/job_round.h"
 #include "coordinator/core/load_sources.h"
 #include "coordinator/core/placement.h"
@@ -74,6 +75,10 @@ std::string WorkerText(std::size_t slot, Incarnation incarnation) {
 }  // namespace
 
 Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts)
+    : Job(cluster, std::move(definition), id, timeouts, Phase::kQueued, "waits to be placed") {}
+
+Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts,
+         Phase phase, const std::string& reason)
     : cluster_(cluster),
       definition_(std::move(definition)),
       timeouts_(timeouts),
@@ -85,7 +90,7 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts
   state_.first_clocks.assign(state_.workers.size(), 0);
   state_.leases = NewLeases(definition_);
   slots_.resize(state_.workers.size());
-  SetPhase(Phase::kQueued, "waits to be placed");
+  SetPhase(phase, reason);
   dirty_.map = true;
 }
 
@@ -124,6 +129,7 @@ void Job::StartFrom(JobId job, Round round, std::string directory, PartPlaces pl
 
 void Job::Tick() {
   if (over()) return;
+  if (state_.phase == Phase::kImporting) return ContinueImport();
   const std::uint64_t now = cluster_.now_ms();
   if (state_.phase == Phase::kQueued) {
     std::size_t servers = 0;
@@ -630,8 +636,10 @@ void Job::OnServerReady(const std::string& procid) {
     control::JobDropT drop;
     drop.job = state_.id.value();
     cluster_.Send(procid, Make(std::move(drop)));
+    if (HasLeftovers()) SendLeftovers(procid);
     return;
   }
+  if (state_.phase == Phase::kImporting) return RepeatImport(procid);
   if (JobServers().contains(procid)) return SendJobStart(procid);
   if (definition_.spec.resources.replicas == 0) return;
   // It may believe that it still has what is another's since: it hears that it has not.
@@ -642,6 +650,7 @@ void Job::OnServerReady(const std::string& procid) {
 }
 
 void Job::OnServerGone(const std::string& procid) {
+  if (state_.phase == Phase::kImporting) return ContinueImport();
   if (over() || !JobServers().contains(procid)) return;
   std::size_t shards = 0;
   std::string name = procid;
@@ -790,7 +799,12 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
 }
 
 void Job::OnServerMessage(const std::string& procid, const control::MessageT& message) {
+  if (const auto* damaged = message.body.AsPartDamaged()) return OnPartDamaged(procid, *damaged);
+  if (const auto* repaired = message.body.AsPartRepaired()) {
+    return OnPartRepaired(procid, *repaired);
+  }
   if (over()) return;
+  if (state_.phase == Phase::kImporting) return OnImportMessage(procid, message);
   switch (message.body.type) {
     case control::Body::ServerReport: {
       const auto& report = *message.body.AsServerReport();
@@ -947,6 +961,7 @@ void Job::Cancel(const std::string& reason) {
 
 void Job::Finish(Phase phase, const std::string& reason) {
   AbortRound("the job ends", 0);
+  AbortImport();
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     WorkerSlot& worker = state_.workers[slot];
     if (worker.task != 0) {

@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checkpoint/manifest.h"
 #include "common/job/job_spec.h"
 #include "common/layout/layout.h"
 #include "coordinator/core/batch_shares.h"
@@ -48,10 +49,20 @@ struct JobTimeouts {
   std::uint64_t restore_retry_ms = 3'000;  // a restore whose source did not answer
 };
 
+// A checkpoint that is to come into the cluster, and where it is.
+struct ImportOrder {
+  std::string endpoint;   // of a file service that has it
+  std::string directory;  // there: "job-7/ckpt-12"
+  std::string manifest;   // its text
+};
+
 class Job {
  public:
   // A new job.
   Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts);
+  // One that is made for an imported checkpoint; `manifest` is that of the order.
+  Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts,
+      ImportOrder order, checkpoint::Manifest manifest);
   // One that a former leader has left; members register again afterwards.
   Job(Cluster& cluster, JobDefinition definition, JobState state, control::MapT map,
       const JobTimeouts& timeouts);
@@ -61,6 +72,8 @@ class Job {
   const control::MapT& map() const { return map_; }
   const JobDefinition& definition() const { return definition_; }
   bool over() const { return IsOver(state_.phase); }
+  // Servers may have parts of an import that came to nothing, or of one that was removed.
+  bool HasLeftovers() const { return over() && state_.imported && state_.checkpoints.empty(); }
 
   ~Job();
   Job(const Job&) = delete;
@@ -94,7 +107,9 @@ class Job {
   // kNotFound without that checkpoint; kConflict beyond kPinsMax.
   Result<nlohmann::json> PinCheckpoint(Round round, bool pinned);
   // Removes what retention does not keep, with `keep` in the place of the job's. Servers delete it.
-  nlohmann::json PruneCheckpoints(std::optional<std::size_t> keep, bool dry_run);
+  // `all`: but for what is pinned or held nothing is kept. kConflict while an import is under way,
+  // and with `all` while the job is not over.
+  Result<nlohmann::json> PruneCheckpoints(std::optional<std::size_t> keep, bool all, bool dry_run);
   // The whole job goes back to the checkpoint, and later ones are discarded. kConflict if it is not
   // confirmed (the message says what it costs), a later one is pinned or held, or the job cannot.
   Result<nlohmann::json> RollBack(Round round, bool confirmed);
@@ -120,6 +135,9 @@ class Job {
 
  private:
   struct Round_;
+  struct Import_;
+  Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts,
+      Phase phase, const std::string& reason);
   struct Slot {  // what is not persisted of a worker slot
     bool ready = false;
     std::uint64_t started_ms = 0;
@@ -214,11 +232,27 @@ class Job {
   void OnPartCopied(const std::string& procid, const control::PartCopiedT& copied);
   void OnPartCopyFailed(const std::string& procid, const control::PartCopyFailedT& failed);
   bool PartsAreCopied() const;
+  // A server has found it so in its folder; also when the job is over.
+  void OnPartDamaged(const std::string& procid, const control::PartDamagedT& damaged);
+  void OnPartRepaired(const std::string& procid, const control::PartRepairedT& repaired);
   // Servers with other stores than those that have the part or are about to, the best first.
   std::vector<const Member*> CopyCandidates(const std::string& part) const;
   std::string StoreOf(const std::string& procid) const;  // empty if the server is gone
   void NoteStore(const std::string& procid);             // that it has a part of the round
   PartPlaces PlacesOfRound() const;
+
+  // An import. It ends with the term of the leader that began it.
+  void ContinueImport();
+  void OnImportMessage(const std::string& procid, const control::MessageT& message);
+  // Those that may have the part next, the best first; `none_left`: nobody is left who may.
+  std::vector<const Member*> ImportCandidates(const std::string& part, bool& none_left) const;
+  void SendImportCopy(const std::string& server, const std::string& part);
+  void SendImportManifest(const std::string& server, const std::set<std::string>& parts);
+  // To a server that may not have heard it.
+  void RepeatImport(const std::string& server);
+  void CommitImport();
+  void AbortImport();
+  void SendLeftovers(const std::string& server);
 
   // Checkpoints.
   CommittedCheckpoint* FindCheckpoint(Round round);  // null if there is none
@@ -272,6 +306,7 @@ class Job {
       shares_;  // with training.batch_by_speed; measured again after a take-over
   std::map<std::uint32_t, control::ShardStateT> shard_states_;
   std::unique_ptr<Round_> round_;
+  std::unique_ptr<Import_> import_;
   // What is known of chains beyond the map; learnt again after a take-over.
   struct Chains {
     // Shard, server, and since when it is a member.
@@ -301,6 +336,9 @@ class Job {
   std::map<std::uint32_t, RestoreRetry> restore_retries_;
   std::uint64_t next_round_ms_ = 0;
   bool round_wanted_ = false;
+  bool whole_wanted_ = false;  // a part that the next round would build on is damaged everywhere
+  // Damage that the events tell of, in this term: store, round and part.
+  std::set<std::tuple<std::string, Round, std::string>> damage_told_;
   std::uint64_t rewind_at_ms_ = 0;
   std::vector<Range> committed_remaining_next_;  // of the checkpoint to come
   std::vector<std::string> final_digests_;       // empty after a take-over: not checked then

@@ -277,4 +277,55 @@ void Job::OnRestoreFailed(const control::RestoreFailedT& failed) {
   Event("restore failed", what + "; it is tried again");
 }
 
+// ---- damage that servers find when they read their folders again
+
+void Job::OnPartDamaged(const std::string& procid, const control::PartDamagedT& damaged) {
+  const auto server = cluster_.servers().find(procid);
+  if (server == cluster_.servers().end()) return;
+  const Round round(damaged.round);
+  control::RepairPartT repair;
+  repair.job = state_.id.value();
+  repair.round = damaged.round;
+  repair.part = damaged.part;
+  // What is being written, imported, or deleted is looked after by whoever does that.
+  repair.unknown = !RoundsOnDisk(state_.checkpoints).contains(round);
+  if (!repair.unknown) {
+    std::set<std::string> stores{server->second.store};
+    for (const auto& entry : cluster_.servers()) {
+      if (Gives(entry.second) && stores.insert(entry.second.store).second) {
+        repair.sources.push_back(SourceOf(entry.second));
+      }
+    }
+    if (damage_told_.emplace(server->second.store, round, damaged.part).second) {
+      Event("part damaged", "checkpoint " + std::to_string(damaged.round) + ": part " +
+                                damaged.part + " in the folder of server " + server->second.name +
+                                " is damaged: " + damaged.message);
+    }
+  }
+  cluster_.Send(procid, control::Make(std::move(repair)));
+}
+
+void Job::OnPartRepaired(const std::string& procid, const control::PartRepairedT& repaired) {
+  const auto server = cluster_.servers().find(procid);
+  if (server == cluster_.servers().end()) return;
+  const Round round(repaired.round);
+  const std::string what = "checkpoint " + std::to_string(repaired.round) + ": part " +
+                           repaired.part + " in the folder of server " + server->second.name;
+  if (repaired.error.empty()) {
+    damage_told_.erase({server->second.store, round, repaired.part});
+    return Event("part repaired", what + " is whole again: a copy of another server is there now");
+  }
+  // Once: it is tried again with each pass over the folder.
+  if (damage_told_.emplace(server->second.store, round, "failed " + repaired.part).second) {
+    Event("part damaged", what + " stays damaged: " + repaired.error);
+  }
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  const bool needed = newest != nullptr && RoundsOnDisk({*newest}).contains(round);
+  if (over() || !needed || whole_wanted_) return;
+  whole_wanted_ = true;
+  round_wanted_ = true;
+  Event("part damaged",
+        "the next checkpoint is written soon, and whole, as the newest one needs " + repaired.part);
+}
+
 }  // namespace ps::coordinator

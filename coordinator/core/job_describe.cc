@@ -34,7 +34,7 @@ nlohmann::json Job::DescribeCheckpoint(const CommittedCheckpoint& checkpoint) co
           {"duration_ms", checkpoint.duration_ms},
           {"directory", checkpoint.directory},
           {"manifest_hash", checkpoint.manifest_hash},
-          {"shards", map_.shards.size()},
+          {"shards", definition_.shards},
           {"final", checkpoint.final_round},
           {"state_bytes", checkpoint.state_bytes},
           {"bases", std::move(bases)},

@@ -82,11 +82,28 @@ Result<nlohmann::json> Job::PinCheckpoint(Round round, bool pinned) {
   return nlohmann::json{{"checkpoint", DescribeCheckpoint(*checkpoint)}};
 }
 
-nlohmann::json Job::PruneCheckpoints(std::optional<std::size_t> keep, bool dry_run) {
+Result<nlohmann::json> Job::PruneCheckpoints(std::optional<std::size_t> keep, bool all,
+                                             bool dry_run) {
+  if (state_.phase == Phase::kImporting) {
+    return Error{ErrorCode::kConflict,
+                 "job " + state_.name + " is being imported; `ds-cli job cancel` ends that"};
+  }
+  if (all && !over()) {
+    return Error{ErrorCode::kConflict, "job " + state_.name + " is not over: it is " +
+                                           PhaseName(state_.phase) +
+                                           ", and its newest checkpoint is needed"};
+  }
   RetentionRule rule = Retention();
   if (keep) rule.keep = *keep;
-  std::vector<Round> expired =
-      ExpiredCheckpoints(state_.checkpoints, rule, cluster_.RoundsHeldOf(state_.id));
+  const std::set<Round> held = cluster_.RoundsHeldOf(state_.id);
+  std::vector<Round> expired;
+  if (all) {
+    for (const CommittedCheckpoint& one : state_.checkpoints) {
+      if (!one.pinned && !held.contains(one.round)) expired.push_back(one.round);
+    }
+  } else {
+    expired = ExpiredCheckpoints(state_.checkpoints, rule, held);
+  }
   std::vector<CommittedCheckpoint> kept = state_.checkpoints;
   std::erase_if(kept, [&](const CommittedCheckpoint& one) {
     return std::find(expired.begin(), expired.end(), one.round) != expired.end();

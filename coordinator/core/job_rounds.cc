@@ -67,7 +67,7 @@ void Job::BeginRound(bool final_round) {
 Round Job::BaseOfRounds() const {
   const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
   const auto every = static_cast<std::uint64_t>(definition_.spec.checkpoint.full_every);
-  if (newest == nullptr || newest->since_whole + 1 >= every) return Round();
+  if (newest == nullptr || whole_wanted_ || newest->since_whole + 1 >= every) return Round();
   return newest->round;
 }
 
@@ -284,6 +284,7 @@ void Job::CommitRound() {
       checkpoint.bases.empty() || before == nullptr ? 0 : before->since_whole + 1;
   checkpoint.remaining = committed_remaining_next_;
   checkpoint.ordinal = before == nullptr ? 1 : before->ordinal + 1;
+  if (checkpoint.bases.empty()) whole_wanted_ = false;
   state_.checkpoints.push_back(checkpoint);
   RemoveCheckpoints(
       ExpiredCheckpoints(state_.checkpoints, Retention(), cluster_.RoundsHeldOf(state_.id)));

@@ -9,7 +9,7 @@
 namespace ps::coordinator {
 namespace {
 
-constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
+constexpr std::array<std::pair<Phase, const char*>, 11> kPhases = {{
     {Phase::kQueued, "queued"},
     {Phase::kPlacing, "placing"},
     {Phase::kRunning, "running"},
@@ -19,6 +19,8 @@ constexpr std::array<std::pair<Phase, const char*>, 9> kPhases = {{
     {Phase::kSucceeded, "succeeded"},
     {Phase::kFailed, "failed"},
     {Phase::kCancelled, "cancelled"},
+    {Phase::kImporting, "importing"},
+    {Phase::kImported, "imported"},
 }};
 
 std::vector<Range> RangesFromJson(const nlohmann::json& json) {
@@ -135,6 +137,7 @@ std::string StateToJson(const JobState& state) {
   out.Member("first_clocks", state.first_clocks);
   out.Member("generation", state.generation);
   out.Member("id", state.id.value());
+  if (state.imported) out.Member("imported", true);
   out.Key("leases");
   state.leases.Write(out);
   out.Member("live_version", state.live_version);
@@ -252,6 +255,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
     state.start_round = json.at("start_round").get<std::uint64_t>();
     state.start_directory = json.at("start_directory").get<std::string>();
     state.start_places = PS_TRY(PlacesFromJson(json, "start_places"));
+    state.imported = json.value("imported", false);
     if (json.contains("result")) {
       const auto& result = json.at("result");
       state.result = JobResult{result.at("metric").get<double>(), result.at("loss").get<double>(),

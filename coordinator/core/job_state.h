@@ -30,11 +30,14 @@ enum class Phase {
   kSucceeded,
   kFailed,
   kCancelled,
+  kImporting,  // a checkpoint of elsewhere is copied to the servers
+  kImported,   // it is there; nothing is or was trained here
 };
 const char* PhaseName(Phase phase);
 std::optional<Phase> PhaseFromName(const std::string& name);
 inline bool IsOver(Phase phase) {
-  return phase == Phase::kSucceeded || phase == Phase::kFailed || phase == Phase::kCancelled;
+  return phase == Phase::kSucceeded || phase == Phase::kFailed || phase == Phase::kCancelled ||
+         phase == Phase::kImported;
 }
 
 // One slot of the job. `incarnation` 0: no task yet.
@@ -139,6 +142,7 @@ struct JobState {
   std::uint64_t start_round = 0;
   std::string start_directory;
   PartPlaces start_places;
+  bool imported = false;  // it is there for a checkpoint that came from elsewhere
   std::optional<JobResult> result;
   std::deque<JobEvent> events;  // a node of its own, the newest kMaxEvents
 

@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <charconv>
+#include <tuple>
 
 #include "common/net/metric_families.h"
 #include "coordinator/shell/coordinator.h"
@@ -184,6 +185,25 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
     }
     return responder.Answer(Json(std::move(nodes)));
   }
+  if (parts.size() == 2 && parts[1] == "imports" && post) {
+    const auto json = body();
+    if (!json.ok()) return responder.Answer(ApiError(json.error()));
+    ImportOrder order;
+    std::string name;
+    for (const auto& [member, text, needed] :
+         {std::tuple("endpoint", &order.endpoint, true),
+          std::tuple("directory", &order.directory, true),
+          std::tuple("manifest", &order.manifest, true), std::tuple("name", &name, false)}) {
+      const auto found = json->find(member);
+      if (found == json->end() && !needed) continue;
+      if (found == json->end() || !found->is_string()) {
+        return responder.Answer(
+            ApiError({ErrorCode::kUsage, std::string("the body's `") + member + "` is no text"}));
+      }
+      *text = found->get<std::string>();
+    }
+    return core_->Import(ticket(), std::move(order), name, now);
+  }
   if (parts.size() >= 2 && parts[1] == "jobs") {
     if (parts.size() == 2 && get) return responder.Answer(Json(core_->DescribeJobs()));
     if (parts.size() == 2 && post) {
@@ -233,10 +253,12 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       const auto json = optional_body();
       if (!json.ok()) return responder.Answer(ApiError(json.error()));
       const auto keep = MemberNumber(*json, "keep");
+      const auto all = MemberFlag(*json, "all");
       const auto dry_run = MemberFlag(*json, "dry_run");
       if (!keep.ok()) return responder.Answer(ApiError(keep.error()));
+      if (!all.ok()) return responder.Answer(ApiError(all.error()));
       if (!dry_run.ok()) return responder.Answer(ApiError(dry_run.error()));
-      return core_->PruneCheckpoints(ticket(), parts[2], *keep, *dry_run, now);
+      return core_->PruneCheckpoints(ticket(), parts[2], *keep, *all, *dry_run, now);
     }
     if (parts.size() == 4 && post && parts[3] == "rollback") {
       const auto json = body();

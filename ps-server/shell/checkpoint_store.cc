@@ -259,19 +259,51 @@ int CheckpointStore::DeleteOldRounds(JobId job, Round committed,
   return deleted;
 }
 
-Status CopyPart(const checkpoint::Storage& source, const fs::path& root,
-                const std::string& round_name, const std::string& part,
+Status CopyPart(const checkpoint::Storage& source, const std::string& source_name,
+                const fs::path& root, const std::string& round_name, const std::string& part,
                 const std::vector<Round>& bases,
                 const std::function<bool(std::uint64_t)>& progress) {
-  std::vector<std::string> rounds;
-  for (const Round base : bases) rounds.push_back(RoundName(round_name, base));
-  rounds.push_back(round_name);
-  for (const std::string& name : rounds) {
-    const fs::path round = PS_TRY(ResolveRound(root, name));
+  std::vector<std::pair<std::string, std::string>> rounds;  // there and here
+  for (const Round base : bases) {
+    rounds.emplace_back(RoundName(source_name, base), RoundName(round_name, base));
+  }
+  rounds.emplace_back(source_name, round_name);
+  for (const auto& [there, here] : rounds) {
+    const fs::path round = PS_TRY(ResolveRound(root, here));
     const fs::path directory = PS_TRY(ResolveRound(round, part));
-    PS_TRY(checkpoint::CopyPart(source, fs::path(name) / part, directory, progress));
+    PS_TRY(checkpoint::CopyPart(source, fs::path(there) / part, directory, progress));
   }
   return Ok();
+}
+
+Status RepairPart(net::Context& context, const std::vector<PartSource>& sources,
+                  const fs::path& root, const std::string& round_name, const std::string& part,
+                  const std::function<bool(std::uint64_t)>& progress) {
+  const fs::path round = PS_TRY(ResolveRound(root, round_name));
+  const fs::path directory = PS_TRY(ResolveRound(round, part));
+  std::error_code error;
+  if (!fs::is_directory(directory, error)) {
+    return Error{ErrorCode::kNotFound, directory.string() + ": is gone"};
+  }
+  const fs::path there = fs::path(round_name) / part;
+  std::string failures;
+  for (const PartSource& source : sources) {
+    const checkpoint::RemoteStorage storage(context, source.endpoint);
+    const auto replace = [&]() -> Status {
+      // Parts that others build on may have none.
+      Result<std::string> manifest = checkpoint::ReadManifest(there, storage);
+      if (!manifest.ok() && manifest.error().code != ErrorCode::kNotFound) return manifest.error();
+      if (manifest.ok()) PS_TRY(checkpoint::FromJson(*manifest));
+      return checkpoint::ReplacePart(storage, there, directory, manifest.ok() ? *manifest : "",
+                                     progress);
+    };
+    const Status replaced = replace();
+    if (replaced.ok() || replaced.error().code == ErrorCode::kClosed) return replaced;
+    if (replaced.error().code == ErrorCode::kNotFound) continue;
+    failures += (failures.empty() ? "" : "; ") + replaced.error().message;
+  }
+  if (!failures.empty()) return Error{ErrorCode::kIo, failures};
+  return Error{ErrorCode::kNotFound, "no other server has a copy of it"};
 }
 
 void RestoreReader::Failures::Add(const Error& error) {

@@ -83,10 +83,11 @@ class CheckpointStore {
 };
 
 // Fetches what another server wrote, and what that builds on, into this one's directory. As
-// checkpoint::CopyPart(). `bases` are earlier rounds.
-Status CopyPart(const checkpoint::Storage& source, const std::filesystem::path& root,
-                const std::string& round_name, const std::string& part,
-                const std::vector<Round>& bases,
+// checkpoint::CopyPart(). `source_name` is what the source calls the round. `bases` are earlier
+// rounds.
+Status CopyPart(const checkpoint::Storage& source, const std::string& source_name,
+                const std::filesystem::path& root, const std::string& round_name,
+                const std::string& part, const std::vector<Round>& bases,
                 const std::function<bool(std::uint64_t)>& progress);
 
 // A server that may have parts of a checkpoint.
@@ -96,6 +97,12 @@ struct PartSource {
 
   friend bool operator==(const PartSource&, const PartSource&) = default;
 };
+
+// Puts a whole copy of the first source that has one in the place of a damaged part, its manifest
+// too. kNotFound if none has it, or the part itself is gone.
+Status RepairPart(net::Context& context, const std::vector<PartSource>& sources,
+                  const std::filesystem::path& root, const std::string& round_name,
+                  const std::string& part, const std::function<bool(std::uint64_t)>& progress);
 
 class RestoreReader {
  public:

@@ -19,6 +19,7 @@ namespace {
 // Received before commands and the status have their turn.
 constexpr int kMessagesPerTurn = 64;
 constexpr std::size_t kFramesMax = 3;
+constexpr std::array<net::Role, 1> kServers = {net::Role::kServer};
 // So much is handled before what was answered is sent: enough to answer small pushes together, too
 // little to keep the sender of a large one waiting.
 constexpr std::size_t kAnswerAfterBytes = std::size_t{64} << 10;
@@ -281,7 +282,7 @@ void* Lane::ChainSocket(const std::string& endpoint) {
   }
   std::size_t size = sizeof(chain.fd);
   set = set && zmq_getsockopt(socket, ZMQ_FD, &chain.fd, &size) == 0;
-  const auto address = context_.Reach(socket, endpoint, net::Role::kServer);
+  const auto address = context_.Reach(socket, endpoint, kServers);
   if (!address.ok() && denied_.insert(endpoint).second) {
     spdlog::error("lane {}: {}", options_.number, address.error().message);
   }

@@ -249,6 +249,28 @@ std::string MetricsText(const std::vector<LaneStatus>& lanes, const ControlCount
   families.Add(static_cast<double>(control.parts_copied));
   families.Begin("checkpoint_copied_bytes_total", "Bytes of these.", kCounter);
   families.Add(static_cast<double>(control.copied_bytes));
+  families.Begin("scrub_enabled", "1 if parts of checkpoints are read again (--scrub-rate).",
+                 kGauge);
+  families.Add(control.scrubs ? 1 : 0);
+  families.Begin("scrubbed_bytes_total", "Bytes of these that were read.", kCounter);
+  families.Add(static_cast<double>(control.scrub.bytes));
+  families.Begin("scrubbed_parts_total", "Parts that were read and compared with their seals.",
+                 kCounter);
+  families.Add(static_cast<double>(control.scrub.parts));
+  families.Begin("scrub_damaged_parts_total",
+                 "Parts found damaged, one that stays so with each pass.", kCounter);
+  families.Add(static_cast<double>(control.scrub.damaged));
+  families.Begin("scrub_repairs_total",
+                 "Damaged parts, by whether a copy of another server took their place.", kCounter);
+  families.Add(static_cast<double>(control.parts_repaired), {{"outcome", "replaced"}});
+  families.Add(static_cast<double>(control.repairs_failed), {{"outcome", "failed"}});
+  families.Begin("scrub_passes_total", "Passes over all parts that have ended.", kCounter);
+  families.Add(static_cast<double>(control.scrub.passes));
+  families.Begin("scrub_last_pass_timestamp_seconds",
+                 "When the last of them ended, in Unix time; 0: none has.", kGauge);
+  families.Add(static_cast<double>(control.scrub.last_pass_end_ms) / 1000.0);
+  families.Begin("scrub_last_pass_seconds", "How long that took.", kGauge);
+  families.Add(static_cast<double>(control.scrub.last_pass_ms) / 1000.0);
   families.Begin("restores_total", "Shards restored from checkpoints, by outcome.", kCounter);
   families.Add(static_cast<double>(control.shards_restored), {{"outcome", "restored"}});
   families.Add(static_cast<double>(control.restores_failed), {{"outcome", "failed"}});

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ps-server/shell/lane.h"
+#include "ps-server/shell/scrubber.h"
 
 namespace ps::server {
 
@@ -19,6 +20,10 @@ struct ControlCounters {
   std::uint64_t restores_failed = 0;
   std::uint64_t unsent_messages = 0;  // to the coordinator
   bool registered = false;
+  bool scrubs = false;
+  ScrubCounters scrub;
+  std::uint64_t parts_repaired = 0;
+  std::uint64_t repairs_failed = 0;
 };
 
 // One lane's status per element, by number.

@@ -120,6 +120,14 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, net::Context& con
   server->control_->OnMessage(
       [raw](control::MessageT message) { raw->OnMessage(std::move(message)); });
   server->report_timer_.Every(server->config_.report_interval, [raw] { raw->Report(); });
+  if (raw->config_.scrub_bytes_per_second > 0) {
+    ScrubOptions scrub;
+    scrub.root = raw->config_.checkpoint_dir;
+    scrub.bytes_per_second = raw->config_.scrub_bytes_per_second;
+    server->scrubber_ = std::make_unique<Scrubber>(scrub, [raw](const DamagedPart& damaged) {
+      raw->PostToLoop([raw, damaged] { raw->OnDamagedPart(damaged); });
+    });
+  }
   return server;
 }
 
@@ -174,6 +182,8 @@ void Server::Answer(const net::HttpRequest& request, const net::Responder& respo
     for (const auto& lane : lanes_) lanes.push_back(lane->status());
     ControlCounters counters = counters_;
     counters.registered = registered();
+    counters.scrubs = scrubber_ != nullptr;
+    if (scrubber_) counters.scrub = scrubber_->counters();
     return responder.Answer(net::MetricsResponse(MetricsText(lanes, counters)));
   }
   responder.Answer(net::ErrorResponse(404, "no such page; there are /healthz and /metrics"));
@@ -276,6 +286,7 @@ void Server::OnMessage(control::MessageT message) {
     case control::Body::RoundAbort: OnRoundAbort(*message.body.AsRoundAbort()); break;
     case control::Body::WriteManifest: OnWriteManifest(*message.body.AsWriteManifest()); break;
     case control::Body::CopyPart: OnCopyPart(*message.body.AsCopyPart()); break;
+    case control::Body::RepairPart: OnRepairPart(*message.body.AsRepairPart()); break;
     case control::Body::RoundCommitted: OnRoundCommitted(*message.body.AsRoundCommitted()); break;
     default:
       spdlog::debug("a message of the coordinator that is not for servers: {}",
@@ -485,6 +496,7 @@ void Server::WriteRound(Job& job) {
   auto work = std::make_shared<Work>(
       Work{job.id, open.round, open.directory, std::exchange(open.shards, {}), open.base});
   const Status posted = checkpoint_thread_->Post([this, work] {
+    const Scrubber::Yield yield(scrubber_.get());
     const auto begun = net::MonotonicMs();
     auto written = std::make_shared<Result<std::vector<control::PreparedShardT>>>(
         store_.Write(work->directory, std::move(work->shards), work->base));
@@ -567,18 +579,25 @@ void Server::OnCopyPart(const control::CopyPartT& copy) {
   }
   Copies& copies = copies_[JobId(copy.job)];
   if (copies.round != Round(copy.round)) {
-    copies = {Round(copy.round), copy.directory, {}, std::make_shared<std::atomic<bool>>(false)};
+    copies = {Round(copy.round),
+              copy.directory,
+              {},
+              std::make_shared<std::atomic<bool>>(false),
+              !copy.source_directory.empty()};
   }
   copies.parts.insert(copy.part);
   TaskThread* const thread = copy_thread_.get();
   const Status posted = thread->Post([this, work, thread, answer, stopped = copies.stopped] {
+    const Scrubber::Yield yield(scrubber_.get());
     const auto begun = net::MonotonicMs();
     const checkpoint::RemoteStorage source(context_, work->source->endpoint);
     std::vector<Round> bases;
     for (const auto& base : work->bases) bases.emplace_back(base->round);
     std::uint64_t bytes = 0;
+    const std::string& there =
+        work->source_directory.empty() ? work->directory : work->source_directory;
     const Status copied =
-        CopyPart(source, config_.checkpoint_dir, work->directory, work->part, bases,
+        CopyPart(source, there, config_.checkpoint_dir, work->directory, work->part, bases,
                  [&](std::uint64_t piece) {
                    bytes += piece;
                    return !*stopped && thread->Pause(std::chrono::milliseconds(0));
@@ -596,12 +615,69 @@ void Server::OnCopyPart(const control::CopyPartT& copy) {
   if (!posted.ok()) answer(posted.error());
 }
 
+// Told with each pass until it is mended: the coordinator knows who may have a copy.
+void Server::OnDamagedPart(const DamagedPart& damaged) {
+  spdlog::error("job {}: checkpoint {}: part {} is damaged: {}", damaged.job.value(),
+                damaged.round.value(), damaged.part, damaged.message);
+  if (!registered()) return;
+  control::PartDamagedT message;
+  message.job = damaged.job.value();
+  message.round = damaged.round.value();
+  message.part = damaged.part;
+  message.message = damaged.message;
+  Send(control::Make(std::move(message)));
+}
+
+void Server::OnRepairPart(const control::RepairPartT& repair) {
+  if (repair.unknown) {
+    return spdlog::info("job {}: checkpoint {}: no checkpoint needs the damaged part {}",
+                        repair.job, repair.round, repair.part);
+  }
+  auto work = std::make_shared<control::RepairPartT>(control::Clone(repair));
+  const auto answer = [this, work](const Status& repaired) {
+    ++(repaired.ok() ? counters_.parts_repaired : counters_.repairs_failed);
+    control::PartRepairedT done;
+    done.job = work->job;
+    done.round = work->round;
+    done.part = work->part;
+    if (!repaired.ok()) {
+      done.error = repaired.error().message;
+      spdlog::error("job {}: checkpoint {}: the damaged part {} stays: {}", work->job, work->round,
+                    work->part, done.error);
+    } else {
+      spdlog::info("job {}: checkpoint {}: a copy of another server takes the place of part {}",
+                   work->job, work->round, work->part);
+    }
+    Send(control::Make(std::move(done)));
+  };
+  TaskThread* const thread = copy_thread_.get();
+  const Status posted = thread->Post([this, work, thread, answer] {
+    const Scrubber::Yield yield(scrubber_.get());
+    std::vector<PartSource> sources;
+    for (const auto& source : work->sources) {
+      if (source->store != store_id_) sources.push_back({source->store, source->endpoint});
+    }
+    const std::string round =
+        "job-" + std::to_string(work->job) + "/ckpt-" + std::to_string(work->round);
+    const Status repaired =
+        RepairPart(context_, sources, config_.checkpoint_dir, round, work->part,
+                   [&](std::uint64_t) { return thread->Pause(std::chrono::milliseconds(0)); });
+    PostToLoop([answer, repaired] { answer(repaired); });
+  });
+  if (!posted.ok()) answer(posted.error());
+}
+
 void Server::DiscardCopies(JobId job, Round round) {
   const auto at = copies_.find(job);
   if (at == copies_.end() || at->second.round != round) return;
   *at->second.stopped = true;
   // After what is being copied.
-  const Status posted = copy_thread_->Post([this, copies = std::move(at->second)] {
+  const Status posted = copy_thread_->Post([this, job, copies = std::move(at->second)] {
+    if (copies.import) {
+      const CheckpointStore store(config_.checkpoint_dir, config_.procid);
+      store.DeleteOldRounds(job, Round(copies.round.value() + 1), {});
+      return;
+    }
     for (const std::string& part : copies.parts) {
       const auto discard = [&]() -> Status {
         const auto path = PS_TRY(ResolveRound(config_.checkpoint_dir, copies.directory));
@@ -697,6 +773,7 @@ void Server::MakeShardOn(std::size_t thread_number, std::uint32_t lane, const Re
   TaskThread* const thread = restore_threads_[thread_number].get();
   const Status posted = thread->Post([this, lane, wanted, what, prepare = std::move(prepare),
                                       read = std::move(read), again = std::move(again), thread] {
+    const Scrubber::Yield yield(scrubber_.get());
     prepare();
     std::shared_ptr<std::unique_ptr<Shard>> made;
     Status done = Ok();

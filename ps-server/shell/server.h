@@ -28,6 +28,7 @@
 #include "ps-server/shell/checkpoint_store.h"
 #include "ps-server/shell/lane.h"
 #include "ps-server/shell/metrics.h"
+#include "ps-server/shell/scrubber.h"
 #include "ps-server/shell/source_loader.h"
 #include "ps-server/shell/task_thread.h"
 
@@ -44,6 +45,8 @@ struct ServerConfig {
   std::filesystem::path checkpoint_dir;
   std::optional<std::uint16_t> admin_port;  // 0: any free one; absent: no admin endpoint
   net::Milliseconds report_interval{500};
+  // At most so much is read of checkpoints to find damage; 0: nothing.
+  std::uint64_t scrub_bytes_per_second = std::uint64_t{10} << 20;
 };
 
 // How the server is, in numbers.
@@ -94,6 +97,8 @@ class Server {
   void OnRoundAbort(const control::RoundAbortT& abort);
   void OnWriteManifest(const control::WriteManifestT& write);
   void OnCopyPart(const control::CopyPartT& copy);
+  // A damaged part of the own folder: another server may have it whole.
+  void OnRepairPart(const control::RepairPartT& repair);
   // The round came to nothing.
   void DiscardCopies(JobId job, Round round);
   void OnRoundCommitted(const control::RoundCommittedT& committed);
@@ -114,6 +119,7 @@ class Server {
                    const std::string& what, std::function<void()> prepare,
                    std::function<Status(Shard&)> read, std::function<bool()> again);
   void OnRestoreFailed(const RestoreWanted& wanted, const Error& error);
+  void OnDamagedPart(const DamagedPart& damaged);
   void WriteRound(Job& job);
 
   void Report();
@@ -143,6 +149,7 @@ class Server {
     std::string directory;
     std::set<std::string> parts;
     std::shared_ptr<std::atomic<bool>> stopped;  // read by the copy thread
+    bool import = false;  // all that is here of the job came with it, earlier rounds too
   };
   std::map<JobId, Copies> copies_;
   ControlCounters counters_;
@@ -153,6 +160,7 @@ class Server {
   std::shared_ptr<void> alive_;
 
   // Last, so that they end first: their threads use the members above.
+  std::unique_ptr<Scrubber> scrubber_;                           // null: nothing is scrubbed
   CheckpointStore store_;                                        // the checkpoint thread's
   std::vector<std::unique_ptr<RestoreReader>> restore_readers_;  // each one restore thread's
   std::vector<std::unique_ptr<SourceLoader>> source_loaders_;    // the same

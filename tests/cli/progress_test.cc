@@ -58,7 +58,7 @@ TEST(ProgressTest, OnlyThreePhasesAreTheEnd) {
        {"queued", "placing", "running", "recovering", "draining", "evaluating"}) {
     EXPECT_FALSE(IsFinished(Json{{"phase", phase}})) << phase;
   }
-  for (const char* phase : {"succeeded", "failed", "cancelled"}) {
+  for (const char* phase : {"succeeded", "failed", "cancelled", "imported"}) {
     EXPECT_TRUE(IsFinished(Json{{"phase", phase}})) << phase;
   }
   EXPECT_FALSE(IsFinished(Json()));

@@ -227,8 +227,9 @@ TEST_F(CoreTest, PruneSaysWhatGoesAndTellsTheServersWhatStays) {
   CommitNext({4});
   for (const auto& server : servers_) Take("p-" + server, Body::RoundCommitted);
   const auto prune = [&](std::optional<std::size_t> keep, bool dry_run) {
-    return Ask(
-        [&](Ticket ticket) { core_->PruneCheckpoints(ticket, "count", keep, dry_run, now_); });
+    return Ask([&](Ticket ticket) {
+      core_->PruneCheckpoints(ticket, "count", keep, false, dry_run, now_);
+    });
   };
   const auto tried = prune(1, true);
   ASSERT_TRUE(tried.ok());
@@ -273,8 +274,9 @@ TEST_F(CoreTest, APruneDuringARoundLeavesTheRoundAndWhatItBuildsOn) {
   CommitNext({1});
   Progress(clock_ += 11);
   Tick();
-  ASSERT_TRUE(
-      Ask([&](Ticket ticket) { core_->PruneCheckpoints(ticket, "count", 1, false, now_); }).ok());
+  ASSERT_TRUE(Ask([&](Ticket ticket) {
+                core_->PruneCheckpoints(ticket, "count", 1, false, false, now_);
+              }).ok());
   EXPECT_EQ(Describe()["open_checkpoint"], 3);
   const auto told = Take("p-s0", Body::RoundCommitted);
   ASSERT_FALSE(told.empty());
@@ -425,7 +427,7 @@ TEST_F(CoreTest, RandomRoundsPinsPrunesAndRollbacksNeverLoseWhatAKeptOneBuildsOn
                   }).ok());
     } else if (dice < 9) {
       ASSERT_TRUE(Ask([&](Ticket ticket) {
-                    core_->PruneCheckpoints(ticket, "count", 1 + random() % 4, false, now_);
+                    core_->PruneCheckpoints(ticket, "count", 1 + random() % 4, false, false, now_);
                   }).ok());
     } else {
       const std::uint64_t round = any();
@@ -464,8 +466,9 @@ TEST_F(CoreTest, RandomRoundsPinsPrunesAndRollbacksNeverLoseWhatAKeptOneBuildsOn
                 }).ok());
   }
   CommitNext();
-  ASSERT_TRUE(
-      Ask([&](Ticket ticket) { core_->PruneCheckpoints(ticket, "count", 1, false, now_); }).ok());
+  ASSERT_TRUE(Ask([&](Ticket ticket) {
+                core_->PruneCheckpoints(ticket, "count", 1, false, false, now_);
+              }).ok());
   const Rounds left = Listed();
   for (std::size_t i = 0; i + 1 < left.size(); ++i) EXPECT_EQ(OrdinalOf(left[i]) % 5, 0u);
 }

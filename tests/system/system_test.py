@@ -1495,6 +1495,195 @@ class Secure(WithStores):
         self.assertIn("nobody would talk to us", done.stderr)
 
 
+class Backups(unittest.TestCase):
+    """Checkpoints outlive their cluster, and what a disk loses is found."""
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="ds backup ")
+        self.clusters = []
+
+    def tearDown(self):
+        for cluster in self.clusters:
+            cluster.down()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, *arguments):
+        self.clusters.append(Cluster(*arguments))
+        return self.clusters[-1]
+
+    def until(self, met, cluster, job, seconds=100):
+        deadline = time.time() + seconds
+        while not met():
+            self.assertLess(time.time(), deadline, cluster.events(job) + cluster.log_tails())
+            time.sleep(0.05)
+
+    def run_ckpt(self, cluster, *words, code=0):
+        done = cluster.ds("ckpt", *words, timeout=100)
+        self.assertEqual(done.returncode, code, done.stderr + done.stdout)
+        return done.stderr if code else done.stdout
+
+    def finished(self, cluster, job):
+        code = cluster.wait(job)
+        self.assertEqual(code, 0, cluster.events(job) + cluster.log_tails())
+        return cluster.job(job)
+
+    def listed(self, cluster):
+        done = json.loads(self.run_ckpt(cluster, "list", "--backup", self.folder, "-o", "json"))
+        self.assertEqual([one["damage"] for one in done["backups"]], [""] * len(done["backups"]))
+        return done["backups"]
+
+    def train_and_back_up(self, *arguments):
+        """The newest backup, and the sum of the ledger. The cluster is gone, with all its folders."""
+        cluster = self.start(*arguments)
+        job = cluster.submit(ledger("origin", records=400000, epochs=2, every=300,
+                                    more=", keep: 2, full_every: 4"))
+        self.until(lambda: cluster.job(job)["checkpoints"] >= 2, cluster, job)
+        # While it trains and old checkpoints go.
+        for _ in range(3):
+            self.run_ckpt(cluster, "backup", job, "--to", self.folder)
+        described = self.finished(cluster, job)
+        first = json.loads(self.run_ckpt(cluster, "backup", job, "--to", self.folder, "-o", "json"))
+        self.assertEqual(first["round"], described["last_checkpoint"]["round"])
+        again = json.loads(self.run_ckpt(cluster, "backup", job, "--to", self.folder, "-o", "json"))
+        self.assertEqual((again["bytes"], again["parts_present"]), (0, again["parts"]))
+        pinned = json.loads(self.run_ckpt(cluster, "list", job, "-o", "json"))["checkpoints"]
+        self.assertFalse(any(one["pinned"] for one in pinned))
+        backups = self.listed(cluster)
+        self.assertGreaterEqual(len(backups), 2)
+        for one in backups:
+            self.run_ckpt(cluster, "verify", "--dir", os.path.join(self.folder, one["directory"]))
+        with open(os.path.join(self.folder, "CATALOGUE.json")) as file:
+            self.assertEqual([one["round"] for one in json.load(file)["backups"]],
+                             [one["round"] for one in backups])
+        # All are a day too old, but the newest stays, with what it builds on.
+        kept = json.loads(self.run_ckpt(cluster, "backup", job, "--to", self.folder, "--keep-days", "0",
+                                        "--keep-min", "1", "-o", "json"))
+        self.assertEqual(len(kept["removed"]), len(backups) - 1)
+        self.assertEqual([one["round"] for one in self.listed(cluster)], [first["round"]])
+        self.run_ckpt(cluster, "verify", "--dir", first["directory"])
+        self.assertEqual(described["result"]["metric"], 16 * 8000)
+        self.clusters.remove(cluster)
+        cluster.down()
+        self.assertFalse(os.path.exists(cluster.folder))
+        return first["directory"], described["result"]["metric"]
+
+    def import_and_resume(self, directory, before, *arguments):
+        cluster = self.start(*arguments)
+        # Its number is the one that the imported job had.
+        other = cluster.submit(ledger("other", records=20000, epochs=1))
+        self.finished(cluster, other)
+        done = json.loads(self.run_ckpt(cluster, "import", self.folder, "-o", "json"))
+        self.assertNotEqual(str(done["job"]), other)
+        self.assertEqual(done["round"], int(directory.rsplit("-", 1)[1]))
+        job = str(done["job"])
+        self.assertEqual(cluster.job(job)["phase"], "imported")
+        self.run_ckpt(cluster, "verify", "origin")
+        self.run_ckpt(cluster, "verify", other)
+        resumed = cluster.submit(ledger("resumed", records=200000, epochs=1, every=300,
+                                        more=", from: origin@%d" % done["round"]))
+        described = self.finished(cluster, resumed)
+        self.assertEqual(described["result"]["metric"], before + 16 * 2000)
+        # A checkpoint that is gone is gone in every folder.
+        pruned = json.loads(self.run_ckpt(cluster, "prune", job, "--all", "-o", "json"))
+        self.assertEqual(pruned["removed"], [done["round"]])
+        root = os.path.join(cluster.directory, "checkpoints")
+        self.until(lambda: not [name for path, names, _ in os.walk(root) for name in names
+                                if name.startswith("ckpt-") and path.endswith("job-" + job)],
+                   cluster, job)
+        self.assertEqual(cluster.job(resumed)["phase"], "succeeded")
+        return cluster
+
+    def test_a_job_goes_on_elsewhere_on_fewer_servers_with_one_folder(self):
+        directory, before = self.train_and_back_up("--servers", "3", "--own-disks")
+        self.import_and_resume(directory, before, "--servers", "2")
+
+    def test_a_job_goes_on_elsewhere_on_more_servers_with_folders_of_their_own(self):
+        directory, before = self.train_and_back_up("--servers", "1")
+        cluster = self.import_and_resume(directory, before, "--servers", "3", "--own-disks")
+        # What is damaged is not imported at all.
+        for path, _, names in os.walk(directory):
+            for name in names:
+                if name.endswith(".sst"):
+                    victim = os.path.join(path, name)
+        with open(victim, "r+b") as file:
+            file.seek(os.path.getsize(victim) // 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
+        jobs = len(json.loads(cluster.ds("job", "list", "-o", "json").stdout)["jobs"])
+        said = self.run_ckpt(cluster, "import", directory, code=7)
+        self.assertIn(os.path.basename(victim), said)
+        self.assertEqual(len(json.loads(cluster.ds("job", "list", "-o", "json").stdout)["jobs"]), jobs)
+
+    def test_an_import_that_ends_early_leaves_nothing(self):
+        directory, _ = self.train_and_back_up("--servers", "1")
+        cluster = self.start("--servers", "2", "--own-disks")
+        parts = [name for name in os.listdir(directory)]
+        with open(os.path.join(directory, parts[0], "MANIFEST.json")) as file:
+            manifest = file.read()
+        # A ds-cli that was killed: nobody listens there any more.
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        with open(cluster.env["DS_STATE"]) as file:
+            url = json.load(file)["coordinators"][0]
+        body = json.dumps({"endpoint": "tcp://127.0.0.1:%d" % port, "directory": "job-1/ckpt-1",
+                           "manifest": manifest}).encode()
+        request = urllib.request.Request(url + "/v1/imports", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            job = str(json.load(answer)["job"]["id"])
+        self.assertEqual(cluster.wait(job, 100), 8, cluster.events(job))
+        self.assertEqual(json.loads(self.run_ckpt(cluster, "list", job, "-o", "json"))["checkpoints"], [])
+        root = os.path.join(cluster.directory, "checkpoints")
+        self.until(lambda: not any(names for path, names, _ in os.walk(root) if "job-" in path),
+                   cluster, job, 30)
+        # And done again it is there.
+        self.run_ckpt(cluster, "import", directory)
+        self.run_ckpt(cluster, "verify", "origin")
+
+    def test_damage_on_a_disk_is_found_and_mended(self):
+        cluster = self.start("--servers", "2", "--own-disks")
+        job = cluster.submit(ledger("scrubbed", records=50000, epochs=1, every=100))
+        described = self.finished(cluster, job)
+        round_directory = described["last_checkpoint"]["directory"]
+        root = os.path.join(cluster.directory, "checkpoints", "server-1", round_directory)
+        victim = None
+        for path, _, names in os.walk(root):
+            for name in names:
+                if name.endswith(".sst"):
+                    victim = os.path.join(path, name)
+        with open(victim, "rb") as file:
+            whole = file.read()
+        with open(victim, "r+b") as file:
+            file.seek(len(whole) // 2)
+            file.write(bytes([whole[len(whole) // 2] ^ 1]))
+        self.until(lambda: "is whole again" in cluster.events(job), cluster, job)
+        events = cluster.events(job)
+        self.assertIn(os.path.basename(victim), events)
+        self.assertIn("in the folder of server server-1 is damaged", events)
+        with open(victim, "rb") as file:
+            self.assertEqual(file.read(), whole)
+        self.assertFalse([name for name in os.listdir(root) if name.endswith(".partial")])
+
+    def test_damage_that_nobody_can_mend_is_told_once(self):
+        cluster = self.start("--servers", "1")
+        job = cluster.submit(ledger("alone", records=20000, epochs=1))
+        described = self.finished(cluster, job)
+        root = os.path.join(cluster.directory, "checkpoints",
+                            described["last_checkpoint"]["directory"])
+        for path, _, names in os.walk(root):
+            for name in names:
+                if name.endswith(".sst"):
+                    victim = os.path.join(path, name)
+        with open(victim, "r+b") as file:
+            file.truncate(os.path.getsize(victim) - 1)
+        self.until(lambda: "stays damaged: no other server has a copy of it" in cluster.events(job),
+                   cluster, job)
+        time.sleep(12)  # two passes more
+        self.assertEqual(cluster.events(job).count(os.path.basename(victim)), 1, cluster.events(job))
+        self.assertEqual(cluster.events(job).count("stays damaged"), 1)
+
+
 class DamagedNewest(WithCluster):
     """Each file of the newest checkpoint in turn, when a lost server's shards are to be restored from
     it: the damage is found, and the whole job goes back to the one before."""

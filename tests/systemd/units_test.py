@@ -23,6 +23,10 @@ def services():
     return sorted(glob.glob(os.path.join(UNITS, "*.service")))
 
 
+def daemons():
+    return [path for path in services() if os.path.basename(path).startswith("ps-")]
+
+
 def read(path):
     # A key may come again, as SystemCallFilter does: all values, one a line.
     class Values(dict):
@@ -48,21 +52,22 @@ def seconds(text):
 class UnitsTest(unittest.TestCase):
     def test_there_are_units(self):
         self.assertEqual([os.path.basename(path) for path in services()],
-                         ["ps-coordinator.service", "ps-server@.service", "ps-worker@.service"])
+                         ["ds-backup@.service", "ps-coordinator.service", "ps-server@.service", "ps-worker@.service"])
 
     def test_systemd_understands_them(self):
         with tempfile.TemporaryDirectory() as folder:
             paths = []
-            for path in glob.glob(os.path.join(UNITS, "*.s*[ec]e")):
+            for path in (glob.glob(os.path.join(UNITS, "*.s*[ec]e")) +
+                         glob.glob(os.path.join(UNITS, "*.timer"))):
                 with open(path, encoding="utf-8") as file:
                     text = file.read().replace("/usr/bin/", BIN + "/")
                 paths.append(os.path.join(folder, os.path.basename(path)))
                 with open(paths[-1], "w", encoding="utf-8") as file:
                     file.write(text)
-            self.assertEqual(len(paths), 4)  # with the slice
+            self.assertEqual(len(paths), 6)  # with the slice and the timer
             done = subprocess.run(["systemd-analyze", "verify", "--man=no", *paths], text=True,
                                   stderr=subprocess.PIPE, timeout=60)
-            ours = [line for line in done.stderr.splitlines() if "ps-" in line or "ds.slice" in line]
+            ours = [line for line in done.stderr.splitlines() if "ps-" in line or "ds.slice" in line or "ds-backup" in line]
             self.assertEqual((done.returncode, ours), (0, []), done.stderr)
 
     def test_an_attacker_would_find_little(self):
@@ -79,23 +84,51 @@ class UnitsTest(unittest.TestCase):
         for path in services():
             words = read(path)["Service"]["ExecStart"].split()
             self.assertEqual(words[-1], "$DS_OPTIONS")
+            commands = words[1:3] if "ds-cli" in words[0] else []
             self.assertTrue(words[0].startswith("/usr/bin/"))
             program = os.path.join(BIN, os.path.basename(words[0]))
             self.assertTrue(os.access(program, os.X_OK), program)
-            arguments = [word for word in words[1:-1] if not word.startswith("/etc/ds/")]
-            help_text = subprocess.run([program, "--help"], stdout=subprocess.PIPE, text=True,
-                                       timeout=30).stdout
+            arguments = [word for word in words[1:-1] if word.startswith("-")]
+            self.assertTrue(arguments)
+            done = subprocess.run([program, *commands, "--help"], stdout=subprocess.PIPE, text=True,
+                                  timeout=30)
+            self.assertEqual(done.returncode, 0, path)
             for argument in arguments:
-                self.assertIn(argument, help_text)
+                self.assertIn(argument, done.stdout)
+
+    def test_a_backup_has_a_timer_that_makes_up_for_what_it_missed(self):
+        unit = read(os.path.join(UNITS, "ds-backup@.timer"))
+        self.assertEqual(unit["Timer"]["Persistent"], "yes")
+        self.assertEqual(unit["Install"]["WantedBy"], "timers.target")
+        done = subprocess.run(["systemd-analyze", "calendar", unit["Timer"]["OnCalendar"]],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=30)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        service = read(os.path.join(UNITS, "ds-backup@.service"))
+        self.assertEqual(service["Service"]["Type"], "oneshot")
+        # It is as long as the checkpoint is large, and ends by itself: only the timer starts it.
+        self.assertEqual(service["Service"]["TimeoutStartSec"], "infinity")
+        self.assertNotIn("Restart", service["Service"])
+        self.assertNotIn("Install", service)
+
+    def test_a_backup_runs_as_the_unit_says(self):
+        """With its very command line: nobody answers, which exits 6 and names who was asked."""
+        words = read(os.path.join(UNITS, "ds-backup@.service"))["Service"]["ExecStart"].split()
+        with tempfile.TemporaryDirectory() as folder:
+            values = {"%i": "some-job", "${DS_BACKUP_FOLDER}": folder, "$DS_OPTIONS": "--keep-min=3"}
+            words = [os.path.join(BIN, "ds-cli")] + [values.get(word, word) for word in words[1:]]
+            done = subprocess.run(words, env={"DS_COORDINATOR": "127.0.0.1:9"}, text=True, timeout=60,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, 6, done.stderr)
+        self.assertIn("127.0.0.1:9", done.stderr)
 
     def test_what_cannot_be_mended_is_not_started_again(self):
-        for path in services():
+        for path in daemons():
             service = read(path)["Service"]
             self.assertEqual(service["Restart"], "on-failure")
             self.assertEqual(set(service["RestartPreventExitStatus"].split()), HOPELESS)
 
     def test_a_crash_loop_ends(self):
-        for path in services():
+        for path in daemons():
             unit = read(path)
             burst = int(unit["Unit"]["StartLimitBurst"])
             interval = seconds(unit["Unit"]["StartLimitIntervalSec"])
@@ -103,7 +136,7 @@ class UnitsTest(unittest.TestCase):
             self.assertLess(burst * (seconds(unit["Service"]["RestartSec"]) + 5), interval)
 
     def test_a_daemon_that_hangs_is_noticed(self):
-        for path in services():
+        for path in daemons():
             service = read(path)["Service"]
             self.assertEqual(service["Type"], "notify")
             self.assertGreaterEqual(seconds(service["WatchdogSec"]), 10)
@@ -146,8 +179,9 @@ class UnitsTest(unittest.TestCase):
                 self.assertRegex(file.read(), r"(?m)^ds:.*:/var/lib/ds:.*nologin$")
             subprocess.run(["systemd-tmpfiles", "--root=" + root, "--create",
                             os.path.join(UNITS, "tmpfiles.d-ds.conf")], check=True, timeout=30)
-            status = os.stat(os.path.join(root, "var/lib/ds/checkpoints"))
-            self.assertEqual(status.st_mode & 0o777, 0o750)
+            for name in ("checkpoints", "backup"):
+                status = os.stat(os.path.join(root, "var/lib/ds", name))
+                self.assertEqual(status.st_mode & 0o777, 0o750)
             self.assertNotEqual(status.st_uid, 0)
 
 

@@ -154,7 +154,7 @@ class SourcesTest : public ::testing::Test {
     PS_CHECK(prepared.ok(), prepared.error().message);
     service_ = checkpoint::FileService::Start(context_, Root("own"), "tcp://127.0.0.1:*").value();
     const checkpoint::RemoteStorage source(context_, service_->endpoint());
-    PS_CHECK(CopyPart(source, Root("copy"), kRound, "p1", {}, {}).ok(), "no copy");
+    PS_CHECK(CopyPart(source, kRound, Root("copy"), kRound, "p1", {}, {}).ok(), "no copy");
     const std::string text = ManifestText(*prepared, 3, "p1");
     PS_CHECK(store.WriteManifest(kRound, {"p1"}, text).ok(), "no manifest");
     CheckpointStore other(Root("copy"), "p2");
@@ -193,6 +193,37 @@ TEST_F(SourcesTest, WhoHasNothingReadsFromAnother) {
   EXPECT_EQ(Read("none", Sources()).value(), image_);
   EXPECT_FALSE(fs::exists(Root("none")));
   EXPECT_EQ(Read("copy", {}).value(), image_);
+}
+
+TEST_F(SourcesTest, ADamagedPartIsReplacedByTheCopyOfAnother) {
+  const auto repair = [this](const std::vector<PartSource>& sources) {
+    return RepairPart(context_, sources, Root("copy"), kRound, "p1", {});
+  };
+  const fs::path part = Root("copy") / kRound / "p1";
+  Damage("copy");
+  std::ofstream(part / "MANIFEST.json", std::ios::trunc) << "{";
+  EXPECT_EQ(Read("copy", {}).error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(repair({}).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(repair({{"gone", "tcp://127.0.0.1:1"}}).error().code, ErrorCode::kIo);
+  EXPECT_EQ(Read("copy", {}).error().code, ErrorCode::kInvalid) << "it stays as it was";
+  const Status repaired = repair(Sources());
+  ASSERT_TRUE(repaired.ok()) << repaired.error().message;
+  EXPECT_EQ(Read("copy", {}).value(), image_);
+  EXPECT_EQ(fs::file_size(part / "MANIFEST.json"),
+            fs::file_size(Root("own") / kRound / "p1" / "MANIFEST.json"));
+  EXPECT_FALSE(fs::exists(part.string() + ".partial"));
+  // A copy that is damaged, too, takes nobody's place.
+  Damage("copy");
+  Damage("own");
+  EXPECT_EQ(repair(Sources()).error().code, ErrorCode::kIo);
+  EXPECT_TRUE(fs::exists(part / "MANIFEST.json"));
+  EXPECT_FALSE(fs::exists(part.string() + ".partial"));
+  // What has been deleted meanwhile does not come back.
+  fs::remove_all(part);
+  EXPECT_EQ(repair(Sources()).error().code, ErrorCode::kNotFound);
+  EXPECT_FALSE(fs::exists(part));
+  EXPECT_EQ(RepairPart(context_, Sources(), Root("copy"), kRound, "../../x", {}).error().code,
+            ErrorCode::kDenied);
 }
 
 TEST_F(SourcesTest, WhatIsDamagedHereIsReadFromElsewhere) {
