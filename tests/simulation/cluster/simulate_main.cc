@@ -133,7 +133,8 @@ int main(int argc, char** argv) {
   app.add_option("--jobs", jobs, "threads, each with schedules of its own; --trace: one")
       ->check(CLI::Range(1u, 1024u))
       ->capture_default_str();
-  app.add_flag("--json", json, "only the JSON line");
+  app.add_flag("--json", json,
+               "only the JSON line; its events per second are by the CPU time of the threads");
   app.add_flag("--trace", trace, "say what happens");
   app.add_flag("--shrink", shrink, "leave out the faults that a failing seed can do without");
   app.add_option("--without", mutant_name, "switch a guard off, to see it missed")
