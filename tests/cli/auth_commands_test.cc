@@ -2,9 +2,11 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
+#include "cli/output.h"
 #include "common/net/node_keys.h"
 #include "tests/cli/test_environment.h"
 #include "tests/support/temp_directory.h"
