@@ -199,7 +199,7 @@ Status CopyPart(const Storage& source, const fs::path& part, const fs::path& dir
     return Error{ErrorCode::kConflict, target.string() + ": exists already, and is not a copy of " +
                                            source.Describe(part)};
   }
-  const Status copied = CopyFiles(source, part, files, target, progress);
+  Status copied = CopyFiles(source, part, files, target, progress);
   if (!copied.ok()) (void)RemovePartial(target);
   return copied;
 }
@@ -210,7 +210,7 @@ Status ReplacePart(const Storage& source, const fs::path& part, const fs::path& 
   std::string seal;
   const std::vector<SealedFile> files = PS_TRY(ReadSeal(source, part, seal));
   const fs::path target = NormalPart(directory);
-  const Status copied = CopyInPlace(source, part, files, target, manifest, progress);
+  Status copied = CopyInPlace(source, part, files, target, manifest, progress);
   // After the exchange that is what was damaged.
   (void)RemovePartial(target);
   return copied;

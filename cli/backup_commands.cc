@@ -60,7 +60,7 @@ class Pin {
 
  private:
   Status Set(const std::string& round, bool pinned) {
-    const Status done = Posted(round, pinned);
+    Status done = Posted(round, pinned);
     // Nothing to unpin, when it or the job is gone.
     if (!pinned && !done.ok() && done.error().code == ErrorCode::kNotFound) return Ok();
     return done;

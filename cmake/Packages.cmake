@@ -14,6 +14,8 @@ install(FILES systemd/ds.slice systemd/ds-backup@.service systemd/ds-backup@.tim
 install(FILES systemd/ps-coordinator.service DESTINATION ${units} COMPONENT coordinator)
 install(FILES systemd/ps-server@.service DESTINATION ${units} COMPONENT server)
 install(FILES systemd/ps-worker@.service DESTINATION ${units} COMPONENT worker)
+install(FILES systemd/examples/ds-backup-s3.conf DESTINATION share/doc/ds-common/examples
+        COMPONENT common)
 install(FILES systemd/examples/ps-worker-gpu.conf DESTINATION share/doc/ds-worker/examples
         COMPONENT worker)
 foreach(component coordinator server worker)
@@ -118,7 +120,7 @@ endfunction()
 set(of_the_cluster "The ds parameter-server cluster trains models that one machine cannot\n\
 hold or feed: workers push sparsified updates asynchronously to sharded\n\
 servers, each exactly once.")
-ps_package(common ALL SECTION admin DEPENDS "systemd | systemd-sysusers" SUGGESTS "ds-cli"
+ps_package(common ALL SECTION admin DEPENDS "systemd | systemd-sysusers" SUGGESTS "ds-cli, rclone"
   SUMMARY "parameter-server cluster (user, directories and slice)"
   TEXT "${of_the_cluster}\n.\nThis package has the user, the directories, the systemd slice, and the\n\
 units that back checkpoints up, for which ds-cli is needed.")

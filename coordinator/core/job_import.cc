@@ -295,17 +295,16 @@ void Job::CommitImport() {
 void Job::AbortImport() {
   if (import_ == nullptr) return;
   const std::unique_ptr<Import_> import = std::move(import_);
-  for (const std::string& server : import->told) {
-    control::RoundAbortT abort;
-    abort.job = state_.id.value();
-    abort.round = import->manifest.round.value();
-    abort.reason = "the import has ended";
-    cluster_.Send(server, Make(std::move(abort)));
-    SendLeftovers(server);
-  }
+  for (const std::string& server : import->told) SendLeftovers(server);
 }
 
 void Job::SendLeftovers(const std::string& server) {
+  // It may still be copying, if the leader has changed.
+  control::RoundAbortT abort;
+  abort.job = state_.id.value();
+  abort.round = state_.next_round - 1;
+  abort.reason = "the import has ended";
+  cluster_.Send(server, Make(std::move(abort)));
   cluster_.Send(server, Make(KeptRounds(Round(state_.next_round))));
 }
 

@@ -286,16 +286,21 @@ Status RepairPart(net::Context& context, const std::vector<PartSource>& sources,
     return Error{ErrorCode::kNotFound, directory.string() + ": is gone"};
   }
   const fs::path there = fs::path(round_name) / part;
+  // A copy that another part builds on may have none.
+  const Result<std::string> own = checkpoint::ReadManifest(directory);
+  const std::string own_manifest = own.ok() && checkpoint::FromJson(*own).ok() ? *own : "";
   std::string failures;
   for (const PartSource& source : sources) {
     const checkpoint::RemoteStorage storage(context, source.endpoint);
     const auto replace = [&]() -> Status {
-      // Parts that others build on may have none.
-      Result<std::string> manifest = checkpoint::ReadManifest(there, storage);
-      if (!manifest.ok() && manifest.error().code != ErrorCode::kNotFound) return manifest.error();
-      if (manifest.ok()) PS_TRY(checkpoint::FromJson(*manifest));
-      return checkpoint::ReplacePart(storage, there, directory, manifest.ok() ? *manifest : "",
-                                     progress);
+      std::string manifest = own_manifest;
+      if (manifest.empty()) {
+        Result<std::string> text = checkpoint::ReadManifest(there, storage);
+        if (!text.ok() && text.error().code != ErrorCode::kNotFound) return text.error();
+        if (text.ok()) PS_TRY(checkpoint::FromJson(*text));
+        if (text.ok()) manifest = std::move(*text);
+      }
+      return checkpoint::ReplacePart(storage, there, directory, manifest, progress);
     };
     const Status replaced = replace();
     if (replaced.ok() || replaced.error().code == ErrorCode::kClosed) return replaced;

@@ -8,7 +8,10 @@
 #include <optional>
 
 #include "checkpoint/backup_folder.h"
+#include "checkpoint/manifest.h"
 #include "checkpoint/remote/file_service.h"
+#include "checkpoint/remote/remote_storage.h"
+#include "checkpoint/verify.h"
 #include "common/net/context.h"
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
@@ -237,6 +240,119 @@ TEST_F(BackupTest, ABackupThatWasInterruptedIsTakenUpAgain) {
   ASSERT_EQ(Backup(), 0) << test_.errors();
   EXPECT_THAT(Listed(), ElementsAre(5));
   EXPECT_THAT(Pinned(), ElementsAre());
+}
+
+// ---- import
+
+// A coordinator that takes an import, and goes through these phases.
+class ImportTest : public ::testing::Test {
+ protected:
+  ImportTest() {
+    fake_.emplace([this](const net::HttpRequest& request) { return Handle(request); });
+    test_.Set("DS_COORDINATOR", fake_->url());
+  }
+
+  net::HttpResponse Handle(const net::HttpRequest& request) {
+    const std::lock_guard lock(mutex_);
+    if (request.path == "/v1/version") {
+      return Answer(200, json{{"version", "0.1.0"}, {"leader", true}}.dump());
+    }
+    if (request.path == "/v1/imports") {
+      body_ = json::parse(request.body, nullptr, false);
+      // As the servers do.
+      const checkpoint::RemoteStorage storage(context_, body_.value("endpoint", ""));
+      const auto text = checkpoint::FindManifest(body_.value("directory", ""), "", storage);
+      read_ = text.ok() ? *text : text.error().message;
+      return Answer(201, json{{"job", Job("importing")}}.dump());
+    }
+    if (request.path == "/v1/jobs/9") {
+      const std::string phase = phases_.front();
+      if (phases_.size() > 1) phases_.erase(phases_.begin());
+      return Answer(200, json{{"job", Job(phase)}}.dump());
+    }
+    return AnswerError(404, "not_found", "there is no " + request.path);
+  }
+  static json Job(const std::string& phase) {
+    json job{{"id", 9}, {"name", "fashion"}, {"phase", phase}, {"reason", "nobody has room"}};
+    if (phase == "imported") {
+      job["last_checkpoint"] = {{"round", 3}, {"step", 1500}, {"bytes", 100}, {"copies", 2}};
+    }
+    return job;
+  }
+  int Import(const fs::path& directory, std::vector<std::string> more = {}) {
+    std::vector<std::string> words = {"ckpt", "import", directory.string(), "-o", "json"};
+    words.insert(words.end(), more.begin(), more.end());
+    return test_.Run(words);
+  }
+  bool Asked() {
+    const auto requests = fake_->requests();
+    return std::find(requests.begin(), requests.end(), "POST /v1/imports") != requests.end();
+  }
+
+  fs::path folder() const { return test_.directory() / "backup"; }
+  fs::path round() const { return folder() / "job-7-fashion-2026" / "ckpt-3"; }
+
+  TestEnvironment test_;
+  net::Context context_;
+  std::mutex mutex_;
+  std::vector<std::string> phases_ = {"importing", "importing", "imported"};
+  json body_;
+  std::string read_;
+  std::optional<FakeCoordinator> fake_;
+};
+
+TEST_F(ImportTest, TheFilesAreGivenUntilItIsImported) {
+  const std::string hash = WriteCheckpoint(round());
+  ASSERT_EQ(Import(round(), {"--name", "before"}), 0) << test_.errors();
+  EXPECT_EQ(body_["directory"], "job-7-fashion-2026/ckpt-3");
+  EXPECT_EQ(body_["name"], "before");
+  EXPECT_EQ(checkpoint::Hash(body_["manifest"].get<std::string>()), hash);
+  EXPECT_EQ(checkpoint::Hash(read_), hash) << read_;
+  const json said = json::parse(test_.output(), nullptr, false);
+  EXPECT_EQ(said["job"], 9);
+  EXPECT_EQ(said["round"], 3);
+  // By a path of another form, too.
+  EXPECT_EQ(Import(round().string() + "/../ckpt-3/"), 0) << test_.errors();
+  EXPECT_EQ(test_.Run({"ckpt", "import", round().string()}), 0);
+  EXPECT_THAT(test_.output(), HasSubstr("fashion@3 is imported, as job 9"));
+}
+
+TEST_F(ImportTest, OfAFolderTheNewestOfItsOnlyJobIsMeant) {
+  (void)WriteCheckpoint(folder() / "job-7-fashion-2026" / "ckpt-12", {1, 2, 3, 4}, Round(12));
+  (void)WriteCheckpoint(round());
+  ASSERT_EQ(Import(folder()), 0) << test_.errors();
+  EXPECT_EQ(body_["directory"], "job-7-fashion-2026/ckpt-12");
+  (void)WriteCheckpoint(folder() / "job-7-fashion-2027" / "ckpt-1", {1, 2, 3, 4}, Round(1));
+  EXPECT_EQ(Import(folder()), 2);
+  EXPECT_THAT(test_.errors(), HasSubstr("job-7-fashion-2027"));
+  ASSERT_EQ(Import(folder() / "job-7-fashion-2026"), 0) << test_.errors();
+  EXPECT_EQ(body_["directory"], "job-7-fashion-2026/ckpt-12");
+}
+
+TEST_F(ImportTest, WhatIsDamagedOrNotThereIsNotEvenOffered) {
+  EXPECT_EQ(Import(test_.directory() / "none"), 3);
+  fs::create_directories(folder());
+  EXPECT_EQ(Import(folder()), 3);
+  const fs::path elsewhere = test_.directory() / "copies" / "ckpt-3";
+  (void)WriteCheckpoint(elsewhere);
+  EXPECT_EQ(Import(elsewhere), 2);
+  (void)WriteCheckpoint(round());
+  for (const auto& file : fs::directory_iterator(round() / "server-1")) {
+    if (file.path().extension() == ".sst") fs::resize_file(file.path(), file.file_size() - 1);
+  }
+  EXPECT_EQ(Import(round()), 7);
+  EXPECT_THAT(test_.errors(), HasSubstr("is damaged, nothing was imported"));
+  EXPECT_FALSE(Asked());
+}
+
+TEST_F(ImportTest, AFailureIsTold) {
+  (void)WriteCheckpoint(round());
+  phases_ = {"importing", "failed"};
+  EXPECT_EQ(Import(round()), 7);
+  EXPECT_THAT(test_.errors(), HasSubstr("job 9 failed: nobody has room"));
+  phases_ = {"importing"};
+  test_.InterruptAfterSleeps(3);
+  EXPECT_EQ(Import(round()), 130);
 }
 
 }  // namespace

@@ -214,7 +214,11 @@ TEST_F(ImportTest, ItMayBeCancelledAndEndsWithTheCoordinator) {
   const nlohmann::json job = core_->DescribeJob("again")->at("job");
   EXPECT_EQ(job["phase"], "failed");
   EXPECT_NE(job["reason"].get<std::string>().find("import it again"), std::string::npos);
+  inbox_.clear();
   Register("s0");
+  const auto aborts = Take("p-s0", Body::RoundAbort);
+  ASSERT_EQ(aborts.size(), 1u) << "it may still copy";
+  EXPECT_EQ(aborts[0].body.AsRoundAbort()->round, 12u);
   EXPECT_FALSE(Take("p-s0", Body::RoundCommitted).empty());
 }
 

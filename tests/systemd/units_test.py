@@ -168,6 +168,23 @@ class UnitsTest(unittest.TestCase):
             self.assertNotIn("ps-worker", done.stderr)
             self.assertEqual(done.returncode, 0, done.stderr)
 
+    def test_the_drop_in_for_object_storage_is_understood_too(self):
+        with open(os.path.join(UNITS, "examples", "ds-backup-s3.conf"), encoding="utf-8") as file:
+            drop_in = file.read()
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(UNITS, "ds-backup@.service"), encoding="utf-8") as file:
+                text = file.read().replace("/usr/bin/ds-cli", BIN + "/ds-cli")
+            # Whether rclone is installed is another question.
+            text += drop_in.replace("/usr/bin/rclone", BIN + "/ds-cli")
+            path = os.path.join(folder, "ds-backup@job.service")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            shutil.copy(os.path.join(UNITS, "ds.slice"), folder)
+            done = subprocess.run(["systemd-analyze", "verify", "--man=no", path], text=True,
+                                  stderr=subprocess.PIPE, timeout=60)
+            self.assertNotIn("ds-backup", done.stderr)
+            self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_the_user_and_the_directories_can_be_made(self):
         if os.geteuid() != 0:
             self.skipTest("only root makes users")

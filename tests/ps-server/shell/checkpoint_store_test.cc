@@ -212,6 +212,11 @@ TEST_F(SourcesTest, ADamagedPartIsReplacedByTheCopyOfAnother) {
   EXPECT_EQ(fs::file_size(part / "MANIFEST.json"),
             fs::file_size(Root("own") / kRound / "p1" / "MANIFEST.json"));
   EXPECT_FALSE(fs::exists(part.string() + ".partial"));
+  // What others build on has no manifest where it was only copied: the own one stays.
+  fs::remove(Root("own") / kRound / "p1" / "MANIFEST.json");
+  Damage("copy");
+  ASSERT_TRUE(repair(Sources()).ok());
+  EXPECT_EQ(Read("copy", {}).value(), image_);
   // A copy that is damaged, too, takes nobody's place.
   Damage("copy");
   Damage("own");
