@@ -1641,6 +1641,30 @@ class Backups(unittest.TestCase):
         self.run_ckpt(cluster, "import", directory)
         self.run_ckpt(cluster, "verify", "origin")
 
+    def test_a_backup_without_room_is_refused_before_it_begins(self):
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", self.folder]
+        try:
+            mounted = subprocess.run(mount, stderr=subprocess.PIPE).returncode == 0
+        except FileNotFoundError:
+            mounted = False
+        if not mounted:
+            self.skipTest("may not mount a file system here")
+        try:
+            cluster = self.start("--servers", "1")
+            job = cluster.submit(ledger("large", records=20000, epochs=1))
+            self.finished(cluster, job)
+            said = self.run_ckpt(cluster, "backup", job, "--to", self.folder, code=1)
+            self.assertRegex(said, "not enough space: 1 MiB free, [0-9]+ MiB wanted")
+            self.assertEqual(self.listed(cluster), [])
+            self.assertFalse([path for path, _, _ in os.walk(self.folder) if "ckpt-" in path])
+            pinned = json.loads(self.run_ckpt(cluster, "list", job, "-o", "json"))["checkpoints"]
+            self.assertFalse(any(one["pinned"] for one in pinned))
+            subprocess.run(["mount", "-o", "remount,size=100m", self.folder], check=True)
+            self.run_ckpt(cluster, "backup", job, "--to", self.folder)
+            self.assertEqual(len(self.listed(cluster)), 1)
+        finally:
+            subprocess.run(["umount", self.folder], check=True)
+
     def test_damage_on_a_disk_is_found_and_mended(self):
         cluster = self.start("--servers", "2", "--own-disks")
         job = cluster.submit(ledger("scrubbed", records=50000, epochs=1, every=100))
