@@ -167,11 +167,14 @@ class LocalCluster(Cluster):
 
 
 class Hosts:
+    made = 0  # by this process
+
     def __init__(self, names):
         if os.geteuid() != 0 or shutil.which("ip") is None:
             raise Failure("hosts of their own need root and the package iproute2")
         self.names = list(names)
-        self.prefix = "ds%d" % os.getpid()
+        self.prefix = "ds%dn%d" % (os.getpid(), Hosts.made)
+        Hosts.made += 1
         self.switch = self.prefix + "sw"
         self.cuts = set()
 
@@ -299,14 +302,14 @@ class HostCluster(Cluster):
 
     def command(self, name):
         zookeeper = ",".join(self.address(one) + ":2181" for one in self.zookeepers) + "/ds"
-        common = ["--zookeeper", zookeeper, "--session-timeout-ms", self.session_ms, "--bind",
-                  self.address(name), *self.key_words(name)]
         if name in self.zookeepers:
             return ["java", "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp",
                     ".:" + ":".join(JARS),
                     "org.apache.zookeeper.server." + (
                         "quorum.QuorumPeerMain" if len(self.zookeepers) > 1 else
                         "ZooKeeperServerMain"), "zoo.cfg"]
+        common = ["--zookeeper", zookeeper, "--session-timeout-ms", self.session_ms, "--bind",
+                  self.address(name), *self.key_words(name)]
         if name.startswith("coordinator"):
             return [os.path.join(self.bin, "coordinator"), "--id", name, *common]
         if name.startswith("server"):
