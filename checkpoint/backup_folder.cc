@@ -2,14 +2,11 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
-#include <charconv>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -17,6 +14,7 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/part_directory.h"
 #include "checkpoint/reader.h"
+#include "checkpoint/round_path.h"
 #include "checkpoint/verify.h"
 
 namespace ps::checkpoint {
@@ -26,32 +24,12 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kJobPrefix = "job-";
-constexpr const char* kRoundPrefix = "ckpt-";
 constexpr const char* kPartialSuffix = ".partial";
 
+// "ckpt-12"; nothing: no folder of a checkpoint.
 std::optional<Round> RoundOf(const std::string& name) {
-  const std::string prefix = kRoundPrefix;
-  if (name.rfind(prefix, 0) != 0) return std::nullopt;
-  std::uint64_t number = 0;
-  const char* const end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data() + prefix.size(), end, number);
-  if (error != std::errc() || stop != end || number == 0) return std::nullopt;
-  return Round(number);
-}
-
-// No links: what they lead to is not of this folder.
-Result<std::vector<std::string>> Directories(const fs::path& path) {
-  std::vector<std::string> names;
-  std::error_code error;
-  fs::directory_iterator entry(path, error);
-  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    if (entry->is_directory(error) && !entry->is_symlink(error)) {
-      names.push_back(entry->path().filename().string());
-    }
-  }
-  if (error) return IoError(path, "cannot list", error.value());
-  std::sort(names.begin(), names.end());
-  return names;
+  const auto round = RoundOfFolder(name);
+  return round && round->value() > 0 ? round : std::nullopt;
 }
 
 bool IsSealed(const fs::path& part) {
@@ -102,9 +80,9 @@ void TakeManifest(const fs::path& folder, const std::string& text, const Manifes
 Result<std::optional<Backup>> FindBackup(const fs::path& folder, const fs::path& directory,
                                          Round round) {
   bool claims = false;
-  for (const std::string& name : PS_TRY(Directories(folder / directory))) {
+  for (const fs::path& part : PS_TRY(ListDirectories(folder / directory))) {
     std::error_code error;
-    claims = claims || fs::exists(folder / directory / name / kManifestFile, error);
+    claims = claims || fs::exists(part / kManifestFile, error);
   }
   if (!claims) return std::optional<Backup>();
   Backup backup;
@@ -123,10 +101,10 @@ Result<std::optional<Backup>> FindBackup(const fs::path& folder, const fs::path&
 
 Result<std::vector<Backup>> ListJob(const fs::path& folder, const fs::path& job_folder) {
   std::vector<Backup> backups;
-  for (const std::string& name : PS_TRY(Directories(folder / job_folder))) {
-    const auto round = RoundOf(name);
+  for (const fs::path& path : PS_TRY(ListDirectories(folder / job_folder))) {
+    const auto round = RoundOf(path.filename());
     if (!round) continue;
-    auto backup = PS_TRY(FindBackup(folder, job_folder / name, *round));
+    auto backup = PS_TRY(FindBackup(folder, job_folder / path.filename(), *round));
     if (backup) backups.push_back(std::move(*backup));
   }
   std::sort(backups.begin(), backups.end(),
@@ -136,19 +114,13 @@ Result<std::vector<Backup>> ListJob(const fs::path& folder, const fs::path& job_
 
 // So that nothing of it is listed any more, whatever is still there.
 Status Unlist(const fs::path& round_directory) {
-  for (const std::string& name : PS_TRY(Directories(round_directory))) {
+  for (const fs::path& part : PS_TRY(ListDirectories(round_directory))) {
     std::error_code error;
-    if (fs::remove(round_directory / name / kManifestFile, error)) {
-      PS_TRY(SyncDirectory(round_directory / name));
-    }
-    if (error) {
-      return IoError(round_directory / name / kManifestFile, "cannot remove", error.value());
-    }
+    if (fs::remove(part / kManifestFile, error)) PS_TRY(SyncDirectory(part));
+    if (error) return IoError(part / kManifestFile, "cannot remove", error.value());
   }
   return Ok();
 }
-
-bool IsPartial(const std::string& name) { return fs::path(name).extension() == kPartialSuffix; }
 
 }  // namespace
 
@@ -168,8 +140,9 @@ std::string BackupJobFolder(const std::string& id, const std::string& name,
 
 Result<std::vector<Backup>> ListBackups(const fs::path& folder) {
   std::vector<Backup> backups;
-  for (const std::string& name : PS_TRY(Directories(folder))) {
-    if (name.rfind(kJobPrefix, 0) != 0) continue;
+  for (const fs::path& job : PS_TRY(ListDirectories(folder))) {
+    const fs::path name = job.filename();
+    if (name.string().rfind(kJobPrefix, 0) != 0) continue;
     std::vector<Backup> of = PS_TRY(ListJob(folder, name));
     std::move(of.begin(), of.end(), std::back_inserter(backups));
   }
@@ -211,13 +184,11 @@ Result<SweepReport> SweepBackups(const fs::path& folder, const fs::path& job_fol
     needed.insert(backup.parts.begin(), backup.parts.end());
   }
   if (report.held_up) return report;
-  for (const std::string& round : PS_TRY(Directories(folder / job_folder))) {
-    if (!RoundOf(round)) continue;
-    const fs::path directory = job_folder / round;
-    for (const std::string& name : PS_TRY(Directories(folder / directory))) {
-      if (needed.contains(directory / name)) continue;
-      const fs::path part = folder / directory / name;
-      if (IsPartial(name)) {
+  for (const fs::path& round : PS_TRY(ListDirectories(folder / job_folder))) {
+    if (!RoundOf(round.filename())) continue;
+    for (const fs::path& part : PS_TRY(ListDirectories(round))) {
+      if (needed.contains(job_folder / round.filename() / part.filename())) continue;
+      if (part.extension() == kPartialSuffix) {
         PS_TRY(RemovePartial(fs::path(part).replace_extension()));
       } else {
         PS_TRY(RemovePart(part));
@@ -225,32 +196,36 @@ Result<SweepReport> SweepBackups(const fs::path& folder, const fs::path& job_fol
       ++report.parts;
     }
     std::error_code error;
-    fs::remove(folder / directory, error);  // fails unless it is empty
+    fs::remove(round, error);  // fails unless it is empty
   }
   return report;
+}
+
+nlohmann::json ToJson(const Backup& backup) {
+  nlohmann::json bases = nlohmann::json::array();
+  for (auto base = backup.bases.rbegin(); base != backup.bases.rend(); ++base) {
+    bases.push_back(base->value());
+  }
+  return {{"directory", backup.directory.string()},
+          {"job", backup.job.value()},
+          {"job_name", backup.job_name},
+          {"round", backup.round.value()},
+          {"step", backup.step},
+          {"samples", backup.samples},
+          {"bytes", backup.bytes},
+          {"state_bytes", backup.state_bytes},
+          {"final", backup.final_round},
+          {"shards", backup.shards},
+          {"bases", std::move(bases)},
+          {"manifest_hash", backup.manifest_hash},
+          {"damage", backup.damage}};
 }
 
 Status WriteCatalogue(const fs::path& folder) {
   nlohmann::json list = nlohmann::json::array();
   for (const Backup& backup : PS_TRY(ListBackups(folder))) {
-    nlohmann::json bases = nlohmann::json::array();
-    for (auto base = backup.bases.rbegin(); base != backup.bases.rend(); ++base) {
-      bases.push_back(base->value());
-    }
-    list.push_back({{"directory", backup.directory.string()},
-                    {"job", backup.job.value()},
-                    {"job_name", backup.job_name},
-                    {"round", backup.round.value()},
-                    {"time_ms", backup.time_ms},
-                    {"step", backup.step},
-                    {"samples", backup.samples},
-                    {"bytes", backup.bytes},
-                    {"state_bytes", backup.state_bytes},
-                    {"final", backup.final_round},
-                    {"shards", backup.shards},
-                    {"bases", std::move(bases)},
-                    {"manifest_hash", backup.manifest_hash},
-                    {"damage", backup.damage}});
+    list.push_back(ToJson(backup));
+    list.back()["time_ms"] = backup.time_ms;
   }
   const nlohmann::json json{{"format_version", 1}, {"backups", std::move(list)}};
   return WriteFileDurably(
@@ -258,20 +233,14 @@ Status WriteCatalogue(const fs::path& folder) {
       json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
-Result<BackupLock> BackupLock::Take(const fs::path& folder) {
+Result<FileDescriptor> LockBackups(const fs::path& folder) {
   PS_TRY(CreateDirectories(folder));
   const fs::path file = folder / "LOCK";
-  BackupLock lock(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
-  if (lock.fd_ < 0) return IoError(file, "cannot open", errno);
-  if (::flock(lock.fd_, LOCK_EX | LOCK_NB) == 0) return lock;
+  FileDescriptor lock(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+  if (lock.get() < 0) return IoError(file, "cannot open", errno);
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
   if (errno != EWOULDBLOCK) return IoError(file, "cannot lock", errno);
   return Error{ErrorCode::kConflict, folder.string() + ": another backup is under way there"};
-}
-
-BackupLock::BackupLock(BackupLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-
-BackupLock::~BackupLock() {
-  if (fd_ >= 0) ::close(fd_);
 }
 
 }  // namespace ps::checkpoint

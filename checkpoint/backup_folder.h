@@ -10,11 +10,12 @@
 // A checkpoint is a backup once one of its parts has the manifest, which is written when everything
 // is there. Parts without one are what others build on, or were left by a backup that was cut off.
 // The folder itself says what it holds: the catalogue is written anew from it and never read.
-// Blocks on the disk; any thread, one process at a time for what changes something (Lock).
+// Blocks on the disk; any thread, one process at a time for what changes something (LockBackups()).
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <vector>
@@ -78,22 +79,14 @@ Result<SweepReport> SweepBackups(const std::filesystem::path& folder,
                                  const std::filesystem::path& job_folder, const BackupRule& rule,
                                  std::uint64_t now_ms);
 
+// As the catalogue has it, but for the time.
+nlohmann::json ToJson(const Backup& backup);
+
 // Writes the catalogue anew from what is there.
 Status WriteCatalogue(const std::filesystem::path& folder);
 
-// Held while an object lives, and given back by the kernel when a process dies.
-class BackupLock {
- public:
-  // Creates the folder. kConflict if somebody holds it.
-  static Result<BackupLock> Take(const std::filesystem::path& folder);
-  BackupLock(BackupLock&& other) noexcept;
-  BackupLock& operator=(BackupLock&&) = delete;
-  ~BackupLock();
-
- private:
-  explicit BackupLock(int fd) : fd_(fd) {}
-
-  int fd_;
-};
+// Held while it is open, and given back by the kernel when a process dies. Creates the folder.
+// kConflict if somebody holds it.
+Result<FileDescriptor> LockBackups(const std::filesystem::path& folder);
 
 }  // namespace ps::checkpoint

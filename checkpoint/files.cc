@@ -103,6 +103,23 @@ Status CreateDirectories(const fs::path& path) {
   return SyncDirectory(parent.empty() ? fs::path(".") : parent);
 }
 
+Result<std::vector<fs::path>> ListDirectories(const fs::path& path) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator at(path, error), end; !error && at != end; at.increment(error)) {
+    std::error_code ignored;
+    if (at->is_directory(ignored) && !at->is_symlink(ignored)) found.push_back(at->path());
+  }
+  if (error) return IoError(path, "cannot list", error.value());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::vector<fs::path> DirectoriesIn(const fs::path& path) {
+  auto found = ListDirectories(path);
+  return found.ok() ? std::move(found).value() : std::vector<fs::path>();
+}
+
 Status WriteFileDurably(const fs::path& path, std::string_view content) {
   fs::path temporary = path;
   temporary += ".tmp";

@@ -11,6 +11,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/storage.h"
@@ -26,6 +27,7 @@ class FileDescriptor {
  public:
   explicit FileDescriptor(int fd) : fd_(fd) {}
   ~FileDescriptor();
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   FileDescriptor(const FileDescriptor&) = delete;
   FileDescriptor& operator=(const FileDescriptor&) = delete;
 
@@ -44,6 +46,10 @@ Status SyncFile(const std::filesystem::path& path);
 Status SyncDirectory(const std::filesystem::path& path);
 // Creates what is missing of `path` and makes each new entry durable in its parent.
 Status CreateDirectories(const std::filesystem::path& path);
+// Those right below `path`, sorted; no links, as what they lead to is not of this folder.
+Result<std::vector<std::filesystem::path>> ListDirectories(const std::filesystem::path& path);
+// The same, and none if it cannot be read: it may just have been deleted.
+std::vector<std::filesystem::path> DirectoriesIn(const std::filesystem::path& path);
 // Temporary file, fsync, rename, fsync of the directory.
 Status WriteFileDurably(const std::filesystem::path& path, std::string_view content);
 // kNotFound if there is none; kInvalid if it is larger than `limit`.

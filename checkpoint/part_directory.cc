@@ -84,12 +84,25 @@ std::uint64_t BytesOf(const std::vector<SealedFile>& files) {
   return bytes;
 }
 
-Status CopyFiles(const Storage& source, const fs::path& part, const std::vector<SealedFile>& files,
-                 const fs::path& directory, const std::function<bool(std::uint64_t)>& progress) {
-  const fs::path partial = PS_TRY(BeginPart(directory, BytesOf(files)));
+Status CopyInto(const fs::path& partial, const Storage& source, const fs::path& part,
+                const std::vector<SealedFile>& files,
+                const std::function<bool(std::uint64_t)>& progress) {
   for (const SealedFile& file : files) {
     PS_TRY(CopyFile(source, part, file, partial / file.name, progress));
   }
+  return Ok();
+}
+
+// The last that is written into a part before it gets its name.
+Status Seal(const fs::path& partial, const std::vector<SealedFile>& files) {
+  PS_TRY(WriteFileDurably(partial / kSealFile, EncodeSeal(files)));
+  return SyncDirectory(partial);
+}
+
+Status CopyFiles(const Storage& source, const fs::path& part, const std::vector<SealedFile>& files,
+                 const fs::path& directory, const std::function<bool(std::uint64_t)>& progress) {
+  const fs::path partial = PS_TRY(BeginPart(directory, BytesOf(files)));
+  PS_TRY(CopyInto(partial, source, part, files, progress));
   return FinishPart(directory, files);
 }
 
@@ -117,15 +130,14 @@ Status CopyInPlace(const Storage& source, const fs::path& part,
   PS_TRY(CheckFreeSpace(target.parent_path(), BytesOf(files)));
   PS_TRY(RemoveTree(partial));
   PS_TRY(CreateDirectories(partial));
-  for (const SealedFile& file : files) {
-    PS_TRY(CopyFile(source, part, file, partial / file.name, progress));
-  }
-  PS_TRY(WriteFileDurably(partial / kSealFile, EncodeSeal(files)));
+  PS_TRY(CopyInto(partial, source, part, files, progress));
   if (!manifest.empty()) PS_TRY(WriteManifest(partial, manifest));
-  PS_TRY(SyncDirectory(partial));
+  PS_TRY(Seal(partial, files));
   PS_TRY(Exchange(partial, target));
   return SyncDirectory(target.parent_path());
 }
+
+}  // namespace
 
 Result<std::vector<SealedFile>> ReadSeal(const Storage& source, const fs::path& part,
                                          std::string& text) {
@@ -134,8 +146,6 @@ Result<std::vector<SealedFile>> ReadSeal(const Storage& source, const fs::path& 
   if (!files.ok()) return Annotate(files.error(), source.Describe(part / kSealFile) + ": ");
   return files;
 }
-
-}  // namespace
 
 fs::path NormalPart(const fs::path& directory) {
   const fs::path normal = directory.lexically_normal();
@@ -162,8 +172,7 @@ Result<fs::path> BeginPart(const fs::path& directory, std::uint64_t expected_byt
 Status FinishPart(const fs::path& directory, const std::vector<SealedFile>& files) {
   const fs::path target = NormalPart(directory);
   const fs::path partial = PartialOf(target);
-  PS_TRY(WriteFileDurably(partial / kSealFile, EncodeSeal(files)));
-  PS_TRY(SyncDirectory(partial));
+  PS_TRY(Seal(partial, files));
   std::error_code error;
   fs::rename(partial, target, error);
   if (error) return IoError(target, "cannot rename into place", error.value());

@@ -47,9 +47,14 @@ Status CopyPart(const Storage& source, const std::filesystem::path& part,
                 const std::filesystem::path& directory,
                 const std::function<bool(std::uint64_t)>& progress);
 
-// The same for a part that is there and damaged: once the copy is whole it takes its place, in one
-// step where the file system can (not on NFS), with `manifest` as its MANIFEST.json unless that is
-// empty. What was there stays until then, and for good if this fails.
+// What the seal of a part lists; `text` gets the seal itself. kNotFound if there is none, kInvalid
+// if it is damaged.
+Result<std::vector<SealedFile>> ReadSeal(const Storage& source, const std::filesystem::path& part,
+                                         std::string& text);
+
+// As CopyPart() for a part that is there and damaged: once the copy is whole it takes its place, in
+// one step where the file system can (not on NFS), with `manifest` as its MANIFEST.json unless that
+// is empty. What was there stays until then, and for good if this fails.
 Status ReplacePart(const Storage& source, const std::filesystem::path& part,
                    const std::filesystem::path& directory, const std::string& manifest,
                    const std::function<bool(std::uint64_t)>& progress);

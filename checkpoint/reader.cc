@@ -12,6 +12,7 @@
 #include "checkpoint/part_directory.h"
 #include "checkpoint/part_environment.h"
 #include "checkpoint/record.h"
+#include "checkpoint/round_path.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -162,8 +163,8 @@ fs::path BaseDirectory(const fs::path& part, Round base) {
   const fs::path normal = NormalPart(part);
   // A path that ends in the round directory itself has no other name for the one above it.
   fs::path round = normal.parent_path();
-  return (round.has_filename() ? round.parent_path() : round / "..") /
-         ("ckpt-" + std::to_string(base.value())) / normal.filename();
+  return (round.has_filename() ? round.parent_path() : round / "..") / RoundFolder(base) /
+         normal.filename();
 }
 
 class Reader::Impl {

@@ -25,9 +25,7 @@ Result<net::Role> ParseRole(const std::string& text) {
 }
 
 std::string UntilText(const net::TrustedKey& key) {
-  if (!key.until_ms) return "";
-  const std::string line = net::TrustedLine(key);
-  return line.substr(line.size() - 11, 10);
+  return key.until_ms ? net::DateText(*key.until_ms) : "";
 }
 
 Json JsonOf(const net::TrustedKey& key, std::int64_t now_ms) {
@@ -42,20 +40,12 @@ std::int64_t UnixMs() { return static_cast<std::int64_t>(std::time(nullptr)) * 1
 
 Result<ExitCode> Create(Globals& globals, const AuthOptions& options) {
   const OutputFormat format = PS_TRY(globals.Format());
-  net::TrustedKey key;
-  key.role = PS_TRY(ParseRole(options.role));
-  key.name = options.name;
-  // The list's own reader judges name and date.
-  const std::string line = options.role + " " + options.name + " " + std::string(40, '0') +
-                           (options.until.empty() ? "" : " until " + options.until);
-  auto parsed = net::TrustedKeys::Parse(line);
-  if (!parsed.ok() || parsed->keys().size() != 1) {
-    return Error{ErrorCode::kUsage, parsed.ok() ? "`" + options.name + "` is no name"
-                                                : parsed.error().message.substr(8)};
-  }
-  key.until_ms = parsed->keys().begin()->second.until_ms;
+  // The reader of the list judges role, name and date; the key comes later.
+  auto key = net::ParseTrustedLine(options.role + " " + options.name + " " + std::string(40, '0') +
+                                   (options.until.empty() ? "" : " until " + options.until));
+  if (!key.ok()) return Error{ErrorCode::kUsage, key.error().message};
   const std::string file = options.key.empty() ? options.name + ".key" : options.key;
-  const net::TrustedKey made = PS_TRY(CreateNodeKey(key, file, options.trusted));
+  const net::TrustedKey made = PS_TRY(CreateNodeKey(*key, file, options.trusted));
   std::ostream& out = globals.environment.out;
   Json json = JsonOf(made, UnixMs());
   json["key"] = file;

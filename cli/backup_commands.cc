@@ -97,10 +97,9 @@ struct BackedUp {
 
 Result<BackedUp> CopyToFolder(Globals& globals, Api& api, const BackupOptions& options,
                               const FetchLimits& limits, fs::path& job_folder) {
-  const auto at = options.name.find('@');
-  const std::string round = at == std::string::npos ? "" : options.name.substr(at + 1);
+  const auto [name, round] = SplitRound(options.name);
   // From here on by its number: a new job may get the name meanwhile.
-  const Json job = PS_TRY(GetJob(api, options.name.substr(0, at)));
+  const Json job = PS_TRY(GetJob(api, name));
   const std::string id = TextOf(job, "id");
   const fs::path folder = options.folder;
   job_folder = checkpoint::BackupJobFolder(id, TextOf(job, "name"), TextOf(job, "created"));
@@ -134,7 +133,7 @@ Result<ExitCode> Backup(Globals& globals, const BackupOptions& options) {
   FetchLimits limits;
   if (!options.rate.empty()) limits.bytes_per_second = PS_TRY(ParseRate(options.rate));
   Api api = PS_TRY(globals.OpenApi());
-  const auto lock = PS_TRY(checkpoint::BackupLock::Take(options.folder));
+  const auto lock = PS_TRY(checkpoint::LockBackups(options.folder));
   fs::path job_folder;
   const BackedUp done = PS_TRY(CopyToFolder(globals, api, options, limits, job_folder));
   const checkpoint::BackupRule rule{options.keep_days * kDayMs,
@@ -175,27 +174,6 @@ Result<ExitCode> Backup(Globals& globals, const BackupOptions& options) {
   return ExitCode::kOk;
 }
 
-Json BackupJson(const checkpoint::Backup& backup) {
-  Json bases = Json::array();
-  for (auto base = backup.bases.rbegin(); base != backup.bases.rend(); ++base) {
-    bases.push_back(base->value());
-  }
-  return {{"directory", backup.directory.string()},
-          {"job", backup.job.value()},
-          {"job_name", backup.job_name},
-          {"round", backup.round.value()},
-          {"time", TimeText(backup.time_ms)},
-          {"step", backup.step},
-          {"samples", backup.samples},
-          {"bytes", backup.bytes},
-          {"state_bytes", backup.state_bytes},
-          {"final", backup.final_round},
-          {"shards", backup.shards},
-          {"bases", std::move(bases)},
-          {"manifest_hash", backup.manifest_hash},
-          {"damage", backup.damage}};
-}
-
 }  // namespace
 
 Result<ExitCode> ListBackups(Globals& globals, const std::string& folder, const std::string& job) {
@@ -206,7 +184,10 @@ Result<ExitCode> ListBackups(Globals& globals, const std::string& folder, const 
   });
   std::ostream& out = globals.environment.out;
   Json list = Json::array();
-  for (const auto& backup : backups) list.push_back(BackupJson(backup));
+  for (const auto& backup : backups) {
+    list.push_back(checkpoint::ToJson(backup));
+    list.back()["time"] = TimeText(backup.time_ms);
+  }
   if (WriteStructured(out, format, Json{{"backups", list}})) return ExitCode::kOk;
   if (format == OutputFormat::kName) {
     for (const auto& backup : backups) {

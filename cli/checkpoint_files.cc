@@ -71,6 +71,11 @@ Result<std::vector<std::string>> FileEndpoints(Api& api) {
 
 }  // namespace
 
+std::pair<std::string, std::string> SplitRound(const std::string& name) {
+  const auto at = name.find('@');
+  return {name.substr(0, at), at == std::string::npos ? "" : name.substr(at + 1)};
+}
+
 Result<std::uint64_t> ParseRate(const std::string& text) {
   std::uint64_t rate = 0;
   const char* const end = text.data() + text.size();

@@ -39,6 +39,9 @@ struct FetchLimits {
   std::uint64_t bytes_per_second = 0;  // 0: none
 };
 
+// "JOB@ROUND"; without a round: "JOB" and "".
+std::pair<std::string, std::string> SplitRound(const std::string& name);
+
 // "50M": bytes a second, in powers of 1,000 (k, M, G).
 Result<std::uint64_t> ParseRate(const std::string& text);
 

@@ -80,9 +80,8 @@ Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
   if (options.name.empty()) {
     return Error{ErrorCode::kUsage, "name a checkpoint (JOB or JOB@ROUND) or give --dir DIR"};
   }
-  const auto at = options.name.find('@');
-  return LocateRound(globals, options.name.substr(0, at),
-                     at == std::string::npos ? "" : options.name.substr(at + 1), options.root);
+  const auto [job, round] = SplitRound(options.name);
+  return LocateRound(globals, job, round, options.root);
 }
 
 const char* RuleText(TableRule rule) {
@@ -563,10 +562,8 @@ Result<ExitCode> Fetch(Globals& globals, const FetchOptions& options) {
   FetchLimits limits;
   if (!options.rate.empty()) limits.bytes_per_second = PS_TRY(ParseRate(options.rate));
   Api api = PS_TRY(globals.OpenApi());
-  const auto at = options.name.find('@');
-  const std::string job = options.name.substr(0, at);
-  const Json found =
-      PS_TRY(FindRound(api, job, at == std::string::npos ? "" : options.name.substr(at + 1)));
+  const auto [job, round] = SplitRound(options.name);
+  const Json found = PS_TRY(FindRound(api, job, round));
   const auto report =
       PS_TRY(FetchRound(globals.environment, api, OrderOf(found, options.root), limits));
   const std::string directory = (fs::path(options.root) / TextOf(found, "directory")).string();

@@ -15,6 +15,7 @@
 #include "cli/commands.h"
 #include "cli/job_wait.h"
 #include "common/net/context.h"
+#include "common/net/http_client.h"
 #include "common/net/zmq_socket.h"
 
 namespace ps::cli {
@@ -30,20 +31,14 @@ struct ImportOptions {
 
 // The address of this machine from which the coordinator is reached: servers reach it there, too.
 Result<std::string> AddressTowards(const std::string& url) {
-  const std::size_t scheme = url.find("://");
-  std::string place = scheme == std::string::npos ? url : url.substr(scheme + 3);
-  place = place.substr(0, place.find('/'));
-  const std::size_t colon = place.rfind(':');
-  const std::string port = colon == std::string::npos ? "80" : place.substr(colon + 1);
-  std::string host = place.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  const net::HttpUrl place = PS_TRY(net::ParseHttpUrl(url));
   const Error unknown{ErrorCode::kUnreachable,
                       "it is not known by which address the servers reach this machine; give it "
                       "with --bind"};
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* found = nullptr;
-  if (::getaddrinfo(host.c_str(), port.c_str(), &hints, &found) != 0) return unknown;
+  if (::getaddrinfo(place.host.c_str(), place.port.c_str(), &hints, &found) != 0) return unknown;
   std::string address;
   for (const addrinfo* one = found; one != nullptr && address.empty(); one = one->ai_next) {
     // Nothing is sent: the kernel only chooses the way.

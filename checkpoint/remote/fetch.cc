@@ -103,10 +103,7 @@ class Fetch {
     std::string seal;
     std::vector<SealedFile> files;
     const auto read = [&](const Storage& source) -> Status {
-      seal = PS_TRY(ReadWholeFile(part.from / kSealFile, kMaxSealBytes, source));
-      auto decoded = DecodeSeal(seal);
-      if (!decoded.ok()) return Annotate(decoded.error(), source.Describe(part.from) + ": ");
-      files = std::move(decoded).value();
+      files = PS_TRY(ReadSeal(source, part.from, seal));
       return Ok();
     };
     PS_TRY(TryEach(sources_, part.from.string(), read));

@@ -260,11 +260,6 @@ class Context::Gate {
 
   const KeyPair& pair() const { return pair_; }
   std::uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
-  Role role() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto at = trusted_.keys().find(pair_.public_key);
-    return at == trusted_.keys().end() ? Role::kOperator : at->second.role;
-  }
 
  private:
   struct Monitor {
@@ -429,8 +424,6 @@ Status Context::Secure(const SecurityOptions& options) {
   gate_ = std::move(gate);
   return Ok();
 }
-
-Role Context::role() const { return gate_ == nullptr ? Role::kOperator : gate_->role(); }
 
 Status Context::Listen(void* socket, std::span<const Role> admitted) {
   return gate_ == nullptr ? Ok() : gate_->Listen(socket, admitted);

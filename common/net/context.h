@@ -54,8 +54,6 @@ class Context {
   // TrustedKeys::ReadFile(); kDenied if the own key is not in the list.
   Status Secure(const SecurityOptions& options);
   bool secure() const { return gate_ != nullptr; }
-  // Of the own key in the list.
-  Role role() const;
 
   // ---- for sockets, right after they were made
 

@@ -162,42 +162,45 @@ Result<KeyPair> ReadKeyFile(const std::string& path) {
   return pair;
 }
 
+Result<TrustedKey> ParseTrustedLine(const std::string& line) {
+  std::istringstream words(line);
+  std::string role;
+  std::string until;
+  std::string date;
+  std::string more;
+  TrustedKey key;
+  words >> role >> key.name >> key.public_key;
+  const auto known = RoleOf(role);
+  if (!known) {
+    return Wrong("`" + role + "` is no role: coordinator, server, worker or operator");
+  }
+  key.role = *known;
+  if (!IsName(key.name)) return Wrong("a name of letters, digits and -_.@: must follow the role");
+  if (!IsPublicKey(key.public_key)) {
+    return Wrong("the public key of " + key.name + " must be 40 characters of Z85");
+  }
+  if (words >> until) {
+    if (until != "until" || !(words >> date)) return Wrong("after the key may stand `until DATE`");
+    key.until_ms = DateMs(date);
+    if (!key.until_ms) return Wrong("`" + date + "` is no date as in 2027-01-31");
+  }
+  if (words >> more) return Wrong("`" + more + "` is one word too many");
+  return key;
+}
+
 Result<TrustedKeys> TrustedKeys::Parse(std::string_view text) {
   TrustedKeys list;
   std::set<std::pair<Role, std::string>> names;
   for (const auto& [number, line] : LinesOf(text)) {
-    const auto wrong = [number = number](const std::string& what) {
-      return Wrong("line " + std::to_string(number) + ": " + what);
-    };
-    std::istringstream words(line);
-    std::string role;
-    std::string until;
-    std::string date;
-    std::string more;
-    TrustedKey key;
-    words >> role >> key.name >> key.public_key;
-    const auto known = RoleOf(role);
-    if (!known) {
-      return wrong("`" + role + "` is no role: coordinator, server, worker or operator");
+    const std::string where = "line " + std::to_string(number) + ": ";
+    auto key = ParseTrustedLine(line);
+    if (!key.ok()) return Wrong(where + key.error().message);
+    const std::string name = key->name;
+    if (!names.emplace(key->role, name).second) {
+      return Wrong(where + RoleName(key->role) + " " + name + " stands there twice");
     }
-    key.role = *known;
-    if (!IsName(key.name)) return wrong("a name of letters, digits and -_.@: must follow the role");
-    if (!IsPublicKey(key.public_key)) {
-      return wrong("the public key of " + key.name + " must be 40 characters of Z85");
-    }
-    if (words >> until) {
-      if (until != "until" || !(words >> date))
-        return wrong("after the key may stand `until DATE`");
-      key.until_ms = DateMs(date);
-      if (!key.until_ms) return wrong("`" + date + "` is no date as in 2027-01-31");
-    }
-    if (words >> more) return wrong("`" + more + "` is one word too many");
-    if (!names.emplace(key.role, key.name).second) {
-      return wrong(role + " " + key.name + " stands there twice");
-    }
-    const std::string name = key.name;
-    if (!list.keys_.emplace(key.public_key, std::move(key)).second) {
-      return wrong("the key of " + name + " stands there twice");
+    if (!list.keys_.emplace(key->public_key, *key).second) {
+      return Wrong(where + "the key of " + name + " stands there twice");
     }
   }
   return list;
@@ -219,15 +222,17 @@ const TrustedKey* TrustedKeys::Find(std::string_view public_key, std::int64_t no
 
 std::string TrustedLine(const TrustedKey& key) {
   std::string line = std::string(RoleName(key.role)) + " " + key.name + " " + key.public_key;
-  if (key.until_ms) {
-    const auto time = static_cast<std::time_t>(*key.until_ms / 1000);
-    std::tm date{};
-    ::gmtime_r(&time, &date);
-    std::array<char, 16> text{};
-    std::strftime(text.data(), text.size(), "%Y-%m-%d", &date);
-    line += std::string(" until ") + text.data();
-  }
+  if (key.until_ms) line += " until " + DateText(*key.until_ms);
   return line + "\n";
+}
+
+std::string DateText(std::int64_t unix_ms) {
+  const auto time = static_cast<std::time_t>(unix_ms / 1000);
+  std::tm date{};
+  ::gmtime_r(&time, &date);
+  std::array<char, 16> text{};
+  std::strftime(text.data(), text.size(), "%Y-%m-%d", &date);
+  return text.data();
 }
 
 KeyedEndpoint SplitKey(std::string_view endpoint) {

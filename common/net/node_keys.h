@@ -52,6 +52,13 @@ struct TrustedKey {
   std::optional<std::int64_t> until_ms;  // Unix time
 };
 
+// A line of the list. kInvalid if it makes no sense.
+Result<TrustedKey> ParseTrustedLine(const std::string& line);
+// The same the other way, with its end.
+std::string TrustedLine(const TrustedKey& key);
+// "2027-01-31", in UTC.
+std::string DateText(std::int64_t unix_ms);
+
 class TrustedKeys {
  public:
   // kInvalid, beginning with "line N: ", if a line makes no sense or a key or a name stands twice.
@@ -66,9 +73,6 @@ class TrustedKeys {
  private:
   std::map<std::string, TrustedKey, std::less<>> keys_;  // by public key
 };
-
-// A line of the list, with its end.
-std::string TrustedLine(const TrustedKey& key);
 
 // 40 characters of Z85.
 bool IsPublicKey(std::string_view text);

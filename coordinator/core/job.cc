@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "checkpoint/round_path.h"
 #include "coordinator/core/circuit_breaker.h"
 #include "coordinator/core/job_import.h"
 #include "coordinator/core/job_round.h"
@@ -1077,7 +1078,7 @@ control::JobStartT Job::JobStart() const {
   start.sources = Sources();
   const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
   start.committed_round = newest == nullptr ? 0 : newest->round.value();
-  start.checkpoint_dir = "job-" + std::to_string(state_.id.value());
+  start.checkpoint_dir = checkpoint::JobFolder(state_.id);
   return start;
 }
 

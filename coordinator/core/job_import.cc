@@ -5,6 +5,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "checkpoint/round_path.h"
 #include "common/job/load_mapping.h"
 
 namespace ps::coordinator {
@@ -75,8 +76,7 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts
   state_.leases.Reset(remaining);
   import_ = std::make_unique<Import_>();
   import_->order = std::move(order);
-  import_->directory =
-      "job-" + std::to_string(id.value()) + "/ckpt-" + std::to_string(manifest.round.value());
+  import_->directory = checkpoint::RoundPath(id, manifest.round);
   for (const checkpoint::ManifestShard& shard : manifest.shards) {
     import_->parts[shard.server].bases.insert(shard.bases.begin(), shard.bases.end());
   }

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/round_path.h"
 #include "coordinator/core/job.h"
 #include "coordinator/core/job_round.h"
 
@@ -35,8 +36,7 @@ void Job::BeginRound(bool final_round) {
   round_->final_round = final_round;
   round_->started_ms = cluster_.now_ms();
   round_->news_ms = round_->started_ms;
-  round_->directory = "job-" + std::to_string(state_.id.value()) + "/ckpt-" +
-                      std::to_string(round_->number.value());
+  round_->directory = checkpoint::RoundPath(state_.id, round_->number);
   round_->base = final_round ? Round() : BaseOfRounds();
   round_->servers = FirstServers();
   for (const WorkerSlot& worker : state_.workers) {

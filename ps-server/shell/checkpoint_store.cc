@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <random>
 #include <system_error>
@@ -14,6 +13,7 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/part_directory.h"
+#include "checkpoint/round_path.h"
 #include "checkpoint/verify.h"
 #include "checkpoint/writer.h"
 #include "common/net/unique_fd.h"
@@ -24,29 +24,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kRoundPrefix = "ckpt-";
 constexpr const char* kPartialSuffix = ".partial";
-
-// The number of "ckpt-12".
-std::optional<std::uint64_t> RoundOf(const std::string& name) {
-  const std::size_t prefix = std::strlen(kRoundPrefix);
-  if (name.compare(0, prefix, kRoundPrefix) != 0) return std::nullopt;
-  std::uint64_t round = 0;
-  const char* const end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data() + prefix, end, round);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return round;
-}
-
-std::vector<fs::path> ListDirectories(const fs::path& directory) {
-  std::vector<fs::path> found;
-  std::error_code error;
-  for (fs::directory_iterator at(directory, error), end; !error && at != end; at.increment(error)) {
-    if (at->is_directory(error) && !at->is_symlink(error)) found.push_back(at->path());
-  }
-  std::sort(found.begin(), found.end());
-  return found;
-}
 
 }  // namespace
 
@@ -132,9 +110,9 @@ Result<fs::path> ResolveRound(const fs::path& root, const std::string& name) {
 std::string RoundName(const std::string& name, Round round) {
   const std::size_t slash = name.rfind('/');
   const std::string last = slash == std::string::npos ? name : name.substr(slash + 1);
-  if (!RoundOf(last).has_value()) return name;
-  return (slash == std::string::npos ? std::string() : name.substr(0, slash + 1)) + kRoundPrefix +
-         std::to_string(round.value());
+  if (!checkpoint::RoundOfFolder(last).has_value()) return name;
+  return (slash == std::string::npos ? std::string() : name.substr(0, slash + 1)) +
+         checkpoint::RoundFolder(round);
 }
 
 CheckpointStore::CheckpointStore(fs::path root, std::string procid)
@@ -150,8 +128,7 @@ const checkpoint::ShardBase* CheckpointStore::FindBase(const fs::path& round,
   std::vector<Round> needed = at->bases;
   needed.push_back(base);
   for (const Round one : needed) {
-    const fs::path part =
-        round.parent_path() / (kRoundPrefix + std::to_string(one.value())) / procid_;
+    const fs::path part = round.parent_path() / checkpoint::RoundFolder(one) / procid_;
     std::error_code error;
     if (!fs::exists(part / checkpoint::kSealFile, error)) return nullptr;
   }
@@ -228,15 +205,14 @@ Status CheckpointStore::Discard(const std::string& round_name) const {
 int CheckpointStore::DeleteOldRounds(JobId job, Round committed,
                                      std::span<const std::uint64_t> keep) const {
   int deleted = 0;
-  for (const fs::path& directory :
-       ListDirectories(root_ / ("job-" + std::to_string(job.value())))) {
-    const auto round = RoundOf(directory.filename().string());
-    if (!round.has_value() || *round >= committed.value() ||
-        std::find(keep.begin(), keep.end(), *round) != keep.end()) {
+  for (const fs::path& directory : checkpoint::DirectoriesIn(root_ / checkpoint::JobFolder(job))) {
+    const auto round = checkpoint::RoundOfFolder(directory.filename().string());
+    if (!round.has_value() || *round >= committed ||
+        std::find(keep.begin(), keep.end(), round->value()) != keep.end()) {
       continue;
     }
     bool gone = true;
-    for (const fs::path& part : ListDirectories(directory)) {
+    for (const fs::path& part : checkpoint::DirectoriesIn(directory)) {
       std::string name = part.string();
       const std::size_t suffix = std::strlen(kPartialSuffix);
       const bool partial =

@@ -7,15 +7,14 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
-#include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include "checkpoint/manifest.h"
 #include "checkpoint/part_directory.h"
+#include "checkpoint/round_path.h"
 #include "common/net/loop.h"
 #include "common/net/unique_fd.h"
 
@@ -28,30 +27,6 @@ constexpr const char* kLockFile = "SCRUB";
 constexpr std::chrono::milliseconds kLockRetry{5'000};
 constexpr std::chrono::milliseconds kYieldLook{100};
 constexpr int kRestFactor = 10;
-
-// The number of "job-7" or "ckpt-12".
-std::optional<std::uint64_t> NumberAfter(const char* prefix, const std::string& name) {
-  const std::size_t length = std::strlen(prefix);
-  if (name.compare(0, length, prefix) != 0) return std::nullopt;
-  std::uint64_t number = 0;
-  const char* const end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data() + length, end, number);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return number;
-}
-
-std::vector<std::string> Directories(const fs::path& path) {
-  std::vector<std::string> names;
-  std::error_code error;
-  for (fs::directory_iterator at(path, error), end; !error && at != end; at.increment(error)) {
-    std::error_code ignored;
-    if (at->is_directory(ignored) && !at->is_symlink(ignored)) {
-      names.push_back(at->path().filename().string());
-    }
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
 
 // What is read next comes from the disk, and does not push out what others need.
 void DropFromCache(const fs::path& part) {
@@ -144,16 +119,15 @@ void Scrubber::Run() {
 
 bool Scrubber::Pass() {
   if (!Pace(0)) return false;
-  for (const std::string& job_name : Directories(options_.root)) {
-    const auto job = NumberAfter("job-", job_name);
+  for (const fs::path& job_path : checkpoint::DirectoriesIn(options_.root)) {
+    const auto job = checkpoint::JobOfFolder(job_path.filename().string());
     if (!job) continue;
-    for (const std::string& round_name : Directories(options_.root / job_name)) {
-      const auto round = NumberAfter("ckpt-", round_name);
+    for (const fs::path& round_path : checkpoint::DirectoriesIn(job_path)) {
+      const auto round = checkpoint::RoundOfFolder(round_path.filename().string());
       if (!round) continue;
-      const fs::path round_path = options_.root / job_name / round_name;
-      for (const std::string& name : Directories(round_path)) {
-        if (fs::path(name).extension() == ".partial") continue;
-        if (!CheckOne({JobId(*job), Round(*round), name, ""}, round_path / name)) return false;
+      for (const fs::path& part : checkpoint::DirectoriesIn(round_path)) {
+        if (part.extension() == ".partial") continue;
+        if (!CheckOne({*job, *round, part.filename().string(), ""}, part)) return false;
       }
     }
   }

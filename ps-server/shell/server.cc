@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "checkpoint/part_directory.h"
+#include "checkpoint/round_path.h"
 #include "common/check.h"
 #include "common/job/job_spec.h"
 #include "common/net/metric_families.h"
@@ -657,8 +658,7 @@ void Server::OnRepairPart(const control::RepairPartT& repair) {
     for (const auto& source : work->sources) {
       if (source->store != store_id_) sources.push_back({source->store, source->endpoint});
     }
-    const std::string round =
-        "job-" + std::to_string(work->job) + "/ckpt-" + std::to_string(work->round);
+    const std::string round = checkpoint::RoundPath(JobId(work->job), Round(work->round));
     const Status repaired =
         RepairPart(context_, sources, config_.checkpoint_dir, round, work->part,
                    [&](std::uint64_t) { return thread->Pause(std::chrono::milliseconds(0)); });

@@ -194,11 +194,11 @@ TEST_F(BackupFolderTest, TheCatalogueIsWhatIsThere) {
 }
 
 TEST_F(BackupFolderTest, OneAtATime) {
-  auto first = BackupLock::Take(root_ / "new");
+  auto first = LockBackups(root_ / "new");
   ASSERT_TRUE(first.ok());
-  EXPECT_EQ(BackupLock::Take(root_ / "new").error().code, ErrorCode::kConflict);
-  { const BackupLock taken = std::move(first).value(); }
-  EXPECT_TRUE(BackupLock::Take(root_ / "new").ok());
+  EXPECT_EQ(LockBackups(root_ / "new").error().code, ErrorCode::kConflict);
+  { const FileDescriptor taken = std::move(first).value(); }
+  EXPECT_TRUE(LockBackups(root_ / "new").ok());
 }
 
 // ---- what fills it

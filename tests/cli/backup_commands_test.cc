@@ -223,7 +223,7 @@ TEST_F(BackupTest, AFailureNamesItselfAndChangesNothing) {
   EXPECT_EQ(Backup({}, "nobody"), 3);
   EXPECT_EQ(Backup({"--rate", "x"}), 2);
   EXPECT_EQ(Backup({"--keep-min", "0"}), 2);
-  const auto lock = checkpoint::BackupLock::Take(folder());
+  const auto lock = checkpoint::LockBackups(folder());
   ASSERT_TRUE(lock.ok());
   EXPECT_EQ(Backup(), 4);
   EXPECT_THAT(test_.errors(), HasSubstr("another backup is under way"));
