@@ -3,6 +3,7 @@
 
 #include "cli/commands.h"
 #include "cli/node_key_files.h"
+#include "common/net/list_file.h"
 
 namespace ps::cli {
 namespace {

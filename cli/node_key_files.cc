@@ -1,80 +1,16 @@
 #include "cli/node_key_files.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <functional>
 #include <sstream>
 #include <utility>
 
-#include "common/net/unique_fd.h"
+#include "cli/whole_file.h"
+#include "common/net/list_file.h"
 
 namespace ps::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-Error Failed(const fs::path& path, const char* what) {
-  return Error{errno == EACCES || errno == EPERM ? ErrorCode::kDenied : ErrorCode::kIo,
-               path.string() + ": cannot be " + what + ": " + std::strerror(errno)};
-}
-
-fs::path FolderOf(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
-
-// Durable under its name, or not there at all. kConflict: `fresh` and there is one.
-Status WriteWhole(const fs::path& path, const std::string& text, mode_t mode, bool fresh) {
-  const fs::path temporary = path.string() + "." + std::to_string(::getpid()) + ".tmp";
-  {
-    const net::UniqueFd file(
-        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
-    if (!file.valid()) return Failed(temporary, "made");
-    std::size_t written = 0;
-    while (written < text.size()) {
-      const ssize_t count = ::write(file.get(), text.data() + written, text.size() - written);
-      if (count < 0 && errno == EINTR) continue;
-      if (count <= 0) break;
-      written += static_cast<std::size_t>(count);
-    }
-    if (written < text.size() || ::fchmod(file.get(), mode) != 0 || ::fsync(file.get()) != 0) {
-      const Error error = Failed(temporary, "written");
-      ::unlink(temporary.c_str());
-      return error;
-    }
-  }
-  // A link fails where something is already; a rename replaces it.
-  const int done =
-      fresh ? ::link(temporary.c_str(), path.c_str()) : ::rename(temporary.c_str(), path.c_str());
-  if (done != 0) {
-    const Error error = errno == EEXIST
-                            ? Error{ErrorCode::kConflict, path.string() +
-                                                              ": is there already; a key "
-                                                              "is not overwritten"}
-                            : Failed(path, "made");
-    ::unlink(temporary.c_str());
-    return error;
-  }
-  if (fresh) ::unlink(temporary.c_str());
-  return Ok();
-}
-
-// One command at a time in the folder of the list.
-Result<net::UniqueFd> LockFolder(const fs::path& trusted) {
-  const fs::path folder = FolderOf(trusted);
-  std::error_code ignored;
-  fs::create_directories(folder, ignored);
-  net::UniqueFd lock(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!lock.valid()) return Failed(folder, "opened");
-  if (::flock(lock.get(), LOCK_EX) != 0) return Failed(folder, "locked");
-  return lock;
-}
 
 // As it is, and what it says; nothing if there is no list yet.
 struct List {
@@ -91,10 +27,7 @@ Result<List> ReadList(const fs::path& trusted) {
     return list;
   }
   list.keys = PS_TRY(net::TrustedKeys::ReadFile(trusted.string()));
-  std::ifstream file(trusted, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  list.text = text.str();
+  list.text = PS_TRY(net::ReadListFile(trusted.string()));
   if (!list.text.empty() && list.text.back() != '\n') list.text += '\n';
   return list;
 }
@@ -103,7 +36,7 @@ Result<List> ReadList(const fs::path& trusted) {
 
 Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_file,
                                       const fs::path& trusted) {
-  const net::UniqueFd lock = PS_TRY(LockFolder(trusted));
+  const net::UniqueFd lock = PS_TRY(LockFolderOf(trusted));
   List list = PS_TRY(ReadList(trusted));
   const auto& known = list.keys.keys();
   const bool taken = std::any_of(known.begin(), known.end(), [&](const auto& entry) {
@@ -120,7 +53,7 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
   // What cannot be read again is not written.
   PS_TRY(net::TrustedKeys::Parse(list.text));
   std::error_code ignored;
-  fs::create_directories(FolderOf(key_file), ignored);
+  if (key_file.has_parent_path()) fs::create_directories(key_file.parent_path(), ignored);
   PS_TRY(WriteWhole(key_file, net::KeyFileText(pair), 0600, /*fresh=*/true));
   const Status added = WriteWhole(trusted, list.text, 0644, /*fresh=*/false);
   if (!added.ok()) {
@@ -133,7 +66,7 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
 Result<std::vector<net::TrustedKey>> RevokeNodeKeys(const std::string& name,
                                                     const std::vector<net::Role>& roles,
                                                     const fs::path& trusted) {
-  const net::UniqueFd lock = PS_TRY(LockFolder(trusted));
+  const net::UniqueFd lock = PS_TRY(LockFolderOf(trusted));
   const List list = PS_TRY(ReadList(trusted));
   std::vector<net::TrustedKey> gone;
   for (const auto& [public_key, key] : list.keys.keys()) {

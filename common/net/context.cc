@@ -3,7 +3,6 @@
 #include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/net/file_state.h"
+#include "common/net/sparse_log.h"
 #include "common/net/unique_fd.h"
 
 namespace ps::net {
@@ -27,7 +28,6 @@ constexpr char kZapAddress[] = "inproc://zeromq.zap.01";
 constexpr int kLookEveryMs = 500;  // at the file of trusted keys
 constexpr int kProbeMs = 3000;
 constexpr std::size_t kZapFramesMax = 16;
-constexpr int kLinesPerSecond = 5;  // of refusals, in the log
 
 std::int64_t NowMs() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -80,44 +80,6 @@ std::string DomainOf(std::span<const Role> roles) {
 bool DomainAdmits(const std::string& domain, Role role) {
   return (domain + "+").find(std::string("+") + RoleName(role) + "+") != std::string::npos;
 }
-
-// What tells that a file was written or replaced.
-struct FileState {
-  ino_t inode = 0;
-  off_t size = -1;
-  std::int64_t changed_ns = 0;
-
-  friend bool operator==(const FileState&, const FileState&) = default;
-};
-FileState StateOf(const std::string& path) {
-  struct stat state {};
-  if (::stat(path.c_str(), &state) != 0) return {};
-  return {state.st_ino, state.st_size,
-          std::int64_t{state.st_mtim.tv_sec} * 1'000'000'000 + state.st_mtim.tv_nsec};
-}
-
-// Lines of a log that strangers can cause: some a second, then their number.
-class SparseLog {
- public:
-  void Warn(const std::string& text) {
-    const std::int64_t second = NowMs() / 1000;
-    if (second != second_) {
-      if (left_out_ > 0) spdlog::warn("{} more connections or messages were refused", left_out_);
-      second_ = second;
-      written_ = left_out_ = 0;
-    }
-    if (written_++ < kLinesPerSecond) {
-      spdlog::warn("{}", text);
-    } else {
-      ++left_out_;
-    }
-  }
-
- private:
-  std::int64_t second_ = 0;
-  int written_ = 0;
-  std::uint64_t left_out_ = 0;
-};
 
 }  // namespace
 
@@ -393,7 +355,7 @@ class Context::Gate {
   std::set<std::string, std::less<>> admitted_;
   std::vector<std::pair<std::string, std::string>> new_monitors_;
   std::uint64_t next_monitor_ = 0;
-  SparseLog log_;
+  SparseLog log_{"connections or messages were refused"};
   std::atomic<bool> shrunk_{false};   // read without the mutex for each message
   std::atomic<bool> probing_{false};  // the first connection is ours
   std::atomic<std::uint64_t> refused_{0};

@@ -7,18 +7,17 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <ctime>
-#include <fstream>
 #include <set>
 #include <sstream>
 #include <utility>
+
+#include "common/net/list_file.h"
 
 namespace ps::net {
 namespace {
 
 constexpr std::size_t kKeyBytes = 32;
 constexpr std::size_t kKeyChars = 40;
-constexpr std::size_t kFileBytesMax = std::size_t{4} << 20;
 constexpr std::string_view kPublic = "public: ";
 constexpr std::string_view kSecret = "secret: ";
 constexpr std::array<std::pair<Role, const char*>, 4> kRoles = {{
@@ -29,54 +28,6 @@ constexpr std::array<std::pair<Role, const char*>, 4> kRoles = {{
 }};
 
 Error Wrong(std::string what) { return Error{ErrorCode::kInvalid, std::move(what)}; }
-
-// Lines without their comments; one that begins with # is one. Numbers from 1.
-std::vector<std::pair<int, std::string>> LinesOf(std::string_view text) {
-  std::vector<std::pair<int, std::string>> lines;
-  std::istringstream stream{std::string(text)};
-  std::string line;
-  for (int number = 1; std::getline(stream, line); ++number) {
-    while (!line.empty() && (line.back() == ' ' || line.back() == '\t' || line.back() == '\r')) {
-      line.pop_back();
-    }
-    if (!line.empty() && line[0] != '#') lines.emplace_back(number, line);
-  }
-  return lines;
-}
-
-Result<std::string> ReadAll(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
-  }
-  std::string text;
-  std::array<char, 4096> piece{};
-  while (file.read(piece.data(), piece.size()), file.gcount() > 0) {
-    text.append(piece.data(), static_cast<std::size_t>(file.gcount()));
-    if (text.size() > kFileBytesMax) return Wrong(path + ": is too large to be a list of keys");
-  }
-  if (file.bad()) return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
-  return text;
-}
-
-// "2027-01-31": its first moment, UTC.
-std::optional<std::int64_t> DateMs(const std::string& text) {
-  std::tm date{};
-  const char* const end = ::strptime(text.c_str(), "%Y-%m-%d", &date);
-  if (end == nullptr || *end != '\0' || text.size() != 10) return std::nullopt;
-  const std::tm asked = date;
-  const std::time_t time = ::timegm(&date);
-  // timegm makes the 30th of February a day of March.
-  if (time < 0 || date.tm_mday != asked.tm_mday) return std::nullopt;
-  return static_cast<std::int64_t>(time) * 1000;
-}
-
-bool IsName(std::string_view name) {
-  return !name.empty() && name.size() <= 128 && std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           std::strchr("-_.@:", c) != nullptr;
-  });
-}
 
 }  // namespace
 
@@ -156,7 +107,7 @@ Result<KeyPair> ReadKeyFile(const std::string& path) {
                                          ": others than its owner may use this secret key; "
                                          "`chmod 600` it, or make a new one if they have"};
   }
-  const std::string text = PS_TRY(ReadAll(path));
+  const std::string text = PS_TRY(ReadListFile(path));
   auto pair = ParseKeyFile(text);
   if (!pair.ok()) return Wrong(path + ": " + pair.error().message);
   return pair;
@@ -175,7 +126,8 @@ Result<TrustedKey> ParseTrustedLine(const std::string& line) {
     return Wrong("`" + role + "` is no role: coordinator, server, worker or operator");
   }
   key.role = *known;
-  if (!IsName(key.name)) return Wrong("a name of letters, digits and -_.@: must follow the role");
+  if (!IsListName(key.name))
+    return Wrong("a name of letters, digits and -_.@: must follow the role");
   if (!IsPublicKey(key.public_key)) {
     return Wrong("the public key of " + key.name + " must be 40 characters of Z85");
   }
@@ -207,7 +159,7 @@ Result<TrustedKeys> TrustedKeys::Parse(std::string_view text) {
 }
 
 Result<TrustedKeys> TrustedKeys::ReadFile(const std::string& path) {
-  const std::string text = PS_TRY(ReadAll(path));
+  const std::string text = PS_TRY(ReadListFile(path));
   auto list = Parse(text);
   if (!list.ok()) return Wrong(path + ": " + list.error().message);
   return list;
@@ -224,15 +176,6 @@ std::string TrustedLine(const TrustedKey& key) {
   std::string line = std::string(RoleName(key.role)) + " " + key.name + " " + key.public_key;
   if (key.until_ms) line += " until " + DateText(*key.until_ms);
   return line + "\n";
-}
-
-std::string DateText(std::int64_t unix_ms) {
-  const auto time = static_cast<std::time_t>(unix_ms / 1000);
-  std::tm date{};
-  ::gmtime_r(&time, &date);
-  std::array<char, 16> text{};
-  std::strftime(text.data(), text.size(), "%Y-%m-%d", &date);
-  return text.data();
 }
 
 KeyedEndpoint SplitKey(std::string_view endpoint) {

@@ -56,8 +56,6 @@ struct TrustedKey {
 Result<TrustedKey> ParseTrustedLine(const std::string& line);
 // The same the other way, with its end.
 std::string TrustedLine(const TrustedKey& key);
-// "2027-01-31", in UTC.
-std::string DateText(std::int64_t unix_ms);
 
 class TrustedKeys {
  public:
