@@ -1,7 +1,11 @@
 #include "common/net/http_server.h"
 
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
 #include <algorithm>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/write.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/beast/version.hpp>
@@ -13,6 +17,8 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/net/http_stream.h"
+#include "common/net/peer_rates.h"
 
 namespace ps::net {
 
@@ -31,6 +37,11 @@ constexpr Milliseconds kAcceptRetry{100};
 constexpr Milliseconds kDiscardTime{2000};
 constexpr std::size_t kDiscardBytesMax = std::size_t{64} << 20;
 constexpr std::size_t kDiscardChunk = 64u << 10;
+// For who speaks HTTP to a port with TLS; as it stands, since it is not sent by TLS.
+constexpr std::string_view kWantsTls =
+    "HTTP/1.1 400 Bad Request\r\nServer: ds/" PS_VERSION
+    "\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 62\r\n\r\n"
+    R"({"error":"this port speaks TLS: its URL begins with https://"})";
 
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -81,6 +92,17 @@ bool SplitTarget(HttpRequest& request) {
     request.query[name] = std::move(value);
   }
   return true;
+}
+
+// The address whose connections and requests are counted together: of IPv6, of one network.
+std::string CountedAs(const asio::ip::address& address) {
+  if (address.is_v4()) return address.to_string();
+  const auto six = address.to_v6();
+  if (six.is_v4_mapped()) {
+    return asio::ip::make_address_v4(asio::ip::v4_mapped, six).to_string();
+  }
+  const auto bytes = six.to_bytes();
+  return {bytes.begin(), bytes.begin() + 8};
 }
 
 // A line end inside a header's value would let who chose the value write headers of his own.
@@ -152,6 +174,7 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
         address(std::move(listen_address)),
         port(listen_port),
         options(server_options),
+        rates(options.rate_per_peer, options.burst_per_peer),
         acceptor(owner.context()),
         retry(owner) {}
 
@@ -162,9 +185,13 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   const std::string address;
   const std::uint16_t port;
   const HttpServerOptions options;
+  PeerRates rates;
   tcp::acceptor acceptor;
   Timer retry;
   Handler handler;
+  Gate gate;
+  TlsContext tls;
+  std::map<std::string, std::size_t> connections_of;  // by address, as it is counted
   HttpServerCounters counters;
   // A session takes itself out when it closes, which also ends the circle of ownership.
   std::unordered_set<std::shared_ptr<Session>> sessions;
@@ -174,21 +201,21 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
 // One connection: reads a request, waits for its answer, writes it, and begins again.
 class HttpServer::Session : public std::enable_shared_from_this<HttpServer::Session> {
  public:
-  Session(std::shared_ptr<State> server, tcp::socket socket)
+  Session(std::shared_ptr<State> server, tcp::socket socket, std::string peer, std::string address)
       : server_(std::move(server)),
         options_(server_->options),
         counters_(server_->counters),
         stream_(std::move(socket)),
-        answer_timer_(server_->loop) {
+        answer_timer_(server_->loop),
+        peer_(std::move(peer)),
+        address_(std::move(address)) {
     error_code ignored;
-    const auto endpoint = stream_.socket().remote_endpoint(ignored);
-    if (!ignored) {
-      peer_ = endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
-    }
-    stream_.socket().set_option(tcp::no_delay(true), ignored);
+    stream_.tcp().socket().set_option(tcp::no_delay(true), ignored);
+    ++server_->connections_of[address_];
+    if (server_->tls) stream_.Encrypt(server_->tls);
   }
 
-  void ReadFirst();
+  void Begin();
   void Answer(std::uint64_t number, HttpResponse response);
   bool Waits(std::uint64_t number) const { return waiting_ && number == number_; }
   Loop& loop() { return server_->loop; }
@@ -200,28 +227,37 @@ class HttpServer::Session : public std::enable_shared_from_this<HttpServer::Sess
     waiting_ = false;
     server_->sessions.erase(self);
     server_->counters.connections = server_->sessions.size();
+    const auto others = server_->connections_of.find(address_);
+    if (--others->second == 0) server_->connections_of.erase(others);
     answer_timer_.Cancel();
     error_code ignored;
-    stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
-    stream_.close();
+    stream_.tcp().socket().shutdown(tcp::socket::shutdown_both, ignored);
+    stream_.tcp().close();
   }
 
  private:
+  void ReadFirst(Milliseconds patience);
+  void HandshakeFailed(error_code error);
   void ReadHeader();
+  bool Admit();
   void ReadBody();
   void ReadFailed(error_code error);
   void Handle();
   void Write(HttpResponse response);
   void Refuse(int status, const std::string& message);
+  void EndOfAnswer();
+  void DiscardRest();
   void Discard(std::size_t budget);
 
   const std::shared_ptr<State> server_;
   const HttpServerOptions& options_;
   HttpServerCounters& counters_;
-  beast::tcp_stream stream_;
+  HttpStream stream_;
   beast::flat_buffer buffer_;
   Timer answer_timer_;
-  std::string peer_;
+  const std::string peer_;
+  const std::string address_;
+  HttpRequest request_;
   std::optional<http::request_parser<http::string_body>> parser_;
   std::optional<http::response<http::string_body>> response_;
   std::optional<http::response_serializer<http::string_body>> serializer_;
@@ -266,8 +302,40 @@ class Responder::Pending {
 void Responder::Answer(HttpResponse response) const { pending_->Answer(std::move(response)); }
 bool Responder::answered() const { return pending_->answered(); }
 
-// Waits for the first byte of a request, for as long as a connection may be idle.
-void HttpServer::Session::ReadFirst() {
+void HttpServer::Session::Begin() {
+  if (!stream_.encrypted()) return ReadFirst(options_.first_timeout);
+  stream_.tcp().expires_after(options_.handshake_timeout);
+  stream_.tls().async_handshake(asio::ssl::stream_base::server,
+                                [self = shared_from_this()](const error_code& error) {
+                                  if (self->closed_) return;
+                                  if (error) {
+                                    self->HandshakeFailed(error);
+                                  } else {
+                                    self->ReadFirst(self->options_.first_timeout);
+                                  }
+                                });
+}
+
+void HttpServer::Session::HandshakeFailed(error_code error) {
+  ++counters_.failed_handshakes;
+  const bool speaks_http =
+      error.category() == asio::error::get_ssl_category() &&
+      ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_HTTP_REQUEST;
+  if (!speaks_http) return Close();
+  stream_.tcp().expires_after(options_.write_timeout);
+  asio::async_write(stream_.tcp(), asio::buffer(kWantsTls),
+                    [self = shared_from_this()](const error_code& failed, std::size_t) {
+                      if (self->closed_) return;
+                      if (failed) {
+                        self->Close();
+                      } else {
+                        self->DiscardRest();
+                      }
+                    });
+}
+
+// Waits for the first byte of a request.
+void HttpServer::Session::ReadFirst(Milliseconds patience) {
   if (closed_) return;
   parser_.emplace();
   parser_->header_limit(options_.header_bytes_max);
@@ -276,7 +344,7 @@ void HttpServer::Session::ReadFirst() {
     ReadHeader();
     return;
   }
-  stream_.expires_after(options_.idle_timeout);
+  stream_.tcp().expires_after(patience);
   stream_.async_read_some(buffer_.prepare(kFirstReadBytes),
                           [self = shared_from_this()](const error_code& error, std::size_t bytes) {
                             if (self->closed_) return;
@@ -290,7 +358,7 @@ void HttpServer::Session::ReadFirst() {
 }
 
 void HttpServer::Session::ReadHeader() {
-  stream_.expires_after(options_.request_timeout);
+  stream_.tcp().expires_after(options_.request_timeout);
   http::async_read_header(stream_, buffer_, *parser_,
                           [self = shared_from_this()](const error_code& error, std::size_t) {
                             if (self->closed_) return;
@@ -298,6 +366,7 @@ void HttpServer::Session::ReadHeader() {
                               self->ReadFailed(error);
                               return;
                             }
+                            if (!self->Admit()) return;
                             const auto& header = self->parser_->get();
                             if (!self->parser_->is_done() &&
                                 beast::iequals(header[http::field::expect], "100-continue")) {
@@ -347,30 +416,56 @@ void HttpServer::Session::ReadFailed(error_code error) {
   }
 }
 
-void HttpServer::Session::Handle() {
-  auto message = parser_->release();
-  HttpRequest request;
-  request.method = std::string(message.method_string());
-  request.target = std::string(message.target());
-  request.peer = peer_;
+// Takes over what the header says. False: the answer is on its way, the request goes no further.
+bool HttpServer::Session::Admit() {
+  const auto& message = parser_->get();
+  request_ = HttpRequest();
+  request_.method = std::string(message.method_string());
+  request_.target = std::string(message.target());
+  request_.peer = peer_;
+  bool twice = false;  // who he says he is
   for (const auto& field : message) {
     std::string name(field.name_string());
     std::transform(name.begin(), name.end(), name.begin(),
                    [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    request.headers[name] = std::string(field.value());
+    twice = twice || (name == "authorization" && request_.headers.contains(name));
+    request_.headers[name] = std::string(field.value());
   }
   head_ = message.method() == http::verb::head;
-  keep_alive_ = message.keep_alive();
-  request.body = std::move(message.body());
-  if (!SplitTarget(request)) {
+  if (twice || !SplitTarget(request_)) {
     ++counters_.bad_requests;
-    Refuse(400, "the request's path or query is not valid");
-    return;
+    Refuse(400, twice ? "the request has two Authorization headers"
+                      : "the request's path or query is not valid");
+    return false;
   }
+  std::optional<HttpResponse> refusal;
+  if (!server_->rates.Take(address_, loop().NowMs())) {
+    ++counters_.too_many_requests;
+    refusal = ErrorResponse(429, "too many requests come from this address; try again in a second");
+    refusal->headers.emplace_back("Retry-After", "1");
+  } else if (server_->gate) {
+    // A copy, because it may destroy the server.
+    const auto gate = server_->gate;
+    refusal = gate(request_);
+    if (closed_) return false;
+    if (refusal) ++counters_.refused_requests;
+  }
+  if (!refusal) return true;
+  // A body that nobody reads would be taken for the next request.
+  keep_alive_ = message.keep_alive() && parser_->is_done();
+  Write(std::move(*refusal));
+  return false;
+}
+
+void HttpServer::Session::Handle() {
+  auto message = parser_->release();
+  keep_alive_ = message.keep_alive();
+  HttpRequest request = std::move(request_);
+  request.body = std::move(message.body());
   ++counters_.requests;
   ++number_;
   waiting_ = true;
-  stream_.expires_never();
+  stream_.tcp().expires_never();
   answer_timer_.After(options_.answer_timeout, [this] {
     const auto self = shared_from_this();
     ++counters_.timed_out_answers;
@@ -409,7 +504,7 @@ void HttpServer::Session::Write(HttpResponse response) {
   response_->content_length(response.body.size());
   if (!head_) response_->body() = std::move(response.body);
   serializer_.emplace(*response_);
-  stream_.expires_after(options_.write_timeout);
+  stream_.tcp().expires_after(options_.write_timeout);
   http::async_write(stream_, *serializer_,
                     [self = shared_from_this()](const error_code& error, std::size_t) {
                       if (self->closed_) return;
@@ -420,19 +515,33 @@ void HttpServer::Session::Write(HttpResponse response) {
                       self->serializer_.reset();
                       self->response_.reset();
                       if (self->keep_alive_) {
-                        self->ReadFirst();
-                        return;
+                        self->ReadFirst(self->options_.idle_timeout);
+                      } else {
+                        self->EndOfAnswer();
                       }
-                      error_code ignored;
-                      self->stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
-                      self->discarded_.resize(kDiscardChunk);
-                      self->stream_.expires_after(kDiscardTime);
-                      self->Discard(kDiscardBytesMax);
                     });
 }
 
+// Tells TLS that no more comes; whether the client says the same does not matter.
+void HttpServer::Session::EndOfAnswer() {
+  if (!stream_.encrypted()) return DiscardRest();
+  stream_.tcp().expires_after(kDiscardTime);
+  stream_.tls().async_shutdown([self = shared_from_this()](const error_code&) {
+    if (!self->closed_) self->DiscardRest();
+  });
+}
+
+void HttpServer::Session::DiscardRest() {
+  error_code ignored;
+  stream_.tcp().socket().shutdown(tcp::socket::shutdown_send, ignored);
+  discarded_.resize(kDiscardChunk);
+  stream_.tcp().expires_after(kDiscardTime);
+  Discard(kDiscardBytesMax);
+}
+
+// Below TLS: nobody wants to know what it is.
 void HttpServer::Session::Discard(std::size_t budget) {
-  stream_.async_read_some(
+  stream_.tcp().async_read_some(
       asio::buffer(discarded_),
       [self = shared_from_this(), budget](const error_code& error, std::size_t bytes) {
         if (self->closed_) return;
@@ -452,15 +561,24 @@ void HttpServer::State::Accept() {
       self->retry.After(kAcceptRetry, [state = self.get()] { state->Accept(); });
       return;
     }
-    if (self->sessions.size() >= self->options.connections_max) {
+    error_code ignored;
+    const auto endpoint = socket.remote_endpoint(ignored);
+    std::string counted_as = CountedAs(endpoint.address());
+    const auto others = self->connections_of.find(counted_as);
+    if (self->sessions.size() >= self->options.connections_max ||
+        (others != self->connections_of.end() &&
+         others->second >= self->options.connections_per_peer) ||
+        !self->rates.Take(counted_as, self->loop.NowMs())) {
       ++self->counters.refused_connections;
-      error_code ignored;
       socket.close(ignored);
     } else {
-      const auto session = std::make_shared<Session>(self, std::move(socket));
+      const auto session = std::make_shared<Session>(
+          self, std::move(socket),
+          endpoint.address().to_string() + ":" + std::to_string(endpoint.port()),
+          std::move(counted_as));
       self->sessions.insert(session);
       self->counters.connections = self->sessions.size();
-      session->ReadFirst();
+      session->Begin();
     }
     self->Accept();
   });
@@ -486,6 +604,13 @@ HttpServer::~HttpServer() {
 }
 
 void HttpServer::OnRequest(Handler handler) { state_->handler = std::move(handler); }
+
+void HttpServer::OnHeader(Gate gate) { state_->gate = std::move(gate); }
+
+void HttpServer::UseTls(TlsContext tls) {
+  state_->loop.AssertInLoop();
+  state_->tls = std::move(tls);
+}
 
 Result<std::string> HttpServer::Start() {
   State& state = *state_;

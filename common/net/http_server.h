@@ -1,9 +1,13 @@
-// A small HTTP/1.1 server on a Loop, for the REST interface and the metrics page.
+// A small HTTP/1.1 server on a Loop, with TLS or without, for the REST interface and the metrics
+// page.
 //
-// Keep-alive, bounded connections, bounded header and body, and a deadline on each phase. A request
-// that makes no sense is answered 400, 413 or 431 and the connection closed; one that is cut or too
-// slow is only closed; both are counted. The handler gets whole requests, on the loop, and
-// answers at once or later through the Responder; if nobody does, the server answers 504 itself.
+// Keep-alive, bounded connections (in all and of each address), bounded header and body, a bounded
+// rate for each address, and a deadline on each phase. A request that makes no sense is answered
+// 400, 413 or 431 and the connection closed, one that comes too often 429; one that is cut or too
+// slow is only closed; all are counted. Who may ask is decided by the header, before any of a body
+// is read. The handler gets whole requests, on the loop, and answers at once or later through the
+// Responder; if nobody does, the server answers 504 itself. Whoever speaks HTTP to a port with TLS
+// is told so.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +16,13 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/net/loop.h"
+#include "common/net/tls.h"
 #include "common/result.h"
 
 namespace ps::net {
@@ -69,12 +75,18 @@ class Responder {
 };
 
 struct HttpServerOptions {
-  std::size_t connections_max = 256;  // one more is closed at once
+  std::size_t connections_max = 256;       // one more is closed at once
+  std::size_t connections_per_peer = 128;  // of one address
+  // Connections and requests of one address a second, and at once after a pause; 0: no bound.
+  double rate_per_peer = 0;
+  double burst_per_peer = 0;
   std::uint32_t header_bytes_max = 16u << 10;
   std::uint64_t body_bytes_max = std::uint64_t{16} << 20;
-  Milliseconds idle_timeout{60'000};     // between two requests
-  Milliseconds request_timeout{15'000};  // from the first byte of a request to its last
-  Milliseconds answer_timeout{30'000};   // until the handler has answered, else 504
+  Milliseconds handshake_timeout{5'000};  // of TLS
+  Milliseconds first_timeout{15'000};     // until the first request begins
+  Milliseconds idle_timeout{60'000};      // between two requests
+  Milliseconds request_timeout{15'000};   // from the first byte of a request to its last
+  Milliseconds answer_timeout{30'000};    // until the handler has answered, else 504
   Milliseconds write_timeout{15'000};
 };
 
@@ -82,6 +94,9 @@ struct HttpServerCounters {
   std::uint64_t requests = 0;
   std::uint64_t bad_requests = 0;  // junk, oversized, cut in the middle, too slow
   std::uint64_t refused_connections = 0;
+  std::uint64_t refused_requests = 0;   // by who decides who may ask
+  std::uint64_t too_many_requests = 0;  // 429
+  std::uint64_t failed_handshakes = 0;
   std::uint64_t timed_out_answers = 0;
   std::size_t connections = 0;  // open now
 };
@@ -89,6 +104,8 @@ struct HttpServerCounters {
 class HttpServer {
  public:
   using Handler = std::function<void(const HttpRequest&, Responder)>;
+  // The answer to a request that is not to be carried out; nothing: it is. The body is not there.
+  using Gate = std::function<std::optional<HttpResponse>(const HttpRequest&)>;
 
   // `address` is a numeric IP address; port 0: any free one.
   HttpServer(Loop& loop, std::string address, std::uint16_t port, HttpServerOptions options = {});
@@ -99,6 +116,13 @@ class HttpServer {
 
   // Set before Start(). Runs for every request of every method and path.
   void OnRequest(Handler handler);
+
+  // Set before Start(). Runs for every request once its header is there.
+  void OnHeader(Gate gate);
+
+  // From now on new connections speak TLS, and only that. May be called again, with another
+  // certificate; connections that are there keep theirs.
+  void UseTls(TlsContext tls);
 
   // Binds and listens; returns "127.0.0.1:7070" with the real port. kConflict: the port is taken.
   Result<std::string> Start();

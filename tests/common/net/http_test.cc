@@ -307,6 +307,76 @@ TEST_F(HttpTest, MoreConnectionsThanTheBoundAreClosedAtOnce) {
   EXPECT_EQ(Call("GET", "/")->status, 200);
 }
 
+TEST_F(HttpTest, OneAddressDoesNotTakeAllConnections) {
+  HttpServerOptions options;
+  options.connections_per_peer = 1;
+  StartEcho(options);
+  {
+    RawClient first(endpoint_);
+    ASSERT_TRUE(Eventually([this] { return Counters().connections == 1; }));
+    RawClient second(endpoint_);
+    EXPECT_EQ(second.ReadAll(), "");
+    EXPECT_EQ(Counters().refused_connections, 1u);
+  }
+  ASSERT_TRUE(Eventually([this] { return Counters().connections == 0; }));
+  EXPECT_EQ(Call("GET", "/")->status, 200);
+}
+
+TEST_F(HttpTest, WhoAsksTooOftenIsToldToWait) {
+  HttpServerOptions options;
+  options.rate_per_peer = 0.001;
+  options.burst_per_peer = 3;  // a connection and two requests
+  StartEcho(options);
+  RawClient client(endpoint_);
+  for (int i = 0; i < 2; ++i) {
+    client.Send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    EXPECT_NE(client.ReadTo("{}}").find("200 OK"), std::string::npos);
+  }
+  client.Send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  const std::string answer = client.ReadAll();
+  EXPECT_EQ(answer.rfind("HTTP/1.1 429", 0), 0u) << answer;
+  EXPECT_NE(answer.find("Retry-After: 1\r\n"), std::string::npos);
+  EXPECT_EQ(Counters().too_many_requests, 1u);
+  RawClient next(endpoint_);
+  EXPECT_EQ(next.ReadAll(), "");
+}
+
+TEST_F(HttpTest, WhoMayNotAskIsAnsweredBeforeHisBodyIsRead) {
+  server_ = std::make_unique<HttpServer>(loop_, "127.0.0.1", 0);
+  std::atomic<int> handled{0};
+  server_->OnHeader([](const HttpRequest& request) -> std::optional<HttpResponse> {
+    const auto header = request.headers.find("authorization");
+    if (header != request.headers.end() && header->second == "Bearer good") return std::nullopt;
+    return ErrorResponse(401, "who are you?");
+  });
+  server_->OnRequest([&handled](const HttpRequest& request, const Responder& responder) {
+    ++handled;
+    responder.Answer(TextResponse(200, request.body));
+  });
+  endpoint_ = server_->Start().value();
+  thread_ = std::thread([this] { loop_.Run(); });
+  RawClient stranger(endpoint_);
+  stranger.Send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n");
+  EXPECT_EQ(stranger.ReadTo("\r\n").rfind("HTTP/1.1 401", 0), 0u);
+  RawClient waits(endpoint_);
+  waits.Send("POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+  EXPECT_EQ(waits.ReadTo("\r\n").rfind("HTTP/1.1 401", 0), 0u);
+  RawClient twice(endpoint_);
+  twice.Send("GET / HTTP/1.1\r\nAuthorization: Bearer bad\r\nAuthorization: Bearer good\r\n\r\n");
+  EXPECT_EQ(twice.ReadTo("\r\n").rfind("HTTP/1.1 400", 0), 0u);
+  // Without a body the connection stays for another try.
+  RawClient again(endpoint_);
+  again.Send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_NE(again.ReadTo("}").find("401"), std::string::npos);
+  EXPECT_EQ(handled.load(), 0);
+  again.Send(
+      "POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nConnection: close\r\n"
+      "Content-Length: 5\r\n\r\nhello");
+  EXPECT_NE(again.ReadAll().find("hello"), std::string::npos);
+  EXPECT_EQ(handled.load(), 1);
+  EXPECT_EQ(Counters().refused_requests, 3u);
+}
+
 TEST_F(HttpTest, HeadHasTheLengthButNoBody) {
   Start({}, [](const HttpRequest&, const Responder& responder) {
     responder.Answer(TextResponse(200, "twelve bytes"));
@@ -463,6 +533,16 @@ TEST(HttpClientTest, APeerThatDoesNotSpeakHttpIsNamed) {
   EXPECT_NE(reply.error().message.find(server.address()), std::string::npos);
 }
 
+TEST(HttpClientTest, ATokenIsNotSentToOthersWithoutTls) {
+  HttpAccess access;
+  access.token = "secret";
+  const auto reply = HttpCall("GET", "http://node1.invalid/", "", kDeadline, access);
+  ASSERT_FALSE(reply.ok());
+  EXPECT_EQ(reply.error().code, ErrorCode::kDenied);
+  EXPECT_NE(reply.error().message.find("node1.invalid"), std::string::npos);
+  EXPECT_EQ(reply.error().message.find("secret"), std::string::npos);
+}
+
 TEST(HttpClientTest, UrlsAreTakenApart) {
   const auto plain = ParseHttpUrl("http://node1:7070/v1/jobs?x=1");
   ASSERT_TRUE(plain.ok());
@@ -477,9 +557,14 @@ TEST(HttpClientTest, UrlsAreTakenApart) {
   ASSERT_TRUE(ipv6.ok());
   EXPECT_EQ(ipv6->host, "::1");
   EXPECT_EQ(ipv6->port, "81");
+  EXPECT_FALSE(ipv6->tls);
+  const auto tls = ParseHttpUrl("https://node1/v1");
+  ASSERT_TRUE(tls.ok());
+  EXPECT_TRUE(tls->tls);
+  EXPECT_EQ(tls->port, "443");
   for (const char* const bad :
-       {"", "https://a/", "http://", "http://a:b/", "a:70000", "a:0", "a:", "::1", "[::1", "[::1]x",
-        "http://a b/", "http://a/x y", "http://user@a/", "http://a/\r\nX: y"}) {
+       {"", "ftp://a/", "https://", "http://", "http://a:b/", "a:70000", "a:0", "a:", "::1", "[::1",
+        "[::1]x", "http://a b/", "http://a/x y", "http://user@a/", "http://a/\r\nX: y"}) {
     const auto parsed = ParseHttpUrl(bad);
     ASSERT_FALSE(parsed.ok()) << bad;
     EXPECT_EQ(parsed.error().code, ErrorCode::kUsage);
