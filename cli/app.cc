@@ -149,6 +149,7 @@ ExitCode RunParsed(const std::vector<std::string>& arguments, Environment& envir
   AddCkptCommands(app, globals);
   AddNodeCommands(app, globals);
   AddAuthCommands(app, globals);
+  AddTokenCommands(app, globals);
   AddTopCommand(app, globals);
   AddLocalCommands(app, globals);
   AddCompletionCommand(app, globals);

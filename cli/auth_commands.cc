@@ -107,8 +107,8 @@ Result<ExitCode> Revoke(Globals& globals, const AuthOptions& options) {
 }  // namespace
 
 void AddAuthCommands(CLI::App& app, Globals& globals) {
-  CLI::App* const group =
-      AddGroup(app, "auth", "Keys of the nodes and operators of a cluster, and who is trusted");
+  CLI::App* const group = AddGroup(
+      app, "auth", "Keys of the nodes and operators of a cluster, who is trusted, certificates");
   const auto trusted = [](CLI::App* command, AuthOptions& options) {
     command->add_option("--trusted", options.trusted, "The list, the same on all nodes")
         ->type_name("FILE")
@@ -152,6 +152,8 @@ void AddAuthCommands(CLI::App& app, Globals& globals) {
   revoke->callback([&globals, revoked] {
     globals.action = [&globals, revoked] { return Revoke(globals, *revoked); };
   });
+
+  AddCertificateCommand(*group, globals);
 }
 
 }  // namespace ps::cli

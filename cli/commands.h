@@ -42,6 +42,8 @@ void AddBackupCommands(CLI::App& ckpt_group, Globals& globals);
 void AddImportCommand(CLI::App& ckpt_group, Globals& globals);
 void AddNodeCommands(CLI::App& app, Globals& globals);
 void AddAuthCommands(CLI::App& app, Globals& globals);
+void AddCertificateCommand(CLI::App& auth_group, Globals& globals);
+void AddTokenCommands(CLI::App& app, Globals& globals);
 void AddLocalCommands(CLI::App& app, Globals& globals);
 void AddCompletionCommand(CLI::App& app, Globals& globals);
 
