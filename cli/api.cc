@@ -25,6 +25,8 @@ std::string OriginOf(const std::string& url) {
   return slash == std::string::npos ? url : url.substr(0, slash);
 }
 
+bool IsHttps(const std::string& url) { return url.rfind("https://", 0) == 0; }
+
 }  // namespace
 
 std::string UrlEncode(const std::string& text) {
@@ -67,6 +69,7 @@ Error ErrorOfAnswer(int status, const std::string& body, const std::string& url)
     case 403: code = ErrorCode::kDenied; break;
     case 404: code = ErrorCode::kNotFound; break;
     case 409: code = ErrorCode::kConflict; break;
+    case 429:
     case 502:
     case 503:
     case 504: code = ErrorCode::kUnreachable; break;
@@ -94,6 +97,7 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
   const bool repeatable = method == "GET";
   while (true) {
     bool wait_for_leader = false;
+    bool denied = false;
     std::string asked;
     for (const std::string& coordinator : std::vector<std::string>(context_.coordinators)) {
       std::string origin = coordinator;
@@ -102,8 +106,8 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
         const std::int64_t left = end - environment_.now_ms();
         if (left <= 0) break;
         const std::int64_t limit = repeatable ? std::min(left, one_server_ms) : one_server_ms;
-        const auto reply =
-            net::HttpCall(method, origin + path, body, std::chrono::milliseconds(limit));
+        const auto reply = net::HttpCall(method, origin + path, body,
+                                         std::chrono::milliseconds(limit), context_.access);
         if (!reply.ok()) {
           const Error& error = reply.error();
           const bool sent =
@@ -115,6 +119,7 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
                              "job list`) before you try again"};
           }
           if (error.code == ErrorCode::kUsage) return error;
+          denied = denied || error.code == ErrorCode::kDenied;
           asked += (asked.empty() ? "" : "; ") + origin + " (" + error.message + ")";
           break;
         }
@@ -123,6 +128,12 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
           if (leader.empty() || leader == origin) {
             asked += (asked.empty() ? "" : "; ") + origin + " (sends nowhere)";
             wait_for_leader = true;
+            break;
+          }
+          if (IsHttps(origin) && !IsHttps(leader)) {
+            denied = true;
+            asked += (asked.empty() ? "" : "; ") + origin + " (sends to " + Printable(leader) +
+                     ", which has no TLS)";
             break;
           }
           origin = leader;
@@ -150,6 +161,11 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
           error.code = ErrorCode::kMaybeApplied;
           return error;
         }
+        if (reply->status == 401) {
+          error.message += context_.access.token.empty()
+                               ? " (none is given: DS_TOKEN_FILE or DS_TOKEN)"
+                               : " (DS_TOKEN, or " + context_.token_file + ")";
+        }
         if (error.code != ErrorCode::kUnreachable) return error;
         // No leader yet, or it is not ready. It did nothing, so that any request may be repeated.
         wait_for_leader = true;
@@ -160,8 +176,9 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
     if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
     if (!wait_for_leader || environment_.now_ms() + kLeaderPause.count() >= end) {
       if (asked.empty()) asked = "no time was left to ask";
-      return Error{ErrorCode::kUnreachable, "no coordinator is ready to answer (known from " +
-                                                context_.source + "): " + asked};
+      return Error{
+          denied ? ErrorCode::kDenied : ErrorCode::kUnreachable,
+          "no coordinator is ready to answer (known from " + context_.source + "): " + asked};
     }
     environment_.sleep(kLeaderPause);
   }

@@ -5,7 +5,9 @@
 // the call is tried again. All that ends after 15 s; only a leader that was found
 // and has taken the request gets a minute to carry it out. An error of the server has
 // the code of its HTTP status: 400 and 422 kInvalid, 401 and 403 kDenied, 404
-// kNotFound, 409 kConflict, 503 kUnreachable. Blocks; one thread.
+// kNotFound, 409 kConflict, 429 and 503 kUnreachable. A redirect from https to http
+// is not followed: where the leader is stands in ZooKeeper, and others may write there.
+// Blocks; one thread.
 #pragma once
 
 #include <functional>
@@ -26,7 +28,8 @@ class Api {
 
   Api(Environment& environment, Context context);
 
-  // kUnreachable names every place that was asked. kClosed: the user interrupted.
+  // kUnreachable names every place that was asked; kDenied as well, if one of them could not be
+  // trusted. kClosed: the user interrupted.
   Result<Json> Get(const std::string& path);
   // kMaybeApplied: sent, but no answer came. It is not sent twice then.
   Result<Json> Post(const std::string& path, const Json& body);

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "cli/output.h"
+#include "common/net/api_tokens.h"
 
 namespace ps::cli {
 namespace {
@@ -58,6 +59,8 @@ Result<Context> ReadContextFile(const Environment& environment) {
   context.source = path.string();
   context.directory = TextOf(json, "directory");
   context.security = {TextOf(json, "key"), TextOf(json, "trusted")};
+  context.token_file = TextOf(json, "token_file");
+  context.access.authorities = TextOf(json, "ca");
   return context;
 }
 
@@ -71,7 +74,9 @@ Status WriteContextFile(const Environment& environment, const Context& context) 
     stream << JsonText(Json{{"coordinators", context.coordinators},
                             {"directory", context.directory},
                             {"key", context.security.key},
-                            {"trusted", context.security.trusted}});
+                            {"trusted", context.security.trusted},
+                            {"ca", context.access.authorities},
+                            {"token_file", context.token_file}});
     stream.flush();
     if (!stream) return Error{ErrorCode::kIo, "cannot write " + temporary.string()};
   }
@@ -121,6 +126,21 @@ Result<Context> FindContext(const Environment& environment, const std::vector<st
   if (const std::string key = environment.variable("DS_KEY"); !key.empty()) {
     const std::string trusted = environment.variable("DS_TRUSTED");
     context.security = {key, trusted.empty() ? "/etc/ds/trusted" : trusted};
+  }
+  if (const std::string ca = environment.variable("DS_CA"); !ca.empty()) {
+    context.access.authorities = ca;
+  }
+  if (const std::string file = environment.variable("DS_TOKEN_FILE"); !file.empty()) {
+    context.token_file = file;
+  }
+  if (const std::string token = environment.variable("DS_TOKEN"); !token.empty()) {
+    // Not repeated: it may be a secret all the same.
+    if (!net::IsApiToken(token)) {
+      return Error{ErrorCode::kUsage, "DS_TOKEN is no token as `ds-cli token create` makes it"};
+    }
+    context.access.token = token;
+  } else if (!context.token_file.empty()) {
+    context.access.token = PS_TRY(net::ReadApiTokenFile(context.token_file));
   }
   return context;
 }

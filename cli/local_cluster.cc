@@ -15,8 +15,11 @@
 #include <set>
 #include <sstream>
 
+#include "cli/api_token_files.h"
+#include "cli/certificates.h"
 #include "cli/node_key_files.h"
 #include "cli/output.h"
+#include "common/net/api_tokens.h"
 #include "common/net/http_client.h"
 #include "common/net/unique_fd.h"
 
@@ -30,6 +33,7 @@ constexpr int kSessionMsMax = 10'000;
 constexpr std::chrono::milliseconds kStopPatience{10'000};
 constexpr std::chrono::milliseconds kCheckPause{100};
 constexpr std::int64_t kDyingMs = 1000;
+constexpr int kCertificateDays = 3650;
 constexpr std::uintmax_t kTailBytes = 4096;
 constexpr int kTailLines = 12;
 constexpr const char* kJars[] = {"/usr/share/java/zookeeper.jar",
@@ -150,7 +154,8 @@ LocalCluster::LocalCluster(Environment& environment, fs::path directory)
 std::vector<std::string> LocalCluster::CoordinatorUrls(const LocalConfig& config) {
   std::vector<std::string> urls;
   for (const int port : config.http_ports)
-    urls.push_back("http://127.0.0.1:" + std::to_string(port));
+    urls.push_back((config.secure ? "https://127.0.0.1:" : "http://127.0.0.1:") +
+                   std::to_string(port));
   return urls;
 }
 
@@ -190,7 +195,10 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
 std::string LocalCluster::KeyPath(const std::string& name) const {
   return (directory_ / "keys" / (name + ".key")).string();
 }
-std::string LocalCluster::TrustedPath() const { return (directory_ / "keys" / "trusted").string(); }
+std::string LocalCluster::TrustedPath() const { return SecurePath("trusted"); }
+std::string LocalCluster::SecurePath(const char* file) const {
+  return (directory_ / "keys" / file).string();
+}
 
 Status LocalCluster::MakeKey(net::Role role, const std::string& name) const {
   std::error_code ignored;
@@ -210,10 +218,38 @@ Status LocalCluster::AddKeyFlags(const LocalConfig& config, net::Role role, cons
   return Ok();
 }
 
-Result<net::SecurityOptions> LocalCluster::OperatorKeys(const LocalConfig& config) const {
-  if (!config.secure) return net::SecurityOptions();
+Status LocalCluster::AddApiFlags(const LocalConfig& config, std::vector<std::string>& argv) const {
+  if (!config.secure) return Ok();
+  std::error_code ignored;
+  CertificateOrder order;
+  order.hosts = {"127.0.0.1", "::1", "localhost"};
+  order.days = kCertificateDays;
+  order.certificate = SecurePath("api.crt");
+  order.key = SecurePath("api.key");
+  order.authority = SecurePath("ca.crt");
+  order.authority_key = SecurePath("ca.key");
+  if (!fs::exists(order.certificate, ignored)) PS_TRY(MakeCertificate(order));
+  if (!fs::exists(SecurePath("operator.token"), ignored)) {
+    net::ApiToken token;
+    token.role = net::ApiRole::kAdmin;
+    token.name = "operator";
+    PS_TRY(CreateApiToken(std::move(token), SecurePath("operator.token"), SecurePath("tokens")));
+  }
+  argv.insert(argv.end(), {"--api-cert", SecurePath("api.crt"), "--api-key", SecurePath("api.key"),
+                           "--api-tokens", SecurePath("tokens")});
+  return Ok();
+}
+
+Result<Context> LocalCluster::OperatorContext(const LocalConfig& config) const {
+  Context context;
+  context.coordinators = CoordinatorUrls(config);
+  context.directory = directory_.string();
+  if (!config.secure) return context;
   PS_TRY(MakeKey(net::Role::kOperator, "operator"));
-  return net::SecurityOptions{KeyPath("operator"), TrustedPath()};
+  context.security = {KeyPath("operator"), TrustedPath()};
+  context.token_file = SecurePath("operator.token");
+  context.access.authorities = SecurePath("ca.crt");
+  return context;
 }
 
 Status LocalCluster::WriteConfig(const LocalConfig& config) const {
@@ -391,6 +427,7 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
                                      "--session-timeout-ms",
                                      session};
     PS_TRY(AddKeyFlags(config, net::Role::kCoordinator, name, argv));
+    PS_TRY(AddApiFlags(config, argv));
     PS_TRY(StartOne(name, std::move(argv), directory_));
   }
   std::set<std::string> expected;
@@ -436,11 +473,13 @@ Status LocalCluster::StartAll(const LocalConfig& config, const Programs& program
     PS_TRY(AddKeyFlags(config, net::Role::kWorker, name, argv));
     PS_TRY(StartOne(name, std::move(argv), directory_));
   }
-  const std::vector<std::string> urls = CoordinatorUrls(config);
-  const auto ask = [this, urls](const std::string& path) -> Json {
-    for (const auto& url : urls) {
+  Context context = PS_TRY(OperatorContext(config));
+  if (config.secure) context.access.token = PS_TRY(net::ReadApiTokenFile(context.token_file));
+  const auto ask = [this, context](const std::string& path) -> Json {
+    for (const auto& url : context.coordinators) {
       if (environment_.interrupted()) break;
-      const auto reply = net::HttpCall("GET", url + path, "", std::chrono::milliseconds(1000));
+      const auto reply =
+          net::HttpCall("GET", url + path, "", std::chrono::milliseconds(1000), context.access);
       if (reply.ok() && reply->status == 200) return Json::parse(reply->body, nullptr, false);
     }
     return Json();
@@ -574,7 +613,8 @@ Status LocalCluster::Purge() {
   }
   // Only what a cluster made is removed: a wrong --dir must not cost anybody's files.
   std::error_code error;
-  for (const char* name : {"run", "logs", "zookeeper", "checkpoints", "workers", "cluster.json"}) {
+  for (const char* name :
+       {"run", "logs", "zookeeper", "checkpoints", "workers", "keys", "cluster.json"}) {
     fs::remove_all(directory_ / name, error);
     if (error) {
       return Error{ErrorCode::kIo,

@@ -1,7 +1,8 @@
 // A whole cluster on this machine: ZooKeeper and every daemon as processes of their own.
 //
 // Everything lies in one directory: cluster.json (sizes and ports), run/ (pid
-// files), logs/, zookeeper/, checkpoints/, workers/ and, if secure, keys/. Starting again in the
+// files), logs/, zookeeper/, checkpoints/, workers/ and, if secure, keys/, which also has the API's
+// certificate, its authority, the list of tokens and the operator's token. Starting again in the
 // same directory goes on with the same ports and data. One thread.
 #pragma once
 
@@ -41,8 +42,10 @@ struct LocalConfig {
   int slots = 1;  // of each agent
   int lanes = 1;
   bool own_disks = false;  // each server has a folder of checkpoints that no other sees
-  bool secure = false;     // every daemon has a key, and talks to those only that it trusts
-  int session_ms = 4000;   // of ZooKeeper: after so long a silence a process counts as dead
+  // Every daemon has a key, and talks to those only that it trusts; the API speaks TLS and wants a
+  // token.
+  bool secure = false;
+  int session_ms = 4000;  // of ZooKeeper: after so long a silence a process counts as dead
   int zookeeper_port = 0;
   std::vector<int> http_ports;
 
@@ -75,8 +78,8 @@ class LocalCluster {
   Result<std::vector<DaemonProcess>> Processes() const { return table_.List(); }
   Result<bool> AnyAlive() const;
   const std::filesystem::path& directory() const { return directory_; }
-  // Those of who uses the cluster, made if they are not there. Nothing if it is not secure.
-  Result<net::SecurityOptions> OperatorKeys(const LocalConfig& config) const;
+  // Of who uses the cluster. His keys are made if they are not there; it names his token's file.
+  Result<Context> OperatorContext(const LocalConfig& config) const;
   static std::vector<std::string> CoordinatorUrls(const LocalConfig& config);
 
  private:
@@ -91,10 +94,14 @@ class LocalCluster {
   Status StartAll(const LocalConfig& config, const Programs& programs, std::int64_t patience_ms);
   std::string KeyPath(const std::string& name) const;
   std::string TrustedPath() const;
+  // What else lies in keys/.
+  std::string SecurePath(const char* file) const;
   Status MakeKey(net::Role role, const std::string& name) const;
   // For the keys of a daemon, which are made if they are not there. Nothing if not secure.
   Status AddKeyFlags(const LocalConfig& config, net::Role role, const std::string& name,
                      std::vector<std::string>& argv) const;
+  // Likewise for certificate and tokens of a coordinator's API.
+  Status AddApiFlags(const LocalConfig& config, std::vector<std::string>& argv) const;
   // Nothing to do if a process of this name runs.
   Status StartOne(const std::string& name, std::vector<std::string> argv,
                   const std::filesystem::path& working_directory);

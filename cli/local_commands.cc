@@ -61,10 +61,7 @@ Result<ExitCode> Up(Globals& globals, const UpOptions& options) {
   LocalCluster cluster(environment, directory);
   PS_TRY(options.repair ? cluster.Repair(sizes, patience_ms) : cluster.Up(sizes, patience_ms));
   const LocalConfig config = PS_TRY(cluster.ReadConfig());
-  Context context;
-  context.coordinators = LocalCluster::CoordinatorUrls(config);
-  context.directory = directory.string();
-  context.security = PS_TRY(cluster.OperatorKeys(config));
+  const Context context = PS_TRY(cluster.OperatorContext(config));
   if (const Status written = WriteContextFile(environment, context); !written.ok()) {
     if (!options.repair) PS_TRY(cluster.Down());
     return written.error();
@@ -184,7 +181,8 @@ void AddLocalCommands(CLI::App& app, Globals& globals) {
                "own");
   up->add_flag(
       "--secure", options->sizes.secure,
-      "Every daemon has a key of its own, and what they say is encrypted, as between hosts");
+      "Every daemon has a key of its own and what they say is encrypted, the REST API has TLS and "
+      "wants a token: as between hosts");
   up->add_option("--session-timeout", options->session,
                  "After so long a silence ZooKeeper takes a process for dead, 1s to 10s (4s)")
       ->type_name("TIME");

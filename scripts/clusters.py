@@ -282,19 +282,38 @@ class HostCluster(Cluster):
         coordinators = [name for name in place if name.startswith("coordinator")]
         self.zookeepers = [name for name in place if name.startswith("zookeeper")]
         self.env = dict(os.environ, DS_STATE=os.path.join(folder, "context.json"),
-                        DS_COORDINATOR=",".join("http://%s:7070" % self.address(name)
-                                                for name in coordinators))
+                        DS_COORDINATOR=",".join("%s://%s:7070" % (
+                            "https" if secure else "http", self.address(name)) for name in coordinators))
+        if secure:
+            self.env.update(DS_CA=self.key("ca.crt"), DS_TOKEN_FILE=self.key("operator.token"))
         self.running = {}
 
     def address(self, process):
         return self.hosts.address(self.place[process])
 
+    def key(self, name):
+        return os.path.join(self.folder, "keys", name)
+
+    def api_words(self, name):
+        """A coordinator's flags for its API, of what is made if it is not there."""
+        if not self.secure:
+            return []
+        cli = os.path.join(self.bin, "ds-cli")
+        if not os.path.exists(self.key("operator.token")):
+            call([cli, "token", "create", "admin", "operator", "--to", self.key("operator.token"),
+                  "--tokens", self.key("tokens")], self.env, 20)
+        if not os.path.exists(self.key(name + ".crt")):
+            call([cli, "auth", "certificate", name, "--host", self.address(name), "--cert",
+                  self.key(name + ".crt"), "--key", self.key(name + "-api.key"), "--ca",
+                  self.key("ca.crt"), "--ca-key", self.key("ca.key")], self.env, 20)
+        return ["--api-cert", self.key(name + ".crt"), "--api-key", self.key(name + "-api.key"),
+                "--api-tokens", self.key("tokens")]
+
     def key_words(self, name):
         """The daemon's flags for its keys, which are made if they are not there."""
         if not self.secure:
             return ["--insecure"]
-        key = os.path.join(self.folder, "keys", name + ".key")
-        trusted = os.path.join(self.folder, "keys", "trusted")
+        key, trusted = self.key(name + ".key"), self.key("trusted")
         if not os.path.exists(key):
             call([os.path.join(self.bin, "ds-cli"), "auth", "create", name.split("-")[0], name,
                   "--key", key, "--trusted", trusted], self.env, 20)
@@ -311,7 +330,8 @@ class HostCluster(Cluster):
         common = ["--zookeeper", zookeeper, "--session-timeout-ms", self.session_ms, "--bind",
                   self.address(name), *self.key_words(name)]
         if name.startswith("coordinator"):
-            return [os.path.join(self.bin, "coordinator"), "--id", name, *common]
+            return [os.path.join(self.bin, "coordinator"), "--id", name, *common,
+                    *self.api_words(name)]
         if name.startswith("server"):
             return [os.path.join(self.bin, "ps-server"), "--name", name, "--lanes",
                     str(self.lanes), "--checkpoint-dir", self.checkpoints, *common]

@@ -61,6 +61,8 @@ class DaemonOptions {
   // What they say. `bind`: where it listens, or nothing; beyond this host that wants keys, or the
   // word that the network itself is guarded. The error is for Wrong().
   Result<SecurityOptions> Security(const std::string& bind) const;
+  // --insecure was given.
+  bool insecure() const { return insecure_; }
 
   const std::string& log_level() const { return log_level_; }
 

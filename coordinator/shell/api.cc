@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "common/net/metric_families.h"
+#include "coordinator/shell/api_roles.h"
 #include "coordinator/shell/coordinator.h"
 #include "coordinator/shell/metrics.h"
 
@@ -40,17 +41,6 @@ net::HttpResponse Json(nlohmann::json body) {
 
 net::HttpResponse From(Result<nlohmann::json> body) {
   return body.ok() ? Json(std::move(body).value()) : ApiError(body.error());
-}
-
-std::vector<std::string> Split(const std::string& path) {
-  std::vector<std::string> parts;
-  std::size_t begin = 0;
-  while (begin < path.size()) {
-    const std::size_t end = std::min(path.find('/', begin), path.size());
-    if (end > begin) parts.push_back(path.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
 }
 
 Result<std::uint64_t> Number(const std::string& what, const std::string& text) {
@@ -103,8 +93,17 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
     return;
   }
   if (request.path == "/metrics") {
+    const net::HttpServerCounters http = http_->counters();
+    const ApiAccess::Counters access = access_->counters();
+    const ApiMetrics api{http.requests,
+                         access.refused,
+                         access.forbidden,
+                         http.bad_requests + http.too_many_requests,
+                         http.refused_connections,
+                         http.failed_handshakes,
+                         access_->certificate_until_ms()};
     responder.Answer(
-        net::MetricsResponse(MetricsText(core_.get(), leadership_ ? leadership_->epoch : 0)));
+        net::MetricsResponse(MetricsText(core_.get(), leadership_ ? leadership_->epoch : 0, api)));
     return;
   }
   if (request.path == "/v1/version") {
@@ -121,7 +120,7 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
   }
   if (!core_) {
     const std::string leader = LeaderHttp();
-    if (session_->connected() && !leader.empty() && leader != "http://" + http_endpoint_) {
+    if (session_->connected() && !leader.empty() && leader != url_) {
       responder.Answer(net::RedirectResponse(leader + request.target));
     } else if (leadership_) {
       responder.Answer(ApiError(
@@ -141,7 +140,7 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
 
 void Coordinator::Route(const net::HttpRequest& request, const net::Responder& responder) {
   const auto now = Now();
-  const std::vector<std::string> parts = Split(request.path);  // "v1", "jobs", ...
+  const std::vector<std::string> parts = SplitPath(request.path);  // "v1", "jobs", ...
   const bool get = request.method == "GET";
   const bool post = request.method == "POST";
   const auto ticket = [&] {
@@ -181,7 +180,7 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
                                 {"version", PS_VERSION},
                                 {"state", "ready"},
                                 {"jobs", nlohmann::json::array()},
-                                {"leader", http == "http://" + http_endpoint_}});
+                                {"leader", http == url_}});
     }
     return responder.Answer(Json(std::move(nodes)));
   }

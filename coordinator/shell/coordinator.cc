@@ -48,15 +48,20 @@ Status Coordinator::Start() {
 
   net::HttpServerOptions http_options;
   http_options.answer_timeout = net::Milliseconds(110'000);  // a submission waits for its check
+  http_options.rate_per_peer = 200;
+  http_options.burst_per_peer = 400;
   http_ = std::make_unique<net::HttpServer>(loop_, options_.bind, options_.http_port, http_options);
   http_->OnRequest([this](const net::HttpRequest& request, const net::Responder& responder) {
     OnRequest(request, responder);
   });
-  http_endpoint_ = PS_TRY(http_->Start());
+  access_ = std::make_unique<ApiAccess>(loop_, *http_, options_.api);
+  PS_TRY(access_->Open());
+  std::string http_endpoint = PS_TRY(http_->Start());
   if (!options_.advertise.empty()) {
     control_endpoint = net::EndpointWithHost(control_endpoint, options_.advertise);
-    http_endpoint_ = options_.advertise + http_endpoint_.substr(http_endpoint_.rfind(':'));
+    http_endpoint = options_.advertise + http_endpoint.substr(http_endpoint.rfind(':'));
   }
+  url_ = (options_.api.tls.given() ? "https://" : "http://") + http_endpoint;
 
   zk::Session::Options session_options;
   session_options.hosts = options_.zookeeper;
@@ -77,18 +82,18 @@ Status Coordinator::Start() {
       [this](const zk::ChildrenWatcher::Children& children) { coordinators_ = children; });
   zk::Election::Options election_options;
   election_options.data =
-      nlohmann::json{
-          {"id", options_.id}, {"control", control_endpoint}, {"http", "http://" + http_endpoint_}}
-          .dump();
+      nlohmann::json{{"id", options_.id}, {"control", control_endpoint}, {"http", url_}}.dump();
   election_ = std::make_unique<zk::Election>(
       *session_, election_options,
       [this](const std::optional<zk::Leadership>& leadership) { OnLeadership(leadership); });
   PS_TRY(session_->Start());
   tick_.Every(net::Milliseconds(100), [this] { OnTick(); });
-  spdlog::info("coordinator {} listens on {} (control) and http://{} (API)", options_.id,
-               control_endpoint, http_endpoint_);
+  spdlog::info("coordinator {} listens on {} (control) and {} (API)", options_.id, control_endpoint,
+               url_);
   return Ok();
 }
+
+void Coordinator::Reload() { access_->Reload(); }
 
 net::DaemonState Coordinator::State() const {
   net::DaemonState state;

@@ -16,6 +16,7 @@
 #include "common/zookeeper/session.h"
 #include "common/zookeeper/watcher.h"
 #include "coordinator/core/core.h"
+#include "coordinator/shell/api_access.h"
 #include "coordinator/shell/death_watch.h"
 #include "coordinator/shell/store.h"
 
@@ -30,6 +31,7 @@ struct CoordinatorOptions {
   std::uint16_t http_port = 7070;
   std::uint32_t session_timeout_ms = 6000;
   net::SecurityOptions security;
+  ApiSecurity api;
 };
 
 class Coordinator {
@@ -39,6 +41,9 @@ class Coordinator {
 
   // Binds the sockets and joins the election. kConflict: a port is taken.
   Status Start();
+
+  // Reads certificate and tokens of the API again.
+  void Reload();
 
   // For systemd: ready once the session with ZooKeeper is there.
   net::DaemonState State() const;
@@ -67,7 +72,8 @@ class Coordinator {
   std::unique_ptr<zk::Session> session_;
   std::unique_ptr<net::ZmqSocket> control_;
   std::unique_ptr<net::HttpServer> http_;
-  std::string http_endpoint_;
+  std::unique_ptr<ApiAccess> access_;
+  std::string url_;  // of our API, for others
   std::unique_ptr<zk::ChildrenWatcher> servers_watcher_;
   std::unique_ptr<zk::ChildrenWatcher> agents_watcher_;
   std::unique_ptr<zk::ChildrenWatcher> coordinators_watcher_;

@@ -30,6 +30,11 @@ int main(int argc, char** argv) {
   app.add_option("--session-timeout-ms", options.session_timeout_ms, "Of the ZooKeeper session")
       ->capture_default_str()
       ->check(CLI::Range(200, 600'000));
+  app.add_option("--api-cert", options.api.tls.certificate,
+                 "Certificate of the REST API, which speaks TLS then (PEM)");
+  app.add_option("--api-key", options.api.tls.key, "Its secret key (PEM)");
+  app.add_option("--api-tokens", options.api.tokens,
+                 "List of who may use the REST API, of `ds-cli token create`; the same for all");
   daemon.AddSecurity();
   if (const auto status = daemon.Parse(argc, argv)) return *status;
   if ((options.bind == "0.0.0.0" || options.bind == "::") && options.advertise.empty()) {
@@ -38,6 +43,8 @@ int main(int argc, char** argv) {
   const auto security = daemon.Security(options.bind);
   if (!security.ok()) return daemon.Wrong(security.error().message);
   options.security = *security;
+  const ps::Status api = options.api.Check(options.bind, daemon.insecure());
+  if (!api.ok()) return daemon.Wrong(api.error().message);
   if (daemon.check_only()) return daemon.ConfigurationIsGood();
   ps::net::Loop loop;
   {
@@ -52,7 +59,10 @@ int main(int argc, char** argv) {
     }
     ps::net::SystemdNotifier systemd(loop, [&coordinator] { return coordinator.State(); });
     loop.OnSignal({SIGTERM, SIGINT, SIGHUP}, [&](int signal) {
-      if (signal == SIGHUP) return systemd.Reload([&daemon] { return daemon.Reload(); });
+      if (signal == SIGHUP) {
+        coordinator.Reload();
+        return systemd.Reload([&daemon] { return daemon.Reload(); });
+      }
       spdlog::info("stops on signal {}", signal);
       systemd.Stopping();
       loop.Stop();

@@ -101,10 +101,25 @@ void Add(net::MetricFamilies& families, const Metrics& metrics,
 
 }  // namespace
 
-std::string MetricsText(const Core* core, std::uint64_t leader_epoch) {
+std::string MetricsText(const Core* core, std::uint64_t leader_epoch, const ApiMetrics& api) {
   net::MetricFamilies families("ps_coordinator_");
   families.Begin("leader", "1 while it leads.", MetricType::Gauge);
   families.Add(core != nullptr ? 1 : 0);
+  families.Begin("api_requests_total", "Requests that were carried out.", MetricType::Counter);
+  families.Add(static_cast<double>(api.requests));
+  families.Begin("api_refused_total", "Requests and connections that were not.",
+                 MetricType::Counter);
+  for (const auto& [why, count] :
+       {std::pair("token", api.refused), std::pair("role", api.forbidden),
+        std::pair("bad", api.bad), std::pair("connections", api.connections),
+        std::pair("handshake", api.handshakes)}) {
+    families.Add(static_cast<double>(count), {{"reason", why}});
+  }
+  if (api.certificate_until_ms > 0) {
+    families.Begin("api_certificate_expiry_timestamp_seconds",
+                   "When the certificate of the API expires.", MetricType::Gauge);
+    families.Add(static_cast<double>(api.certificate_until_ms) / 1000);
+  }
   if (core == nullptr) return families.Text();
   families.Begin("leader_epoch", "Grows with each leader.", MetricType::Gauge);
   families.Add(static_cast<double>(leader_epoch));

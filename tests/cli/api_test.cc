@@ -6,6 +6,8 @@
 #include <atomic>
 #include <future>
 
+#include "cli/certificates.h"
+#include "common/net/api_tokens.h"
 #include "tests/cli/fake_coordinator.h"
 #include "tests/cli/test_environment.h"
 
@@ -39,9 +41,11 @@ TEST(ApiTest, WhatIsNoJsonObjectIsNoCoordinator) {
 
 TEST(ApiTest, EveryStatusHasItsErrorCode) {
   const std::pair<int, ErrorCode> cases[] = {
-      {400, ErrorCode::kInvalid},     {422, ErrorCode::kInvalid},     {401, ErrorCode::kDenied},
-      {403, ErrorCode::kDenied},      {404, ErrorCode::kNotFound},    {409, ErrorCode::kConflict},
-      {503, ErrorCode::kUnreachable}, {504, ErrorCode::kUnreachable}, {500, ErrorCode::kInternal},
+      {400, ErrorCode::kInvalid},     {422, ErrorCode::kInvalid},
+      {401, ErrorCode::kDenied},      {403, ErrorCode::kDenied},
+      {404, ErrorCode::kNotFound},    {409, ErrorCode::kConflict},
+      {429, ErrorCode::kUnreachable}, {503, ErrorCode::kUnreachable},
+      {504, ErrorCode::kUnreachable}, {500, ErrorCode::kInternal},
       {405, ErrorCode::kInternal}};
   for (const auto& item : cases) {
     EXPECT_EQ(ErrorOfAnswer(item.first, "", "u").code, item.second) << item.first;
@@ -150,6 +154,114 @@ TEST(ApiTest, ASubmissionWhoseOutcomeIsUnknownIsNotSentTwice) {
   const auto answer = MakeApi(test, {fake.url()}).Post("/v1/jobs", Json::object());
   EXPECT_EQ(answer.error().code, ErrorCode::kMaybeApplied);
   EXPECT_THAT(fake.requests(), ElementsAre("GET /v1/version", "POST /v1/jobs"));
+}
+
+// Coordinators with TLS, and somebody who has a token and knows their authority.
+class SecureApiTest : public testing::Test {
+ protected:
+  SecureApiTest() : token_(net::MakeApiToken().value()) {
+    CertificateOrder order;
+    order.hosts = {"127.0.0.1"};
+    order.certificate = test_.directory() / "api.crt";
+    order.key = test_.directory() / "api.key";
+    order.authority = test_.directory() / "ca.crt";
+    order.authority_key = test_.directory() / "ca.key";
+    PS_CHECK(MakeCertificate(order).ok());
+    tls_ = {order.certificate.string(), order.key.string()};
+    access_ = {order.authority.string(), token_};
+  }
+  Api Make(const std::vector<std::string>& urls) {
+    Context context{urls, "the test", ""};
+    context.access = access_;
+    context.token_file = "anna.token";
+    return Api(test_.environment(), context);
+  }
+
+  TestEnvironment test_;
+  const std::string token_;
+  net::TlsFiles tls_;
+  net::HttpAccess access_;
+};
+
+TEST_F(SecureApiTest, ARedirectIsFollowedWithTlsAndToken) {
+  FakeCoordinator leader([](const net::HttpRequest&) { return Answer(200, "{}"); }, tls_);
+  FakeCoordinator standby(
+      [&leader](const net::HttpRequest& request) {
+        net::HttpResponse response = Answer(307, "");
+        response.headers.emplace_back("Location", leader.url() + request.target);
+        return response;
+      },
+      tls_);
+  Api api = Make({standby.url()});
+  const auto answer = api.Post("/v1/jobs", Json{{"a", 1}});
+  ASSERT_TRUE(answer.ok()) << answer.error().message;
+  EXPECT_THAT(leader.requests(), ElementsAre("GET /v1/version", "POST /v1/jobs"));
+  EXPECT_EQ(leader.last_authorization(), "Bearer " + token_);
+  EXPECT_EQ(leader.last_body(), "{\"a\":1}");
+}
+
+TEST_F(SecureApiTest, ARedirectToOneWithoutTlsIsNotFollowed) {
+  FakeCoordinator thief([](const net::HttpRequest&) { return Answer(200, "{}"); });
+  FakeCoordinator standby(
+      [&thief](const net::HttpRequest& request) {
+        net::HttpResponse response = Answer(307, "");
+        response.headers.emplace_back("Location", thief.url() + request.target);
+        return response;
+      },
+      tls_);
+  const auto answer = Make({standby.url()}).Get("/v1/jobs");
+  ASSERT_FALSE(answer.ok());
+  EXPECT_EQ(answer.error().code, ErrorCode::kDenied);
+  EXPECT_THAT(answer.error().message, HasSubstr("has no TLS"));
+  EXPECT_THAT(thief.requests(), ElementsAre());
+}
+
+TEST_F(SecureApiTest, AServerThatIsNotTrustedGetsNothingAndTheNextIsAsked) {
+  FakeCoordinator good([](const net::HttpRequest&) { return Answer(200, "{}"); }, tls_);
+  TestEnvironment other;
+  CertificateOrder order;
+  order.hosts = {"127.0.0.1"};
+  order.certificate = other.directory() / "api.crt";
+  order.key = other.directory() / "api.key";
+  order.authority = other.directory() / "ca.crt";
+  order.authority_key = other.directory() / "ca.key";
+  ASSERT_TRUE(MakeCertificate(order).ok());
+  FakeCoordinator stranger([](const net::HttpRequest&) { return Answer(200, "{}"); },
+                           {order.certificate.string(), order.key.string()});
+  EXPECT_TRUE(Make({stranger.url(), good.url()}).Get("/v1/jobs").ok());
+  const auto answer = Make({stranger.url()}).Get("/v1/jobs");
+  ASSERT_FALSE(answer.ok());
+  EXPECT_EQ(answer.error().code, ErrorCode::kDenied);
+  EXPECT_THAT(answer.error().message, HasSubstr("is not to be trusted"));
+  EXPECT_THAT(answer.error().message, testing::Not(HasSubstr(token_)));
+  EXPECT_THAT(stranger.requests(), ElementsAre());
+}
+
+TEST_F(SecureApiTest, ADenialNamesWhereTheTokenIsFrom) {
+  FakeCoordinator fake(
+      [](const net::HttpRequest& request) {
+        return AnswerError(request.path == "/v1/nodes" ? 403 : 401, "denied", "no");
+      },
+      tls_);
+  auto answer = Make({fake.url()}).Get("/v1/jobs");
+  EXPECT_EQ(answer.error().code, ErrorCode::kDenied);
+  EXPECT_THAT(answer.error().message, HasSubstr("anna.token"));
+  answer = Make({fake.url()}).Get("/v1/nodes");
+  EXPECT_EQ(answer.error().code, ErrorCode::kDenied);
+  access_.token.clear();
+  answer = Make({fake.url()}).Get("/v1/jobs");
+  EXPECT_THAT(answer.error().message, HasSubstr("DS_TOKEN_FILE"));
+}
+
+TEST(ApiTest, WhoIsToldToWaitAsksAgain) {
+  std::atomic<int> calls{0};
+  FakeCoordinator fake([&calls](const net::HttpRequest& request) {
+    return request.method == "POST" && ++calls < 3 ? AnswerError(429, "x", "too many requests")
+                                                   : Answer(200, "{}");
+  });
+  TestEnvironment test;
+  EXPECT_TRUE(MakeApi(test, {fake.url()}).Post("/v1/jobs", Json::object()).ok());
+  EXPECT_EQ(calls.load(), 3);
 }
 
 TEST(ApiTest, PathsAreEncoded) {

@@ -2,7 +2,7 @@
 
 namespace ps::cli {
 
-FakeCoordinator::FakeCoordinator(Handler handler)
+FakeCoordinator::FakeCoordinator(Handler handler, const net::TlsFiles& tls)
     : server_(std::make_unique<net::HttpServer>(loop_, "127.0.0.1", 0)) {
   server_->OnRequest([this, handler = std::move(handler)](const net::HttpRequest& request,
                                                           net::Responder responder) {
@@ -10,12 +10,15 @@ FakeCoordinator::FakeCoordinator(Handler handler)
       const std::lock_guard lock(mutex_);
       requests_.push_back(request.method + " " + request.target);
       last_body_ = request.body;
+      const auto header = request.headers.find("authorization");
+      last_authorization_ = header == request.headers.end() ? "" : header->second;
     }
     responder.Answer(handler(request));
   });
+  if (tls.given()) server_->UseTls(net::OpenServerTls(tls).value().context);
   const auto address = server_->Start();
   PS_CHECK(address.ok());
-  url_ = "http://" + address.value();
+  url_ = (tls.given() ? "https://" : "http://") + address.value();
   thread_ = std::thread([this] { loop_.Run(); });
 }
 
@@ -33,6 +36,11 @@ std::vector<std::string> FakeCoordinator::requests() const {
 std::string FakeCoordinator::last_body() const {
   const std::lock_guard lock(mutex_);
   return last_body_;
+}
+
+std::string FakeCoordinator::last_authorization() const {
+  const std::lock_guard lock(mutex_);
+  return last_authorization_;
 }
 
 net::HttpResponse Answer(int status, const std::string& json) {

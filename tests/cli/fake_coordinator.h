@@ -19,13 +19,16 @@ class FakeCoordinator {
   // Runs on the fake's thread.
   using Handler = std::function<net::HttpResponse(const net::HttpRequest&)>;
 
-  explicit FakeCoordinator(Handler handler);
+  // With TLS if `tls` names files.
+  explicit FakeCoordinator(Handler handler, const net::TlsFiles& tls = {});
   ~FakeCoordinator();
 
   const std::string& url() const { return url_; }
   // "GET /v1/jobs", in order.
   std::vector<std::string> requests() const;
   std::string last_body() const;
+  // The Authorization header of the last request; "" if it had none.
+  std::string last_authorization() const;
 
  private:
   net::Loop loop_;
@@ -34,6 +37,7 @@ class FakeCoordinator {
   mutable std::mutex mutex_;
   std::vector<std::string> requests_;
   std::string last_body_;
+  std::string last_authorization_;
   std::thread thread_;
 };
 

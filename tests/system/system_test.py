@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import struct
 import subprocess
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.error
 import urllib.request
 
 BIN = ""
@@ -1493,6 +1495,219 @@ class Secure(WithStores):
             text=True, stderr=subprocess.PIPE, timeout=20)
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("nobody would talk to us", done.stderr)
+
+
+class SecureApi(WithCluster):
+    """The REST API with TLS and tokens: who may do what, and what strangers get."""
+
+    arguments = ("--servers", "1", "--workers", "1", "--coordinators", "2", "--secure")
+
+    def keys(self, name):
+        return os.path.join(self.cluster.directory, "keys", name)
+
+    def token(self, role, name, *more):
+        done = self.cluster.ds("token", "create", role, name, "--to", self.keys(name + ".token"),
+                               "--tokens", self.keys("tokens"), *more)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return self.keys(name + ".token")
+
+    def coordinators(self):
+        """URLs: of the one that leads, of the one that stands by."""
+        urls = json.loads(self.cluster.ds("local", "status", "-o", "json").stdout)["coordinators"]
+        return sorted(urls, key=lambda url: not self.ask(url + "/v1/version", self.keys("operator.token"))
+                      [1]["leader"])
+
+    def ask(self, url, token_file=None, data=None, ca=None):
+        """(status, body) as a program that knows nothing of us gets them."""
+        request = urllib.request.Request(url, data=None if data is None else data.encode())
+        if token_file:
+            with open(token_file) as token:
+                request.add_header("Authorization", "Bearer " + token.read().strip())
+        context = ssl.create_default_context(cafile=ca or self.keys("ca.crt"))
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as page:
+                status, text = page.status, page.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, text = error.code, error.read().decode()
+        try:
+            return status, json.loads(text)
+        except ValueError:
+            return status, text
+
+    def ds_as(self, token_file, *words, **more):
+        """ds-cli of somebody elsewhere, who has been given an authority and a token."""
+        env = dict(self.cluster.env, DS_STATE=os.path.join(self.cluster.folder, "none"),
+                   DS_CA=self.keys("ca.crt"), DS_COORDINATOR=self.coordinators()[0])
+        if token_file:
+            env["DS_TOKEN_FILE"] = token_file
+        env.update(more)
+        return subprocess.run([BIN + "/ds-cli", *words], env=env, text=True, timeout=100,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def logs(self):
+        text = ""
+        folder = os.path.join(self.cluster.directory, "logs")
+        for name in os.listdir(folder):
+            with open(os.path.join(folder, name), errors="replace") as log:
+                text += log.read()
+        return text
+
+    def until_status(self, status, url, token_file):
+        deadline = time.time() + 5
+        while self.ask(url, token_file)[0] != status:
+            self.assertLess(time.time(), deadline)
+            time.sleep(0.05)
+
+    def test_roles_allow_what_they_should_and_no_more(self):
+        leader, standby = self.coordinators()
+        viewer, submitter = self.token("viewer", "vera"), self.token("submitter", "sam")
+        for url in (leader, standby):
+            self.until_status(200, url + "/v1/version", viewer)
+            self.until_status(200, url + "/v1/version", submitter)
+        spec = self.cluster.file(ledger("by-role", records=20000, workers=1, epochs=1), "role.yaml")
+        refused = self.ds_as(viewer, "job", "submit", spec)
+        self.assertEqual(refused.returncode, 5, refused.stderr)
+        self.assertIn("submitter", refused.stderr)
+        self.assertNotIn("by-role", self.cluster.ds("job", "list").stdout)
+        # By way of the one that stands by.
+        done = self.ds_as(submitter, "job", "submit", spec, "-o", "json", DS_COORDINATOR=standby)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        job = str(json.loads(done.stdout)["job"]["id"])
+        self.finish(job)
+        self.assertEqual(self.ds_as(viewer, "job", "describe", job).returncode, 0)
+        self.assertEqual(self.ds_as(viewer, "job", "logs", job).returncode, 0)
+        done = self.ds_as(submitter, "node", "drain", "server-1")
+        self.assertEqual(done.returncode, 5, done.stderr)
+        self.assertEqual(self.ds_as(submitter, "ckpt", "prune", job).returncode, 5)
+        self.assertEqual(self.cluster.ds("ckpt", "prune", job).returncode, 0)
+        self.assertEqual(self.ask(leader + "/metrics", viewer)[0], 200)
+        self.assertIn("ps_coordinator_api_refused_total", self.ask(leader + "/metrics", viewer)[1])
+        logs = self.logs()
+        self.assertRegex(logs, r"API: sam \(submitter\) at 127\.0\.0\.1:\d+: POST /v1/jobs")
+        self.assertRegex(logs, r"refused 127\.0\.0\.1:\d+: vera \(viewer\) is no submitter \(POST /v1/jobs\)")
+
+    def test_strangers_get_nothing_and_are_in_the_log(self):
+        leader = self.coordinators()[0]
+        own = os.path.join(self.cluster.folder, "tokens")
+        stranger = os.path.join(self.cluster.folder, "stranger.token")
+        done = self.cluster.ds("token", "create", "admin", "stranger", "--to", stranger, "--tokens", own)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        expired = self.token("admin", "late", "--until", "2020-01-01")
+        leaver = self.token("admin", "leaver")
+        self.until_status(200, leader + "/v1/jobs", leaver)
+        done = self.cluster.ds("token", "revoke", "leaver", "--tokens", self.keys("tokens"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        changed = time.time()
+        self.until_status(401, leader + "/v1/jobs", leaver)
+        self.assertLess(time.time() - changed, 1.5)
+        answers = set()
+        for token in (None, stranger, expired, leaver):
+            for path in ("/v1/jobs", "/v1/nodes", "/metrics", "/v1/no/such/path"):
+                status, body = self.ask(leader + path, token)
+                self.assertEqual(status, 401, (token, path))
+                answers.add((token is None, json.dumps(body)))
+            self.assertEqual(self.ask(leader + "/v1/jobs", token, data="{}")[0], 401)
+            done = self.ds_as(token, "job", "list")
+            self.assertEqual(done.returncode, 5, done.stderr)
+            self.assertEqual(done.stdout, "")
+        self.assertEqual(len(answers), 2, answers)
+        self.assertEqual(self.ask(leader + "/healthz"), (200, "ok\n"))
+        time.sleep(1.1)  # lines that were left out are counted
+        self.ask(leader + "/v1/jobs", expired)
+        self.ask(leader + "/v1/jobs", stranger)
+        logs = self.logs()
+        self.assertRegex(logs, r"refused 127\.0\.0\.1:\d+: nobody has its token \(GET /v1/jobs\)")
+        self.assertRegex(logs, r"refused 127\.0\.0\.1:\d+: the token of late has expired on 2020-01-01")
+        self.assertRegex(logs, r"refused 127\.0\.0\.1:\d+: it has no token")
+
+    def test_tokens_are_secret(self):
+        leader = self.coordinators()[0]
+        secrets = []
+        for name in [self.keys(name) for name in os.listdir(self.keys("")) if name.endswith(".token")]:
+            self.assertEqual(os.stat(name).st_mode & 0o777, 0o600)
+            with open(name) as token:
+                secrets.append(token.read().strip())
+        self.assertTrue(secrets)
+        for name in ("ca.key", "api.key"):
+            self.assertEqual(os.stat(self.keys(name)).st_mode & 0o777, 0o600)
+        self.ask(leader + "/v1/jobs?token=" + secrets[0])
+        texts = [self.logs()]
+        for pid in self.cluster.processes().values():
+            with open("/proc/%d/cmdline" % pid) as words:
+                texts.append(words.read())
+        for name in (self.keys("tokens"), self.cluster.env["DS_STATE"]):
+            with open(name) as text:
+                texts.append(text.read())
+        for text in texts:
+            for secret in secrets:
+                self.assertNotIn(secret, text)
+        readable = os.path.join(self.cluster.folder, "readable.token")
+        shutil.copy(self.keys("operator.token"), readable)
+        os.chmod(readable, 0o644)
+        done = self.ds_as(readable, "job", "list")
+        self.assertEqual(done.returncode, 5, done.stderr)
+        self.assertIn("chmod 600", done.stderr)
+        self.assertNotIn(secrets[0], done.stderr)
+
+    def test_only_tls_of_a_known_authority_is_spoken(self):
+        leader = self.coordinators()[0]
+        plain = leader.replace("https:", "http:")
+        status, body = self.ask(plain + "/v1/jobs")
+        self.assertEqual((status, "https://" in body["error"]), (400, True))
+        done = self.ds_as(self.keys("operator.token"), "job", "list", DS_COORDINATOR=plain)
+        self.assertEqual(done.returncode, 7, done.stderr)
+        self.assertIn("https://", done.stderr)
+        folder = os.path.join(self.cluster.folder, "elsewhere")
+        done = self.cluster.ds("auth", "certificate", "x", "--cert", folder + "/x.crt", "--key",
+                               folder + "/x.key", "--ca", folder + "/ca.crt", "--ca-key", folder + "/ca.key")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for ca in (folder + "/ca.crt", ""):
+            done = self.ds_as(self.keys("operator.token"), "job", "list", DS_CA=ca)
+            self.assertEqual(done.returncode, 5, done.stderr)
+            self.assertIn("is not to be trusted", done.stderr)
+        with self.assertRaises(urllib.error.URLError):
+            self.ask(leader + "/healthz", ca=folder + "/ca.crt")
+        if shutil.which("curl"):
+            header = os.path.join(self.cluster.folder, "header")
+            with open(self.keys("operator.token")) as token, open(header, "w") as out:
+                out.write("Authorization: Bearer " + token.read())
+            done = subprocess.run(["curl", "-sS", "--cacert", self.keys("ca.crt"), "-H", "@" + header,
+                                   leader + "/v1/jobs"], text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, timeout=20)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("jobs", json.loads(done.stdout))
+
+    def test_a_coordinator_that_others_reach_wants_both(self):
+        common = [BIN + "/coordinator", "--zookeeper", "127.0.0.1:1/ds", "--bind", "0.0.0.0", "--advertise",
+                  "host", "--key", self.keys("coordinator-1.key"), "--trusted", self.keys("trusted"),
+                  "--check-config"]
+        tls = ["--api-cert", self.keys("api.crt"), "--api-key", self.keys("api.key")]
+        tokens = ["--api-tokens", self.keys("tokens")]
+        for words, code in (([], 64), (tls, 64), (tokens, 64), (tls + tokens, 0)):
+            done = subprocess.run([*common, *words], text=True, stderr=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, timeout=20)
+            self.assertEqual(done.returncode, code, done.stderr)
+            if code:
+                self.assertIn("--api-tokens", done.stderr)
+
+    def test_a_new_certificate_needs_no_restart(self):
+        leader = self.coordinators()[0]
+        with open(self.keys("ca.crt")) as ca:
+            self.assertTrue(ca.read())
+        pids = self.cluster.processes()
+        port = int(leader.rsplit(":", 1)[1])
+        before = ssl.get_server_certificate(("127.0.0.1", port))
+        done = self.cluster.ds("auth", "certificate", "local", "--host", "127.0.0.1", "--cert",
+                               self.keys("api.crt"), "--key", self.keys("api.key"), "--ca",
+                               self.keys("ca.crt"), "--ca-key", self.keys("ca.key"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        deadline = time.time() + 5
+        while ssl.get_server_certificate(("127.0.0.1", port)) == before:
+            self.assertLess(time.time(), deadline)
+            time.sleep(0.05)
+        self.assertEqual(self.cluster.ds("job", "list").returncode, 0)
+        self.assertEqual(self.cluster.processes(), pids)
 
 
 class Backups(unittest.TestCase):
