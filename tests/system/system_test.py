@@ -1471,12 +1471,14 @@ class Secure(WithStores):
         # An operator's key does not read from lanes, and nobody reads files without one.
         for without in ({}, {"DS_KEY": key, "DS_TRUSTED": own}):
             env = dict(self.cluster.env, DS_STATE=os.path.join(self.cluster.folder, "none"),
+                       DS_CA=self.keys("ca.crt"), DS_TOKEN_FILE=self.keys("operator.token"),
                        DS_COORDINATOR=json.loads(self.cluster.ds("local", "status", "-o", "json").stdout)
                        ["coordinators"][0], **without)
             fetched = subprocess.run(
                 [BIN + "/ds-cli", "ckpt", "fetch", job, "--to", os.path.join(self.cluster.folder, "x")],
                 env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
             self.assertNotEqual(fetched.returncode, 0)
+            self.assertNotIn("coordinator is ready", fetched.stderr)
         self.exact(job)
 
     def test_a_daemon_that_nobody_trusts_does_not_start(self):
