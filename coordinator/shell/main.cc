@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   const auto security = daemon.Security(options.bind);
   if (!security.ok()) return daemon.Wrong(security.error().message);
   options.security = *security;
+  options.zookeeper_secret = daemon.zookeeper_secret();
   if (daemon.check_only()) return daemon.ConfigurationIsGood();
   ps::net::Loop loop;
   {
