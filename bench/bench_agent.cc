@@ -41,11 +41,16 @@ BenchAgent::~BenchAgent() {
 
 void BenchAgent::RunThread() {
   net::Context context;
+  if (Status secured = context.Secure(settings_.security); !secured.ok()) {
+    begun_.set_value(secured.error());
+    return;
+  }
   net::ControlClient client(loop_, context, [this] { return Registration(); });
   client.OnMessage([this](control::MessageT message) { OnMessage(std::move(message)); });
   client_ = &client;
   zk::Session::Options options;
   options.hosts = settings_.zookeeper;
+  options.secret_file = settings_.zookeeper_secret;
   zk::Session session(loop_.context(), options);
   if (Status started = session.Start(); !started.ok()) {
     begun_.set_value(started.error());

@@ -21,6 +21,7 @@
 
 #include "common/ids.h"
 #include "common/messages/control.h"
+#include "common/net/context.h"
 #include "common/net/control_client.h"
 #include "common/net/loop.h"
 #include "common/result.h"
@@ -35,6 +36,8 @@ class BenchAgent {
     std::string procid;
     std::string host;
     std::uint32_t slots = 1;
+    net::SecurityOptions security;  // the key of a worker
+    std::string zookeeper_secret;   // file; empty: none
   };
   struct Task {
     std::uint64_t number = 0;  // the coordinator's

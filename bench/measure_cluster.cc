@@ -84,6 +84,9 @@ Result<std::unique_ptr<ClusterBench>> ClusterBench::Join(
     cli::Environment& environment, const std::vector<std::string>& coordinators,
     const std::string& zookeeper, const Options& options, const Say& say) {
   auto context = PS_TRY(cli::FindContext(environment, coordinators));
+  BenchAgent::Settings settings;
+  settings.security = context.security;
+  settings.zookeeper_secret = environment.variable("DS_ZOOKEEPER_SECRET");
   std::unique_ptr<ClusterBench> bench(new ClusterBench(environment, std::move(context)));
   const cli::Json version = PS_TRY(bench->api_.Get("/v1/version"));
   const cli::Json nodes = PS_TRY(bench->api_.Get("/v1/nodes"));
@@ -94,7 +97,6 @@ Result<std::unique_ptr<ClusterBench>> ClusterBench::Join(
                  "(`ds-cli node list` shows who is there)"};
   }
   say(servers);
-  BenchAgent::Settings settings;
   settings.zookeeper = zookeeper.empty() ? TextOf(version, "zookeeper") : zookeeper;
   if (settings.zookeeper.empty()) {
     return Error{ErrorCode::kUsage,
@@ -239,6 +241,7 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
       std::to_string(used.size()) + " of " + std::to_string(lanes) + " lanes");
 
   net::Context context;
+  PS_TRY(context.Secure(agent_->settings().security));
   next_look_ms_ = environment_.now_ms() + kLookMs;
   api_.set_deadline_ms(kLookDeadlineMs);
   const auto give_up = [this] { return GiveUp(); };

@@ -201,8 +201,8 @@ Result<SweepReport> SweepBackups(const fs::path& folder, const fs::path& job_fol
   return report;
 }
 
-nlohmann::json ToJson(const Backup& backup) {
-  nlohmann::json bases = nlohmann::json::array();
+nlohmann::ordered_json ToJson(const Backup& backup) {
+  nlohmann::ordered_json bases = nlohmann::ordered_json::array();
   for (auto base = backup.bases.rbegin(); base != backup.bases.rend(); ++base) {
     bases.push_back(base->value());
   }
@@ -222,15 +222,15 @@ nlohmann::json ToJson(const Backup& backup) {
 }
 
 Status WriteCatalogue(const fs::path& folder) {
-  nlohmann::json list = nlohmann::json::array();
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const Backup& backup : PS_TRY(ListBackups(folder))) {
     list.push_back(ToJson(backup));
     list.back()["time_ms"] = backup.time_ms;
   }
-  const nlohmann::json json{{"format_version", 1}, {"backups", std::move(list)}};
+  const nlohmann::ordered_json json{{"format_version", 1}, {"backups", std::move(list)}};
   return WriteFileDurably(
       folder / kCatalogueFile,
-      json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+      json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 Result<FileDescriptor> LockBackups(const fs::path& folder) {

@@ -80,7 +80,7 @@ Result<SweepReport> SweepBackups(const std::filesystem::path& folder,
                                  std::uint64_t now_ms);
 
 // As the catalogue has it, but for the time.
-nlohmann::json ToJson(const Backup& backup);
+nlohmann::ordered_json ToJson(const Backup& backup);
 
 // Writes the catalogue anew from what is there.
 Status WriteCatalogue(const std::filesystem::path& folder);

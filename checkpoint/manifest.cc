@@ -248,6 +248,7 @@ json ToValue(const Manifest& manifest, json spec) {
     cuts.push_back({{"worker", cut.worker.value()},
                     {"incarnation", cut.incarnation.value()},
                     {"clock", cut.clock.value()}});
+    if (cut.flushed) cuts.back()["flushed"] = true;
   }
   return {{"format_version", static_cast<unsigned>(kFormatVersion)},
           {"job", manifest.job.value()},
@@ -386,6 +387,7 @@ Manifest ReadValue(const json& value, std::optional<Error>& error) {
     cut.worker = WorkerId(object.Unsigned<std::uint32_t>("worker"));
     cut.incarnation = Incarnation(object.Unsigned<std::uint32_t>("incarnation"));
     cut.clock = Clock(object.Unsigned<std::uint64_t>("clock"));
+    cut.flushed = element.contains("flushed") && object.Boolean("flushed");
     object.End();
     manifest.cuts.push_back(cut);
   });

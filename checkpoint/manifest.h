@@ -88,6 +88,7 @@ struct ManifestCut {
   WorkerId worker;
   Incarnation incarnation;
   Clock clock;
+  bool flushed = false;  // its residual was pushed before the cut, by checkpoint.flush_residuals
 
   friend bool operator==(const ManifestCut&, const ManifestCut&) = default;
 };

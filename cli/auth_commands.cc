@@ -153,6 +153,22 @@ void AddAuthCommands(CLI::App& app, Globals& globals) {
     globals.action = [&globals, revoked] { return Revoke(globals, *revoked); };
   });
 
+  CLI::App* const zookeeper = AddCommand(
+      *group, "zookeeper", "Make the secret that guards what the cluster keeps in ZooKeeper",
+      "  ds-cli auth zookeeper --secret /etc/ds/keys/zookeeper.secret\n", globals);
+  const auto secret = std::make_shared<std::string>();
+  zookeeper->add_option("--secret", *secret, "Where it goes, for its owner alone")
+      ->required()
+      ->type_name("FILE");
+  zookeeper->callback([&globals, secret] {
+    globals.action = [&globals, secret]() -> Result<ExitCode> {
+      PS_TRY(CreateZooKeeperSecret(*secret));
+      globals.environment.err << "Bring " << *secret
+                              << " to all nodes, for --zookeeper-secret of every daemon\n";
+      return ExitCode::kOk;
+    };
+  });
+
   AddCertificateCommand(*group, globals);
 }
 

@@ -115,6 +115,14 @@ std::string BasesText(const checkpoint::Manifest& manifest) {
   return text.empty() ? "-" : text;
 }
 
+// Of checkpoint.flush_residuals.
+std::string ResidualsText(const checkpoint::Manifest& manifest) {
+  const auto flushed = std::count_if(manifest.cuts.begin(), manifest.cuts.end(),
+                                     [](const auto& cut) { return cut.flushed; });
+  return "pushed before the cut by " + std::to_string(flushed) + " of " +
+         std::to_string(manifest.cuts.size()) + " workers";
+}
+
 Result<ExitCode> Describe(Globals& globals, const CheckpointOptions& options) {
   const OutputFormat format = PS_TRY(globals.Format());
   const Located located = PS_TRY(Locate(globals, options));
@@ -140,6 +148,7 @@ Result<ExitCode> Describe(Globals& globals, const CheckpointOptions& options) {
                      {"step", CountText(static_cast<std::int64_t>(manifest.step))},
                      {"samples", CountText(static_cast<std::int64_t>(manifest.samples))},
                      {"to be trained", CountText(static_cast<std::int64_t>(remaining))},
+                     {"residuals", ResidualsText(manifest)},
                      {"shards", std::to_string(manifest.shards.size())},
                      {"size", BytesText(static_cast<double>(BytesOf(manifest)))},
                      {"state", BytesText(static_cast<double>(StateBytesOf(manifest)))},

@@ -214,7 +214,11 @@ Status LocalCluster::AddKeyFlags(const LocalConfig& config, net::Role role, cons
                                  std::vector<std::string>& argv) const {
   if (!config.secure) return Ok();
   PS_TRY(MakeKey(role, name));
-  argv.insert(argv.end(), {"--key", KeyPath(name), "--trusted", TrustedPath()});
+  if (std::error_code ignored; !fs::exists(KeyPath("zookeeper"), ignored)) {
+    PS_TRY(CreateZooKeeperSecret(KeyPath("zookeeper")));
+  }
+  argv.insert(argv.end(), {"--key", KeyPath(name), "--trusted", TrustedPath(), "--zookeeper-secret",
+                           KeyPath("zookeeper")});
   return Ok();
 }
 

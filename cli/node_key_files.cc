@@ -63,6 +63,13 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
   return key;
 }
 
+Status CreateZooKeeperSecret(const fs::path& file) {
+  const net::KeyPair drawn = PS_TRY(net::MakeKeyPair());
+  std::error_code ignored;
+  if (file.has_parent_path()) fs::create_directories(file.parent_path(), ignored);
+  return WriteWhole(file, "ds:" + drawn.secret_key + "\n", 0600, /*fresh=*/true);
+}
+
 Result<std::vector<net::TrustedKey>> RevokeNodeKeys(const std::string& name,
                                                     const std::vector<net::Role>& roles,
                                                     const fs::path& trusted) {

@@ -20,6 +20,10 @@ namespace ps::cli {
 Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const std::filesystem::path& key_file,
                                       const std::filesystem::path& trusted);
 
+// Draws the secret that guards the cluster's nodes in ZooKeeper (common/zookeeper/secret.h).
+// kConflict if the file is there already.
+Status CreateZooKeeperSecret(const std::filesystem::path& file);
+
 // Takes all of that name and one of the roles (none: any) from the list, and returns them.
 // kNotFound if there is none.
 Result<std::vector<net::TrustedKey>> RevokeNodeKeys(const std::string& name,

@@ -92,6 +92,7 @@ int main(int argc, char** argv) {
   const auto security = options.Security(config.server.bind);
   if (!security.ok()) return options.Wrong(security.error().message);
   config.security = *security;
+  config.zookeeper_secret = options.zookeeper_secret();
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
   config.server.checkpoint_dir = checkpoint_dir;
   if (admin->count() > 0) config.server.admin_port = admin_port;

@@ -126,6 +126,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   options.ring_bytes = flags.ring_bytes;
   options.security = flags.security;
   options.bulk_synchronous = spec.ok() && spec->training.staleness == 0;
+  options.flush_residuals = spec.ok() && spec->checkpoint.flush_residuals;
   options.stop_on_nonfinite = spec.ok() && spec->training.on_nonfinite == "stop";
   auto session = ps::worker::TaskSession::Open(options);
   if (!session.ok()) {

@@ -317,7 +317,10 @@ class HostCluster(Cluster):
         if not os.path.exists(key):
             call([os.path.join(self.bin, "ds-cli"), "auth", "create", name.split("-")[0], name,
                   "--key", key, "--trusted", trusted], self.env, 20)
-        return ["--key", key, "--trusted", trusted]
+        secret = self.key("zookeeper.secret")
+        if not os.path.exists(secret):
+            call([os.path.join(self.bin, "ds-cli"), "auth", "zookeeper", "--secret", secret], self.env, 20)
+        return ["--key", key, "--trusted", trusted, "--zookeeper-secret", secret]
 
     def command(self, name):
         zookeeper = ",".join(self.address(one) + ":2181" for one in self.zookeepers) + "/ds"

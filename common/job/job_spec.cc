@@ -305,6 +305,7 @@ void Visit(Visitor& v, CheckpointSpec& c) {
   v.Integer("keep", c.keep, Whole{1, 1000});
   v.Integer("keep_every", c.keep_every, Whole{0, 1'000'000});
   v.Integer("full_every", c.full_every, Whole{1, 1000});
+  v.Flag("flush_residuals", c.flush_residuals);
   v.Integer("copies", c.copies, Whole{1, 3});
   v.Text("from", c.from, TextRule::kOrigin, Need::kOptional);
   v.Sections("load", c.load, Count{0, kLoadSourcesMax});
@@ -1066,6 +1067,11 @@ void CheckTraining(const JobSpec& spec, Report& report) {
     report.AddAt("training.batch_by_speed",
                  "needs a staleness above 0: with 0 the parameters must not depend on how fast a "
                  "worker is");
+  }
+  if (spec.checkpoint.flush_residuals && training.staleness == 0) {
+    report.AddAt("checkpoint.flush_residuals",
+                 "needs a staleness above 0: with 0 the parameters must not depend on when a "
+                 "checkpoint begins");
   }
   if (training.pull_values == "increments") {
     // Each of these changes every entry with every push, or is to be exact.

@@ -160,8 +160,9 @@ struct CheckpointSpec {
   std::int64_t keep = 5;
   std::int64_t keep_every = 0;  // and every so many-th checkpoint for good; 0: none
   std::int64_t full_every = 4;  // checkpoints; those between hold what changed since the one before
-  std::int64_t copies = 2;      // stores that have every part; fewer if there are not so many
-  std::string from;             // JOB or JOB@ROUND: start from its values
+  bool flush_residuals = false;      // each worker pushes its residual before the cut
+  std::int64_t copies = 2;           // stores that have every part; fewer if there are not so many
+  std::string from;                  // JOB or JOB@ROUND: start from its values
   std::vector<LoadSourceSpec> load;  // or from parts of them
 };
 

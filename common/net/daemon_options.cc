@@ -121,6 +121,9 @@ void DaemonOptions::AddSecurity() {
                   "File with the own pair of keys, of `ds-cli auth create`");
   app_.add_option("--trusted", security_.trusted,
                   "List of the keys that are trusted, the same on all nodes");
+  app_.add_option("--zookeeper-secret", zookeeper_secret_,
+                  "File with a line NAME:PASSWORD, the same on all nodes: only who has it may read "
+                  "or change what the cluster keeps in ZooKeeper");
   app_.add_flag("--insecure", insecure_,
                 "Talk to everybody, also beyond this host: the network itself is guarded");
 }

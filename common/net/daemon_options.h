@@ -56,13 +56,15 @@ class DaemonOptions {
   // Says what is wrong on stderr. 78 if there is a configuration file, else 64.
   int Wrong(const std::string& message) const;
 
-  // Adds --key, --trusted and --insecure, for a daemon that talks to others.
+  // Adds --key, --trusted, --zookeeper-secret and --insecure, for a daemon that talks to others.
   void AddSecurity();
   // What they say. `bind`: where it listens, or nothing; beyond this host that wants keys, or the
   // word that the network itself is guarded. The error is for Wrong().
   Result<SecurityOptions> Security(const std::string& bind) const;
   // --insecure was given.
   bool insecure() const { return insecure_; }
+  // zk::Session::Options::secret_file.
+  const std::string& zookeeper_secret() const { return zookeeper_secret_; }
 
   const std::string& log_level() const { return log_level_; }
 
@@ -85,6 +87,7 @@ class DaemonOptions {
   bool check_only_ = false;
   SecurityOptions security_;
   bool insecure_ = false;
+  std::string zookeeper_secret_;
   std::vector<std::string> arguments_;
   Configuration configuration_;  // as the process runs with it
 };

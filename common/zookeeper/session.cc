@@ -266,9 +266,8 @@ void Session::Multi(std::vector<Op> ops, MultiCallback callback) {
             case Op::Kind::kCreate:
               call->paths[i].resize(path.size() + 16);
               zoo_create_op_init(out, path.c_str(), op.data.data(),
-                                 static_cast<int>(op.data.size()), &ZOO_OPEN_ACL_UNSAFE,
-                                 ClientMode(op.mode), call->paths[i].data(),
-                                 static_cast<int>(call->paths[i].size()));
+                                 static_cast<int>(op.data.size()), impl->Acl(), ClientMode(op.mode),
+                                 call->paths[i].data(), static_cast<int>(call->paths[i].size()));
               break;
             case Op::Kind::kSet:
               zoo_set_op_init(out, path.c_str(), op.data.data(), static_cast<int>(op.data.size()),

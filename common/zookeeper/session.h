@@ -106,6 +106,9 @@ class Session {
     std::string hosts;
     // Asked of the server, which may grant another (from 2 to 20 of its ticks).
     std::chrono::milliseconds session_timeout{6000};
+    // File with a line NAME:PASSWORD (ReadSecret). Nodes are made so that only sessions with the
+    // same one may read, change or delete them (ZooKeeper's scheme `digest`). Empty: everybody may.
+    std::string secret_file{};
     // No connection for so long: a StateEvent with the same state and the reason, and a log line,
     // again after each further such time.
     std::chrono::milliseconds connect_deadline{10000};
@@ -129,8 +132,8 @@ class Session {
   Session& operator=(const Session&) = delete;
   ~Session();  // Close()
 
-  // Connects in the background. kInvalid if `hosts` is malformed. A server that is away is no
-  // error: see connect_deadline.
+  // Connects in the background. kInvalid if `hosts` is malformed, or what ReadSecret() has. A
+  // server that is away is no error: see connect_deadline.
   Status Start();
 
   // Ends the session: its ephemeral nodes go. Open operations get kClosed, no state callback is

@@ -8,6 +8,8 @@
 #include <system_error>
 #include <thread>
 
+#include "common/zookeeper/secret.h"
+
 // The C client forgets an answer that comes while it is closed.
 #if defined(__SANITIZE_ADDRESS__)
 #define PS_LEAK_SANITIZER
@@ -53,7 +55,10 @@ Error MakeError(int rc, const Operation& operation, const std::string& trouble) 
     case ZNOCHILDRENFOREPHEMERALS:
       return error(ErrorCode::kInvalid, "an ephemeral node has no children");
     case ZNOAUTH:
-    case ZAUTHFAILED: return error(ErrorCode::kDenied, "not allowed by the node's access list");
+    case ZAUTHFAILED:
+      return error(ErrorCode::kDenied,
+                   "not allowed by the node's access list; is --zookeeper-secret here that of "
+                   "the daemons that made it?");
     case ZBADARGUMENTS:
     case kBadPath: return error(ErrorCode::kInvalid, "not a valid path");
     case kTooLarge:
@@ -211,13 +216,19 @@ void Session::Impl::OpenHandle() {
   client_connected_ = false;
   reopen_at_ = Clock::time_point::max();
   // zookeeper_init resolves host names and so may block.
-  RunAside([mailbox = mailbox_, servers = servers_, timeout = options.session_timeout] {
+  RunAside([mailbox = mailbox_, servers = servers_, timeout = options.session_timeout,
+            secret = secret_] {
     static std::once_flag quiet;
     std::call_once(quiet, [] { zoo_set_debug_level(ZOO_LOG_LEVEL_WARN); });
     zhandle_t* const client =
         zookeeper_init2(servers.c_str(), &Impl::OnSessionEvent, static_cast<int>(timeout.count()),
                         nullptr, mailbox.get(), ZOO_NO_LOG_CLIENTENV, &LogLine);
     const int error = client == nullptr ? errno : 0;
+    if (client != nullptr && !secret.empty()) {
+      // Kept, and sent before anything else on each connection.
+      zoo_add_auth(client, "digest", secret.data(), static_cast<int>(secret.size()), nullptr,
+                   nullptr);
+    }
     auto handle = std::make_shared<Handle>(client, mailbox);
     mailbox->Post([handle = std::move(handle), error](Impl& self) mutable {
       self.OnOpened(std::move(handle), error);
@@ -457,6 +468,11 @@ void Session::Impl::FinishLater(Operation operation, int rc) {
 void Session::Impl::Finish(Operation& operation, Answer& answer) {
   if (answer.rc == ZOK) return operation.finish(answer, nullptr);
   const Error error = MakeError(answer.rc, operation, Trouble());
+  if (const auto now = Clock::now(); answer.rc == ZNOAUTH && now >= next_denied_report_) {
+    // Whoever asked tries again, for as long as it takes.
+    next_denied_report_ = now + options.connect_deadline;
+    spdlog::error("{}", error.message);
+  }
   operation.finish(answer, &error);
 }
 
@@ -496,9 +512,10 @@ void Session::Impl::CreateFull(const std::string& full_path, std::string data, C
   const int refusal = Refusal(full_path, data.size());
   Submit(
       std::move(operation),
-      [full_path, data = std::move(data), mode](zhandle_t* client, Completion* completion) {
+      [full_path, data = std::move(data), mode, acl = Acl()](zhandle_t* client,
+                                                             Completion* completion) {
         return zoo_acreate(client, full_path.c_str(), data.data(), static_cast<int>(data.size()),
-                           &ZOO_OPEN_ACL_UNSAFE, ClientMode(mode), &Impl::OnString, completion);
+                           acl, ClientMode(mode), &Impl::OnString, completion);
       },
       refusal);
 }
@@ -526,6 +543,7 @@ void Session::Impl::EnsureNext(std::vector<std::string> paths, std::size_t next,
 Status Session::Impl::Start() {
   PS_CHECK(!started_, "Session::Start is called once");
   auto hosts = PS_TRY(ParseHosts(options.hosts));
+  if (!options.secret_file.empty()) secret_ = PS_TRY(ReadSecret(options.secret_file));
   servers_ = hosts.servers;
   chroot_ = hosts.chroot;
   started_ = true;

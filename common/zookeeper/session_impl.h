@@ -100,6 +100,10 @@ class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
     return bytes > kDataBytesMax ? kTooLarge : ZOK;
   }
 
+  // Of nodes that are made.
+  const ACL_vector* Acl() const {
+    return secret_.empty() ? &ZOO_OPEN_ACL_UNSAFE : &ZOO_CREATOR_ALL_ACL;
+  }
   void CreateFull(const std::string& full_path, std::string data, CreateMode mode,
                   CreateCallback callback);
   void EnsureNext(std::vector<std::string> paths, std::size_t next, StatusCallback callback);
@@ -175,6 +179,7 @@ class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
   static std::unique_ptr<Completion> Take(const void* data);
   static void PostAnswer(std::unique_ptr<Completion> completion, Answer answer);
 
+  std::string secret_;  // empty: none
   std::string servers_;
   std::string chroot_;
   boost::asio::steady_timer timer_;
@@ -189,6 +194,7 @@ class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
   std::chrono::milliseconds negotiated_{0};
   std::chrono::steady_clock::time_point next_heartbeat_{};
   std::chrono::steady_clock::time_point next_report_{};
+  std::chrono::steady_clock::time_point next_denied_report_{};
   std::chrono::steady_clock::time_point reopen_at_ = std::chrono::steady_clock::time_point::max();
   std::map<std::uint64_t, OpenOperation> open_;
   std::deque<WaitingOperation> waiting_;

@@ -22,6 +22,7 @@ struct Job::Round_ {
   struct Cut {
     WorkerId worker;
     Clock clock;
+    bool flushed = false;
   };
   std::map<Incarnation, Cut> cuts;
   std::map<std::string, control::PreparedT> prepared;

@@ -131,7 +131,8 @@ void Job::OnWorkerCut(std::size_t slot, const control::WorkerCutT& cut) {
   }
   state_.leases.CutWorker(incarnation);
   round_->news_ms = cluster_.now_ms();
-  round_->cuts[incarnation] = {WorkerId(static_cast<std::uint32_t>(slot)), Clock(cut.clock)};
+  round_->cuts[incarnation] = {WorkerId(static_cast<std::uint32_t>(slot)), Clock(cut.clock),
+                               cut.flushed};
   MaybeWriteManifest();
 }
 
@@ -211,7 +212,7 @@ void Job::MaybeWriteManifest() {
   }
   round_->step = std::numeric_limits<std::uint64_t>::max();
   for (const auto& [incarnation, cut] : round_->cuts) {
-    manifest.cuts.push_back({cut.worker, incarnation, cut.clock});
+    manifest.cuts.push_back({cut.worker, incarnation, cut.clock, cut.flushed});
     round_->step = std::min(round_->step, cut.clock.value());
   }
   manifest.step = round_->step;

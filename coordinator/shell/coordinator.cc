@@ -65,6 +65,7 @@ Status Coordinator::Start() {
 
   zk::Session::Options session_options;
   session_options.hosts = options_.zookeeper;
+  session_options.secret_file = options_.zookeeper_secret;
   session_options.session_timeout = std::chrono::milliseconds(options_.session_timeout_ms);
   session_ = std::make_unique<zk::Session>(loop_.context(), session_options);
   servers_watcher_ = std::make_unique<zk::ChildrenWatcher>(

@@ -31,6 +31,7 @@ struct CoordinatorOptions {
   std::uint16_t http_port = 7070;
   std::uint32_t session_timeout_ms = 6000;
   net::SecurityOptions security;
+  std::string zookeeper_secret;  // file; empty: none
   ApiSecurity api;
 };
 

@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   const auto security = daemon.Security(options.bind);
   if (!security.ok()) return daemon.Wrong(security.error().message);
   options.security = *security;
+  options.zookeeper_secret = daemon.zookeeper_secret();
   const ps::Status api = options.api.Check(options.bind, daemon.insecure());
   if (!api.ok()) return daemon.Wrong(api.error().message);
   if (daemon.check_only()) return daemon.ConfigurationIsGood();

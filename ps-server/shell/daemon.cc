@@ -122,6 +122,7 @@ Status Run(DaemonConfig config) {
 
   zk::Session::Options options;
   options.hosts = config.zookeeper;
+  options.secret_file = config.zookeeper_secret;
   options.session_timeout = config.session_timeout;
   zk::Session session(loop.context(), options);
   PS_TRY(session.Start());

@@ -19,7 +19,8 @@ struct DaemonConfig {
   std::string zookeeper;  // "host:port,host:port/chroot"
   std::chrono::milliseconds session_timeout{6000};
   net::SecurityOptions security;
-  ServerConfig server;  // procid is drawn by Run()
+  std::string zookeeper_secret{};  // file; empty: none
+  ServerConfig server;             // procid is drawn by Run()
   // On SIGHUP.
   std::function<Status()> reload = [] { return Ok(); };
 };

@@ -93,6 +93,7 @@ int main(int argc, char** argv) {
   const auto security = options.Security("");  // it only connects to others
   if (!security.ok()) return options.Wrong(security.error().message);
   agent.security = *security;
+  config.zookeeper_secret = options.zookeeper_secret();
   agent.log_level = options.log_level();
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
   std::error_code error;

@@ -64,6 +64,7 @@ Status Run(RunConfig config) {
 
   zk::Session::Options session_options;
   session_options.hosts = config.zookeeper;
+  session_options.secret_file = config.zookeeper_secret;
   session_options.session_timeout = config.session_timeout;
   zk::Session session(loop.context(), session_options);
   PS_TRY(session.Start());

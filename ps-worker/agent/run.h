@@ -13,7 +13,8 @@ namespace ps::worker {
 struct RunConfig {
   std::string zookeeper = "127.0.0.1:2181/ds";
   std::chrono::milliseconds session_timeout{6000};
-  AgentOptions agent;  // `procid` is made here
+  std::string zookeeper_secret{};  // file; empty: none
+  AgentOptions agent;              // `procid` is made here
   // On SIGHUP.
   std::function<Status()> reload = [] { return Ok(); };
 };

@@ -82,6 +82,8 @@ Result<std::string> Trainer::RunLoop() {
       PS_TRY(Train(train->lease));
     } else if (std::get_if<FlushWork>(&work) != nullptr) {
       PS_TRY(FlushOnce());
+    } else if (std::get_if<CutWork>(&work) != nullptr) {
+      PS_TRY(FlushForCut());
     } else if (std::get_if<DrainWork>(&work) != nullptr) {
       PS_TRY(Drain());
     } else if (const auto* evaluate = std::get_if<EvaluateWork>(&work)) {
@@ -168,6 +170,7 @@ Status Trainer::Train(const control::LeaseT& lease) {
   SetPushRecords(PushRecords(lease));
   for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
     PS_TRY(EvaluateLive(lease.begin + done));
+    if (session_.cut_wanted()) PS_TRY(FlushForCut());
     PS_TRY(Step(lease, done));
   }
   return Ok();
@@ -363,23 +366,9 @@ Status Trainer::FlushOnce() {
   return Ok();
 }
 
-// What is left in the residual belongs to the result: it is pushed dense, until every shard has
-// applied it. A flush weighs as much as the step whose gradients it holds.
-Status Trainer::Drain() {
-  if (bulk_synchronous()) {
-    // Nothing is too old, and the flush belongs to its clock: the hold comes after it.
-    PS_TRY(FlushOnce());
-    PS_TRY(SetHold(true));
-    session_.Drained();
-    return Ok();
-  }
-  PS_TRY(SetHold(true));
-  bool returned = true;
-  for (int flush = 0; returned; ++flush) {
-    if (flush == kFlushesMax) {
-      return Error{ErrorCode::kTimeout,
-                   "the residual came back as too old " + std::to_string(kFlushesMax) + " times"};
-    }
+// A flush weighs as much as the step whose gradients it holds.
+Result<bool> Trainer::PushResidual() {
+  for (int flush = 0; flush < kFlushesMax; ++flush) {
     // Brings the base version of the push up to date, so that it is not too old.
     PS_TRY(Pull(/*fp32=*/false, /*snapshot=*/false));
     PS_TRY(TakeReturned());
@@ -393,7 +382,31 @@ Status Trainer::Drain() {
       PS_TRY(Push(push_records_));
     }
     PS_TRY(session_.WaitVerdicts());
+    bool returned = false;
     PS_TRY(TakeReturned(&returned));
+    if (!returned) return true;
+  }
+  return false;
+}
+
+Status Trainer::FlushForCut() {
+  session_.Flushed(PS_TRY(PushResidual()));
+  return Ok();
+}
+
+// What is left in the residual belongs to the result.
+Status Trainer::Drain() {
+  if (bulk_synchronous()) {
+    // Nothing is too old, and the flush belongs to its clock: the hold comes after it.
+    PS_TRY(FlushOnce());
+    PS_TRY(SetHold(true));
+    session_.Drained();
+    return Ok();
+  }
+  PS_TRY(SetHold(true));
+  if (!PS_TRY(PushResidual())) {
+    return Error{ErrorCode::kTimeout,
+                 "the residual came back as too old " + std::to_string(kFlushesMax) + " times"};
   }
   session_.Drained();
   return Ok();

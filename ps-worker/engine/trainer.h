@@ -75,6 +75,10 @@ class Trainer {
   // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
   // last push was such a flush.
   Status FlushOnce();
+  // Pushes the residual, dense, until every shard has applied it; false if some of it came back as
+  // too old each time.
+  Result<bool> PushResidual();
+  Status FlushForCut();
   Status Drain();
   Status EvaluateFinal(const EvaluateWork& work);
 

@@ -42,6 +42,8 @@ constexpr auto kWaitForWork = std::chrono::hours(24);
 constexpr auto kWaitForPull = std::chrono::hours(1);
 constexpr auto kWaitForRoom = std::chrono::hours(1);
 constexpr auto kWaitForVerdicts = std::chrono::hours(1);
+// How long a checkpoint's cut waits for the residual.
+constexpr std::int64_t kFlushForCutMs = 20'000;
 constexpr auto kFlushOnExit = std::chrono::seconds(2);
 constexpr std::size_t kGapsKept = 2048;
 constexpr std::size_t kRateSamples = 10;
@@ -110,7 +112,8 @@ class TaskSessionImpl final : public TaskSession {
   Result<Work> NextWork() override {
     std::unique_lock lock(mutex_);
     const auto some = [this] {
-      return !shared_.leases.empty() || shared_.drain || shared_.evaluate.has_value() || FlushDue();
+      return !shared_.leases.empty() || shared_.drain || shared_.evaluate.has_value() ||
+             FlushDue() || shared_.cut_wanted;
     };
     const auto begin = Clock_::now();
     if (!changed_.wait_for(lock, kIdleBeforeHold, [&] { return Ended() || some(); })) {
@@ -123,6 +126,7 @@ class TaskSessionImpl final : public TaskSession {
     wait_data_us_ += Since(begin);
     if (shared_.fatal) return Error{ErrorCode::kClosed, *shared_.fatal};
     if (shared_.stop) return Work(StopWork{*shared_.stop});
+    if (shared_.cut_wanted) return Work(CutWork{});
     if (!shared_.leases.empty()) {
       TrainLease work{std::move(shared_.leases.front())};
       shared_.leases.pop_front();
@@ -141,6 +145,22 @@ class TaskSessionImpl final : public TaskSession {
     EvaluateWork work = std::move(*shared_.evaluate);
     shared_.evaluate.reset();
     return Work(std::move(work));
+  }
+
+  bool cut_wanted() const override {
+    const std::lock_guard lock(mutex_);
+    return shared_.cut_wanted;
+  }
+
+  void Flushed(bool whole) override {
+    {
+      const std::lock_guard lock(mutex_);
+      shared_.cut_wanted = false;
+    }
+    loop_.Post([this, whole] {
+      if (waiting_round_ != 0)
+        Cut(whole, whole ? "" : "some of it came back as too old again and again");
+    });
   }
 
   std::optional<control::LeaseT> NextLease() const override {
@@ -400,12 +420,8 @@ class TaskSessionImpl final : public TaskSession {
       case control::Body::TaskStart: OnTaskStart(*message.body.AsTaskStart()); break;
       case control::Body::JobUpdate: OnJobUpdate(*message.body.AsJobUpdate()); break;
       case control::Body::LeaseGrant: OnLeaseGrant(*message.body.AsLeaseGrant()); break;
-      case control::Body::RoundBegin:
-        if (client_ != nullptr) client_->BeginRound(message.body.AsRoundBegin()->round);
-        break;
-      case control::Body::RoundAbort:
-        if (client_ != nullptr) client_->AbortRound(message.body.AsRoundAbort()->round);
-        break;
+      case control::Body::RoundBegin: OnRoundBegin(message.body.AsRoundBegin()->round); break;
+      case control::Body::RoundAbort: OnRoundAbort(message.body.AsRoundAbort()->round); break;
       case control::Body::RoundCommitted: OnCommitted(*message.body.AsRoundCommitted()); break;
       case control::Body::Drain: OnDrain(); break;
       case control::Body::Evaluate: OnEvaluate(*message.body.AsEvaluate()); break;
@@ -663,6 +679,8 @@ class TaskSessionImpl final : public TaskSession {
     switch (ring_->Reserve(reserve_bytes_, ring_->identity().shards, reservation)) {
       case RetentionRing::ReserveStatus::kReserved: break;
       case RetentionRing::ReserveStatus::kFull:
+        // Only a checkpoint makes room.
+        if (waiting_round_ != 0) Cut(false, "the retention ring is full");
         WantCheckpoint("the retention ring is full");
         return std::optional<std::span<std::byte>>();
       case RetentionRing::ReserveStatus::kTooLarge:
@@ -717,6 +735,52 @@ class TaskSessionImpl final : public TaskSession {
 
   // ---- rounds
 
+  void OnRoundBegin(std::uint64_t round) {
+    if (client_ == nullptr) return;
+    if (!options_.flush_residuals) {
+      client_->BeginRound(round);
+      return;
+    }
+    if (round <= last_round_) return;
+    last_round_ = round;
+    {
+      const std::lock_guard lock(mutex_);
+      // Drained: the residual is pushed, or is being pushed.
+      shared_.cut_wanted = !shared_.draining && !shared_.drained_at;
+      flushed_ = !shared_.cut_wanted;
+      waiting_round_ = shared_.cut_wanted ? round : 0;
+    }
+    if (waiting_round_ == 0) {
+      client_->BeginRound(round);
+      return;
+    }
+    cut_deadline_ms_ = loop_.NowMs() + kFlushForCutMs;
+    changed_.notify_all();
+  }
+
+  void OnRoundAbort(std::uint64_t round) {
+    if (client_ == nullptr) return;
+    last_round_ = std::max(last_round_, round);
+    if (waiting_round_ != 0 && waiting_round_ <= round) ForgetWaitingRound();
+    client_->AbortRound(round);
+  }
+
+  std::uint64_t ForgetWaitingRound() {
+    const std::lock_guard lock(mutex_);
+    shared_.cut_wanted = false;
+    return std::exchange(waiting_round_, 0);
+  }
+
+  // The cut that waited for the residual, here: after the last push that was committed.
+  void Cut(bool flushed, const char* why_not) {
+    flushed_ = flushed;
+    const std::uint64_t round = ForgetWaitingRound();
+    if (!flushed) {
+      spdlog::warn("checkpoint {} is without the residual of this worker: {}", round, why_not);
+    }
+    client_->BeginRound(round);
+  }
+
   void OnCut(std::uint64_t round, ps::Clock clock) {
     // Every push up to `clock` went through CommitOnLoop and none after it: the tracker stands at
     // exactly this cut.
@@ -727,6 +791,7 @@ class TaskSessionImpl final : public TaskSession {
     cut.clock = clock.value();
     cut.highest_lease = leases_.highest();
     cut.samples = samples_;
+    cut.flushed = options_.flush_residuals && flushed_;
     for (const control::LeaseT& lease : leases_.Positions()) {
       cut.leases.push_back(std::make_unique<control::LeaseT>(lease));
     }
@@ -794,6 +859,7 @@ class TaskSessionImpl final : public TaskSession {
     if (client_ == nullptr) return;
     const std::int64_t now = loop_.NowMs();
     AskForLeases();
+    if (waiting_round_ != 0 && now >= cut_deadline_ms_) Cut(false, "it was not pushed within 20 s");
     if (now >= next_lease_progress_ms_) SendLeaseProgress();
     if (now >= next_progress_ms_) SendProgress();
     Publish();
@@ -876,6 +942,7 @@ class TaskSessionImpl final : public TaskSession {
     bool drain = false;
     bool draining = false;                // asked for and not yet answered
     std::optional<ps::Clock> drained_at;  // nothing was pushed since Drained()
+    bool cut_wanted = false;              // a checkpoint waits for Flushed()
     std::optional<EvaluateWork> evaluate;
     std::uint64_t evaluating = 0;
     std::optional<PullResult> pulled;
@@ -908,6 +975,10 @@ class TaskSessionImpl final : public TaskSession {
   std::uint64_t ticket_on_loop_ = 0;
   bool reserve_wanted_ = false;
   std::size_t reserve_bytes_ = 0;
+  std::uint64_t last_round_ = 0;     // that began or was aborted; with flush_residuals only
+  std::uint64_t waiting_round_ = 0;  // its cut waits for the residual; 0: none
+  std::int64_t cut_deadline_ms_ = 0;
+  bool flushed_ = false;  // before the newest cut
   bool hold_asked_ = false;
   bool idle_ = false;
   std::uint64_t samples_ = 0;

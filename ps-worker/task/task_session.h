@@ -45,6 +45,8 @@ struct TaskOptions {
   std::chrono::milliseconds resend_timeout{2000};
   // Staleness 0: others wait for this task while it has records to train, however idle it is.
   bool bulk_synchronous = false;
+  // A checkpoint's cut comes after the residual was pushed (CutWork), where that can be.
+  bool flush_residuals = false;
   // A shard that finds a push not finite ends the job; else it is an event.
   bool stop_on_nonfinite = false;
   net::SecurityOptions security;
@@ -65,6 +67,8 @@ struct TrainLease {
 // Bulk-synchronous: no record is left for this task. Its residual is pushed now, at a clock that
 // does not depend on when the others end; once, then nobody waits for its clock any more.
 struct FlushWork {};
+// A checkpoint waits for the residual: push it, then Flushed().
+struct CutWork {};
 struct DrainWork {};  // flush the residual, then Drained()
 struct EvaluateWork {
   std::uint64_t round;
@@ -73,7 +77,7 @@ struct EvaluateWork {
 struct StopWork {
   std::string reason;
 };  // end the process with success
-using Work = std::variant<TrainLease, FlushWork, DrainWork, EvaluateWork, StopWork>;
+using Work = std::variant<TrainLease, FlushWork, CutWork, DrainWork, EvaluateWork, StopWork>;
 
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {
@@ -162,6 +166,11 @@ class TaskSession {
   virtual void SetInitialValues(std::function<void(ShardId, std::span<float>)> fill) = 0;
 
   virtual Result<Work> NextWork() = 0;
+  // CutWork is due, also within a lease.
+  virtual bool cut_wanted() const = 0;
+  // The residual is pushed, all of it if `whole`, and nothing was since: the checkpoint's cut is
+  // here. Does nothing if the checkpoint did not wait so long.
+  virtual void Flushed(bool whole) = 0;
   // The lease that NextWork will return if nothing else comes up; nothing while none is granted.
   virtual std::optional<control::LeaseT> NextLease() const = 0;
 

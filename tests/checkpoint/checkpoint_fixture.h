@@ -169,7 +169,7 @@ inline Manifest MakeManifest(const std::vector<std::pair<std::string, WrittenSha
   }
   manifest.data = {{{1000, 2000}, {2000, 2010}, {5000, 60000}}, 60000, 17};
   manifest.cuts = {{WorkerId(0), Incarnation(5), Clock(600)},
-                   {WorkerId(1), Incarnation(6), Clock(640)}};
+                   {WorkerId(1), Incarnation(6), Clock(640), true}};
   manifest.program_version = "0.1.0";
   manifest.spec_json = R"({"name":"mlp","training":{"epochs":1.5,"workers":2}})";
   return manifest;

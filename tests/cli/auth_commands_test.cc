@@ -8,6 +8,7 @@
 
 #include "cli/output.h"
 #include "common/net/node_keys.h"
+#include "common/zookeeper/secret.h"
 #include "tests/cli/test_environment.h"
 #include "tests/support/temp_directory.h"
 
@@ -57,6 +58,16 @@ TEST_F(AuthCommandsTest, NothingIsOverwrittenAndNobodyIsThereTwice) {
   EXPECT_EQ(Create("worker", "node7"), 4);  // the file
   EXPECT_THAT(test_.errors(), HasSubstr("a key is not overwritten"));
   EXPECT_EQ(Trusted(), before);
+}
+
+TEST_F(AuthCommandsTest, TheSecretOfZooKeeperIsForItsOwnerAlone) {
+  ASSERT_EQ(test_.Run({"auth", "zookeeper", "--secret", Path("zookeeper")}), 0);
+  const auto secret = zk::ReadSecret(Path("zookeeper"));
+  ASSERT_TRUE(secret.ok()) << secret.error().message;
+  EXPECT_EQ(secret->rfind("ds:", 0), 0u);
+  EXPECT_EQ(secret->size(), 43u);
+  EXPECT_EQ(test_.Run({"auth", "zookeeper", "--secret", Path("zookeeper")}), 4);
+  EXPECT_EQ(*zk::ReadSecret(Path("zookeeper")), *secret);
 }
 
 TEST_F(AuthCommandsTest, RevokedKeysLeaveTheListAndCommentsStay) {

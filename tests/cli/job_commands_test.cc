@@ -276,11 +276,12 @@ TEST_F(JobCommandsTest, ExplainOfASectionShowsItsKeys) {
   EXPECT_THAT(test_.output(), HasSubstr("type     number or map\n"));
   EXPECT_THAT(test_.output(), HasSubstr("\nschedule       word"));
   EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "name"}), 0);
-  EXPECT_EQ(test_.output(),
-            "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.keep_every\ncheckpoint.full_"
-            "every\ncheckpoint.copies\ncheckpoint.from\ncheckpoint.load\n");
+  EXPECT_EQ(
+      test_.output(),
+      "checkpoint.every_steps\ncheckpoint.keep\ncheckpoint.keep_every\ncheckpoint.full_"
+      "every\ncheckpoint.flush_residuals\ncheckpoint.copies\ncheckpoint.from\ncheckpoint.load\n");
   EXPECT_EQ(test_.Run({"job", "explain", "checkpoint", "-o", "json"}), 0);
-  EXPECT_EQ(json::parse(test_.output())["fields"].size(), 7u);
+  EXPECT_EQ(json::parse(test_.output())["fields"].size(), 8u);
   EXPECT_EQ(test_.Run({"job", "explain", "optimizer", "-r", "-o", "name"}), 0);
   EXPECT_THAT(test_.output(), HasSubstr("optimizer.learning_rate.schedule\n"));
   EXPECT_EQ(test_.Run({"job", "explain", "name", "-o", "name"}), 0);

@@ -259,6 +259,21 @@ class Training(WithCluster):
         self.assertGreaterEqual(job["result"]["test_accuracy"], 0.72)
         self.assertIn("starts from checkpoint", self.cluster.events(second))
 
+    def test_residuals_are_pushed_before_a_cut(self):
+        if not os.path.isdir(FASHION):
+            self.skipTest("Debian's package dataset-fashion-mnist is not installed")
+        job = self.cluster.submit(fashion("flushed", 2).replace(
+            "every_steps: 100", "every_steps: 50, flush_residuals: true"))
+        done = self.finish(job)
+        self.assertGreaterEqual(done["result"]["test_accuracy"], 0.78)
+        listed = json.loads(self.cluster.ds("ckpt", "list", job, "-o", "json").stdout)["checkpoints"]
+        self.assertGreaterEqual(len(listed), 2)
+        for one in listed:
+            name = "%s@%d" % (job, one["round"])
+            manifest = json.loads(self.cluster.ds("ckpt", "describe", name, "-o", "json").stdout)
+            self.assertEqual([cut.get("flushed") for cut in manifest["cuts"]], [True, True], name)
+        self.assertIn("pushed before the cut by 2 of 2 workers", self.cluster.ds("ckpt", "describe", name).stdout)
+
     def test_damaged_checkpoint_is_found(self):
         done = self.finish(self.cluster.submit(ledger("damage", records=20000, epochs=1)))
         code, said, _ = self.cluster.read_by_the_format(done)
@@ -1424,14 +1439,14 @@ class Secure(WithStores):
         with open(os.path.join(self.cluster.directory, "cluster.json")) as config:
             return "127.0.0.1:%d/ds" % json.load(config)["zookeeper_port"]
 
-    def agent(self, name, key, trusted):
+    def agent(self, name, key, trusted, *more):
         """An agent that is started by hand; its log, once it has tried for a while."""
         log = os.path.join(self.cluster.folder, name + ".log")
         with open(log, "w") as out:
             process = subprocess.Popen(
                 [BIN + "/ps-worker", "--name", name, "--zookeeper", self.zookeeper(), "--slots", "1",
                  "--state-dir", os.path.join(self.cluster.folder, name), "--key", key,
-                 "--trusted", trusted], stdout=out, stderr=out)
+                 "--trusted", trusted, *more], stdout=out, stderr=out)
         try:
             time.sleep(4)
             self.assertIsNone(process.poll())
@@ -1455,19 +1470,24 @@ class Secure(WithStores):
         key = os.path.join(self.cluster.folder, "stranger.key")
         done = self.cluster.ds("auth", "create", "worker", "stranger", "--key", key, "--trusted", own)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("does not trust our key", self.agent("stranger", key, own))
+        secret = ("--zookeeper-secret", self.keys("zookeeper.key"))
+        self.assertIn("does not trust our key", self.agent("stranger", key, own, *secret))
         done = self.cluster.ds("auth", "create", "worker", "leaver", "--key",
                                self.keys("leaver.key"), "--trusted", self.keys("trusted"))
         self.assertEqual(done.returncode, 0, done.stderr)
         shutil.copy(self.keys("trusted"), own)
         done = self.cluster.ds("auth", "revoke", "leaver", "--trusted", self.keys("trusted"))
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("does not trust our key", self.agent("leaver", self.keys("leaver.key"), own))
+        self.assertIn("does not trust our key",
+                      self.agent("leaver", self.keys("leaver.key"), own, *secret))
         logs = ""
         for number in (1, 2):
             with open(os.path.join(self.cluster.directory, "logs", "coordinator-%d.log" % number)) as log:
                 logs += log.read()
         self.assertRegex(logs, "refused 127.0.0.1: nobody trusts its key")
+        # Who is trusted, but does not have the secret, learns nothing from ZooKeeper.
+        self.assertIn("not allowed by the node's access list",
+                      self.agent("guest", self.keys("worker-1.key"), self.keys("trusted")))
         # An operator's key does not read from lanes, and nobody reads files without one.
         for without in ({}, {"DS_KEY": key, "DS_TRUSTED": own}):
             env = dict(self.cluster.env, DS_STATE=os.path.join(self.cluster.folder, "none"),
@@ -1480,6 +1500,18 @@ class Secure(WithStores):
             self.assertNotEqual(fetched.returncode, 0)
             self.assertNotIn("coordinator is ready", fetched.stderr)
         self.exact(job)
+
+    def test_a_benchmark_needs_the_key_of_a_worker(self):
+        key = self.keys("bench.key")
+        done = self.cluster.ds("auth", "create", "worker", "bench", "--key", key, "--trusted", self.keys("trusted"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        words = [BIN + "/ds-bench", "--cluster", "-t", "push", "--size", "4K", "--seconds", "0.5", "--warm-up", "0",
+                 "--json"]
+        env = dict(self.cluster.env, DS_KEY=key, DS_TRUSTED=self.keys("trusted"),
+                   DS_ZOOKEEPER_SECRET=self.keys("zookeeper.key"))
+        done = subprocess.run(words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertGreater(json.loads(done.stdout)[0]["operations"], 0)
 
     def test_a_daemon_that_nobody_trusts_does_not_start(self):
         done = subprocess.run(

@@ -523,6 +523,8 @@ const BadCase kBadCases[] = {
      "training.outer_momentum: must be at least 0 and at most 0.9999, found 1"},
     {kMlp, "", "training: {batch_by_speed: true, staleness: 0}\n",
      "training.batch_by_speed: needs a staleness above 0"},
+    {kMlp, "", "training: {staleness: 0}\ncheckpoint: {flush_residuals: true}\n",
+     "checkpoint.flush_residuals: needs a staleness above 0"},
     {kMlp, "", "sparsification: {ratio: 0.1, ratio_max: 0.05}\n",
      "must not be below ratio, which is 0.1"},
     {kMlp, "", "training: {staleness: 0}\nsparsification: {ratio_max: 0.05}\n",

@@ -2,7 +2,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+
+#include "common/zookeeper/secret.h"
 #include "tests/common/zookeeper/fixture.h"
 
 namespace ps::zk {
@@ -44,6 +50,72 @@ TEST_F(SessionTest, UnreachableServerIsNamedWithinTheDeadline) {
   EXPECT_THAT(read.error().message, HasSubstr("does not answer since"));
   // Nothing was sent, so there is no doubt.
   EXPECT_EQ(CodeOf(Create(session, "/a", "x")), ErrorCode::kUnreachable);
+}
+
+class SecretTest : public ZooKeeperTest {
+ protected:
+  SecretTest() : file_(testing::TempDir() + "/zookeeper_secret." + std::to_string(::getpid())) {}
+  ~SecretTest() override { std::filesystem::remove(file_); }
+
+  std::string Write(const std::string& text, mode_t mode = 0600) {
+    std::ofstream(file_) << text;
+    ::chmod(file_.c_str(), mode);
+    return file_;
+  }
+  // Connected to a chroot that the first one makes.
+  std::unique_ptr<Session> OpenWith(const std::string& secret) {
+    Session::Options options;
+    options.hosts = SharedServer().address() + "/guarded";
+    options.session_timeout = milliseconds(10'000);
+    if (!secret.empty()) options.secret_file = Write(secret);
+    auto session = std::make_unique<Session>(io_, options);
+    EXPECT_TRUE(session->Start().ok());
+    EXPECT_TRUE(RunUntil(io_, [&] { return session->connected(); }));
+    return session;
+  }
+
+  const std::string file_;
+};
+
+TEST_F(SecretTest, NodesAreThereForThoseWhoHaveItAlone) {
+  const auto owner = OpenWith("ds:one\n");
+  ASSERT_TRUE(Ensure(*owner, "/").ok());
+  ASSERT_TRUE(Create(*owner, "/job", "state").ok());
+  ASSERT_TRUE(Create(*owner, "/alive", "here", CreateMode::kEphemeral).ok());
+  ASSERT_TRUE(Multi(*owner, {Op::Create("/other", "x"), Op::Set("/job", "new", 0)}).status.ok());
+  for (const char* secret : {"", "ds:two\n"}) {
+    const auto stranger = OpenWith(secret);
+    for (const char* path : {"/job", "/alive", "/other"}) {
+      EXPECT_EQ(CodeOf(Get(*stranger, path)), ErrorCode::kDenied) << path;
+      EXPECT_EQ(CodeOf(Set(*stranger, path, "y")), ErrorCode::kDenied) << path;
+      EXPECT_EQ(Delete(*stranger, path).error().code, ErrorCode::kDenied) << path;
+    }
+    const auto created = Create(*stranger, "/mine", "z");
+    ASSERT_EQ(CodeOf(created), ErrorCode::kDenied);
+    EXPECT_THAT(created.error().message, HasSubstr("--zookeeper-secret"));
+    EXPECT_EQ(Multi(*stranger, {Op::Set("/job", "z", kAnyVersion)}).status.error().code,
+              ErrorCode::kDenied);
+  }
+  const auto again = OpenWith("ds:one\n");
+  EXPECT_EQ(Get(*again, "/job")->data, "new");
+  // And with a connection that is made anew.
+  Expire(*again, SharedServer().address());
+  EXPECT_EQ(Get(*again, "/job")->data, "new");
+  EXPECT_TRUE(Delete(*again, "/job").ok());
+  EXPECT_TRUE(Delete(*again, "/other").ok());
+}
+
+TEST_F(SecretTest, AFileThatMakesNoSenseOrThatOthersReadIsRefused) {
+  for (const char* text : {"", "secret\n", ":x\n", "ds:\n", "ds:a b\n", "ds:a\nds:b\n"}) {
+    EXPECT_EQ(CodeOf(ReadSecret(Write(text))), ErrorCode::kInvalid) << text;
+  }
+  EXPECT_EQ(CodeOf(ReadSecret(Write("ds:x\n", 0640))), ErrorCode::kDenied);
+  EXPECT_EQ(CodeOf(ReadSecret("/no/such/file")), ErrorCode::kIo);
+  Session::Options options;
+  options.hosts = SharedServer().address() + "/guarded";
+  options.secret_file = "/no/such/file";
+  Session session(io_, options);
+  EXPECT_EQ(session.Start().error().code, ErrorCode::kIo);
 }
 
 TEST_F(SessionTest, NodesAreCreatedReadSetAndDeletedBelowTheChroot) {

@@ -112,6 +112,19 @@ class LocalSession final : public worker::TaskSession {
     }
   }
 
+  bool cut_wanted() const override {
+    const std::lock_guard lock(cluster_.mutex_);
+    const std::uint64_t after = cluster_.options_.cut_after_pushes;
+    return after > 0 && cluster_.outcome_.pushes >= after && !cluster_.workers_[worker_].cut;
+  }
+
+  void Flushed(bool whole) override {
+    const std::lock_guard lock(cluster_.mutex_);
+    if (!whole) cluster_.Fail("the residual could not be flushed");
+    cluster_.workers_[worker_].cut = true;
+    cluster_.outcome_.cuts.push_back(cluster_.Table(0));
+  }
+
   // The next lease is set aside for who looks at it.
   std::optional<control::LeaseT> NextLease() const override {
     const std::lock_guard lock(cluster_.mutex_);

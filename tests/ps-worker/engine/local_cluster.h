@@ -42,6 +42,7 @@ struct LocalClusterOptions {
   // lost, restored from it, and get the pushes since again. 0: never.
   std::uint64_t checkpoint_after_pushes = 0;
   std::uint64_t lose_shards_after_pushes = 0;
+  std::uint64_t cut_after_pushes = 0;  // then each worker flushes its residual once; 0: it does not
   std::uint64_t stop_after_pushes = 0;  // then the job ends every task; 0: it does not
 };
 
@@ -70,6 +71,7 @@ class LocalCluster {
     std::uint64_t replayed = 0;         // pushes, after all shards were lost
     std::uint64_t update_versions = 0;  // pushes that they brought, over all shards
     std::uint64_t drained = 0;
+    std::vector<std::vector<float>> cuts;  // table 0 where a worker had flushed its residual
     std::uint64_t samples = 0;             // of steps with a lease
     std::vector<std::uint64_t> staleness;  // of applied pushes at shard 0
   };
@@ -98,6 +100,7 @@ class LocalCluster {
     bool drain_told = false;
     bool drained = false;
     bool lease_open = false;
+    bool cut = false;  // it has flushed its residual
   };
 
   server::Member& MemberOf(std::uint32_t worker) { return members_[worker]; }

@@ -128,12 +128,14 @@ class ResidualMassTest : public ::testing::TestWithParam<MassCase> {
 
   // The servers hold minus the sum of every record's part in every epoch.
   void ExpectTheExactSum() const {
-    const std::vector<float> values = cluster_->Table(0);
+    ExpectSumsOf(static_cast<float>(spec_.training.epochs), cluster_->Table(0));
+  }
+  static void ExpectSumsOf(float epochs, const std::vector<float>& values) {
     ASSERT_EQ(values.size(), static_cast<std::size_t>(kRows * kColumns + kBias));
     for (std::size_t at = 0; at < values.size(); ++at) {
       float sum = 0;
       for (std::uint64_t record = 0; record < kRecords; ++record) sum += Part(record, at);
-      ASSERT_EQ(values[at], -static_cast<float>(spec_.training.epochs) * sum) << at;
+      ASSERT_EQ(values[at], -epochs * sum) << at;
     }
   }
   const test::LocalCluster::Outcome& outcome() const { return cluster_->outcome(); }
@@ -168,6 +170,21 @@ TEST_P(ResidualMassTest, ARestoreFromACheckpointAndAReplayLoseNothing) {
   ExpectTheExactSum();
   EXPECT_EQ(outcome().replayed, 20u);
   EXPECT_GT(outcome().returned, 0u);
+}
+
+// One worker, and the cut at the end of the first epoch: all it has computed by then is there.
+TEST_P(ResidualMassTest, ACutThatWaitsForTheResidualHasEveryGradient) {
+  spec_.training.workers = 1;
+  spec_.checkpoint.flush_residuals = true;
+  const auto pushes = kRecords / static_cast<std::uint64_t>(kBatch * spec_.training.local_steps);
+  test::LocalClusterOptions options;
+  options.cut_after_pushes = pushes;
+  options.too_old_clocks = {pushes - 1, pushes, pushes + 1, pushes + 2};
+  Train(options);
+  ASSERT_EQ(outcome().cuts.size(), 1u);
+  ExpectSumsOf(1, outcome().cuts[0]);
+  EXPECT_GE(outcome().returned, 3u);
+  ExpectTheExactSum();
 }
 
 // What waits was computed in batches of other sizes than those it is pushed with. Powers of two, so

@@ -361,6 +361,113 @@ TEST_F(TaskSessionTest, TheCutHasTheLeasePositionsOfExactlyItsClock) {
   EXPECT_EQ(view.info.lease_done, 4u);
 }
 
+class FlushingTaskSessionTest : public TaskSessionTest {
+ protected:
+  FlushingTaskSessionTest() { options.flush_residuals = true; }
+
+  bool AwaitWish() {
+    for (int i = 0; i < 1000 && !session->cut_wanted(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return session->cut_wanted();
+  }
+};
+
+TEST_F(FlushingTaskSessionTest, TheCutWaitsForTheResidual) {
+  Start();
+  cluster->GiveLeases({4});
+  ASSERT_TRUE(session->NextWork().ok());
+  Step(1, 1);
+  cluster->BeginRound(3);
+  ASSERT_TRUE(AwaitWish());
+  Step(1, 1);
+  session->Flushed(true);
+  EXPECT_FALSE(session->cut_wanted());
+  Step(1, 2);
+  const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_EQ(cut->clock, 2u);
+  EXPECT_TRUE(cut->flushed);
+  ASSERT_TRUE(session->WaitVerdicts().ok());
+}
+
+TEST_F(FlushingTaskSessionTest, ATaskWithoutWorkIsWokenForIt) {
+  Start();
+  cluster->BeginRound(3);
+  const auto work = session->NextWork();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<CutWork>(&*work), nullptr);
+  session->Flushed(false);
+  const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_EQ(cut->clock, 0u);
+  EXPECT_FALSE(cut->flushed);
+}
+
+TEST_F(FlushingTaskSessionTest, AnAbortedRoundWaitsForNothing) {
+  Start();
+  cluster->BeginRound(3);
+  ASSERT_TRUE(AwaitWish());
+  control::RoundAbortT abort;
+  abort.round = 3;
+  cluster->Tell(abort);
+  for (int i = 0; i < 1000 && session->cut_wanted(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_FALSE(session->cut_wanted());
+  session->Flushed(true);
+  cluster->BeginRound(4);
+  ASSERT_TRUE(AwaitWish());
+  session->Flushed(true);
+  const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_EQ(cut->round, 4u);
+}
+
+TEST_F(FlushingTaskSessionTest, ADrainedTaskHasNothingToPush) {
+  Start();
+  cluster->Tell(control::DrainT());
+  const auto work = session->NextWork();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<DrainWork>(&*work), nullptr);
+  session->Drained();
+  cluster->BeginRound(3);
+  const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_TRUE(cut->flushed);
+}
+
+// Only a checkpoint makes room, so it does not wait for a push.
+TEST_F(FlushingTaskSessionTest, AFullRingIsCutAsItIs) {
+  Start();
+  std::thread coordinator([&] {
+    EXPECT_TRUE(cluster->Await<control::ReadyForCheckpointT>(control::Body::ReadyForCheckpoint)
+                    .has_value());
+    // Long enough for the writer to fill the rest.
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    cluster->BeginRound(1);
+    const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+    ASSERT_TRUE(cut.has_value());
+    EXPECT_FALSE(cut->flushed);
+    control::RoundCommittedT committed;
+    committed.round = 1;
+    auto entry = std::make_unique<control::WorkerCutEntryT>();
+    entry->incarnation = 7;
+    entry->clock = cut->clock;
+    committed.cuts.push_back(std::move(entry));
+    cluster->Tell(std::move(committed));
+  });
+  for (int steps = 0; steps < 30; ++steps) {
+    auto push = session->BeginPush(100'000);
+    ASSERT_TRUE(push.ok());
+    const auto bytes = server::testing::DenseBlock(2, std::vector<float>(9000, 0.0F));
+    std::memcpy(push->space().data(), bytes.data(), bytes.size());
+    push->Add(ShardId(2), bytes.size());
+    ASSERT_TRUE(session->CommitPush(std::move(*push), 1, 0, 0).ok());
+  }
+  coordinator.join();
+}
+
 TEST_F(TaskSessionTest, AHalfFullRingAsksForACheckpointAndAFullOneWaits) {
   Start();
   std::atomic<bool> blocked{false};

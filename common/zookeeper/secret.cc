@@ -1,0 +1,43 @@
+#include "common/zookeeper/secret.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+namespace ps::zk {
+namespace {
+
+constexpr std::size_t kSecretBytesMax = 1024;
+
+}  // namespace
+
+Result<std::string> ReadSecret(const std::string& path) {
+  struct stat state {};
+  std::ifstream file(path);
+  std::string line;
+  if (!file || ::stat(path.c_str(), &state) != 0) {
+    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
+  }
+  if ((state.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+    return Error{ErrorCode::kDenied,
+                 path +
+                     ": others than its owner may use this secret; `chmod 600` it, or change it "
+                     "if they have"};
+  }
+  std::getline(file, line);
+  std::string more;
+  const auto colon = line.find(':');
+  const bool printable =
+      std::all_of(line.begin(), line.end(), [](unsigned char c) { return std::isgraph(c) != 0; });
+  if (colon == std::string::npos || colon == 0 || colon + 1 == line.size() || !printable ||
+      line.size() > kSecretBytesMax || (file >> more)) {
+    return Error{ErrorCode::kInvalid, path + ": must have one line, NAME:PASSWORD"};
+  }
+  return line;
+}
+
+}  // namespace ps::zk
