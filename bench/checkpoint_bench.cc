@@ -7,7 +7,8 @@
 // DIR (a folder that is not there), `dirty` percent of the rows are pushed again, and a second
 // checkpoint builds on the first. Then the shards go, the files are dropped from the system's
 // cache, and each of `threads` threads restores its shards from both together, as a server's
-// restore threads do. Beside that the disk: the same files read by O_DIRECT, one after the other.
+// restore threads do. Beside that the disk: as many bytes written, and the
+// same files read, by O_DIRECT, one after the other. Exit 1 if a goal is missed.
 // Peaks are of the whole process (VmHWM), above what it had when the step began. DIR is removed at
 // the end, unless told to stay.
 #include <fcntl.h>
@@ -24,6 +25,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,6 +45,11 @@ namespace {
 
 namespace fs = std::filesystem;
 using server::Shard;
+
+// Goals: of the disk's rate with O_DIRECT in the same run, or bytes a second; and bytes.
+constexpr double kShareOfDisk = 0.7;
+constexpr double kRestoreRate = 1e9;
+constexpr double kWrittenMost = 1.15;
 
 struct Options {
   std::string directory;
@@ -99,6 +106,30 @@ double DirectReadRate(const fs::path& directory) {
     }
   }
   return static_cast<double>(bytes) / (Now() - begun);
+}
+
+// Seconds to write so many bytes into one file, one piece after the other, until the disk has them;
+// 0 where the file system has no O_DIRECT.
+double DirectWriteSeconds(const fs::path& file, std::uint64_t bytes) {
+  constexpr std::size_t kBytes = std::size_t{4} << 20;
+  const std::unique_ptr<void, void (*)(void*)> buffer(std::aligned_alloc(4096, kBytes), std::free);
+  std::mt19937_64 random(1);
+  auto* const words = static_cast<std::uint64_t*>(buffer.get());
+  for (std::size_t i = 0; i < kBytes / sizeof(*words); ++i) words[i] = random();
+  const double begun = Now();
+  {
+    const net::UniqueFd fd(
+        ::open(file.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_DIRECT, 0600));
+    if (!fd.valid()) return 0;
+    for (std::uint64_t written = 0; written < bytes; written += kBytes) {
+      const ssize_t count = ::write(fd.get(), buffer.get(), kBytes);
+      PS_CHECK(count == static_cast<ssize_t>(kBytes), count);
+    }
+    PS_CHECK(::fsync(fd.get()) == 0);
+  }
+  const double seconds = Now() - begun;
+  fs::remove(file);
+  return seconds;
 }
 
 class Server {
@@ -314,6 +345,13 @@ int Run(const Options& options) {
     return server.state_bytes();
   });
   step("write", [&] { return server.Write(1, 0); });
+  // Beside the folder: on the same disk.
+  const auto written = report["write"]["bytes"].get<double>();
+  step("write direct", [&] {
+    const double seconds =
+        DirectWriteSeconds(options.directory + ".direct", static_cast<std::uint64_t>(written));
+    return seconds > 0 ? written : 0;
+  });
   const auto every = static_cast<std::uint64_t>(100 / std::max(options.dirty, 0.01));
   const std::uint64_t dirty = server.Push(every) * (16 + 8 * std::uint64_t{options.width});
   step("write change", [&] { return server.Write(2, 1); });
@@ -329,15 +367,31 @@ int Run(const Options& options) {
     return server.state_bytes();
   });
   const double ratio = report["write change"]["bytes"].get<double>() / static_cast<double>(dirty);
+  const auto rate = [&](const char* name) {
+    return report[name]["bytes_per_second"].get<double>();
+  };
+  const auto share = [&](const char* name, const char* of) {
+    return rate(of) > 0 ? rate(name) / rate(of) : 0;
+  };
+  const double writes = share("write", "write direct");
+  const double reads = share("restore", "read direct");
+  const bool holds = writes >= kShareOfDisk && ratio <= kWrittenMost &&
+                     (reads >= kShareOfDisk || rate("restore") >= kRestoreRate);
   report["written_per_dirty_byte"] = ratio;
+  report["write_share_of_disk"] = writes;
+  report["restore_share_of_disk"] = reads;
+  report["holds"] = holds;
   if (options.json) {
     std::printf("%s\n", report.dump(1).c_str());
   } else {
-    std::printf("written for each dirty byte: %.3f\n", ratio);
+    std::printf(
+        "written at %.2f of the disk's rate (goal %.1f), restored at %.2f (goal %.1f, or %.0f "
+        "GB/s), written for each dirty byte %.3f (goal %.2f)\n",
+        writes, kShareOfDisk, reads, kShareOfDisk, kRestoreRate / 1e9, ratio, kWrittenMost);
   }
   server.DropShards();
   if (!options.keep) fs::remove_all(options.directory, error);
-  return 0;
+  return holds ? 0 : 1;
 }
 
 }  // namespace

@@ -21,6 +21,7 @@
 #include <memory>
 #include <utility>
 
+#include "common/net/list_file.h"
 #include "common/net/loop.h"
 #include "common/net/node_keys.h"
 #include "common/net/unique_fd.h"
@@ -39,6 +40,7 @@ constexpr double kSlowReadMs = 20;
 constexpr double kSkewWarnMs = 1000;
 constexpr double kSkewFailMs = 60'000;
 constexpr std::uint64_t kFilesWanted = 4096;
+constexpr std::int64_t kMonthMs = std::int64_t{30} * 24 * 3600 * 1000;
 constexpr double kGibibyte = 1024.0 * 1024 * 1024;
 
 Finding Good(std::string check, std::string detail) {
@@ -294,17 +296,41 @@ Finding CheckPort(int port) {
   return Good(check, "free");
 }
 
-Finding CheckZooKeeper(const std::string& hosts, std::int64_t deadline_ms) {
+Finding CheckKey(const std::string& file, const std::string& trusted, std::int64_t now_ms) {
+  const std::string check = "key " + file;
+  const auto pair = net::ReadKeyFile(file);
+  if (!pair.ok()) return Fail(check, pair.error().message, "");
+  const auto list = net::TrustedKeys::ReadFile(trusted);
+  if (!list.ok()) return Fail(check, list.error().message, "bring the cluster's list to this node");
+  const auto found = list->keys().find(pair->public_key);
+  if (found == list->keys().end()) {
+    return Fail(check, "is not in " + trusted,
+                "bring the cluster's list to this node, or make a new key: ds-cli auth create");
+  }
+  const net::TrustedKey& key = found->second;
+  const std::string who = std::string(net::RoleName(key.role)) + " " + key.name;
+  if (!key.until_ms) return Good(check, who);
+  const std::string text = who + ", until " + net::DateText(*key.until_ms);
+  const char* const next = "make a new one in time: ds-cli auth create";
+  if (now_ms >= *key.until_ms) return Fail(check, text + ": over", next);
+  if (now_ms + kMonthMs >= *key.until_ms) return Warn(check, text, next);
+  return Good(check, text);
+}
+
+Finding CheckZooKeeper(const std::string& hosts, const std::string& secret,
+                       std::int64_t deadline_ms) {
   const std::string check = "ZooKeeper " + hosts;
   const std::string next = "is it running, and may this machine reach it";
   net::Loop loop;
   zk::Session::Options options;
   options.hosts = hosts;
+  options.secret_file = secret;
   options.connect_deadline = std::chrono::milliseconds(deadline_ms);
   zk::Session session(loop.context(), options);
   const auto begun = std::chrono::steady_clock::now();
   if (const Status started = session.Start(); !started.ok()) {
-    return Fail(check, started.error().message, "HOST:PORT[,HOST:PORT...][/CHROOT]");
+    return Fail(check, started.error().message,
+                "HOST:PORT[,HOST:PORT...][/CHROOT], and the file of ds-cli auth zookeeper");
   }
   const auto left = [&] {
     return net::Milliseconds(
@@ -330,6 +356,16 @@ Finding CheckZooKeeper(const std::string& hosts, std::int64_t deadline_ms) {
     }
     took.push_back(MsSince(asked));
   }
+  std::optional<Status> listed;
+  session.Children("/coordinators", [&](const Result<std::vector<std::string>>& names) {
+    listed = names.ok() ? Ok() : Status(names.error());
+  });
+  loop.RunUntil([&] { return listed.has_value(); }, left());
+  if (listed && !listed->ok() && listed->error().code == ErrorCode::kDenied) {
+    return Fail(check, "what the cluster keeps there may not be read",
+                secret.empty() ? "give the cluster's secret with --zookeeper-secret"
+                               : secret + " is not the secret of the daemons");
+  }
   std::sort(took.begin(), took.end());
   const double granted = static_cast<double>(session.session_timeout().count());
   std::string text = "a read in " + Ms(took[took.size() / 2]) + ", at worst " + Ms(took.back()) +
@@ -354,7 +390,8 @@ std::vector<Finding> CheckCluster(Api& api, const DoctorOptions& options) {
     findings.push_back(
         Fail("coordinator", version.error().message, "start one, or name it: --coordinator URL"));
     if (!options.zookeeper.empty()) {
-      findings.push_back(CheckZooKeeper(options.zookeeper, options.deadline_ms));
+      findings.push_back(
+          CheckZooKeeper(options.zookeeper, options.zookeeper_secret, options.deadline_ms));
     }
     return findings;
   }
@@ -367,7 +404,7 @@ std::vector<Finding> CheckCluster(Api& api, const DoctorOptions& options) {
   findings.push_back(CheckSkew(*version, took, wall));
   const std::string zookeeper =
       options.zookeeper.empty() ? TextOf(*version, "zookeeper") : options.zookeeper;
-  findings.push_back(CheckZooKeeper(zookeeper, options.deadline_ms));
+  findings.push_back(CheckZooKeeper(zookeeper, options.zookeeper_secret, options.deadline_ms));
   const auto nodes = api.Get("/v1/nodes");
   if (!nodes.ok()) {
     findings.push_back(Fail("nodes", nodes.error().message, "ds-cli node list"));

@@ -27,7 +27,10 @@ struct DoctorOptions {
   std::string zookeeper;                 // HOST:PORT,.../CHROOT; empty: what the coordinator says
   std::vector<std::string> directories;  // that daemons write to
   std::vector<int> ports;                // that a daemon is going to listen on
-  std::int64_t deadline_ms = 5000;       // of each check that waits for others
+  std::vector<std::string> keys;         // files with the pairs of daemons of this node
+  std::string trusted = "/etc/ds/trusted";
+  std::string zookeeper_secret;     // file; empty: none
+  std::int64_t deadline_ms = 5000;  // of each check that waits for others
 };
 
 // Of this machine alone.
@@ -40,9 +43,13 @@ Finding CheckGpus();
 // Writes a file of 4 KiB and syncs it, again and again, and removes it.
 Finding CheckDirectory(const std::string& directory);
 Finding CheckPort(int port);
+// The pair that a daemon has, and whether the list trusts it, now and in a month.
+Finding CheckKey(const std::string& file, const std::string& trusted, std::int64_t now_ms);
 
 // Of what it talks to. Each server's first lane and the coordinator are connected to.
 std::vector<Finding> CheckCluster(Api& api, const DoctorOptions& options);
-Finding CheckZooKeeper(const std::string& hosts, std::int64_t deadline_ms);
+// Also whether the cluster's nodes there may be read, with this secret (a file, or empty).
+Finding CheckZooKeeper(const std::string& hosts, const std::string& secret,
+                       std::int64_t deadline_ms);
 
 }  // namespace ps::cli

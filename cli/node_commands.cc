@@ -1,6 +1,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <ctime>
 
 #include "cli/commands.h"
 #include "cli/doctor.h"
@@ -169,9 +170,13 @@ Result<ExitCode> Doctor(Globals& globals, const DoctorCommand& command) {
     findings.push_back(CheckDirectory(directory));
   }
   for (const int port : options.ports) findings.push_back(CheckPort(port));
+  for (const std::string& key : options.keys) {
+    findings.push_back(CheckKey(key, options.trusted, std::time(nullptr) * std::int64_t{1000}));
+  }
   if (command.offline) {
     if (!options.zookeeper.empty()) {
-      findings.push_back(CheckZooKeeper(options.zookeeper, options.deadline_ms));
+      findings.push_back(
+          CheckZooKeeper(options.zookeeper, options.zookeeper_secret, options.deadline_ms));
     }
   } else {
     Api api = PS_TRY(globals.OpenApi());
@@ -213,6 +218,8 @@ void AddDoctorCommand(CLI::App& group, Globals& globals) {
       "anything is amiss",
       "  ds-cli node doctor\n"
       "  ds-cli node doctor --dir /var/lib/ds/checkpoints --port 7070\n"
+      "  ds-cli node doctor --key /etc/ds/keys/ps-server.key --zookeeper-secret "
+      "/etc/ds/keys/zookeeper.secret\n"
       "  ds-cli node doctor --offline --zookeeper zk1:2181,zk2:2181/ds   # before a start\n",
       globals);
   const auto options = std::make_shared<DoctorCommand>();
@@ -227,6 +234,18 @@ void AddDoctorCommand(CLI::App& group, Globals& globals) {
       ->check(CLI::Range(1, 65535));
   command->add_option("--zookeeper", options->options.zookeeper,
                       "HOST:PORT,.../CHROOT (default: what the coordinator says)");
+  command
+      ->add_option("--key", options->options.keys,
+                   "The key of a daemon of this node; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("FILE");
+  command->add_option("--trusted", options->options.trusted, "The list of those that are trusted")
+      ->type_name("FILE")
+      ->capture_default_str();
+  command
+      ->add_option("--zookeeper-secret", options->options.zookeeper_secret,
+                   "What guards the cluster's nodes in ZooKeeper")
+      ->type_name("FILE");
   command->add_option("--deadline", options->deadline, "Of each check that waits for others")
       ->type_name("TIME")
       ->capture_default_str();

@@ -692,11 +692,15 @@ void LaneCore::AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segm
 
   const bool fp32 = (peer.header.flags() & wire::kPullFp32) != 0;
   const bool snapshot = (peer.header.flags() & wire::kPullSnapshot) != 0;
+  const auto most_of = [&](std::size_t i) {
+    return job.Find(asked[i].shard())->MaxPullBytes(fp32, asked_[i]);
+  };
   std::uint64_t most = 0;
-  for (std::size_t i = 0; i < asked.size(); ++i) {
-    most += job.Find(asked[i].shard())->MaxPullBytes(fp32, asked_[i]);
+  for (std::size_t i = 0; i < asked.size(); ++i) most += most_of(i);
+  if (!asked.empty() && most_of(0) > wire::kMaxPayloadBytes) {
+    return Nack(peer, wire::Code::TooLarge);
   }
-  if (most > wire::kMaxPayloadBytes) return Nack(peer, wire::Code::TooLarge);
+  if (!asked.empty()) most = std::min(most, std::max(kAnswerPartBytes, most_of(0)));
   const std::size_t waiting = buffers_->bytes_out();
   if (waiting > 0 && waiting + most > kAnswerBytesMax) return Nack(peer, wire::Code::Overloaded);
   PooledBuffer answer = buffers_->Take();
@@ -709,6 +713,8 @@ void LaneCore::AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segm
     const wire::Segment& segment = asked[i];
     Shard& shard = *job.Find(segment.shard());
     const std::size_t offset = payload.size();
+    // Who asked asks again for the rest.
+    if (i > 0 && offset + most_of(i) > kAnswerPartBytes) break;
     const wire::PullContent content =
         shard.Pull(Shard::PullQuery{segment.version(), segment.lineage(), fp32, snapshot},
                    pull_scratch_, payload, asked_[i]);

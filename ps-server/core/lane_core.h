@@ -175,6 +175,9 @@ class LaneCore {
  public:
   // Answers that are not sent yet: a pull beyond it is refused with Overloaded, unless it is alone.
   static constexpr std::size_t kAnswerBytesMax = std::size_t{1} << 30;
+  // An answer to a pull ends before the shard that could make it larger, so that others are
+  // answered in between; that of one shard may be as large as a message.
+  static constexpr std::uint64_t kAnswerPartBytes = std::uint64_t{256} << 20;
   // Answers of a job that wait for its chains; more are dropped, and asked for again.
   static constexpr std::size_t kHeldAnswersMax = std::size_t{1} << 14;
 

@@ -696,7 +696,10 @@ void DataClient::OnPullReply(std::uint32_t number, zmq::message_t payload) {
     pull_->missing.erase(missing);
     if (pull_->missing.empty()) FinishPull();
   } else {
-    missing->second.next_send_ms = loop_.NowMs() + options_.pull_retry_ms;
+    // Of a large answer the lane sends a part at a time.
+    missing->second.timeout_ms = 0;
+    missing->second.next_send_ms = loop_.NowMs() + (used ? 0 : options_.pull_retry_ms);
+    if (used) SendPulls();
   }
 }
 

@@ -34,13 +34,40 @@ TEST(DoctorTest, APortThatSomebodyHasIsFound) {
   EXPECT_THAT(CheckPort(taken).detail, HasSubstr("in use"));
 }
 
+TEST(DoctorTest, KeysAreLookedForInTheListAndAMonthAhead) {
+  TestEnvironment test;
+  const auto path = [&](const std::string& name) { return (test.directory() / name).string(); };
+  const auto make = [&](const std::string& name, const std::string& until) {
+    std::vector<std::string> words = {"auth",  "create",   "server",    name,
+                                      "--key", path(name), "--trusted", path("trusted")};
+    if (!until.empty()) words.insert(words.end(), {"--until", until});
+    ASSERT_EQ(test.Run(words), 0) << test.errors();
+  };
+  make("forever", "");
+  make("soon", "2027-01-31");
+  constexpr std::int64_t kDayMs = std::int64_t{24} * 3600 * 1000;
+  // 2027-01-31 begins 20849 days after 1970.
+  const auto state = [&](const std::string& name, std::int64_t days) {
+    return CheckKey(path(name), path("trusted"), days * kDayMs).state;
+  };
+  EXPECT_EQ(state("forever", 30'000), State::kOk);
+  EXPECT_EQ(state("soon", 20'849 - 31), State::kOk);
+  EXPECT_EQ(state("soon", 20'849 - 20), State::kWarn);
+  EXPECT_EQ(state("soon", 20'850), State::kFail);
+  ASSERT_EQ(test.Run({"auth", "revoke", "forever", "--trusted", path("trusted")}), 0);
+  const Finding gone = CheckKey(path("forever"), path("trusted"), 0);
+  EXPECT_EQ(gone.state, State::kFail);
+  EXPECT_THAT(gone.detail, HasSubstr("is not in "));
+  EXPECT_EQ(CheckKey(path("none"), path("trusted"), 0).state, State::kFail);
+}
+
 TEST(DoctorTest, AZooKeeperThatIsAwayIsGivenUpInTime) {
   const auto begun = std::chrono::steady_clock::now();
-  const Finding away = CheckZooKeeper("127.0.0.1:1/ds", 300);
+  const Finding away = CheckZooKeeper("127.0.0.1:1/ds", "", 300);
   EXPECT_EQ(away.state, State::kFail);
   EXPECT_THAT(away.detail, HasSubstr("no session within 300 ms"));
   EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(10));
-  EXPECT_EQ(CheckZooKeeper("127.0.0.1:no", 300).state, State::kFail);
+  EXPECT_EQ(CheckZooKeeper("127.0.0.1:no", "", 300).state, State::kFail);
 }
 
 TEST(DoctorTest, TheClusterIsAskedAndEachServerConnectedTo) {

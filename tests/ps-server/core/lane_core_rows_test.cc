@@ -366,6 +366,37 @@ TEST_F(LaneCoreRowsTest, RandomDamageToRowsNeverChangesMoreThanItShould) {
   EXPECT_LE(shard(1).version(), 1u) << "one clock";
 }
 
+TEST_F(LaneCoreRowsTest, ALargeAnswerHasTheFirstShardsAlone) {
+  const LayoutView wide =
+      MakeLayout({{TableRule::Sgd, {kElements, kElements, kElements}}}, 3, {1024});
+  JobRules rules = ConstantRules(1.0);
+  rules.rows = {MakeRowRules(0, 1024, 1.0)};
+  LaneCore lane;
+  lane.SetJob(
+      JobSetup{JobId(1), wide, rules, MapOf(1, {0, 1, 2}), LiveMembers{1, {MakeMember(0, 11)}}});
+  TestMessage init(wire::Kind::Init, 0, 11);
+  for (std::uint32_t shard = 0; shard < 3; ++shard) {
+    init.Segment(shard, 1, ConstantShard(wide, ShardId(shard), 0));
+  }
+  SendOne(lane, init);
+  // 102 MB of each shard.
+  std::vector<Keys> keys;
+  for (std::uint32_t shard = 0; shard < 3; ++shard) {
+    keys.push_back(KeysOfShard(wide, shard, 25'000));
+  }
+  const auto ask = [&](std::initializer_list<std::uint32_t> shards) {
+    TestMessage pull = PullMessage(11, 0);
+    for (const std::uint32_t shard : shards) pull.Segment(shard, 1, AskedRows(0, keys[shard]));
+    const TestReply reply = SendOne(lane, pull);
+    EXPECT_EQ(reply.kind(), wire::Kind::PullReply);
+    std::vector<std::uint32_t> answered;
+    for (const wire::Segment& segment : reply.head.segments) answered.push_back(segment.shard());
+    return answered;
+  };
+  EXPECT_EQ(ask({0, 1, 2}), (std::vector<std::uint32_t>{0, 1}));
+  EXPECT_EQ(ask({2}), (std::vector<std::uint32_t>{2}));
+}
+
 TEST_F(LaneCoreRowsTest, AnAnswerBeyondTheLargestMessageIsRefused) {
   // Keys are cheap and wide rows are not: 300,000 rows of 1,024 values are more than 1 GiB.
   const LayoutView wide = MakeLayout({{TableRule::Sgd, {kElements}}}, 1, {1024});

@@ -707,6 +707,31 @@ TEST_F(DataClientRowsTest, RowsThatNobodyPushedHaveTheirFirstValues) {
   ExpectRows(*worker.pulled, 0);
 }
 
+TEST_F(DataClientRowsTest, AnAnswerInPartsIsAskedForUntilAllIsThere) {
+  Worker worker(loop_, context_, layout_);
+  ASSERT_TRUE(worker.client->SetMap(map_).ok());
+  PushRows(worker);
+  ASSERT_TRUE(Until([&] { return worker.client->all_acked(); }));
+  int answers = 0;
+  server_.change_reply = [&](server::LaneReply& reply) {
+    wire::Head head;
+    if (!wire::ParseFirst(std::span<const std::byte>(reply.head), head).ok() ||
+        head.header.kind() != static_cast<std::uint8_t>(wire::Kind::PullReply)) {
+      return;
+    }
+    ++answers;
+    head.segments.resize(1);
+    head.header.mutate_payload_bytes(head.segments[0].offset() + head.segments[0].length());
+    reply.payload.bytes().resize(head.header.payload_bytes());
+    reply.head = wire::BuildHead(head.header, head.segments);
+  };
+  worker.client->StartPull(Asked());
+  ASSERT_TRUE(Until([&] { return worker.pulled.has_value(); }));
+  EXPECT_EQ(answers, static_cast<int>(layout_.shard_count()));
+  EXPECT_EQ(worker.pulled->shards.size(), layout_.shard_count());
+  EXPECT_EQ(worker.client->counters().bad_messages, 0u);
+}
+
 TEST_F(DataClientRowsTest, AnAnswerWithOtherRowsThanAskedForIsDroppedAndAskedForAgain) {
   Worker worker(loop_, context_, layout_);
   ASSERT_TRUE(worker.client->SetMap(map_).ok());
