@@ -103,6 +103,15 @@ void Session::Impl::OnSessionEvent(zhandle_t* handle, int type, int state, const
   if (type != ZOO_SESSION_EVENT) return;
   // zoo_get_context, as the handle's own context is not known to watches of reads.
   auto* const mailbox = static_cast<Mailbox*>(const_cast<void*>(zoo_get_context(handle)));
+  if (!mailbox->secret.empty() && (state == ZOO_CONNECTED_STATE || state == ZOO_READONLY_STATE)) {
+    // Once: the client sends it again on each later connection, before anything else. It takes it
+    // only while there is a connection; if that is gone already there will be another one.
+    const std::string& secret = mailbox->secret;
+    const int rc = zoo_add_auth(handle, "digest", secret.data(), static_cast<int>(secret.size()),
+                                nullptr, nullptr);
+    if (rc != ZOK) return;
+    mailbox->secret.clear();
+  }
   std::int64_t id = 0;
   std::string password;
   if (const clientid_t* client = zoo_client_id(handle)) {
@@ -213,22 +222,17 @@ void Session::Impl::OpenHandle() {
   mailbox_->loop = &io;
   mailbox_->impl = weak_from_this();
   mailbox_->generation = ++generation_;
+  mailbox_->secret = secret_;
   client_connected_ = false;
   reopen_at_ = Clock::time_point::max();
   // zookeeper_init resolves host names and so may block.
-  RunAside([mailbox = mailbox_, servers = servers_, timeout = options.session_timeout,
-            secret = secret_] {
+  RunAside([mailbox = mailbox_, servers = servers_, timeout = options.session_timeout] {
     static std::once_flag quiet;
     std::call_once(quiet, [] { zoo_set_debug_level(ZOO_LOG_LEVEL_WARN); });
     zhandle_t* const client =
         zookeeper_init2(servers.c_str(), &Impl::OnSessionEvent, static_cast<int>(timeout.count()),
                         nullptr, mailbox.get(), ZOO_NO_LOG_CLIENTENV, &LogLine);
     const int error = client == nullptr ? errno : 0;
-    if (client != nullptr && !secret.empty()) {
-      // Kept, and sent before anything else on each connection.
-      zoo_add_auth(client, "digest", secret.data(), static_cast<int>(secret.size()), nullptr,
-                   nullptr);
-    }
     auto handle = std::make_shared<Handle>(client, mailbox);
     mailbox->Post([handle = std::move(handle), error](Impl& self) mutable {
       self.OnOpened(std::move(handle), error);

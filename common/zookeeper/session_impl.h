@@ -222,6 +222,8 @@ struct Session::Impl::Mailbox {
 
   std::weak_ptr<Impl> impl;
   std::uint64_t generation = 0;
+  // What the C client is still to be given. Set before it starts, then its completion thread's.
+  std::string secret;
 
   std::mutex mutex;  // guards the following
   boost::asio::io_context* loop = nullptr;

@@ -105,6 +105,30 @@ TEST_F(SecretTest, NodesAreThereForThoseWhoHaveItAlone) {
   EXPECT_TRUE(Delete(*again, "/other").ok());
 }
 
+TEST_F(SecretTest, AServerThatComesLaterGetsItToo) {
+  const auto server = OwnServer();
+  server->Kill();
+  Session::Options options;
+  options.hosts = server->address() + "/guarded";
+  options.session_timeout = milliseconds(10'000);
+  options.secret_file = Write("ds:one\n");
+  Session session(io_, options);
+  ASSERT_TRUE(session.Start().ok());
+  // Its first connection was refused.
+  RunFor(io_, milliseconds(1500));
+  ASSERT_TRUE(server->Restart().ok());
+  ASSERT_TRUE(RunUntil(io_, [&] { return session.connected(); }));
+  ASSERT_TRUE(Ensure(session, "/").ok());
+  ASSERT_TRUE(Create(session, "/a", "x").ok());
+  EXPECT_EQ(Get(session, "/a")->data, "x");
+  // And on the next connection.
+  server->Kill();
+  ASSERT_TRUE(RunUntil(io_, [&] { return !session.connected(); }));
+  ASSERT_TRUE(server->Restart().ok());
+  ASSERT_TRUE(RunUntil(io_, [&] { return session.connected(); }));
+  EXPECT_EQ(Get(session, "/a")->data, "x");
+}
+
 TEST_F(SecretTest, AFileThatMakesNoSenseOrThatOthersReadIsRefused) {
   for (const char* text : {"", "secret\n", ":x\n", "ds:\n", "ds:a b\n", "ds:a\nds:b\n"}) {
     EXPECT_EQ(CodeOf(ReadSecret(Write(text))), ErrorCode::kInvalid) << text;
