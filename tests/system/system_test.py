@@ -1644,7 +1644,7 @@ class SecureApi(WithCluster):
         self.assertEqual(done.returncode, 0, done.stderr)
         changed = time.time()
         self.until_status(401, leader + "/v1/jobs", leaver)
-        self.assertLess(time.time() - changed, 1.5)
+        self.assertLess(time.time() - changed, 5)
         answers = set()
         for token in (None, stranger, expired, leaver):
             for path in ("/v1/jobs", "/v1/nodes", "/metrics", "/v1/no/such/path"):
@@ -1660,6 +1660,7 @@ class SecureApi(WithCluster):
         time.sleep(1.1)  # lines that were left out are counted
         self.ask(leader + "/v1/jobs", expired)
         self.ask(leader + "/v1/jobs", stranger)
+        self.ask(leader + "/v1/jobs", None)
         logs = self.logs()
         self.assertRegex(logs, r"refused 127\.0\.0\.1:\d+: nobody has its token \(GET /v1/jobs\)")
         self.assertRegex(logs, r"refused 127\.0\.0\.1:\d+: the token of late has expired on 2020-01-01")
