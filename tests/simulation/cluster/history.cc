@@ -295,10 +295,10 @@ void History::CheckCommitted(const coordinator::CommittedCheckpoint& checkpoint)
         return Fail(where + " is not of the cut " + Text(cut.incarnation, cut.clock));
       }
     }
-    // Who died before was replayed whole, unless nobody had its ring.
+    // Who died before was replayed whole, unless nobody had its ring or the job went back.
     for (const checkpoint::WorkerMark& mark : image->marks) {
       const Run& run = runs_[mark.incarnation];
-      if (cut_workers.contains(mark.incarnation) || run.orphan ||
+      if (cut_workers.contains(mark.incarnation) || run.orphan || run.rewound ||
           mark.watermark == run.last_clock) {
         continue;
       }

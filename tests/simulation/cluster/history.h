@@ -46,7 +46,8 @@ class History {
   struct Run {  // of one incarnation
     Clock first_clock;
     Clock last_clock;
-    bool orphan = false;  // its agent was away, or seemed so: what it pushed last may be repeated
+    bool orphan = false;   // its agent was away, or seemed so: what it pushed last may be repeated
+    bool rewound = false;  // the job went back since: what is not in that checkpoint is done again
     bool ring_lost = false;  // its machine crashed with the ring: what it pushed last may be lost
   };
 
@@ -78,6 +79,9 @@ class History {
   // `away`: dead incarnations whose rings nobody has offered; the job goes on without them.
   void SetJob(bool over, std::uint32_t generation, std::set<Incarnation> away) {
     over_ = over;
+    if (generation > generation_) {
+      for (auto& [incarnation, run] : runs_) run.rewound = true;
+    }
     generation_ = generation;
     if (!over) away_ = std::move(away);
   }
