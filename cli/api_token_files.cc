@@ -55,11 +55,10 @@ Result<net::ApiToken> CreateApiToken(net::ApiToken token, const fs::path& token_
   list.text += net::ApiTokenLine(token);
   // What cannot be read again is not written.
   PS_TRY(net::ApiTokens::Parse(list.text));
-  std::error_code ignored;
-  if (token_file.has_parent_path()) fs::create_directories(token_file.parent_path(), ignored);
   PS_TRY(WriteWhole(token_file, secret + "\n", 0600, /*fresh=*/true));
   const Status added = WriteWhole(path, list.text, 0644, /*fresh=*/false);
   if (!added.ok()) {
+    std::error_code ignored;
     fs::remove(token_file, ignored);
     return added.error();
   }

@@ -1,9 +1,9 @@
-#include <ctime>
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/node_key_files.h"
 #include "common/net/list_file.h"
+#include "common/net/loop.h"
 
 namespace ps::cli {
 namespace {
@@ -37,8 +37,6 @@ Json JsonOf(const net::TrustedKey& key, std::int64_t now_ms) {
               {"expired", key.until_ms && now_ms >= *key.until_ms}};
 }
 
-std::int64_t UnixMs() { return static_cast<std::int64_t>(std::time(nullptr)) * 1000; }
-
 Result<ExitCode> Create(Globals& globals, const AuthOptions& options) {
   const OutputFormat format = PS_TRY(globals.Format());
   // The reader of the list judges role, name and date; the key comes later.
@@ -48,7 +46,7 @@ Result<ExitCode> Create(Globals& globals, const AuthOptions& options) {
   const std::string file = options.key.empty() ? options.name + ".key" : options.key;
   const net::TrustedKey made = PS_TRY(CreateNodeKey(*key, file, options.trusted));
   std::ostream& out = globals.environment.out;
-  Json json = JsonOf(made, UnixMs());
+  Json json = JsonOf(made, net::WallClockMs());
   json["key"] = file;
   json["trusted"] = options.trusted;
   if (WriteStructured(out, format, json)) return ExitCode::kOk;
@@ -73,7 +71,7 @@ Result<ExitCode> List(Globals& globals, const AuthOptions& options) {
   Json keys = Json::array();
   Table table({"ROLE", "NAME", "PUBLIC KEY", "UNTIL"});
   for (const auto& [public_key, key] : list.keys()) {
-    keys.push_back(JsonOf(key, UnixMs()));
+    keys.push_back(JsonOf(key, net::WallClockMs()));
     const std::string until = UntilText(key);
     table.Add({net::RoleName(key.role), key.name, public_key,
                FlagOf(keys.back(), "expired") ? until + ", expired" : until});
@@ -93,7 +91,7 @@ Result<ExitCode> Revoke(Globals& globals, const AuthOptions& options) {
   if (!options.role.empty()) roles.push_back(PS_TRY(ParseRole(options.role)));
   const auto gone = PS_TRY(RevokeNodeKeys(options.name, roles, options.trusted));
   Json keys = Json::array();
-  for (const net::TrustedKey& key : gone) keys.push_back(JsonOf(key, UnixMs()));
+  for (const net::TrustedKey& key : gone) keys.push_back(JsonOf(key, net::WallClockMs()));
   std::ostream& out = globals.environment.out;
   if (WriteStructured(out, format, Json{{"revoked", keys}})) return ExitCode::kOk;
   for (const net::TrustedKey& key : gone) {

@@ -45,11 +45,6 @@ Result<Authority> FindAuthority(const CertificateOrder& order) {
   return Authority{{PS_TRY(net::ReadListFile(order.authority.string())), key}, false};
 }
 
-void MakeFolderOf(const fs::path& path) {
-  std::error_code ignored;
-  if (path.has_parent_path()) fs::create_directories(path.parent_path(), ignored);
-}
-
 }  // namespace
 
 Result<MadeCertificate> MakeCertificate(const CertificateOrder& order) {
@@ -66,12 +61,9 @@ Result<MadeCertificate> MakeCertificate(const CertificateOrder& order) {
     return of_files ? Annotate(made.error(), files) : made.error();
   }
   if (authority.fresh) {
-    MakeFolderOf(order.authority_key);
     PS_TRY(WriteWhole(order.authority_key, authority.pair.key, 0600, /*fresh=*/true));
     PS_TRY(WriteWhole(order.authority, authority.pair.certificate, 0644, /*fresh=*/true));
   }
-  MakeFolderOf(order.key);
-  MakeFolderOf(order.certificate);
   if (!has_key) PS_TRY(WriteWhole(order.key, made->pair.key, 0600, /*fresh=*/true));
   PS_TRY(WriteWhole(order.certificate, made->pair.certificate, 0644, /*fresh=*/false));
   return MadeCertificate{made->until_ms, authority.fresh};

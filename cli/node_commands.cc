@@ -1,10 +1,10 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <ctime>
 
 #include "cli/commands.h"
 #include "cli/doctor.h"
+#include "common/net/loop.h"
 
 namespace ps::cli {
 namespace {
@@ -171,7 +171,7 @@ Result<ExitCode> Doctor(Globals& globals, const DoctorCommand& command) {
   }
   for (const int port : options.ports) findings.push_back(CheckPort(port));
   for (const std::string& key : options.keys) {
-    findings.push_back(CheckKey(key, options.trusted, std::time(nullptr) * std::int64_t{1000}));
+    findings.push_back(CheckKey(key, options.trusted, net::WallClockMs()));
   }
   if (command.offline) {
     if (!options.zookeeper.empty()) {

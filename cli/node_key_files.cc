@@ -52,11 +52,10 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
   list.text += net::TrustedLine(key);
   // What cannot be read again is not written.
   PS_TRY(net::TrustedKeys::Parse(list.text));
-  std::error_code ignored;
-  if (key_file.has_parent_path()) fs::create_directories(key_file.parent_path(), ignored);
   PS_TRY(WriteWhole(key_file, net::KeyFileText(pair), 0600, /*fresh=*/true));
   const Status added = WriteWhole(trusted, list.text, 0644, /*fresh=*/false);
   if (!added.ok()) {
+    std::error_code ignored;
     fs::remove(key_file, ignored);
     return added.error();
   }
@@ -65,8 +64,6 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
 
 Status CreateZooKeeperSecret(const fs::path& file) {
   const net::KeyPair drawn = PS_TRY(net::MakeKeyPair());
-  std::error_code ignored;
-  if (file.has_parent_path()) fs::create_directories(file.parent_path(), ignored);
   return WriteWhole(file, "ds:" + drawn.secret_key + "\n", 0600, /*fresh=*/true);
 }
 

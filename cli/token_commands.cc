@@ -1,9 +1,9 @@
-#include <ctime>
 #include <memory>
 
 #include "cli/api_token_files.h"
 #include "cli/commands.h"
 #include "common/net/list_file.h"
+#include "common/net/loop.h"
 
 namespace ps::cli {
 namespace {
@@ -28,7 +28,7 @@ Json JsonOf(const net::ApiToken& token) {
               {"name", token.name},
               {"sha256", token.hash},
               {"until", UntilText(token)},
-              {"expired", token.expired(static_cast<std::int64_t>(std::time(nullptr)) * 1000)}};
+              {"expired", token.expired(net::WallClockMs())}};
 }
 
 Result<ExitCode> Create(Globals& globals, const TokenOptions& options) {

@@ -21,6 +21,8 @@ Error Failed(const fs::path& path, const char* what) {
 }  // namespace
 
 Status WriteWhole(const fs::path& path, const std::string& text, mode_t mode, bool fresh) {
+  std::error_code ignored;
+  if (path.has_parent_path()) fs::create_directories(path.parent_path(), ignored);
   const fs::path temporary = path.string() + "." + std::to_string(::getpid()) + ".tmp";
   {
     const net::UniqueFd file(

@@ -12,8 +12,8 @@
 
 namespace ps::cli {
 
-// Durable under its name with that mode, or not there at all. kConflict: it is `fresh`, and there
-// is one. kDenied, kIo: it cannot be written.
+// Durable under its name with that mode, or not there at all. Makes its folder if there is none.
+// kConflict: it is `fresh`, and there is one. kDenied, kIo: it cannot be written.
 Status WriteWhole(const std::filesystem::path& path, const std::string& text, mode_t mode,
                   bool fresh);
 

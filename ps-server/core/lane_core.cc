@@ -695,12 +695,12 @@ void LaneCore::AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segm
   const auto most_of = [&](std::size_t i) {
     return job.Find(asked[i].shard())->MaxPullBytes(fp32, asked_[i]);
   };
-  std::uint64_t most = 0;
-  for (std::size_t i = 0; i < asked.size(); ++i) most += most_of(i);
-  if (!asked.empty() && most_of(0) > wire::kMaxPayloadBytes) {
-    return Nack(peer, wire::Code::TooLarge);
-  }
-  if (!asked.empty()) most = std::min(most, std::max(kAnswerPartBytes, most_of(0)));
+  const std::uint64_t first = asked.empty() ? 0 : most_of(0);
+  if (first > wire::kMaxPayloadBytes) return Nack(peer, wire::Code::TooLarge);
+  std::uint64_t most = first;
+  for (std::size_t i = 1; i < asked.size(); ++i) most += most_of(i);
+  const bool in_parts = most > kAnswerPartBytes;
+  if (in_parts) most = std::max(kAnswerPartBytes, first);
   const std::size_t waiting = buffers_->bytes_out();
   if (waiting > 0 && waiting + most > kAnswerBytesMax) return Nack(peer, wire::Code::Overloaded);
   PooledBuffer answer = buffers_->Take();
@@ -714,7 +714,7 @@ void LaneCore::AnswerPull(Job& job, const Peer& peer, std::span<const wire::Segm
     Shard& shard = *job.Find(segment.shard());
     const std::size_t offset = payload.size();
     // Who asked asks again for the rest.
-    if (i > 0 && offset + most_of(i) > kAnswerPartBytes) break;
+    if (in_parts && i > 0 && offset + most_of(i) > kAnswerPartBytes) break;
     const wire::PullContent content =
         shard.Pull(Shard::PullQuery{segment.version(), segment.lineage(), fp32, snapshot},
                    pull_scratch_, payload, asked_[i]);

@@ -350,23 +350,26 @@ Status Trainer::EvaluateLive(std::uint64_t position) {
   return SetHold(false);
 }
 
+// A flush weighs as much as the step whose gradients it holds.
+Status Trainer::PushSelected() {
+  if (workload_.max_push_bytes() == 0) return Ok();
+  StepReport report;
+  report.flush = true;
+  report.entries = workload_.selected_entries();
+  session_.Report(report);
+  return Push(push_records_);
+}
+
 Status Trainer::FlushOnce() {
   if (flushed_at_ == clock_) return Ok();
   workload_.SelectAll();
   workload_.SelectBuffers();
-  if (workload_.max_push_bytes() > 0) {
-    StepReport report;
-    report.flush = true;
-    report.entries = workload_.selected_entries();
-    session_.Report(report);
-    PS_TRY(Push(push_records_));
-  }
+  PS_TRY(PushSelected());
   PS_TRY(session_.WaitVerdicts());
   flushed_at_ = clock_;
   return Ok();
 }
 
-// A flush weighs as much as the step whose gradients it holds.
 Result<bool> Trainer::PushResidual() {
   for (int flush = 0; flush < kFlushesMax; ++flush) {
     // Brings the base version of the push up to date, so that it is not too old.
@@ -374,13 +377,7 @@ Result<bool> Trainer::PushResidual() {
     PS_TRY(TakeReturned());
     workload_.SelectAll();
     if (flush == 0) workload_.SelectBuffers();
-    if (workload_.max_push_bytes() > 0) {
-      StepReport report;
-      report.flush = true;
-      report.entries = workload_.selected_entries();
-      session_.Report(report);
-      PS_TRY(Push(push_records_));
-    }
+    PS_TRY(PushSelected());
     PS_TRY(session_.WaitVerdicts());
     bool returned = false;
     PS_TRY(TakeReturned(&returned));

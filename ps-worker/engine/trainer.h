@@ -75,6 +75,8 @@ class Trainer {
   // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
   // last push was such a flush.
   Status FlushOnce();
+  // Pushes what is selected, if anything is, as a flush.
+  Status PushSelected();
   // Pushes the residual, dense, until every shard has applied it; false if some of it came back as
   // too old each time.
   Result<bool> PushResidual();
