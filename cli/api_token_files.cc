@@ -1,11 +1,9 @@
 #include "cli/api_token_files.h"
 
 #include <algorithm>
-#include <sstream>
 #include <utility>
 
 #include "cli/whole_file.h"
-#include "common/net/list_file.h"
 
 namespace ps::cli {
 namespace {
@@ -20,15 +18,10 @@ struct List {
 Result<List> ReadList(const fs::path& path) {
   List list;
   std::error_code ignored;
-  if (!fs::exists(path, ignored)) {
-    list.text =
-        "# Who may use the REST API: the same list on every coordinator.\n"
-        "# ROLE NAME SHA-256-OF-TOKEN [until YYYY-MM-DD]\n";
-    return list;
-  }
-  list.tokens = PS_TRY(net::ApiTokens::ReadFile(path.string()));
-  list.text = PS_TRY(net::ReadListFile(path.string()));
-  if (!list.text.empty() && list.text.back() != '\n') list.text += '\n';
+  if (fs::exists(path, ignored)) list.tokens = PS_TRY(net::ApiTokens::ReadFile(path.string()));
+  list.text = PS_TRY(ReadOrBegin(path,
+                                 "# Who may use the REST API: the same list on every coordinator.\n"
+                                 "# ROLE NAME SHA-256-OF-TOKEN [until YYYY-MM-DD]\n"));
   return list;
 }
 
@@ -55,13 +48,7 @@ Result<net::ApiToken> CreateApiToken(net::ApiToken token, const fs::path& token_
   list.text += net::ApiTokenLine(token);
   // What cannot be read again is not written.
   PS_TRY(net::ApiTokens::Parse(list.text));
-  PS_TRY(WriteWhole(token_file, secret + "\n", 0600, /*fresh=*/true));
-  const Status added = WriteWhole(path, list.text, 0644, /*fresh=*/false);
-  if (!added.ok()) {
-    std::error_code ignored;
-    fs::remove(token_file, ignored);
-    return added.error();
-  }
+  PS_TRY(WriteSecretAndList(token_file, secret + "\n", path, list.text));
   return token;
 }
 
@@ -73,14 +60,7 @@ Result<net::ApiToken> RevokeApiToken(const std::string& name, const fs::path& pa
     return Error{ErrorCode::kNotFound, path.string() + ": nobody of the name " + name +
                                            " has a token (`ds-cli token list`)"};
   }
-  std::string kept;
-  std::istringstream lines(list.text);
-  for (std::string line; std::getline(lines, line);) {
-    if (line.empty() || line.front() == '#' || line.find(gone->hash) == std::string::npos) {
-      kept += line + "\n";
-    }
-  }
-  PS_TRY(WriteWhole(path, kept, 0644, /*fresh=*/false));
+  PS_TRY(WriteWhole(path, WithoutEntries(list.text, {gone->hash}), 0644, /*fresh=*/false));
   return *gone;
 }
 

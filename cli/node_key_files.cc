@@ -1,11 +1,9 @@
 #include "cli/node_key_files.h"
 
 #include <algorithm>
-#include <sstream>
 #include <utility>
 
 #include "cli/whole_file.h"
-#include "common/net/list_file.h"
 
 namespace ps::cli {
 namespace {
@@ -20,15 +18,12 @@ struct List {
 Result<List> ReadList(const fs::path& trusted) {
   List list;
   std::error_code ignored;
-  if (!fs::exists(trusted, ignored)) {
-    list.text =
-        "# Who may talk to this cluster: the same list on every node.\n"
-        "# ROLE NAME PUBLIC-KEY [until YYYY-MM-DD]\n";
-    return list;
+  if (fs::exists(trusted, ignored)) {
+    list.keys = PS_TRY(net::TrustedKeys::ReadFile(trusted.string()));
   }
-  list.keys = PS_TRY(net::TrustedKeys::ReadFile(trusted.string()));
-  list.text = PS_TRY(net::ReadListFile(trusted.string()));
-  if (!list.text.empty() && list.text.back() != '\n') list.text += '\n';
+  list.text = PS_TRY(ReadOrBegin(trusted,
+                                 "# Who may talk to this cluster: the same list on every node.\n"
+                                 "# ROLE NAME PUBLIC-KEY [until YYYY-MM-DD]\n"));
   return list;
 }
 
@@ -52,13 +47,7 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
   list.text += net::TrustedLine(key);
   // What cannot be read again is not written.
   PS_TRY(net::TrustedKeys::Parse(list.text));
-  PS_TRY(WriteWhole(key_file, net::KeyFileText(pair), 0600, /*fresh=*/true));
-  const Status added = WriteWhole(trusted, list.text, 0644, /*fresh=*/false);
-  if (!added.ok()) {
-    std::error_code ignored;
-    fs::remove(key_file, ignored);
-    return added.error();
-  }
+  PS_TRY(WriteSecretAndList(key_file, net::KeyFileText(pair), trusted, list.text));
   return key;
 }
 
@@ -82,15 +71,9 @@ Result<std::vector<net::TrustedKey>> RevokeNodeKeys(const std::string& name,
     return Error{ErrorCode::kNotFound, trusted.string() + ": nobody of the name " + name +
                                            " is trusted (`ds-cli auth list`)"};
   }
-  std::string kept;
-  std::istringstream lines(list.text);
-  for (std::string line; std::getline(lines, line);) {
-    const bool goes = std::any_of(gone.begin(), gone.end(), [&](const net::TrustedKey& key) {
-      return line.find(key.public_key) != std::string::npos && line.front() != '#';
-    });
-    if (!goes) kept += line + "\n";
-  }
-  PS_TRY(WriteWhole(trusted, kept, 0644, /*fresh=*/false));
+  std::vector<std::string> words;
+  for (const net::TrustedKey& key : gone) words.push_back(key.public_key);
+  PS_TRY(WriteWhole(trusted, WithoutEntries(list.text, words), 0644, /*fresh=*/false));
   return gone;
 }
 

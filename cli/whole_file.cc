@@ -5,8 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <sstream>
+
+#include "common/net/list_file.h"
 
 namespace ps::cli {
 namespace {
@@ -55,6 +59,35 @@ Status WriteWhole(const fs::path& path, const std::string& text, mode_t mode, bo
   }
   if (fresh) ::unlink(temporary.c_str());
   return Ok();
+}
+
+Result<std::string> ReadOrBegin(const fs::path& list, const std::string& heading) {
+  std::error_code ignored;
+  if (!fs::exists(list, ignored)) return heading;
+  std::string text = PS_TRY(net::ReadListFile(list.string()));
+  if (!text.empty() && text.back() != '\n') text += '\n';
+  return text;
+}
+
+std::string WithoutEntries(const std::string& text, const std::vector<std::string>& words) {
+  std::string kept;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const bool goes = std::any_of(words.begin(), words.end(), [&line](const std::string& word) {
+      return line.find(word) != std::string::npos && line.front() != '#';
+    });
+    if (!goes) kept += line + "\n";
+  }
+  return kept;
+}
+
+Status WriteSecretAndList(const fs::path& secret_file, const std::string& secret,
+                          const fs::path& list_file, const std::string& list) {
+  PS_TRY(WriteWhole(secret_file, secret, 0600, /*fresh=*/true));
+  const Status added = WriteWhole(list_file, list, 0644, /*fresh=*/false);
+  std::error_code ignored;
+  if (!added.ok()) fs::remove(secret_file, ignored);
+  return added;
 }
 
 Result<net::UniqueFd> LockFolderOf(const fs::path& path) {

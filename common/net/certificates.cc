@@ -185,10 +185,15 @@ Result<ServerCertificate> MakeServerCertificate(const PemPair& authority,
   PS_TRY(AddExtension(own, issuer, NID_subject_key_identifier, "hash"));
   PS_TRY(AddExtension(own, issuer, NID_authority_key_identifier, "keyid"));
   PS_TRY(Sign(own, issuer, issuer_key.get()));
-  std::tm until{};
-  ASN1_TIME_to_tm(X509_get0_notAfter(own), &until);
-  return ServerCertificate{{PS_TRY(PemOf(own)), PS_TRY(PemOf(key.get()))},
-                           static_cast<std::int64_t>(::timegm(&until)) * 1000};
+  return ServerCertificate{{PS_TRY(PemOf(own)), PS_TRY(PemOf(key.get()))}, ExpiryMs(own)};
+}
+
+std::int64_t ExpiryMs(const X509* certificate) {
+  std::tm date{};
+  if (certificate == nullptr || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &date) != 1) {
+    return 0;
+  }
+  return static_cast<std::int64_t>(::timegm(&date)) * 1000;
 }
 
 }  // namespace ps::net

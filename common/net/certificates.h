@@ -10,6 +10,8 @@
 
 #include "common/result.h"
 
+struct x509_st;  // OpenSSL's X509
+
 namespace ps::net {
 
 struct PemPair {
@@ -31,5 +33,8 @@ struct ServerCertificate {
 Result<ServerCertificate> MakeServerCertificate(const PemPair& authority,
                                                 const std::vector<std::string>& hosts, int days,
                                                 const std::string& key = "");
+
+// When it expires, Unix time; 0 if there is none.
+std::int64_t ExpiryMs(const x509_st* certificate);
 
 }  // namespace ps::net

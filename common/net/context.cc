@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "common/net/file_state.h"
+#include "common/net/loop.h"
 #include "common/net/sparse_log.h"
 #include "common/net/unique_fd.h"
 
@@ -28,12 +29,6 @@ constexpr char kZapAddress[] = "inproc://zeromq.zap.01";
 constexpr int kLookEveryMs = 500;  // at the file of trusted keys
 constexpr int kProbeMs = 3000;
 constexpr std::size_t kZapFramesMax = 16;
-
-std::int64_t NowMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 Error Failed(const std::string& what) {
   return Error{ErrorCode::kInternal, what + ": " + zmq_strerror(zmq_errno())};
@@ -177,7 +172,7 @@ class Context::Gate {
     }
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      const TrustedKey* const known = trusted_.Find(endpoint.key, NowMs());
+      const TrustedKey* const known = trusted_.Find(endpoint.key, WallClockMs());
       const bool fits =
           known != nullptr && std::find(roles.begin(), roles.end(), known->role) != roles.end();
       if (!fits) {
@@ -232,7 +227,7 @@ class Context::Gate {
   // Those that the list has now; under the mutex.
   std::set<std::string, std::less<>> Admitted() const {
     std::set<std::string, std::less<>> admitted;
-    const std::int64_t now_ms = NowMs();
+    const std::int64_t now_ms = WallClockMs();
     for (const auto& [key, trusted] : trusted_.keys()) {
       if (trusted_.Find(key, now_ms) != nullptr) admitted.insert(key);
     }
@@ -323,7 +318,7 @@ class Context::Gate {
     if (curve) {
       const std::string key = KeyText(reinterpret_cast<const std::uint8_t*>(question[6].data()));
       const std::lock_guard<std::mutex> lock(mutex_);
-      const TrustedKey* const known = trusted_.Find(key, NowMs());
+      const TrustedKey* const known = trusted_.Find(key, WallClockMs());
       if (known != nullptr && DomainAdmits(question[2], known->role)) {
         user = key;
         status = "200";
@@ -374,7 +369,7 @@ Status Context::Secure(const SecurityOptions& options) {
   KeyPair pair = PS_TRY(ReadKeyFile(options.key));
   const FileState file = StateOf(options.trusted);
   TrustedKeys trusted = PS_TRY(TrustedKeys::ReadFile(options.trusted));
-  if (trusted.Find(pair.public_key, NowMs()) == nullptr) {
+  if (trusted.Find(pair.public_key, WallClockMs()) == nullptr) {
     return Error{ErrorCode::kDenied, "the own key " + pair.public_key + " (" + options.key +
                                          ") is not in " + options.trusted +
                                          ": nobody would talk to us"};

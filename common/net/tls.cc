@@ -7,8 +7,9 @@
 #include <boost/asio/ssl/context.hpp>
 #include <cerrno>
 #include <cstring>
-#include <ctime>
 #include <utility>
+
+#include "common/net/certificates.h"
 
 namespace ps::net {
 namespace {
@@ -32,14 +33,6 @@ TlsContext NewContext(ssl::context::method method) {
   SSL_CTX_set_options(context->native_handle(), SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
                                                     SSL_OP_CIPHER_SERVER_PREFERENCE);
   return context;
-}
-
-std::int64_t ExpiryMs(const X509* certificate) {
-  std::tm date{};
-  if (certificate == nullptr || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &date) != 1) {
-    return 0;
-  }
-  return static_cast<std::int64_t>(::timegm(&date)) * 1000;
 }
 
 }  // namespace
