@@ -942,6 +942,7 @@ void Job::SendEvaluate() {
 
 void Job::OnEvaluated(std::size_t slot, const control::EvaluatedT& evaluated) {
   if (state_.phase != Phase::kEvaluating || state_.workers[slot].incarnation != evaluator_) return;
+  if (evaluated.round != state_.checkpoints.back().round.value()) return;
   if (!evaluated.error.empty()) {
     Finish(Phase::kFailed, "the final evaluation failed: " + evaluated.error);
     return;

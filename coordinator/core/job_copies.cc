@@ -254,24 +254,22 @@ void Job::OnRestoreFailed(const control::RestoreFailedT& failed) {
                                               : " could not be restored from checkpoint " +
                                                     std::to_string(failed.round)) +
                            ": " + failed.message;
-  // What nobody had may be on a server that is not here: once it is, or to wait for it by name.
+  // What was not there may be on a server that was not asked: it is once it is here, or is waited
+  // for by name.
   const RestoreSource restore = Restore();
-  bool all_here = true;
+  bool all_asked = true;
   if (restore.places != nullptr && failed.shard < restore.places->shards.size()) {
-    std::set<std::string> here;
-    for (const auto& entry : cluster_.servers()) {
-      if (entry.second.alive()) here.insert(entry.second.store);
-    }
     for (const std::uint32_t store : restore.places->parts[restore.places->shards[failed.shard]]) {
-      all_here = all_here && here.contains(restore.places->stores[store].id);
+      all_asked = all_asked && std::find(failed.asked.begin(), failed.asked.end(),
+                                         restore.places->stores[store].id) != failed.asked.end();
     }
   }
-  if (failed.damaged && all_here) {
+  if (failed.damaged && all_asked) {
     restore_retries_.erase(failed.shard);
     if (!GoBackBefore(Round(failed.round), failed.message)) Finish(Phase::kFailed, what);
     return;
   }
-  if (all_here && ++retry.times > kRestoreRetriesMax) return Finish(Phase::kFailed, what);
+  if (all_asked && ++retry.times > kRestoreRetriesMax) return Finish(Phase::kFailed, what);
   retry.at_ms = cluster_.now_ms() + timeouts_.restore_retry_ms;
   retry.epoch = Epoch(failed.epoch);
   Event("restore failed", what + "; it is tried again");

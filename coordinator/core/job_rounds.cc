@@ -347,6 +347,7 @@ void Job::CommitRound() {
   }
   if (round->final_round) {
     final_digests_ = round->values_digests;
+    evaluator_ = Incarnation();  // who evaluates an earlier one, which a loss has undone, is told
     SetPhase(Phase::kEvaluating, "evaluates the final checkpoint");
     SendEvaluate();
   }

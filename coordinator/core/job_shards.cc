@@ -114,7 +114,7 @@ Job::RestoreSource Job::Restore() const {
 }
 
 void Job::PlaceShards() {
-  const auto alive = Alive(cluster_.servers());
+  auto alive = Alive(cluster_.servers());
   const bool first = map_.shards.empty();
   if (alive.empty()) {
     const std::string reason = "waits for a ps-server; none is registered";
@@ -161,6 +161,13 @@ void Job::PlaceShards() {
   }
   chains_.lost.clear();
   chains_.moving.clear();
+  // A new leader acts before all who are there have registered: they keep what they have.
+  for (const auto& server : map_.servers) {
+    const std::string& procid = server->procid;
+    if (IsGone(cluster_.servers(), procid) || IsAlive(cluster_.servers(), procid)) continue;
+    alive.push_back(PlacementServer{
+        .name = server->name, .procid = procid, .lanes = server->lanes, .takes = false});
+  }
   PlacementResult placed = Place(map_, alive, definition_.shards, restore.round);
   map_ = std::move(placed.map);
   AddBackups(map_, Able(cluster_.servers(), AvoidedServers()), Backups(definition_), map_.version);

@@ -43,7 +43,8 @@ std::uint16_t IndexOf(control::MapT& map, const control::ServerEntryT& server) {
 
 PlacementResult Place(const control::MapT& map, const std::vector<PlacementServer>& alive,
                       std::uint32_t shards, Round restore_round) {
-  PS_CHECK(!alive.empty(), "placement without a server");
+  PS_CHECK(std::any_of(alive.begin(), alive.end(), [](const auto& server) { return server.takes; }),
+           "placement without a server");
   PlacementResult result;
   control::MapT& next = result.map;
   next.version = map.version + 1;
@@ -91,7 +92,11 @@ PlacementResult Place(const control::MapT& map, const std::vector<PlacementServe
     if (next.shards[shard]->server == kNowhere) homeless.push_back(shard);
   }
   std::vector<std::size_t> burden = load;
-  for (std::size_t i = 0; i < alive.size(); ++i) burden[i] += alive[i].last_resort ? count : 0;
+  for (std::size_t i = 0; i < alive.size(); ++i) {
+    if (alive[i].last_resort) burden[i] += count;
+    // Above all that the others can come to have.
+    if (!alive[i].takes) burden[i] += 3 * count;
+  }
   const std::vector<std::size_t> servers = FillUp(burden, homeless.size());
   std::vector<std::vector<std::size_t>> of_server(alive.size());
   for (std::size_t i = 0; i < homeless.size(); ++i) of_server[servers[i]].push_back(homeless[i]);

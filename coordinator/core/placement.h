@@ -28,6 +28,7 @@ struct PlacementServer {
   std::string host{};
   std::string rack{};        // empty: as good as one of that name
   bool last_resort = false;  // gets what no other can take
+  bool takes = true;         // false: keeps what it has and gets nothing
 };
 
 struct PlacementResult {
@@ -36,7 +37,7 @@ struct PlacementResult {
 };
 
 // The map after `map` when only `alive` remain. Moved shards get `restore_round`. A map without
-// shards is filled with `shards` new ones of epoch 1. `alive` must not be empty.
+// shards is filled with `shards` new ones of epoch 1. One of `alive` at least takes shards.
 PlacementResult Place(const control::MapT& map, const std::vector<PlacementServer>& alive,
                       std::uint32_t shards, Round restore_round);
 

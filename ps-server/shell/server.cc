@@ -73,7 +73,7 @@ struct Server::Job {
   std::shared_ptr<const LoadOrder> load;  // null: nothing is loaded of other jobs
   std::optional<OpenRound> round;
   // Restores that failed, until the map takes the shard away: told again to each new leader.
-  std::map<ShardId, std::pair<RestoreWanted, Error>> failed;
+  std::map<ShardId, control::RestoreFailedT> failed;
 };
 
 // ---- start and end
@@ -259,15 +259,8 @@ void Server::OnMessage(control::MessageT message) {
     case control::Body::Welcome:
       spdlog::info("registered with coordinator {}", message.body.AsWelcome()->coordinator);
       for (const auto& [id, job] : jobs_) {
-        for (const auto& [shard, failed] : job->failed) {
-          control::RestoreFailedT again;
-          again.job = id.value();
-          again.shard = shard.value();
-          again.round = failed.first.round.value();
-          again.epoch = failed.first.epoch.value();
-          again.message = failed.second.message;
-          again.damaged = IsDamage(failed.second);
-          Send(control::Make(std::move(again)));
+        for (const auto& failed : job->failed) {
+          Send(control::Make(control::RestoreFailedT(failed.second)));
         }
       }
       Report();
@@ -380,7 +373,7 @@ void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::Live
     }
     std::erase_if(job.failed, [&](const auto& failed) {
       const auto at = job.own.find(failed.first);
-      return at == job.own.end() || at->second != failed.second.first.epoch;
+      return at == job.own.end() || at->second.value() != failed.second.epoch;
     });
     std::size_t copies = 0;
     std::size_t promoted = 0;
@@ -735,7 +728,7 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   if (job == nullptr) return;
   if (job->restore.empty()) {
     return OnRestoreFailed(
-        wanted, {ErrorCode::kConflict, "the map wants a restore, but no checkpoint was named"});
+        wanted, {ErrorCode::kConflict, "the map wants a restore, but no checkpoint was named"}, {});
   }
   const bool values_only = job->restore_job != 0 && JobId(job->restore_job) != wanted.job;
   const std::string name = RoundName(job->restore, wanted.round);
@@ -749,7 +742,7 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   };
   MakeShardOn(
       number, lane, wanted, "is restored from checkpoint " + std::to_string(wanted.round.value()),
-      [reader, sources = job->sources] { reader->SetSources(sources); }, read,
+      job->sources, [reader](const auto& sources) { reader->SetSources(sources); }, read,
       [reader] { return reader->again(); });
 }
 
@@ -761,51 +754,56 @@ void Server::OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   const std::size_t number = wanted.shard.value() % restore_threads_.size();
   SourceLoader* const loader = source_loaders_[number].get();
   MakeShardOn(
-      number, lane, wanted, "has what the job loads",
-      [loader, sources = job->sources] { loader->SetSources(sources); },
+      number, lane, wanted, "has what the job loads", job->sources,
+      [loader](const auto& sources) { loader->SetSources(sources); },
       [loader, order = job->load](Shard& shard) { return loader->Load(*order, shard); },
       [loader] { return loader->again(); });
 }
 
 void Server::MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
-                         const std::string& what, std::function<void()> prepare,
+                         const std::string& what, const std::vector<PartSource>& sources,
+                         std::function<void(const std::vector<PartSource>&)> prepare,
                          std::function<Status(Shard&)> read, std::function<bool()> again) {
   TaskThread* const thread = restore_threads_[thread_number].get();
-  const Status posted = thread->Post([this, lane, wanted, what, prepare = std::move(prepare),
-                                      read = std::move(read), again = std::move(again), thread] {
-    const Scrubber::Yield yield(scrubber_.get());
-    prepare();
-    std::shared_ptr<std::unique_ptr<Shard>> made;
-    Status done = Ok();
-    for (int attempt = 1; attempt <= kRestoreAttempts;) {
-      made = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
-      done = read(**made);
-      if (done.ok()) break;
-      // What came of one server is thrown away, and another one has it, too.
-      if (again()) continue;
-      // What is damaged stays damaged, and a server that does not answer may be known to be gone by
-      // now: the coordinator asks again.
-      const ErrorCode code = done.error().code;
-      if (code == ErrorCode::kInvalid || code == ErrorCode::kUnreachable) break;
-      if (++attempt <= kRestoreAttempts && !thread->Pause(kRestoreRetryWait)) return;
-    }
-    if (!done.ok()) {
-      return PostToLoop([this, wanted, error = done.error()] { OnRestoreFailed(wanted, error); });
-    }
-    const auto install = [this, wanted, made, what](LaneCore& core) {
-      // A conflict: the map went on, and nobody waits for this shard any more.
-      if (!core.InstallRestored(wanted, std::move(*made)).ok()) return;
-      PostToLoop([this, wanted, what] {
-        ++counters_.shards_restored;
-        spdlog::debug("job {}: shard {} {}", wanted.job.value(), wanted.shard.value(), what);
+  const Status posted =
+      thread->Post([this, lane, wanted, what, sources, prepare = std::move(prepare),
+                    read = std::move(read), again = std::move(again), thread] {
+        const Scrubber::Yield yield(scrubber_.get());
+        prepare(sources);
+        std::shared_ptr<std::unique_ptr<Shard>> made;
+        Status done = Ok();
+        for (int attempt = 1; attempt <= kRestoreAttempts;) {
+          made = std::make_shared<std::unique_ptr<Shard>>(wanted.MakeShard());
+          done = read(**made);
+          if (done.ok()) break;
+          // What came of one server is thrown away, and another one has it, too.
+          if (again()) continue;
+          // What is damaged stays damaged, and a server that does not answer may be known to be
+          // gone by now: the coordinator asks again.
+          const ErrorCode code = done.error().code;
+          if (code == ErrorCode::kInvalid || code == ErrorCode::kUnreachable) break;
+          if (++attempt <= kRestoreAttempts && !thread->Pause(kRestoreRetryWait)) return;
+        }
+        if (!done.ok()) {
+          return PostToLoop([this, wanted, error = done.error(), sources] {
+            OnRestoreFailed(wanted, error, sources);
+          });
+        }
+        const auto install = [this, wanted, made, what](LaneCore& core) {
+          // A conflict: the map went on, and nobody waits for this shard any more.
+          if (!core.InstallRestored(wanted, std::move(*made)).ok()) return;
+          PostToLoop([this, wanted, what] {
+            ++counters_.shards_restored;
+            spdlog::debug("job {}: shard {} {}", wanted.job.value(), wanted.shard.value(), what);
+          });
+        };
+        PostToLoop([this, lane, install] { PostToLane(lane, install); });
       });
-    };
-    PostToLoop([this, lane, install] { PostToLane(lane, install); });
-  });
-  if (!posted.ok()) OnRestoreFailed(wanted, posted.error());
+  if (!posted.ok()) OnRestoreFailed(wanted, posted.error(), {});
 }
 
-void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error) {
+void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error,
+                             const std::vector<PartSource>& sources) {
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   const auto own = job->own.find(wanted.shard);
@@ -819,18 +817,17 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error) {
     spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
                   wanted.shard.value(), wanted.round.value(), error.message);
   }
-  auto& kept = job->failed[wanted.shard];
-  kept = {wanted, error};
-  kept.first.plan.reset();  // nobody makes a shard of this one any more
-  kept.first.memory = {};
-  control::RestoreFailedT failed;
+  control::RestoreFailedT& failed = job->failed[wanted.shard];
+  failed = {};
   failed.job = wanted.job.value();
   failed.shard = wanted.shard.value();
   failed.round = wanted.round.value();
   failed.epoch = wanted.epoch.value();
   failed.message = error.message;
   failed.damaged = IsDamage(error);
-  Send(control::Make(std::move(failed)));
+  failed.asked.push_back(store_id_);
+  for (const PartSource& source : sources) failed.asked.push_back(source.store);
+  Send(control::Make(control::RestoreFailedT(failed)));
 }
 
 // ---- reports

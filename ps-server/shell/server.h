@@ -116,9 +116,12 @@ class Server {
   // Makes the shard on a restore thread: prepare() once, then read() into a new one until it is Ok
   // or no server is left to read from; `what` then is, for the log.
   void MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
-                   const std::string& what, std::function<void()> prepare,
+                   const std::string& what, const std::vector<PartSource>& sources,
+                   std::function<void(const std::vector<PartSource>&)> prepare,
                    std::function<Status(Shard&)> read, std::function<bool()> again);
-  void OnRestoreFailed(const RestoreWanted& wanted, const Error& error);
+  // `sources`: what was read from, beside the own folder.
+  void OnRestoreFailed(const RestoreWanted& wanted, const Error& error,
+                       const std::vector<PartSource>& sources);
   void OnDamagedPart(const DamagedPart& damaged);
   void WriteRound(Job& job);
 

@@ -328,7 +328,7 @@ class TaskSessionImpl final : public TaskSession {
   void Evaluated(const control::EvaluatedT& result) override {
     loop_.Post([this, result] { Tell(result); });
     const std::lock_guard lock(mutex_);
-    shared_.evaluating = 0;
+    if (shared_.evaluating == result.round) shared_.evaluating = 0;
   }
 
   std::string stop_reason() const override {

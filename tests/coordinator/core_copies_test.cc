@@ -49,7 +49,8 @@ class CopiesTest : public CoreTest {
     const control::MapT map = Map();
     return map.servers[map.shards[shard]->server]->name;
   }
-  void FailRestore(std::uint32_t shard, bool damaged) {
+  // The folders of all servers that are here were looked at, but for these.
+  void FailRestore(std::uint32_t shard, bool damaged, const std::set<std::string>& unasked = {}) {
     const control::MapT map = Map();
     control::RestoreFailedT failed;
     failed.job = 1;
@@ -58,6 +59,9 @@ class CopiesTest : public CoreTest {
     failed.epoch = map.shards[shard]->epoch;
     failed.damaged = damaged;
     failed.message = "it is not there";
+    for (const std::string& server : servers_) {
+      if (!unasked.contains(server)) failed.asked.push_back(stores_[server]);
+    }
     Say(map.servers[map.shards[shard]->server]->procid, std::move(failed));
   }
 
@@ -253,6 +257,21 @@ TEST_F(CopiesTest, WhatWasNotThereWhileAHolderWasAwayIsTriedAgain) {
   FailRestore(0, /*damaged=*/true);
   EXPECT_NE(Events().find("it is tried again"), std::string::npos) << Events();
   EXPECT_EQ(Events().find("is damaged"), std::string::npos);
+  for (int i = 0; i < 40; ++i) Tick();
+  EXPECT_GT(Map().shards[0]->epoch, epoch);
+  EXPECT_EQ(Map().shards[0]->restore_round, 2u);
+}
+
+// Found by the simulation: a checkpoint was taken for damaged, as its holders came while the
+// server read elsewhere.
+TEST_F(CopiesTest, WhatNoHolderWasAskedForIsNotDamaged) {
+  StartWith();
+  Play(11);
+  Play(21);
+  ReplaceFirst();
+  const std::uint32_t epoch = Map().shards[0]->epoch;
+  FailRestore(0, /*damaged=*/true, {"s9"});
+  EXPECT_EQ(Events().find("cannot be restored: "), std::string::npos) << Events();
   for (int i = 0; i < 40; ++i) Tick();
   EXPECT_GT(Map().shards[0]->epoch, epoch);
   EXPECT_EQ(Map().shards[0]->restore_round, 2u);

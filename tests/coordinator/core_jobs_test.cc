@@ -293,6 +293,7 @@ TEST_F(CoreTest, JobEndsWithDrainFinalCheckpointAndEvaluation) {
   }
   ASSERT_NE(asked, 0u);
   control::EvaluatedT evaluated;
+  evaluated.round = 1;
   evaluated.metric = 0.5;
   Say(tasks_[asked].agent, std::move(evaluated), asked);
   EXPECT_EQ(PhaseNow(), "succeeded");
@@ -391,6 +392,49 @@ TEST_F(CoreTest, AfterAReconnectOfItsAgentSomebodyIsToldAgainToEvaluate) {
   for (const std::string& name : std::set<std::string>(agents_)) AddAgent(name);
   Tick();
   EXPECT_EQ(told(), 1u);
+}
+
+// Found by the simulation: a loss during the evaluation undoes it, and the next one was asked for
+// of nobody.
+TEST_F(CoreTest, AnEvaluationThatALossHasUndoneIsBegunAgain) {
+  StartRunning();
+  TrainAll();
+  Drain();
+  PlayRound(100);
+  ASSERT_EQ(PhaseNow(), "evaluating");
+  const auto told = [this] {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> tasks;
+    for (const auto& [task, worker] : tasks_) {
+      for (const auto& message : Take(worker.agent, Body::Evaluate)) {
+        tasks.emplace_back(message.task, message.body.AsEvaluate()->round);
+      }
+    }
+    return tasks;
+  };
+  const auto first = told();
+  ASSERT_EQ(first.size(), 1u);
+  servers_.clear();
+  Announce();
+  Tick();
+  AddServer("s2");
+  Tick();
+  ReportShards();
+  Tick();
+  Drain();
+  PlayRound(100);
+  ASSERT_EQ(PhaseNow(), "evaluating");
+  const auto second = told();
+  ASSERT_EQ(second.size(), 1u);
+  EXPECT_EQ(second[0].second, first[0].second + 1);
+  control::EvaluatedT evaluated;
+  evaluated.round = first[0].second;
+  evaluated.metric = 0.25;
+  Say(tasks_[first[0].first].agent, evaluated, first[0].first);
+  EXPECT_EQ(PhaseNow(), "evaluating") << "the result is of another checkpoint";
+  evaluated.round = second[0].second;
+  evaluated.metric = 0.5;
+  Say(tasks_[second[0].first].agent, evaluated, second[0].first);
+  EXPECT_EQ(PhaseNow(), "succeeded");
 }
 
 TEST_F(CoreTest, CancelledJobStopsItsTasksAndCannotBeCancelledAgain) {

@@ -359,6 +359,33 @@ TEST_F(CoreTest, AServerThatDrainsGetsItsShardsCopiedAndHandedOver) {
   EXPECT_FALSE(core_->LoadCluster("{\"duties\": {\"s1\": \"asleep\"}}").ok());
 }
 
+// Found by the simulation: the shards of those that had not registered yet were restored, too.
+TEST_F(CoreTest, ANewLeaderPlacesTheShardsOfTheDeadAlone) {
+  AddServer("s2");
+  StartRunning();
+  Progress(11);
+  Tick();
+  PlayRound(11);
+  const auto before = Map();
+  servers_.erase("s2");
+  Start(2);
+  ASSERT_TRUE(core_->Load({Record()}, now_).ok());
+  Announce();
+  Register("s0");
+  Tick();
+  const auto after = Map();
+  for (std::size_t i = 0; i < after.shards.size(); ++i) {
+    const std::string& was = before.servers[before.shards[i]->server]->procid;
+    const std::string& is = after.servers[after.shards[i]->server]->procid;
+    EXPECT_EQ(is, was == "p-s2" ? "p-s0" : was);
+    EXPECT_EQ(after.shards[i]->epoch, was == "p-s2" ? 2u : 1u);
+  }
+  Register("s1");
+  const auto starts = Take("p-s1", Body::JobStart);
+  ASSERT_FALSE(starts.empty());
+  EXPECT_EQ(starts.back().body.AsJobStart()->map->version, after.version);
+}
+
 TEST_F(CoreTest, AServerThatIsMarkedDeadIsGoneAlthoughItsNodeStays) {
   StartRunning();
   core_->MarkServerDead("p-s1", now_);

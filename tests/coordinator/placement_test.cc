@@ -57,6 +57,18 @@ TEST(PlacementTest, MovesOnlyTheShardsOfTheDead) {
   EXPECT_EQ(CountOn(second.map, "proc-a"), 6u);
 }
 
+TEST(PlacementTest, WhoOnlyKeepsGetsNothing) {
+  const auto first = Place(control::MapT(), {Server("a"), Server("b"), Server("c")}, 12, Round(0));
+  PlacementServer keeps = Server("a");
+  keeps.takes = false;
+  PlacementServer last = Server("c");
+  last.last_resort = true;
+  const auto second = Place(first.map, {keeps, last}, 12, Round(7));
+  EXPECT_EQ(second.moved.size(), 4u);
+  EXPECT_EQ(CountOn(second.map, "proc-a"), 4u);
+  EXPECT_EQ(CountOn(second.map, "proc-c"), 8u);
+}
+
 TEST(PlacementTest, RestartedServerOfTheSameNameIsAnotherServer) {
   const auto first = Place(control::MapT(), {Server("a")}, 4, Round(0));
   PlacementServer again = Server("a");

@@ -285,14 +285,8 @@ void ServerNode::OnMessage(control::MessageT message) {
   switch (message.body.type) {
     case control::Body::Welcome:
       for (const auto& [id, job] : jobs_) {
-        for (const auto& [shard, failed] : job.failed) {
-          control::RestoreFailedT again;
-          again.job = id.value();
-          again.shard = shard.value();
-          again.round = failed.first.round.value();
-          again.epoch = failed.first.epoch.value();
-          again.message = failed.second;
-          Send(control::Make(std::move(again)));
+        for (const auto& failed : job.failed) {
+          Send(control::Make(control::RestoreFailedT(failed.second)));
         }
       }
       Report();
@@ -352,7 +346,9 @@ void ServerNode::TakeSources(Job& job, const MessageT& message) {
   }
   if (message.map == nullptr) return;
   job.sources.clear();
-  for (const auto& source : message.sources) job.sources.push_back(source->endpoint);
+  for (const auto& source : message.sources) {
+    job.sources.emplace_back(source->store, source->endpoint);
+  }
 }
 
 void ServerNode::ApplyUpdate(JobId id, Job& job, const control::MapT* map,
@@ -377,7 +373,7 @@ void ServerNode::ApplyUpdate(JobId id, Job& job, const control::MapT* map,
     }
     std::erase_if(job.failed, [&](const auto& failed) {
       const auto at = job.own.find(failed.first);
-      return at == job.own.end() || at->second != failed.second.first.epoch;
+      return at == job.own.end() || at->second.value() != failed.second.epoch;
     });
   }
   for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
@@ -727,8 +723,10 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
     const Job* const job = FindJob(wanted.job);
     std::vector<std::string> places = {store_};
     bool silent = false;
-    for (const std::string& source : job == nullptr ? std::vector<std::string>() : job->sources) {
-      const std::string store = Reach(source);
+    std::vector<std::string> asked = {store_};
+    for (const auto& [source, endpoint] : job == nullptr ? Sources() : job->sources) {
+      asked.push_back(source);
+      const std::string store = Reach(endpoint);
       silent = silent || store.empty();
       if (!store.empty() && store != store_) places.push_back(store);
     }
@@ -754,7 +752,7 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
                               [=, this] { Restore(lane, wanted, name, attempt + 1); });
         return;
       }
-      return OnRestoreFailed(wanted, name + " cannot be read", !silent);
+      return OnRestoreFailed(wanted, name + " cannot be read", !silent, asked);
     }
     PostToLane(lane, [this, wanted, image](server::LaneCore& core) {
       checkpoint::ShardImage copy = *image;
@@ -772,20 +770,21 @@ void ServerNode::Restore(std::uint32_t lane, const server::RestoreWanted& wanted
 }
 
 void ServerNode::OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message,
-                                 bool damaged) {
+                                 bool damaged, std::vector<std::string> asked) {
   Job* job = FindJob(wanted.job);
   if (job == nullptr) return;
   const auto own = job->own.find(wanted.shard);
   if (own == job->own.end() || own->second != wanted.epoch) return;
-  job->failed[wanted.shard] = {wanted, message};
-  control::RestoreFailedT failed;
+  control::RestoreFailedT& failed = job->failed[wanted.shard];
+  failed = {};
   failed.job = wanted.job.value();
   failed.shard = wanted.shard.value();
   failed.round = wanted.round.value();
   failed.epoch = wanted.epoch.value();
   failed.message = message;
   failed.damaged = damaged;
-  Send(control::Make(std::move(failed)));
+  failed.asked = std::move(asked);
+  Send(control::Make(control::RestoreFailedT(failed)));
 }
 
 void ServerNode::Report() {

@@ -25,6 +25,7 @@ class ServerNode {
   void CheckShards();
 
  private:
+  using Sources = std::vector<std::pair<std::string, std::string>>;  // store, endpoint
   struct Job {
     struct OpenRound {
       Round round;
@@ -41,9 +42,9 @@ class ServerNode {
     std::map<ShardId, Epoch> own;
     std::string restore;
     std::uint64_t restore_job = 0;
-    std::vector<std::string> sources;  // endpoints
+    Sources sources;
     std::optional<OpenRound> round;
-    std::map<ShardId, std::pair<server::RestoreWanted, std::string>> failed;
+    std::map<ShardId, control::RestoreFailedT> failed;
   };
   struct Lane {
     std::unique_ptr<server::LaneCore> core;
@@ -90,7 +91,7 @@ class ServerNode {
   void Restore(std::uint32_t lane, const server::RestoreWanted& wanted, const std::string& name,
                int attempt);
   void OnRestoreFailed(const server::RestoreWanted& wanted, const std::string& message,
-                       bool damaged);
+                       bool damaged, std::vector<std::string> asked = {});
   void Report();
 
   // The writer: steps of disk work, one after the other, with time between them. The first step

@@ -341,6 +341,8 @@ bool SimulatedTask::TakeWork() {
     }
     return true;
   }
+  evaluation_ = std::move(*evaluate_);
+  evaluate_.reset();
   client_->StartPull(Clock(0), true);
   pull_pending_ = false;
   doing_ = Doing::kEvaluatePull;
@@ -398,20 +400,18 @@ void SimulatedTask::WantCheckpoint() {
 
 void SimulatedTask::Evaluate() {
   client_->Adopt();
-  const control::EvaluateT evaluate = std::move(*evaluate_);
-  evaluate_.reset();
   control::EvaluatedT result;
-  result.round = evaluate.round;
+  result.round = evaluation_.round;
   result.records = 1;
   const auto& values = client_->values();
-  for (std::size_t shard = 0; shard < evaluate.digests.size(); ++shard) {
-    if (checkpoint::ValuesDigest(values[shard]) == evaluate.digests[shard]) continue;
+  for (std::size_t shard = 0; shard < evaluation_.digests.size(); ++shard) {
+    if (checkpoint::ValuesDigest(values[shard]) == evaluation_.digests[shard]) continue;
     result.error =
         "shard " + std::to_string(shard) + " has other values than the manifest says: " +
         world_.history.Difference(ShardId(static_cast<std::uint32_t>(shard)), values[shard]);
   }
   Tell(std::move(result));
-  evaluating_ = 0;
+  if (evaluating_ == evaluation_.round) evaluating_ = 0;
 }
 
 // ---- leases

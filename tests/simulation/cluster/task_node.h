@@ -117,6 +117,7 @@ class SimulatedTask {
   bool draining_ = false;
   std::optional<Clock> drained_at_;
   std::optional<control::EvaluateT> evaluate_;
+  control::EvaluateT evaluation_;  // under way
   std::uint64_t evaluating_ = 0;
 
   bool hold_asked_ = false;
