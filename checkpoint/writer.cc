@@ -20,6 +20,7 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/part_directory.h"
 #include "checkpoint/record.h"
+#include "checkpoint/write_back.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -106,7 +107,9 @@ class Writer::Impl {
   template <typename Fill>
   Status WriteSealed(const std::string& name, Fill fill) {
     const fs::path table = Staged(name);
-    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), options_);
+    rocksdb::Options options = options_;
+    options.env = write_back_.env();
+    rocksdb::SstFileWriter writer(WriteBack::Options(), options);
     rocksdb::Status status;
     bool any = false;
     fill([&](const std::string& key, const std::string& value) {
@@ -446,6 +449,7 @@ class Writer::Impl {
   Status MakeVisible() {
     PS_TRY(WriteSmall("metas.sst", metas_));
     PS_TRY(WriteSmall("bases.sst", bases_));
+    PS_TRY(write_back_.Wait());
     PS_TRY(BuildDatabase());
     // What a reader does not need: the lock, and the empty log of a database that has none.
     PS_TRY(Remove(partial_ / kStaging));
@@ -510,6 +514,7 @@ class Writer::Impl {
   const fs::path partial_;
   const rocksdb::Options options_;
 
+  WriteBack write_back_;
   std::vector<fs::path> tables_;
   std::vector<WrittenShard> shards_;
   Records metas_;
