@@ -567,11 +567,16 @@ void Job::OnChainReport(const std::string& procid, const control::ServerReportT&
     if (entry.epoch != feed->epoch) continue;
     for (std::size_t i = 0; i < entry.backups.size(); ++i) {
       const auto& backup = *entry.backups[i];
-      if (backup.since != feed->since) continue;
+      const control::ServerEntryT& server = *map_.servers[backup.server];
+      // What is said of who was there before it, since the same map, may come late.
+      if (backup.since != feed->since || backup.lane >= server.lanes.size() ||
+          server.lanes[backup.lane] != feed->to) {
+        continue;
+      }
       // Only who feeds it knows.
       const std::uint16_t feeder = i == 0 ? entry.server : entry.backups[i - 1]->server;
       if (map_.servers[feeder]->procid != procid) continue;
-      const Chains::Copy copy(feed->shard, map_.servers[backup.server]->procid, feed->since);
+      const Chains::Copy copy(feed->shard, server.procid, feed->since);
       if (feed->synced && !backup.synced) chains_.synced[copy] = procid;
       if (feed->stalled_ms >= timeouts_.feed_stalled_ms) {
         chains_.stalled.insert(copy);

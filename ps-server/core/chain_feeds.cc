@@ -533,6 +533,7 @@ std::vector<FeedStatus> ChainFeeds::Report() const {
     one.shard = shard;
     one.epoch = own.epoch();
     one.since = feed.next.since;
+    one.endpoint = feed.next.endpoint;
     one.synced = feed.in_sync;
     if (link.waiting) {
       one.stalled_ms = static_cast<std::uint64_t>(now_ms_ - link.waiting_since_ms);

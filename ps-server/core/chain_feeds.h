@@ -57,6 +57,7 @@ struct FeedStatus {
   ShardId shard;
   Epoch epoch;
   std::uint64_t since = 0;
+  std::string endpoint;  // of the member's lane
   bool synced = false;
   std::uint64_t stalled_ms = 0;  // what its lane was last sent is not answered for so long
   std::uint64_t behind = 0;      // changes that it is not known to have

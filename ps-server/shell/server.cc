@@ -858,6 +858,7 @@ void Server::Report() {
         state->shard = feed.shard.value();
         state->epoch = feed.epoch.value();
         state->since = feed.since;
+        state->to = feed.endpoint;
         state->synced = feed.synced;
         state->stalled_ms = feed.stalled_ms;
         report.feeds.push_back(std::move(state));

@@ -420,7 +420,7 @@ class TaskSessionImpl final : public TaskSession {
       case control::Body::TaskStart: OnTaskStart(*message.body.AsTaskStart()); break;
       case control::Body::JobUpdate: OnJobUpdate(*message.body.AsJobUpdate()); break;
       case control::Body::LeaseGrant: OnLeaseGrant(*message.body.AsLeaseGrant()); break;
-      case control::Body::RoundBegin: OnRoundBegin(message.body.AsRoundBegin()->round); break;
+      case control::Body::RoundBegin: OnRoundBegin(*message.body.AsRoundBegin()); break;
       case control::Body::RoundAbort: OnRoundAbort(message.body.AsRoundAbort()->round); break;
       case control::Body::RoundCommitted: OnCommitted(*message.body.AsRoundCommitted()); break;
       case control::Body::Drain: OnDrain(); break;
@@ -735,14 +735,18 @@ class TaskSessionImpl final : public TaskSession {
 
   // ---- rounds
 
-  void OnRoundBegin(std::uint64_t round) {
+  void OnRoundBegin(const control::RoundBeginT& begin) {
     if (client_ == nullptr) return;
-    if (!options_.flush_residuals) {
+    const std::uint64_t round = begin.round;
+    if (round <= last_round_) return;
+    last_round_ = round;
+    // In a round of BSP nobody may push once more than the others.
+    const bool flush = (options_.flush_residuals || begin.flush) && !options_.bulk_synchronous;
+    if (!flush) {
+      flushed_ = false;
       client_->BeginRound(round);
       return;
     }
-    if (round <= last_round_) return;
-    last_round_ = round;
     {
       const std::lock_guard lock(mutex_);
       // Drained: the residual is pushed, or is being pushed.
@@ -791,7 +795,7 @@ class TaskSessionImpl final : public TaskSession {
     cut.clock = clock.value();
     cut.highest_lease = leases_.highest();
     cut.samples = samples_;
-    cut.flushed = options_.flush_residuals && flushed_;
+    cut.flushed = flushed_;
     for (const control::LeaseT& lease : leases_.Positions()) {
       cut.leases.push_back(std::make_unique<control::LeaseT>(lease));
     }
@@ -975,7 +979,7 @@ class TaskSessionImpl final : public TaskSession {
   std::uint64_t ticket_on_loop_ = 0;
   bool reserve_wanted_ = false;
   std::size_t reserve_bytes_ = 0;
-  std::uint64_t last_round_ = 0;     // that began or was aborted; with flush_residuals only
+  std::uint64_t last_round_ = 0;  // that began or was aborted
   std::uint64_t waiting_round_ = 0;  // its cut waits for the residual; 0: none
   std::int64_t cut_deadline_ms_ = 0;
   bool flushed_ = false;  // before the newest cut

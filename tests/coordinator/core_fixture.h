@@ -408,6 +408,9 @@ class CoreTest : public ::testing::Test {
     return exited;
   }
 
+  static std::string LaneOf(const control::MapT& map, const control::BackupEntryT& backup) {
+    return map.servers[backup.server]->lanes[backup.lane];
+  }
   // Servers say of all that comes after them in a chain that it is in sync, or stalled.
   void ReportFeeds(bool synced, std::uint64_t stalled_ms = 0, std::uint64_t asked = 0) {
     const auto map = Map();
@@ -422,6 +425,7 @@ class CoreTest : public ::testing::Test {
         feed->shard = i;
         feed->epoch = entry.epoch;
         feed->since = entry.backups[0]->since;
+        feed->to = LaneOf(map, *entry.backups[0]);
         feed->synced = synced;
         feed->stalled_ms = stalled_ms;
         report.feeds.push_back(std::move(feed));

@@ -811,6 +811,7 @@ void ServerNode::Report() {
         state->shard = feed.shard.value();
         state->epoch = feed.epoch.value();
         state->since = feed.since;
+        state->to = feed.endpoint;
         state->synced = feed.synced || world_.Lacks(Mutant::kSyncedTooEarly);
         state->stalled_ms = feed.stalled_ms;
         at->second.feeds.push_back(std::move(state));
