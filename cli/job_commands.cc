@@ -141,10 +141,10 @@ Result<ExitCode> WaitAndWrite(Globals& globals, Api& api, const std::string& job
   return code;
 }
 
+Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
+                            const SubmitOptions& options);
+
 Result<ExitCode> Submit(Globals& globals, const SubmitOptions& options) {
-  Environment& environment = globals.environment;
-  const OutputFormat format = PS_TRY(globals.Format());
-  const WaitOptions wait = PS_TRY(ParseWaitOptions(options.timeout, options.quiet));
   const std::vector<JobOverride> overrides = PS_TRY(ParseSets(options.sets));
   const std::string text = PS_TRY(ReadJobFile(options.file));
   std::error_code error;
@@ -152,6 +152,14 @@ Result<ExitCode> Submit(Globals& globals, const SubmitOptions& options) {
   const fs::path base = fs::absolute(path, error).parent_path();
   auto spec =
       ParseJobYaml(text, options.file == "-" ? "stdin" : options.file, base.string(), overrides);
+  return SubmitSpec(globals, spec, options);
+}
+
+Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
+                            const SubmitOptions& options) {
+  Environment& environment = globals.environment;
+  const OutputFormat format = PS_TRY(globals.Format());
+  const WaitOptions wait = PS_TRY(ParseWaitOptions(options.timeout, options.quiet));
   if (!spec.ok()) {
     // Each line stands for itself, as a compiler's does.
     environment.err << spec.error().message << "\n";
@@ -481,6 +489,24 @@ Result<ExitCode> Cancel(Globals& globals, const CancelCommand& command) {
   return ExitCode::kOk;
 }
 
+// What submit and restart have in common. Returns --dry-run.
+CLI::Option* AddSubmitOptions(CLI::App& command, SubmitOptions& options) {
+  command
+      .add_option("--set", options.sets,
+                  "Instead of what the file says, or beside it; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("PATH=VALUE");
+  auto* dry = command.add_flag("--dry-run", options.dry_run,
+                               "Check everything, start nothing, print the resolved spec");
+  auto* wait = command.add_flag("--wait", options.wait, "Show progress until the job is over")
+                   ->excludes(dry);
+  command.add_option("--timeout", options.timeout, "End the wait (124), not the job, after this")
+      ->needs(wait)
+      ->type_name("TIME");
+  command.add_flag("-q,--quiet", options.quiet, "With --wait: no progress")->needs(wait);
+  return dry;
+}
+
 void AddSubmit(CLI::App& group, Globals& globals) {
   CLI::App* command = AddCommand(group, "submit", "Check a job file and start the job",
                                  "  ds-cli job submit job.yaml --wait\n"
@@ -492,23 +518,122 @@ void AddSubmit(CLI::App& group, Globals& globals) {
   const auto options = std::make_shared<SubmitOptions>();
   command->add_option("file", options->file, "The job file (docs/job-file.md); - is stdin")
       ->required();
-  command
-      ->add_option("--set", options->sets,
-                   "Instead of what the file says, or beside it; may be repeated")
-      ->allow_extra_args(false)
-      ->type_name("PATH=VALUE");
-  auto* dry = command->add_flag("--dry-run", options->dry_run,
-                                "Check everything, start nothing, print the resolved spec");
+  auto* dry = AddSubmitOptions(*command, *options);
   command->add_flag("--offline", options->offline, "With --dry-run: check the file alone")
       ->needs(dry);
-  auto* wait = command->add_flag("--wait", options->wait, "Show progress until the job is over")
-                   ->excludes(dry);
-  command->add_option("--timeout", options->timeout, "End the wait (124), not the job, after this")
+  command->callback([&globals, options] {
+    globals.action = [&globals, options] { return Submit(globals, *options); };
+  });
+}
+
+// ---- suspend, resume, restart
+
+struct PhaseCommand {
+  std::string job;
+  bool wait = false;
+  bool quiet = false;
+  std::string timeout;
+};
+
+// `verb`: of the API; `phase`: what it leads to.
+Result<ExitCode> ChangePhase(Globals& globals, const PhaseCommand& command, const char* verb,
+                             const char* phase) {
+  Environment& environment = globals.environment;
+  const OutputFormat format = PS_TRY(globals.Format());
+  WaitOptions options = PS_TRY(ParseWaitOptions(command.timeout, command.quiet));
+  options.phase = phase;
+  Api api = PS_TRY(globals.OpenApi());
+  Json answer = PS_TRY(api.Post(JobPath(command.job) + "/" + verb, Json::object()));
+  const std::string id = TextOf(MemberOf(answer, "job"), "id", command.job);
+  if (command.wait) answer["job"] = PS_TRY(WaitForJob(api, environment, id, options));
+  const Json& job = MemberOf(answer, "job");
+  const ExitCode code = IsFinished(job) && command.wait ? ExitCode::kConflict : ExitCode::kOk;
+  if (WriteStructured(environment.out, format, answer)) return code;
+  if (format == OutputFormat::kName) {
+    environment.out << Printable(id) << "\n";
+    return code;
+  }
+  environment.out << "job " << Printable(id + " (" + TextOf(job, "name") + ") is ")
+                  << Printable(TextOf(job, "phase"))
+                  << (FlagOf(job, "suspending") ? ", and suspended with its next checkpoint" : "")
+                  << "\n";
+  return code;
+}
+
+void AddPhaseCommand(CLI::App& group, Globals& globals, const char* verb, const char* phase,
+                     const char* description, const char* examples) {
+  CLI::App* command = AddCommand(group, verb, description, examples, globals);
+  const auto options = std::make_shared<PhaseCommand>();
+  command->add_option("job", options->job, "Number or name (then the newest)")->required();
+  auto* wait = command->add_flag("--wait", options->wait, std::string("Until it is ") + phase);
+  command->add_option("--timeout", options->timeout, "End the wait (124) after this time")
       ->needs(wait)
       ->type_name("TIME");
   command->add_flag("-q,--quiet", options->quiet, "With --wait: no progress")->needs(wait);
-  command->callback([&globals, options] {
-    globals.action = [&globals, options] { return Submit(globals, *options); };
+  command->callback([&globals, options, verb, phase] {
+    globals.action = [&globals, options, verb, phase] {
+      return ChangePhase(globals, *options, verb, phase);
+    };
+  });
+}
+
+struct RestartCommand {
+  std::string job;
+  std::optional<std::uint64_t> from;
+  SubmitOptions submit;
+};
+
+// A job that is over is begun again, as another one, with what it was submitted as.
+Result<ExitCode> Restart(Globals& globals, RestartCommand& command) {
+  std::vector<JobOverride> overrides = PS_TRY(ParseSets(command.submit.sets));
+  Api api = PS_TRY(globals.OpenApi());
+  const Json job = PS_TRY(GetJob(api, command.job));
+  const std::string id = TextOf(job, "id", command.job);
+  if (!IsFinished(job)) {
+    return Error{ErrorCode::kConflict,
+                 "job " + id + " is " + TextOf(job, "phase") + ": " +
+                     (TextOf(job, "phase") == "suspended"
+                          ? "`ds-cli job resume " + id + "` goes on with it"
+                          : "`ds-cli ckpt rollback` takes it back to a checkpoint, and `ds-cli job "
+                            "cancel " +
+                                id + "` ends it")};
+  }
+  std::optional<std::uint64_t> from = command.from;
+  const Json& newest = MemberOf(job, "last_checkpoint");
+  if (!from && newest.is_object()) from = static_cast<std::uint64_t>(IntegerOf(newest, "round"));
+  Json spec = MemberOf(job, "spec");
+  if (!spec.is_object()) {
+    return Error{ErrorCode::kInternal, "the coordinator does not say what job " + id + " was"};
+  }
+  // What it began with is in its checkpoints.
+  if (from) {
+    spec["checkpoint"]["from"] = id + "@" + std::to_string(*from);
+    spec["checkpoint"].erase("load");
+  }
+  command.submit.file = "job " + id;
+  return SubmitSpec(globals, ParseJobYaml(spec.dump(), command.submit.file, "/", overrides),
+                    command.submit);
+}
+
+void AddSuspension(CLI::App& group, Globals& globals) {
+  AddPhaseCommand(group, globals, "suspend", "suspended",
+                  "Take a job off the cluster with a checkpoint, to go on with it later",
+                  "  ds-cli job suspend fashion-mlp --wait\n");
+  AddPhaseCommand(group, globals, "resume", "running", "Go on with a job that is suspended",
+                  "  ds-cli job resume fashion-mlp\n");
+
+  CLI::App* restart = AddCommand(
+      group, "restart", "Begin a job that is over again, from a checkpoint of it, as a new job",
+      "  ds-cli job restart fashion-mlp\n"
+      "  ds-cli job restart 7 --from 12 --set training.epochs=20 --wait\n",
+      globals);
+  const auto options = std::make_shared<RestartCommand>();
+  restart->add_option("job", options->job, "Number or name (then the newest)")->required();
+  restart->add_option("--from", options->from,
+                      "Checkpoint to begin with (its newest; none if it has none)");
+  AddSubmitOptions(*restart, options->submit);
+  restart->callback([&globals, options] {
+    globals.action = [&globals, options] { return Restart(globals, *options); };
   });
 }
 
@@ -628,6 +753,7 @@ void AddJobCommands(CLI::App& app, Globals& globals) {
   AddReaders(*group, globals);
   AddWhyCommand(*group, globals);
   AddWaitAndCancel(*group, globals);
+  AddSuspension(*group, globals);
   AddRebalance(*group, globals);
 }
 

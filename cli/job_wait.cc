@@ -52,7 +52,7 @@ Result<Json> WaitForJob(Api& api, Environment& environment, const std::string& j
         ShowEvents(api, path, seen_event, view);
         view.Show(state);
       }
-      if (IsFinished(state)) return state;
+      if (IsFinished(state) || TextOf(state, "phase") == options.phase) return state;
     } else if (answer.error().code != ErrorCode::kUnreachable) {
       return answer.error();
     } else {
@@ -70,8 +70,8 @@ Result<Json> WaitForJob(Api& api, Environment& environment, const std::string& j
     }
     if (options.timeout_ms && environment.now_ms() - start >= *options.timeout_ms) {
       return Error{ErrorCode::kTimeout,
-                   "job " + job + " is not over after " +
-                       DurationText(static_cast<double>(*options.timeout_ms) / 1000.0) +
+                   "job " + job + " is not " + (options.phase.empty() ? "over" : options.phase) +
+                       " after " + DurationText(static_cast<double>(*options.timeout_ms) / 1000.0) +
                        "; it goes on (`ds-cli job wait " + job + "`)"};
     }
     environment.sleep(kPollPause);

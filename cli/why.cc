@@ -100,6 +100,11 @@ class Diagnosis {
         Add(Weight::kFine, "its checkpoint is being imported", TextOf(job_, "reason"));
         return std::move(causes_);
       }
+      if (phase_ == "suspended") {
+        Add(Weight::kBlocked, "an operator has suspended the job", TextOf(job_, "reason"),
+            "ds-cli job resume " + id_);
+        return std::move(causes_);
+      }
       if (phase_ == "queued") {
         Queued();
       } else if (phase_ == "placing" || phase_ == "recovering") {

@@ -674,7 +674,24 @@ void Core::Cancel(Ticket ticket, const std::string& name, const std::string& rea
                          "job " + name + " is over: it has " + PhaseName(job->state().phase)});
   }
   job->Cancel(reason);
-  answers_.push_back({ticket, nlohmann::json{{"job", job->Describe()}}, false});
+  AnswerWithJob(ticket, *job, Ok());
+}
+
+void Core::Suspend(Ticket ticket, const std::string& name, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* const job = FindFor(ticket, name);
+  if (job != nullptr) AnswerWithJob(ticket, *job, job->Suspend());
+}
+
+void Core::Resume(Ticket ticket, const std::string& name, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* const job = FindFor(ticket, name);
+  if (job != nullptr) AnswerWithJob(ticket, *job, job->Resume());
+}
+
+void Core::AnswerWithJob(Ticket ticket, const Job& job, const Status& done) {
+  if (!done.ok()) return Fail(ticket, done.error());
+  answers_.push_back({ticket, nlohmann::json{{"job", job.Describe()}}, false});
 }
 
 void Core::Rebalance(Ticket ticket, const std::string& name, bool dry_run, std::uint64_t now_ms) {

@@ -108,6 +108,8 @@ class Core final : public Cluster {
                std::uint32_t limit, std::uint64_t now_ms);
   // Of all members of that name, now and later. kNotFound if there is none.
   void SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint64_t now_ms);
+  void Suspend(Ticket ticket, const std::string& job, std::uint64_t now_ms);
+  void Resume(Ticket ticket, const std::string& job, std::uint64_t now_ms);
   void Rebalance(Ticket ticket, const std::string& job, bool dry_run, std::uint64_t now_ms);
   void PinCheckpoint(Ticket ticket, const std::string& job, Round round, bool pinned,
                      std::uint64_t now_ms);
@@ -174,6 +176,7 @@ class Core final : public Cluster {
   void AddJob(Ticket ticket, std::unique_ptr<Job> job, control::PreflightResultT layout);
   void Fail(Ticket ticket, Error error);
   // Null, and the request has failed, if there is no such job.
+  void AnswerWithJob(Ticket ticket, const Job& job, const Status& done);
   Job* FindFor(Ticket ticket, const std::string& job);
 
   const CoreOptions options_;

@@ -129,7 +129,7 @@ void Job::StartFrom(JobId job, Round round, std::string directory, PartPlaces pl
 // ---- the clock
 
 void Job::Tick() {
-  if (over()) return;
+  if (over() || state_.phase == Phase::kSuspended) return;
   if (state_.phase == Phase::kImporting) return ContinueImport();
   const std::uint64_t now = cluster_.now_ms();
   if (state_.phase == Phase::kQueued) {
@@ -396,14 +396,14 @@ void Job::OnTaskReady(std::size_t slot, const control::TaskReadyT& ready) {
     StartRunning();
   } else if (state_.workers[slot].live) {
     SendTaskStart(slot);  // it has not come: the task says that it is ready until it does
-  } else if (rewind_at_ms_ == 0) {
+  } else if (rewind_at_ms_ == 0 && !Unplaced()) {
     MakeLive({slot});
   }
 }
 
-// Those that became ready while a rewind was considered.
+// Those that became ready while a rewind was considered, or there was nowhere to push to.
 void Job::JoinReadyTasks() {
-  if (state_.phase == Phase::kQueued || state_.phase == Phase::kPlacing) return;
+  if (state_.phase == Phase::kQueued || state_.phase == Phase::kPlacing || Unplaced()) return;
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     const WorkerSlot& worker = state_.workers[slot];
     if (worker.task != 0 && !worker.live && slots_[slot].ready) MakeLive({slot});
@@ -641,6 +641,12 @@ void Job::OnServerReady(const std::string& procid) {
     return;
   }
   if (state_.phase == Phase::kImporting) return RepeatImport(procid);
+  if (OffCluster()) {
+    // It may not have heard that the job was suspended.
+    control::JobDropT drop;
+    drop.job = state_.id.value();
+    return cluster_.Send(procid, Make(std::move(drop)));
+  }
   if (JobServers().contains(procid)) return SendJobStart(procid);
   if (definition_.spec.resources.replicas == 0) return;
   // It may believe that it still has what is another's since: it hears that it has not.
@@ -652,7 +658,7 @@ void Job::OnServerReady(const std::string& procid) {
 
 void Job::OnServerGone(const std::string& procid) {
   if (state_.phase == Phase::kImporting) return ContinueImport();
-  if (over() || !JobServers().contains(procid)) return;
+  if (OffCluster() || !JobServers().contains(procid)) return;
   std::size_t shards = 0;
   std::string name = procid;
   for (const auto& shard : map_.shards) {
@@ -804,7 +810,7 @@ void Job::OnServerMessage(const std::string& procid, const control::MessageT& me
   if (const auto* repaired = message.body.AsPartRepaired()) {
     return OnPartRepaired(procid, *repaired);
   }
-  if (over()) return;
+  if (OffCluster()) return;
   if (state_.phase == Phase::kImporting) return OnImportMessage(procid, message);
   switch (message.body.type) {
     case control::Body::ServerReport: {
@@ -912,6 +918,10 @@ void Job::MaybeDrain() {
   }
   if (state_.phase == Phase::kRunning) {
     if (round_ && !round_->final_round) return;  // let it finish
+    if (state_.suspending) {
+      state_.suspending = false;
+      Event("suspend", "all records are trained: the job ends instead of being suspended");
+    }
     for (Slot& slot : slots_) slot.drained = false;
     SetPhase(Phase::kDraining, "all records are trained; workers flush what they hold back");
     for (std::size_t slot = 0; slot < slots_.size(); ++slot) {

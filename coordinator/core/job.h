@@ -95,6 +95,11 @@ class Job {
   void OnServerMessage(const std::string& procid, const control::MessageT& message);
   void OnAgentMessage(const std::string& procid, const control::MessageT& message);
   void Cancel(const std::string& reason);
+  // Takes the job off the cluster with a checkpoint that is taken for it; of it nothing but its
+  // checkpoints is left, until Resume(), which also takes back a Suspend() that waits for its
+  // checkpoint. Said twice is as said once. kConflict if the job is over or about to be.
+  Status Suspend();
+  Status Resume();
 
   // Evens out how many copies of shards the servers have, while training goes on. Returns those to
   // move first: {shard, from}; none: it is even. Forgotten when the leader changes.
@@ -152,6 +157,13 @@ class Job {
     bool evicted = false;            // was asked to end: its agent drains
   };
 
+  // No server has anything of it in memory, and no agent a task.
+  bool OffCluster() const {
+    return over() || state_.phase == Phase::kSuspended || state_.phase == Phase::kQueued;
+  }
+  // With the newest checkpoint, which is all that is left.
+  void TakeOff();
+
   // Workers.
   bool Takes(const Member& agent) const;  // tasks of this job, if it has a slot
   std::size_t LiveCount() const;
@@ -177,6 +189,7 @@ class Job {
 
   // Shards.
   bool Homeless() const;
+  bool Unplaced() const;  // some are on no server, by the map
   bool AllHomeless() const;
   bool ShardsReady() const;
   void PlaceShards();
@@ -189,11 +202,15 @@ class Job {
   void OnRestoreFailed(const control::RestoreFailedT& failed);
   // `why` the whole job goes back to its newest checkpoint.
   void Rewind(const std::string& why);
+  // Tasks end and their pushes are dropped; what is left to train is as the newest checkpoint says.
+  void ForgetSinceCheckpoint(const std::string& why);
   // Shards cannot be restored from a checkpoint: the job goes back to the one before. False if
   // there is none.
   bool GoBackBefore(Round damaged, const std::string& message);
   // All shards, those that are well too, and a Rewind().
   void GoBack(const std::string& why);
+  // Wherever they are: they are placed anew.
+  void ForgetPlaces();
   bool Unaccounted() const;
   void SendJobStart(const std::string& server);
   // Those that are the first of some shard's chain, and all that hold or get a copy of one.

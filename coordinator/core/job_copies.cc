@@ -1,10 +1,10 @@
 // Parts of checkpoints in several servers' stores: copied in a round, found again for a restore.
 #include <algorithm>
-#include <limits>
 #include <tuple>
 
 #include "coordinator/core/job.h"
 #include "coordinator/core/job_round.h"
+#include "coordinator/core/placement.h"
 
 namespace ps::coordinator {
 namespace {
@@ -190,8 +190,7 @@ std::vector<std::uint32_t> Job::ShardsToPlace() const {
     if (!lost) {
       const control::ShardEntryT& entry = *map_.shards[shard];
       const auto at = cluster_.servers().find(map_.servers[entry.server]->procid);
-      lost = entry.lane == std::numeric_limits<std::uint16_t>::max() ||
-             at == cluster_.servers().end() || !at->second.present;
+      lost = entry.lane == kNoLane || at == cluster_.servers().end() || !at->second.present;
     }
     if (lost) shards.push_back(shard);
   }

@@ -179,7 +179,8 @@ Result<nlohmann::json> Job::RollBack(Round round, bool confirmed) {
                                                (later.size() == 1 ? " is" : " are") + " discarded";
   if (!confirmed) {
     return Error{ErrorCode::kConflict,
-                 "job " + state_.name + " goes back from step " + std::to_string(MinClock()) +
+                 "job " + state_.name + " goes back from step " +
+                     std::to_string(OffCluster() ? state_.NewestCheckpoint()->step : MinClock()) +
                      " to step " + std::to_string(checkpoint->step) +
                      ": what came after is trained again" + lost + "; confirm it"};
   }

@@ -14,6 +14,7 @@ namespace ps::coordinator {
 struct Job::Round_ {
   Round number;
   bool final_round = false;
+  bool suspends = false;  // the job is suspended with it
   std::uint64_t started_ms = 0;
   std::string directory;
   std::set<std::string> servers;          // that are the first of shards

@@ -18,7 +18,7 @@ void Job::MaybeBeginRound() {
   const std::uint64_t last = newest == nullptr ? 0 : newest->step;
   const auto every = static_cast<std::uint64_t>(definition_.spec.checkpoint.every_steps);
   const bool due = every > 0 && MinClock() >= last + every;
-  if (!due && !round_wanted_) return;
+  if (!due && !round_wanted_ && !state_.suspending) return;
   if (Homeless() || !ShardsReady()) return;
   for (const DeadWorker& dead : state_.dead) {
     if (!dead.agent.empty() && !dead.replayed) return;
@@ -34,6 +34,7 @@ void Job::BeginRound(bool final_round) {
   round_ = std::make_unique<Round_>();
   round_->number = Round(state_.next_round++);
   round_->final_round = final_round;
+  round_->suspends = state_.suspending;
   round_->started_ms = cluster_.now_ms();
   round_->news_ms = round_->started_ms;
   round_->directory = checkpoint::RoundPath(state_.id, round_->number);
@@ -55,6 +56,7 @@ void Job::BeginRound(bool final_round) {
     message.final = final_round;
     message.directory = round_->directory;
     message.base = round_->base.value();
+    message.flush = round_->suspends;
     return message;
   };
   for (const std::string& server : round_->servers) cluster_.Send(server, Make(begin()));
@@ -345,6 +347,7 @@ void Job::CommitRound() {
     ++state_.live_version;
     BroadcastUpdate(false, true);
   }
+  if (round->suspends && state_.suspending) return TakeOff();
   if (round->final_round) {
     final_digests_ = round->values_digests;
     evaluator_ = Incarnation();  // who evaluates an earlier one, which a loss has undone, is told

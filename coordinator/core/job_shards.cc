@@ -70,8 +70,13 @@ std::set<std::string> Job::JobServers() const {
   return servers;
 }
 
+bool Job::Unplaced() const {
+  return std::any_of(map_.shards.begin(), map_.shards.end(),
+                     [](const auto& entry) { return entry->lane == kNoLane; });
+}
+
 bool Job::Homeless() const {
-  if (!chains_.lost.empty()) return true;
+  if (!chains_.lost.empty() || Unplaced()) return true;
   const auto servers = FirstServers();
   return std::any_of(servers.begin(), servers.end(),
                      [&](const std::string& procid) { return IsGone(cluster_.servers(), procid); });
@@ -157,7 +162,7 @@ void Job::PlaceShards() {
   const RestoreSource restore = Restore();
   // A copy that is not there can only be made anew.
   for (const std::uint32_t shard : chains_.lost) {
-    map_.shards[shard]->lane = std::numeric_limits<std::uint16_t>::max();
+    map_.shards[shard]->lane = kNoLane;
   }
   chains_.lost.clear();
   chains_.moving.clear();
@@ -190,6 +195,17 @@ void Job::PlaceShards() {
 
 // Nobody can replay what the newest checkpoint lacks, or it must not be replayed.
 void Job::Rewind(const std::string& why) {
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  ForgetSinceCheckpoint("the job goes back to its newest checkpoint");
+  Event("rewind", newest != nullptr
+                      ? why + ": goes on from checkpoint " + std::to_string(newest->round.value())
+                      : why + " before the first checkpoint: starts again");
+  if (OffCluster()) return;
+  SetPhase(Phase::kPlacing, "starts again: " + why);
+  PlaceShards();
+}
+
+void Job::ForgetSinceCheckpoint(const std::string& why) {
   rewind_at_ms_ = 0;
   ++state_.generation;
   const auto drop_ring = [&](const std::string& agent, WorkerId worker, Incarnation incarnation) {
@@ -212,7 +228,7 @@ void Job::Rewind(const std::string& why) {
     slots_[slot].progress.reset();
     control::StopTaskT stop;
     stop.task = worker.task;
-    stop.reason = "the job goes back to its newest checkpoint";
+    stop.reason = why;
     stop.kill = true;
     cluster_.Send(worker.agent, control::Make(std::move(stop)));
     if (worker.live) {
@@ -227,11 +243,7 @@ void Job::Rewind(const std::string& why) {
                                         : std::vector<Range>{{0, state_.leases.total()}});
   for (auto& first_clock : state_.first_clocks) first_clock = newest != nullptr ? newest->step : 0;
   ++state_.live_version;
-  Event("rewind", newest != nullptr
-                      ? why + ": goes on from checkpoint " + std::to_string(newest->round.value())
-                      : why + " before the first checkpoint: starts again");
-  SetPhase(Phase::kPlacing, "starts again: " + why);
-  PlaceShards();
+  dirty_.state = true;
 }
 
 bool Job::GoBackBefore(Round damaged, const std::string& message) {
@@ -254,8 +266,17 @@ bool Job::GoBackBefore(Round damaged, const std::string& message) {
 
 void Job::GoBack(const std::string& why) {
   AbortRound("the job goes back to an earlier checkpoint", timeouts_.round_retry_ms);
-  for (const auto& shard : map_.shards) shard->lane = std::numeric_limits<std::uint16_t>::max();
+  ForgetPlaces();
   Rewind(why);
+}
+
+// Also for the next leader, if they cannot be placed at once.
+void Job::ForgetPlaces() {
+  for (const auto& shard : map_.shards) {
+    shard->lane = kNoLane;
+    shard->backups.clear();
+  }
+  dirty_.map = true;
 }
 
 void Job::SendJobStart(const std::string& server) {
@@ -298,7 +319,7 @@ bool Job::MayShed(ShardId shard, const control::MapT& map) const {
 }
 
 std::size_t Job::CopiesOn(const std::string& server) const {
-  if (over()) return 0;
+  if (OffCluster()) return 0;
   std::size_t copies = 0;
   for (const auto& entry : map_.shards) {
     copies += map_.servers[entry->server]->procid == server ? 1 : 0;
@@ -370,7 +391,8 @@ bool Job::ChainsNeedMending() const {
 }
 
 void Job::MendChains() {
-  if (over() || map_.shards.empty() || !cluster_.servers_known() || !ChainsNeedMending()) return;
+  if (OffCluster() || map_.shards.empty() || !cluster_.servers_known() || !ChainsNeedMending())
+    return;
   control::MapT next = control::Clone(map_);
   next.version = map_.version + 1;
   const auto is_gone = [&](const std::string& procid) {

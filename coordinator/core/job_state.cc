@@ -9,7 +9,7 @@
 namespace ps::coordinator {
 namespace {
 
-constexpr std::array<std::pair<Phase, const char*>, 11> kPhases = {{
+constexpr std::array<std::pair<Phase, const char*>, 12> kPhases = {{
     {Phase::kQueued, "queued"},
     {Phase::kPlacing, "placing"},
     {Phase::kRunning, "running"},
@@ -21,6 +21,7 @@ constexpr std::array<std::pair<Phase, const char*>, 11> kPhases = {{
     {Phase::kCancelled, "cancelled"},
     {Phase::kImporting, "importing"},
     {Phase::kImported, "imported"},
+    {Phase::kSuspended, "suspended"},
 }};
 
 std::vector<Range> RangesFromJson(const nlohmann::json& json) {
@@ -163,6 +164,7 @@ std::string StateToJson(const JobState& state) {
   }
   out.Member("start_round", state.start_round);
   out.Member("started_ms", state.started_ms);
+  if (state.suspending) out.Member("suspending", true);
   out.Member("version", 1U);
   out.Key("workers");
   out.BeginArray();
@@ -255,6 +257,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
     state.start_round = json.at("start_round").get<std::uint64_t>();
     state.start_directory = json.at("start_directory").get<std::string>();
     state.start_places = PS_TRY(PlacesFromJson(json, "start_places"));
+    state.suspending = json.value("suspending", false);
     state.imported = json.value("imported", false);
     if (json.contains("result")) {
       const auto& result = json.at("result");

@@ -32,6 +32,7 @@ enum class Phase {
   kCancelled,
   kImporting,  // a checkpoint of elsewhere is copied to the servers
   kImported,   // it is there; nothing is or was trained here
+  kSuspended,  // by an operator: its checkpoints are all there is of it
 };
 const char* PhaseName(Phase phase);
 std::optional<Phase> PhaseFromName(const std::string& name);
@@ -142,7 +143,8 @@ struct JobState {
   std::uint64_t start_round = 0;
   std::string start_directory;
   PartPlaces start_places;
-  bool imported = false;  // it is there for a checkpoint that came from elsewhere
+  bool suspending = false;  // with the next checkpoint
+  bool imported = false;    // it is there for a checkpoint that came from elsewhere
   std::optional<JobResult> result;
   std::deque<JobEvent> events;  // a node of its own, the newest kMaxEvents
 

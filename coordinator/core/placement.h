@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -30,6 +31,9 @@ struct PlacementServer {
   bool last_resort = false;  // gets what no other can take
   bool takes = true;         // false: keeps what it has and gets nothing
 };
+
+// The lane of a shard that is on none: its server counts for nothing.
+inline constexpr std::uint16_t kNoLane = std::numeric_limits<std::uint16_t>::max();
 
 struct PlacementResult {
   control::MapT map;

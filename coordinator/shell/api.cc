@@ -271,6 +271,12 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       }
       return core_->RollBack(ticket(), parts[2], Round(**round), *confirmed, now);
     }
+    if (parts.size() == 4 && post && parts[3] == "suspend") {
+      return core_->Suspend(ticket(), parts[2], now);
+    }
+    if (parts.size() == 4 && post && parts[3] == "resume") {
+      return core_->Resume(ticket(), parts[2], now);
+    }
     if (parts.size() == 4 && post && parts[3] == "cancel") {
       const auto json = optional_body();
       if (!json.ok()) return responder.Answer(ApiError(json.error()));

@@ -25,6 +25,8 @@ constexpr Endpoint kEndpoints[] = {
     {"GET", "/v1/jobs/{job}", kViewer},
     {"POST", "/v1/jobs/{job}/rebalance", kSubmitter},
     {"POST", "/v1/jobs/{job}/cancel", kSubmitter},
+    {"POST", "/v1/jobs/{job}/suspend", kSubmitter},
+    {"POST", "/v1/jobs/{job}/resume", kSubmitter},
     {"GET", "/v1/jobs/{job}/events", kViewer},
     {"GET", "/v1/jobs/{job}/logs", kViewer},
     {"GET", "/v1/jobs/{job}/checkpoints", kViewer},

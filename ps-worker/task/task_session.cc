@@ -979,7 +979,7 @@ class TaskSessionImpl final : public TaskSession {
   std::uint64_t ticket_on_loop_ = 0;
   bool reserve_wanted_ = false;
   std::size_t reserve_bytes_ = 0;
-  std::uint64_t last_round_ = 0;  // that began or was aborted
+  std::uint64_t last_round_ = 0;     // that began or was aborted
   std::uint64_t waiting_round_ = 0;  // its cut waits for the residual; 0: none
   std::int64_t cut_deadline_ms_ = 0;
   bool flushed_ = false;  // before the newest cut

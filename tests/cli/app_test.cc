@@ -12,11 +12,12 @@ namespace {
 using testing::HasSubstr;
 
 const std::vector<std::vector<std::string>> kCommands = {
-    {"job", "submit"},   {"job", "list"},  {"job", "get"},       {"job", "describe"},
-    {"job", "logs"},     {"job", "wait"},  {"job", "cancel"},    {"job", "events"},
-    {"job", "explain"},  {"ckpt", "list"}, {"ckpt", "describe"}, {"ckpt", "verify"},
-    {"ckpt", "export"},  {"node", "list"}, {"local", "up"},      {"local", "down"},
-    {"local", "status"}, {"completion"},   {"version"}};
+    {"job", "submit"},  {"job", "list"},   {"job", "get"},       {"job", "describe"},
+    {"job", "logs"},    {"job", "wait"},   {"job", "cancel"},    {"job", "events"},
+    {"job", "explain"}, {"ckpt", "list"},  {"ckpt", "describe"}, {"ckpt", "verify"},
+    {"ckpt", "export"}, {"node", "list"},  {"local", "up"},      {"local", "down"},
+    {"job", "suspend"}, {"job", "resume"}, {"job", "restart"},   {"local", "status"},
+    {"completion"},     {"version"}};
 
 TEST(AppTest, WithoutArgumentsTheHelpIsShown) {
   TestEnvironment test;
@@ -133,7 +134,7 @@ TEST(AppTest, TheBashCompletionIsAScriptThatBashAccepts) {
   char text[256] = {};
   const std::size_t size = std::fread(text, 1, sizeof text - 1, file);
   (void)std::fclose(file);
-  EXPECT_EQ(std::string(text, size), "submit\nlocal\n--dry-run\n");
+  EXPECT_EQ(std::string(text, size), "submit suspend\nlocal\n--dry-run\n");
 }
 
 TEST(AppTest, EveryErrorCodeHasItsExitStatus) {

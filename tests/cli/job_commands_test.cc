@@ -97,7 +97,18 @@ class JobCoordinator {
       const std::size_t look = std::min<std::size_t>(looks_++, phases_.size() - 1);
       if (phases_[look] == "away") return AnswerError(503, "unreachable", "no leader");
       json job = Job(phases_[look]);
-      if (phases_[look] == "failed") job["reason"] = "the loss is not finite";
+      if (phases_[look] == "failed") {
+        job["reason"] = "the loss is not finite";
+        job["last_checkpoint"] = {{"round", 12}};
+        job["spec"] = {{"apiVersion", "ds/v1"},
+                       {"kind", "TrainJob"},
+                       {"name", "fashion"},
+                       {"model", {{"type", "mlp"}, {"layers", {784, 10}}}},
+                       {"checkpoint", {{"load", {{{"from", "5@1"}, {"into", "*"}}}}}},
+                       {"data",
+                        {{"train", {{"format", "idx"}, {"images", "/a"}, {"labels", "/b"}}},
+                         {"test", {{"images", "/c"}, {"labels", "/d"}}}}}};
+      }
       if (phases_[look] == "succeeded") {
         job["result"] = {{"metric_name", "accuracy"},
                          {"metric", 0.88771},
@@ -141,6 +152,14 @@ class JobCoordinator {
                               {"offset", offset + piece.size()},
                               {"end", offset + piece.size() >= text.size()}}
                              .dump());
+    }
+    if (request.path == "/v1/jobs/7/suspend") {
+      json job = Job("running");
+      job["suspending"] = true;
+      return Answer(200, json{{"job", job}}.dump());
+    }
+    if (request.path == "/v1/jobs/7/resume") {
+      return Answer(200, json{{"job", Job("queued")}}.dump());
     }
     if (request.path == "/v1/jobs/7/cancel") {
       return Answer(200, json{{"job", Job("cancelled")}}.dump());
@@ -457,6 +476,46 @@ TEST_F(JobCommandsTest, CancelNamesTheReasonAndMayWait) {
   EXPECT_EQ(test_.output(), "job 7 (fashion) is cancelled\n");
   EXPECT_EQ(json::parse(coordinator.fake().last_body())["reason"], "wrong data");
   EXPECT_EQ(Run(coordinator, {"job", "cancel", "7", "--wait"}), 0);
+}
+
+TEST_F(JobCommandsTest, AJobIsSuspendedAndResumedAndTheWaitIsForItsPhase) {
+  JobCoordinator coordinator({"running", "running", "suspended", "queued", "running"});
+  EXPECT_EQ(Run(coordinator, {"job", "suspend", "7"}), 0);
+  EXPECT_EQ(test_.output(), "job 7 (fashion) is running, and suspended with its next checkpoint\n");
+  EXPECT_EQ(Run(coordinator, {"job", "suspend", "7", "--wait", "-q"}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(), "job 7 (fashion) is suspended\n");
+  EXPECT_EQ(Run(coordinator, {"job", "resume", "7"}), 0);
+  EXPECT_EQ(test_.output(), "job 7 (fashion) is queued\n");
+  EXPECT_EQ(Run(coordinator, {"job", "resume", "7", "--wait", "-q", "-o", "name"}), 0);
+  EXPECT_EQ(test_.output(), "7\n");
+
+  JobCoordinator ending({"running", "succeeded"});
+  EXPECT_EQ(Run(ending, {"job", "suspend", "7", "--wait", "-q"}), 4) << "it was over before";
+  JobCoordinator stuck({"running"});
+  EXPECT_EQ(Run(stuck, {"job", "suspend", "7", "--wait", "-q", "--timeout", "2s"}), 124);
+  EXPECT_THAT(test_.errors(), HasSubstr("is not suspended after 2s"));
+}
+
+TEST_F(JobCommandsTest, AJobThatIsOverBeginsAgainFromItsCheckpoint) {
+  JobCoordinator coordinator({"failed"});
+  EXPECT_EQ(Run(coordinator, {"job", "restart", "7", "--from", "3", "--set", "training.epochs=9"}),
+            0)
+      << test_.errors();
+  EXPECT_EQ(test_.output(), "submitted job 7 (fashion)\n");
+  json spec = json::parse(coordinator.fake().last_body())["spec"];
+  EXPECT_EQ(spec["checkpoint"]["from"], "7@3");
+  EXPECT_EQ(spec["training"]["epochs"], 9.0);
+  EXPECT_EQ(spec["name"], "fashion");
+  EXPECT_EQ(Run(coordinator, {"job", "restart", "7"}), 0) << test_.errors();
+  spec = json::parse(coordinator.fake().last_body())["spec"];
+  EXPECT_EQ(spec["checkpoint"]["from"], "7@12") << "its newest";
+
+  JobCoordinator running({"running"});
+  EXPECT_EQ(Run(running, {"job", "restart", "7"}), 4);
+  EXPECT_THAT(test_.errors(), HasSubstr("ds-cli job cancel 7"));
+  JobCoordinator suspended({"suspended"});
+  EXPECT_EQ(Run(suspended, {"job", "restart", "7"}), 4);
+  EXPECT_THAT(test_.errors(), HasSubstr("ds-cli job resume 7"));
 }
 
 TEST_F(JobCommandsTest, NodesAreListed) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/core/placement.h"
 #include "tests/coordinator/core_fixture.h"
 
 namespace ps::coordinator {
@@ -275,6 +276,42 @@ TEST_F(CopiesTest, WhatNoHolderWasAskedForIsNotDamaged) {
   for (int i = 0; i < 40; ++i) Tick();
   EXPECT_GT(Map().shards[0]->epoch, epoch);
   EXPECT_EQ(Map().shards[0]->restore_round, 2u);
+}
+
+// The job stood still for good, and the shards were where they were for the next leader, with more
+// in them than was left to train.
+TEST_F(CopiesTest, ARollbackThatHasToWaitForAPartIsKnownToTheNextLeader) {
+  StartWith();
+  Play(11);
+  const std::string first = FirstOf(0);
+  const std::string copier = CopierOf(first);
+  ASSERT_NE(copier, "");
+  Play(21);
+  Lose(first);
+  Lose(copier);
+  AddServer("s7");
+  ASSERT_TRUE(
+      Ask([&](Ticket ticket) { core_->RollBack(ticket, "count", Round(1), true, now_); }).ok());
+  EXPECT_NE(ReasonNow().find("waits for server"), std::string::npos) << Events();
+  for (const auto& shard : Map().shards) EXPECT_EQ(shard->lane, kNoLane);
+  // Tasks that are ready have nowhere to push to yet.
+  tasks_.clear();
+  for (int i = 0; i < 20; ++i) Tick();
+  for (const auto& agent : agents_) Take("p-" + agent, Body::TaskStart);
+  ServeStarts();
+  for (int i = 0; i < 20; ++i) Tick();
+  ASSERT_FALSE(tasks_.empty());
+  for (const auto& [task, worker] : tasks_) {
+    EXPECT_TRUE(Take(worker.agent, Body::TaskStart).empty());
+  }
+  EXPECT_NE(ReasonNow().find("waits for server"), std::string::npos);
+  AddServer(first);
+  Tick();
+  EXPECT_EQ(ReasonNow().find("waits for server"), std::string::npos) << Events();
+  for (const auto& shard : Map().shards) {
+    EXPECT_NE(shard->lane, kNoLane);
+    EXPECT_EQ(shard->restore_round, 1u);
+  }
 }
 
 TEST_F(CopiesTest, WhatIsDamagedWhereverItLiesTakesTheJobBack) {

@@ -855,6 +855,39 @@ class Draining(WithCluster):
         self.assertEqual((result["lost"], result["doubled"]), (0, 0))
 
 
+class Suspended(WithCluster):
+    """A job leaves the cluster and comes back, and another one has its place meanwhile."""
+    arguments = ("--servers", "2", "--workers", "2")
+
+    def test_a_job_makes_room_for_another_and_goes_on_exactly(self):
+        first = self.cluster.submit(ledger("first", records=400000, epochs=8, every=100000))
+        trained_more_than(self, self.cluster, first, 100000)
+        second = self.cluster.submit(ledger("second", records=50000, epochs=1, every=3000))
+        self.assertEqual(self.cluster.job(second)["phase"], "queued", "there was room for both")
+        done = self.cluster.ds("job", "suspend", "first", "--wait", "--timeout", "60s", "-o", "json")
+        self.assertEqual(done.returncode, 0, done.stderr + self.cluster.events(first))
+        described = json.loads(done.stdout)["job"]
+        self.assertEqual((described["phase"], described["servers"]), ("suspended", 0))
+        trained = described["progress"]["samples_trained"]
+        self.assertGreater(trained, 100000)
+        why = self.cluster.ds("job", "why", first)
+        self.assertEqual(why.returncode, 10)
+        self.assertIn("ds-cli job resume", why.stdout)
+        self.finish(second)
+        # What is left of it is on disk alone, and in ZooKeeper.
+        for name in ("server-1", "worker-1", "coordinator-1"):
+            os.kill(self.cluster.processes()[name], signal.SIGKILL)
+        self.cluster.up("--repair")
+        self.assertEqual(self.cluster.job(first)["phase"], "suspended")
+        resumed = self.cluster.ds("job", "resume", "first", "--wait", "--timeout", "60s")
+        self.assertEqual(resumed.returncode, 0, resumed.stderr + self.cluster.events(first))
+        described = self.finish(first)
+        self.assertEqual(described["progress"]["samples_trained"], 3200000)
+        code, said, result = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual((result["lost"], result["doubled"]), (0, 0))
+
+
 class Why(WithCluster):
     """Troubles are staged, and `job why` names each."""
     arguments = ("--servers", "2", "--workers", "2")

@@ -60,6 +60,8 @@ class Cluster {
   void Strike(const Fault& fault);
   void PlanSuspicions();
   void PlanDuties();
+  void PlanSuspensions();
+  void SeeToSuspension();
   void SeeToDuties();
   void Suspect(std::uint64_t chance);
   void HealAll();
@@ -75,6 +77,7 @@ class Cluster {
   std::vector<Machine> machines_;
   std::vector<std::function<void()>> heal_;
   std::map<std::string, coordinator::Duty> duties_;  // by machine, as an operator wants them
+  bool suspends_ = false;                            // as an operator wants it
   std::int64_t faults_end_ms_ = 0;
   bool healed_ = false;
   std::string phase_;
@@ -443,6 +446,32 @@ void Cluster::PlanDuties() {
   SeeToDuties();
 }
 
+// An operator takes the job off the cluster, and brings it back.
+void Cluster::PlanSuspensions() {
+  std::mt19937_64 chance(options_.seed ^ 0x9e6c63d0876a9a47);
+  if (!options_.suspicions || chance() % 4 != 0) return;
+  const auto span = static_cast<std::uint64_t>(faults_end_ms_ - kFaultsBeginMs);
+  const auto begin_ms = kFaultsBeginMs + static_cast<std::int64_t>(chance() % span);
+  const auto end_ms = begin_ms + 200 + static_cast<std::int64_t>(chance() % 20'000);
+  world_.schedule.At(begin_ms, [this] {
+    if (healed_) return;
+    world_.history.Log("SUSPENSION");
+    suspends_ = true;
+    SeeToSuspension();
+  });
+  world_.schedule.At(end_ms, [this] {
+    if (suspends_) world_.history.Log("end of the SUSPENSION");
+    suspends_ = false;
+  });
+}
+
+void Cluster::SeeToSuspension() {
+  for (Machine& machine : machines_) {
+    if (machine.coordinator) machine.coordinator->Suspend(suspends_ && !healed_);
+  }
+  world_.schedule.After(kDutiesMs, [this] { SeeToSuspension(); });
+}
+
 // Again and again, as a request may be lost with its leader.
 void Cluster::SeeToDuties() {
   for (const auto& [name, duty] : duties_) {
@@ -546,7 +575,9 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
   }
   phase_ = phase;
   reason_ = state->reason;
-  if (state->generation > world_.history.generation()) ++report_.rewinds;
+  if (state->generation > world_.history.generation()) {
+    ++(state->phase == coordinator::Phase::kSuspended ? report_.suspensions : report_.rewinds);
+  }
   std::set<Incarnation> away;
   for (const coordinator::DeadWorker& dead : state->dead) {
     if (dead.agent.empty()) away.insert(dead.incarnation);
@@ -605,6 +636,7 @@ ClusterReport Cluster::Run() {
   }
   PlanSuspicions();
   PlanDuties();
+  PlanSuspensions();
   world_.schedule.At(faults_end_ms_, [this] { HealAll(); });
   const History& history = world_.history;
   while (history.violation().empty() && phase_ != "succeeded") {
@@ -670,6 +702,7 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   backups_lost += other.backups_lost;
   suspicions += other.suspicions;
   drains += other.drains;
+  suspensions += other.suspensions;
   moves += other.moves;
   too_old += other.too_old;
   rewinds += other.rewinds;

@@ -256,6 +256,16 @@ void CoordinatorNode::Rebalance() {
   Flush(false);
 }
 
+void CoordinatorNode::Suspend(bool suspend) {
+  if (core_ == nullptr) return;
+  if (suspend) {
+    core_->Suspend(next_ticket_++, "1", Now());
+  } else {
+    core_->Resume(next_ticket_++, "1", Now());
+  }
+  Flush(false);
+}
+
 std::optional<coordinator::Duty> CoordinatorNode::DutyOf(const std::string& node) const {
   if (core_ == nullptr) return std::nullopt;
   for (const coordinator::Members* members : {&core_->servers(), &core_->agents()}) {

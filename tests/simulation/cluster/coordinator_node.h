@@ -27,6 +27,7 @@ class CoordinatorNode {
   // An operator asks for it; it may be lost with the leader.
   void SetDuty(const std::string& node, coordinator::Duty duty);
   void Rebalance();
+  void Suspend(bool suspend);  // or resume
   // As the leader has it; nothing unless it leads and knows the node.
   std::optional<coordinator::Duty> DutyOf(const std::string& node) const;
   ZkClient& client() { return client_; }

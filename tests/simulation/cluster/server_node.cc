@@ -88,7 +88,8 @@ void ServerNode::CheckShards() {
         }
         version = std::max(version, status.version);
       }
-      for (std::uint32_t number = 0; number < jobs_[job.job].shards; ++number) {
+      const Job* const known = FindJob(job.job);  // a lane hears of the end a little later
+      for (std::uint32_t number = 0; known != nullptr && number < known->shards; ++number) {
         const server::Shard* copy = lane.core->FindCopy(job.job, ShardId(number));
         if (copy != nullptr) world_.history.CheckShard(*copy, false);
       }

@@ -197,6 +197,7 @@ int main(int argc, char** argv) {
       {"backups_lost", sum.backups_lost},
       {"suspicions", sum.suspicions},
       {"drains", sum.drains},
+      {"suspensions", sum.suspensions},
       {"moves", sum.moves},
       {"rewinds", sum.rewinds},
       {"incarnations", sum.incarnations},

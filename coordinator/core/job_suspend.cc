@@ -1,0 +1,59 @@
+// Operators take a job off the cluster, and bring it back.
+#include "coordinator/core/job.h"
+
+namespace ps::coordinator {
+
+Status Job::Suspend() {
+  if (state_.phase == Phase::kSuspended || state_.suspending) return Ok();
+  if (over() || state_.phase == Phase::kImporting) {
+    return Error{ErrorCode::kConflict, "job " + state_.name + " is not trained any more: it is " +
+                                           PhaseName(state_.phase)};
+  }
+  if (state_.phase == Phase::kDraining || state_.phase == Phase::kEvaluating) {
+    return Error{ErrorCode::kConflict, "job " + state_.name +
+                                           " has trained all its records and ends soon: it is " +
+                                           PhaseName(state_.phase)};
+  }
+  if (state_.phase == Phase::kQueued) {
+    SetPhase(Phase::kSuspended, "by an operator, before it was placed");
+    return Ok();
+  }
+  state_.suspending = true;
+  dirty_.state = true;
+  Event("suspend", "an operator suspends the job, with a checkpoint that is taken now");
+  return Ok();
+}
+
+Status Job::Resume() {
+  if (state_.suspending) {
+    state_.suspending = false;
+    dirty_.state = true;
+    Event("suspend", "an operator lets the job go on before it was suspended");
+    return Ok();
+  }
+  if (state_.phase != Phase::kSuspended) {
+    if (!over()) return Ok();
+    return Error{ErrorCode::kConflict,
+                 "job " + state_.name + " is over: it has " + PhaseName(state_.phase)};
+  }
+  SetPhase(Phase::kQueued, "an operator resumes it: waits to be placed");
+  return Ok();
+}
+
+void Job::TakeOff() {
+  state_.suspending = false;
+  for (const std::string& server : JobServers()) {
+    control::JobDropT drop;
+    drop.job = state_.id.value();
+    cluster_.Send(server, control::Make(std::move(drop)));
+  }
+  ForgetSinceCheckpoint("the job is suspended");
+  ForgetPlaces();
+  shard_states_.clear();
+  restore_retries_.clear();
+  chains_ = {};
+  SetPhase(Phase::kSuspended, "by an operator, at checkpoint " +
+                                  std::to_string(state_.NewestCheckpoint()->round.value()));
+}
+
+}  // namespace ps::coordinator
