@@ -4,6 +4,7 @@ A Base is a Debian 12 with what the packages depend on, kept for the next time. 
 layer over it, with a network of its own: a loopback only, or a network namespace that is given. That
 needs root, mmdebstrap, systemd-nspawn and, the first time, a Debian mirror.
 """
+import fcntl
 import glob
 import hashlib
 import os
@@ -54,6 +55,10 @@ def expect(condition, what):
 
 
 def can_boot():
+    def interrupt(_number, _frame):
+        raise KeyboardInterrupt  # so that containers end with us
+
+    signal.signal(signal.SIGTERM, interrupt)
     if os.geteuid() != 0:
         raise Broken("needs root")
     for program in PROGRAMS:
@@ -96,6 +101,7 @@ class Base:
     def __init__(self, debs, work):
         self.debs = debs
         self.work = work
+        self.lock = None
         self.folder = None
 
     def dependencies(self):
@@ -109,6 +115,11 @@ class Base:
 
     def make(self):
         os.makedirs(self.work, exist_ok=True)
+        self.lock = open(os.path.join(self.work, "lock"), "w")  # until this process ends
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Broken("another test uses %s: --work" % self.work) from None
         names = self.dependencies()
         key = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
         base = os.path.join(self.work, "base-" + key)
@@ -181,6 +192,10 @@ class Container:
             for group in self.groups():
                 try:
                     os.makedirs(group, exist_ok=True)
+                    shares = os.path.join(group, "cpu.shares")
+                    if os.path.exists(shares):  # what else runs on this machine goes first
+                        with open(shares, "w") as file:
+                            file.write("256")
                     with open(os.path.join(group, "cgroup.procs"), "w") as procs:
                         procs.write("%d" % os.getpid())
                 except OSError:
@@ -247,7 +262,24 @@ class Container:
     # ---- files and units within
 
     def path(self, path):
-        return self.root + path
+        """Where that is for us. Links within are followed within: an absolute one would lead to our own files."""
+        left, found = path.strip("/").split("/"), self.root
+        for _ in range(200):
+            if not left:
+                return found
+            name = left.pop(0)
+            here = os.path.join(found, name)
+            if name in ("", "."):
+                continue
+            if name == "..":
+                found = found if found == self.root else os.path.dirname(found)
+            elif os.path.islink(here):
+                target = os.readlink(here)
+                found = self.root if os.path.isabs(target) else found
+                left = target.strip("/").split("/") + left
+            else:
+                found = here
+        raise Broken("%s: too many links" % path)
 
     def read(self, path):
         with open(self.path(path), encoding="utf-8") as file:

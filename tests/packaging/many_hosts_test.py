@@ -76,6 +76,15 @@ class ArgumentsTest(unittest.TestCase):
             for flag in {word.strip(",") for word in flags.split() if word.startswith("--")} - {"--help"}:
                 self.assertIn(flag, description)
 
+    def test_nodes_that_get_the_list_are_named_once_and_are_not_the_new_ones(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".nodes") as file:
+            file.write("# ours\na\nd\n\n")
+            file.flush()
+            options = scale_out.parse(["new", "other=10.0.0.9", "--packages", "x", "--like", "c", "--existing", "a,b",
+                                       "--existing", "new", "--existing-file", file.name])
+        self.assertEqual(options.hosts, ["new", "other=10.0.0.9"])
+        self.assertEqual(options.existing, ["a", "b", "d", "c"])
+
     def test_a_folder_without_packages_of_one_version_is_named(self):
         with tempfile.TemporaryDirectory() as folder:
             for script in ("scale_out", "rolling_upgrade"):
