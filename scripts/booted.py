@@ -185,25 +185,36 @@ class Container:
 
     def within(self, script, timeout=300):
         """Before the boot. Not by chroot: systemd-tmpfiles wants /proc."""
-        return run([*self.words(), "--pipe", "sh", "-ec", script], timeout=timeout)
+        try:
+            return run([*self.words(), "--pipe", "sh", "-ec", script], timeout=timeout, preexec_fn=self.enter_groups)
+        finally:
+            self.remove_groups()
+
+    def enter_groups(self):
+        for group in self.groups():
+            try:
+                os.makedirs(group, exist_ok=True)
+                shares = os.path.join(group, "cpu.shares")
+                if os.path.exists(shares):  # what else runs on this machine goes first
+                    with open(shares, "w") as file:
+                        file.write("256")
+                with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+                    procs.write("%d" % os.getpid())
+            except OSError:
+                pass  # a hierarchy that is not for us, such as an unset cpuset
+
+    def remove_groups(self):
+        for group in self.groups():
+            for folder, _, _ in os.walk(group, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except OSError:
+                    pass
 
     def boot(self):
-        def enter_groups():
-            for group in self.groups():
-                try:
-                    os.makedirs(group, exist_ok=True)
-                    shares = os.path.join(group, "cpu.shares")
-                    if os.path.exists(shares):  # what else runs on this machine goes first
-                        with open(shares, "w") as file:
-                            file.write("256")
-                    with open(os.path.join(group, "cgroup.procs"), "w") as procs:
-                        procs.write("%d" % os.getpid())
-                except OSError:
-                    pass  # a hierarchy that is not for us, such as an unset cpuset
-
         with open(os.path.join(os.path.dirname(self.root), "nspawn.log"), "w") as log:
             self.nspawn = subprocess.Popen([*self.words(), "--console=pipe", "-b"], stdin=subprocess.DEVNULL,
-                                           stdout=log, stderr=log, preexec_fn=enter_groups)
+                                           stdout=log, stderr=log, preexec_fn=self.enter_groups)
         end = time.monotonic() + 60
         while not self.leader:
             if self.nspawn.poll() is not None or time.monotonic() > end:
@@ -252,12 +263,7 @@ class Container:
             self.nspawn.terminate()
         self.nspawn.wait(timeout=30)
         self.nspawn, self.leader = None, 0
-        for group in self.groups():
-            for folder, _, _ in os.walk(group, topdown=False):
-                try:
-                    os.rmdir(folder)
-                except OSError:
-                    pass
+        self.remove_groups()
 
     # ---- files and units within
 
