@@ -80,6 +80,16 @@ class UnitsTest(unittest.TestCase):
             exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
             self.assertLessEqual(float(exposure.group(1)), EXPOSURE_MAX)
 
+    def test_libzmq_may_do_what_it_aborts_without(self):
+        """Seen under a booted systemd only: getifaddrs, and pthread_setschedparam in each thread."""
+        for path in services():
+            service = read(path)["Service"]
+            self.assertIn("AF_NETLINK", service["RestrictAddressFamilies"].split(), path)
+            calls = service["SystemCallFilter"].splitlines()
+            denied = [line for line in calls if line.startswith("~") and "@resources" in line]
+            if denied:
+                self.assertGreater(calls.index("sched_setscheduler"), calls.index(denied[0]), path)
+
     def test_the_programs_take_the_arguments(self):
         for path in services():
             words = read(path)["Service"]["ExecStart"].split()

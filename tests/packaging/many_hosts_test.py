@@ -1,0 +1,170 @@
+#!/usr/bin/python3
+"""scale_out and rolling_upgrade as far as they go without a host: many_hosts_test.py SCRIPTS PROGRAM=FILE...
+
+SCRIPTS is their folder; PROGRAM=FILE a daemon and its /etc/ds/*.conf. scripts/hosts_test runs them on booted
+hosts.
+"""
+import importlib.machinery
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+SCRIPTS = sys.argv[1]
+FILES = dict(argument.split("=", 1) for argument in sys.argv[2:])
+sys.dont_write_bytecode = True
+sys.path.insert(0, SCRIPTS)
+
+
+def load(name):
+    loader = importlib.machinery.SourceFileLoader(name, os.path.join(SCRIPTS, name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+scale_out = load("scale_out")
+
+
+def run(script, *words):
+    done = subprocess.run([os.path.join(SCRIPTS, script), *words], text=True, timeout=60, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return done.returncode, done.stdout, done.stderr
+
+
+def make_packages(folder, names, version="1.0-1"):
+    for name in names:
+        tree = os.path.join(folder, "tree")
+        os.makedirs(os.path.join(tree, "DEBIAN"))
+        with open(os.path.join(tree, "DEBIAN/control"), "w", encoding="utf-8") as file:
+            file.write("Package: %s\nVersion: %s\nArchitecture: amd64\nMaintainer: a <a@a.invalid>\n"
+                       "Description: empty\n" % (name, version))
+        subprocess.run(["dpkg-deb", "-b", tree, os.path.join(folder, "%s_%s_amd64.deb" % (name, version))], check=True,
+                       stdout=subprocess.DEVNULL, timeout=30)
+        shutil.rmtree(tree)
+
+
+class ArgumentsTest(unittest.TestCase):
+    def test_what_makes_no_sense_is_a_usage_error_that_says_why(self):
+        usual = ["--packages", "x", "--conf", "y"]
+        for script, words, why in [
+                ("scale_out", [*usual], "HOST"),
+                ("scale_out", ["a", "--conf", "y"], "--packages"),
+                ("scale_out", ["a", "--packages", "x"], "--like HOST or --conf DIR"),
+                ("scale_out", ["a", "a=10.0.0.1", *usual], "twice"),
+                ("scale_out", ["a", "--roles", "server,driver", *usual], "'driver'"),
+                ("scale_out", ["a", "--roles", "coordinator@1", *usual], "'coordinator@1'"),
+                ("scale_out", ["a", "--set", "server.rack=1", *usual], "'server.rack=1'"),
+                ("scale_out", ["a", "--existing-file", "/nowhere/nodes", *usual], "/nowhere/nodes"),
+                ("rolling_upgrade", ["--packages", "x"], "HOST"),
+                ("rolling_upgrade", ["a"], "--packages"),
+                ("rolling_upgrade", ["a", "a", "--packages", "x"], "twice"),
+                ("rolling_upgrade", ["--packages", "x", "--", "-oProxyCommand=true"], "begins with -")]:
+            status, _, error = run(script, *words)
+            self.assertEqual(status, 2, (script, words, error))
+            self.assertIn(why, error)
+
+    def test_help_names_every_flag_in_words(self):
+        for script in ("scale_out", "rolling_upgrade"):
+            status, text, _ = run(script, "--help")
+            self.assertEqual(status, 0)
+            description, _, flags = text.partition("positional arguments")
+            for flag in {word.strip(",") for word in flags.split() if word.startswith("--")} - {"--help"}:
+                self.assertIn(flag, description)
+
+    def test_nodes_that_get_the_list_are_named_once_and_are_not_the_new_ones(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".nodes") as file:
+            file.write("# ours\na\nd\n\n")
+            file.flush()
+            options = scale_out.parse(["new", "other=10.0.0.9", "--packages", "x", "--like", "c", "--existing", "a,b",
+                                       "--existing", "new", "--existing-file", file.name])
+        self.assertEqual(options.hosts, ["new", "other=10.0.0.9"])
+        self.assertEqual(options.existing, ["a", "b", "d", "c"])
+
+    def test_a_folder_without_packages_of_one_version_is_named(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for script in ("scale_out", "rolling_upgrade"):
+                words = ["a", "--packages", folder, "--json"] + (["--conf", folder] if script == "scale_out" else [])
+                status, out, error = run(script, *words)
+                answer = json.loads(out)
+                self.assertEqual(status, 1)
+                self.assertIn("no packages", answer["error"]["cause"])
+                self.assertTrue(answer["error"]["next"])
+                self.assertEqual(answer["hosts"][0]["state"], "untouched")
+                self.assertIn("next: ", error)
+            make_packages(folder, ["ds-common"])
+            make_packages(folder, ["ds-cli"], "1.1-1")
+            status, out, _ = run("rolling_upgrade", "a", "--packages", folder, "--json")
+            self.assertEqual(status, 1)
+            self.assertIn("1.0-1, 1.1-1", json.loads(out)["error"]["cause"])
+
+    @unittest.skipIf(shutil.which("ssh") is None, "no ssh here")
+    def test_a_host_that_does_not_answer_is_named_with_step_cause_and_what_to_do(self):
+        with tempfile.TemporaryDirectory() as folder:
+            make_packages(folder, ["ds-common", "ds-cli", "ds-server", "ds-worker"])
+            config = os.path.join(folder, "ssh.conf")
+            with open(config, "w", encoding="utf-8") as file:
+                file.write("Host *\n HostName 127.0.0.1\n Port 1\n")
+            for script in ("scale_out", "rolling_upgrade"):
+                words = ["left", "right", "--packages", folder, "--ssh-config", config, "--dry-run"]
+                words += ["--conf", folder] if script == "scale_out" else []
+                status, out, error = run(script, *words, "--json")
+                answer = json.loads(out)
+                self.assertEqual(status, 1, error)
+                self.assertEqual((answer["error"]["host"], answer["error"]["step"]), ("left", "reach"))
+                self.assertIn("refused", answer["error"]["cause"])
+                self.assertIn("ssh left", answer["error"]["next"])
+                self.assertEqual([host["state"] for host in answer["hosts"]], ["failed", "untouched"])
+
+
+class ConfigurationTest(unittest.TestCase):
+    def roles(self):
+        return {role: path for program, path in FILES.items() for role, name in scale_out.PROGRAM.items()
+                if name == os.path.basename(program)}
+
+    def test_what_is_made_of_the_packages_files_is_good(self):
+        self.assertEqual(len(self.roles()), 3)
+        with tempfile.TemporaryDirectory() as folder:
+            for program, path in FILES.items():
+                role = next(role for role, name in scale_out.PROGRAM.items() if name == os.path.basename(program))
+                with open(path, encoding="utf-8") as file:
+                    text = scale_out.configuration(file.read() + "insecure = true\n", role, "10.0.0.7",
+                                                   {"session-timeout-ms": "9000"})
+                self.assertEqual(scale_out.settings(text)["bind"], "10.0.0.7")
+                self.assertEqual(scale_out.settings(text)["session-timeout-ms"], "9000")
+                made = os.path.join(folder, "a.conf")
+                with open(made, "w", encoding="utf-8") as file:
+                    file.write(text)
+                done = subprocess.run([program, "--config", made, "--check-config"], text=True, timeout=30,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_what_is_another_nodes_own_is_not_taken_over(self):
+        text = scale_out.configuration("name = a-0\nbind = 10.0.0.1\nadvertise = a.example\nlanes = 4\n", "server",
+                                       "10.0.0.7", {})
+        self.assertEqual(scale_out.settings(text), {"bind": "10.0.0.7", "lanes": "4"})
+
+    def test_who_listens_everywhere_says_where_others_reach_it(self):
+        text = scale_out.configuration("bind = 0.0.0.0\nadvertise = a.example\n", "coordinator", "10.0.0.7", {})
+        self.assertEqual(scale_out.settings(text), {"bind": "0.0.0.0", "advertise": "10.0.0.7"})
+
+    def test_a_rack_is_never_guessed(self):
+        with self.assertRaises(ValueError) as raised:
+            scale_out.configuration("rack = left\n", "server", "10.0.0.7", {})
+        self.assertIn("--set ps-server.rack=", raised.exception.args[1])
+        text = scale_out.configuration("rack = left\n", "server", "10.0.0.7", {"rack": "right"})
+        self.assertEqual(scale_out.settings(text)["rack"], "right")
+
+    def test_the_same_again_changes_nothing(self):
+        for role, path in self.roles().items():
+            with open(path, encoding="utf-8") as file:
+                once = scale_out.configuration(file.read(), role, "10.0.0.7", {"log-level": "debug"})
+            self.assertEqual(scale_out.configuration(once, role, "10.0.0.7", {"log-level": "debug"}), once)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
