@@ -166,6 +166,7 @@ void CoordinatorNode::Begin(const std::vector<coordinator::JobRecord>& records) 
 void CoordinatorNode::StepDown() {
   term_.reset();
   core_.reset();
+  submission_.reset();
   pending_ = {};
   identity_of_.clear();
   procid_of_.clear();
@@ -239,8 +240,10 @@ void CoordinatorNode::OnTick() {
 }
 
 void CoordinatorNode::Submit() {
-  if (core_ == nullptr) return;
-  core_->Submit(next_ticket_++, world_.spec_json, false, Now());
+  // Who asks twice gets two jobs, and an agent may take long to look at the first one.
+  if (core_ == nullptr || submission_.has_value()) return;
+  submission_ = next_ticket_++;
+  core_->Submit(*submission_, world_.spec_json, false, Now());
   Flush(false);
 }
 
@@ -324,7 +327,9 @@ void CoordinatorNode::Release(const coordinator::Output& output) {
     if (identity != identity_of_.end()) world_.network.Reply(identity->second, {send.bytes, {}});
   }
   for (const coordinator::Answer& answer : output.answers) {
-    if (!answer.body.ok()) world_.history.Log("answer: " + answer.body.error().message);
+    if (answer.body.ok()) continue;
+    world_.history.Log("answer: " + answer.body.error().message);
+    if (submission_ == answer.ticket) submission_.reset();
   }
 }
 
