@@ -286,7 +286,11 @@ void LoadWorker::OnAdvanced() {
     ready_.set_value(Nothing());
     return;
   }
-  Fill();
+  if (settings_.pause_ms == 0) {
+    Fill();
+  } else if (running_) {
+    pause_.After(net::Milliseconds(settings_.pause_ms), [this] { Fill(); });
+  }
   FinishIfIdle();
 }
 

@@ -43,6 +43,7 @@ class LoadWorker {
     Clock first_clock;
     bool fills = false;  // makes all rows of the plan's table before it counts as connected
     std::uint32_t window = 4;
+    std::uint32_t pause_ms = 0;  // between an answer and the next pushes
     double deadline_seconds = 60;
     // Why every wait is to end now; empty: it is not. Asked on the caller's thread; may be null.
     std::function<std::string()> give_up = {};
@@ -125,6 +126,7 @@ class LoadWorker {
 
   // The worker's thread, but for Post and Stop.
   net::Loop loop_;
+  net::Timer pause_{loop_};
   struct alignas(64) Line {
     std::byte bytes[64];
   };

@@ -212,6 +212,11 @@ int main(int argc, char** argv) {
 
       ->check(CLI::Range(1, 32))
       ->option_text("N (4)");
+  app.add_option("--pause-ms", options.pause_ms,
+                 "with --cluster: of a worker between an answer and its next push, as if it computed")
+
+      ->check(CLI::Range(0, 1000))
+      ->option_text("MS (0)");
   app.add_option("--workers", options.workers, "that push or pull at once")
 
       ->check(CLI::Range(1, 256))

@@ -256,6 +256,7 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
     settings.first_clock = task.first_clock;
     settings.fills = plan.row_width > 0 && task.worker == 0;
     settings.window = options.window;
+    settings.pause_ms = options.pause_ms;
     settings.deadline_seconds = options.deadline_seconds;
     settings.give_up = give_up;
     settings.cut = [this, number = task.number](std::uint64_t round, Clock cut) {

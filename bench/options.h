@@ -66,6 +66,7 @@ struct Options {
   wire::ValueCodec values = wire::ValueCodec::Fp32;
   RowOptions rows;
   std::uint32_t window = 4;
+  std::uint32_t pause_ms = 0;  // kCluster: of a worker between an answer and its next pushes
   std::uint32_t workers = 1;
   std::uint32_t servers = 1;
   std::uint32_t lanes = 1;     // of a server
