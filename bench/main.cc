@@ -212,8 +212,9 @@ int main(int argc, char** argv) {
 
       ->check(CLI::Range(1, 32))
       ->option_text("N (4)");
-  app.add_option("--pause-ms", options.pause_ms,
-                 "with --cluster: of a worker between an answer and its next push, as if it computed")
+  app.add_option(
+         "--pause-ms", options.pause_ms,
+         "with --cluster: of a worker between an answer and its next push, as if it computed")
 
       ->check(CLI::Range(0, 1000))
       ->option_text("MS (0)");

@@ -42,6 +42,13 @@ Status Job::Resume() {
 
 void Job::TakeOff() {
   state_.suspending = false;
+  for (const DeadWorker& dead : state_.dead) {
+    if (!dead.agent.empty()) continue;
+    Event("lost", "what worker " + std::to_string(dead.worker.value()) + " (incarnation " +
+                      std::to_string(dead.incarnation.value()) +
+                      ") had pushed and its agent, which is gone, may have alone is given up with "
+                      "the suspension");
+  }
   for (const std::string& server : JobServers()) {
     control::JobDropT drop;
     drop.job = state_.id.value();

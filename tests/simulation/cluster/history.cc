@@ -268,7 +268,10 @@ std::vector<std::uint32_t> History::CountPositions(const checkpoint::ShardImage&
 bool History::MayBeLost(std::uint64_t position) const {
   return std::any_of(pushes_.begin(), pushes_.end(), [&](const auto& of) {
     const auto& [incarnation, pushes] = of;
-    if (!runs_.at(incarnation).ring_lost && !away_.contains(incarnation)) return false;
+    if (!runs_.at(incarnation).ring_lost && !away_.contains(incarnation) &&
+        !given_up_.contains(incarnation)) {
+      return false;
+    }
     return std::any_of(pushes.begin(), pushes.end(), [position](const Push& push) {
       return position >= push.begin && position < push.end;
     });

@@ -81,6 +81,7 @@ class History {
     over_ = over;
     if (generation > generation_) {
       for (auto& [incarnation, run] : runs_) run.rewound = true;
+      given_up_.insert(away_.begin(), away_.end());
     }
     generation_ = generation;
     if (!over) away_ = std::move(away);
@@ -172,6 +173,7 @@ class History {
   bool over_ = false;
   std::uint32_t generation_ = 1;
   std::set<Incarnation> away_;
+  std::set<Incarnation> given_up_;  // were away when the job went back, or off the cluster
   std::string violation_;
   std::map<Incarnation, Run> runs_;
   // By incarnation, from the clock after its first one.
