@@ -18,7 +18,8 @@ PROGRAM = {"coordinator": "coordinator", "server": "ps-server", "worker": "ps-wo
 UNIT = {"coordinator": "ps-coordinator.service", "server": "ps-server@%s.service",
         "worker": "ps-worker@%s.service"}
 ROLES = list(PROGRAM)  # in the order of their start
-OVER = ("succeeded", "failed", "cancelled")
+OVER = ("succeeded", "failed", "cancelled", "imported")
+WAITING = ("queued", "suspended")  # on no node
 JOINED = ("ready", "unsteady")
 OK, FAILED, INTERRUPTED = 0, 1, 130  # 2, usage, is of argparse
 
@@ -358,15 +359,16 @@ class Cluster:
 
     def jobs(self):
         """Numbers of those that run."""
-        return [str(job["id"]) for job in self.ask("job", "list")["jobs"] if job["phase"] not in OVER + ("queued",)]
+        return [str(job["id"]) for job in self.ask("job", "list")["jobs"] if job["phase"] not in OVER + WAITING]
 
     def health(self, job):
-        """(what it waits for that it should not have to, or "", shards whose backups are in sync); None: it is over."""
+        """(what it waits for that it should not have to, or "", shards whose backups are in sync); None: it does not
+        run."""
         causes = self.ask("job", "why", job)["causes"]
         bad = ["%s (%s)" % (cause["cause"], cause["evidence"]) for cause in causes if cause["weight"] == "blocked"]
         body = self.ask("job", "describe", job)
         body = body.get("job", body)
-        if body["phase"] in OVER and body["phase"] != "failed":
+        if body["phase"] in OVER + WAITING and body["phase"] != "failed":
             return None
         lost = [str(worker["worker"]) for worker in body.get("workers", []) if worker["state"] != "live"]
         if lost and body["phase"] == "running":

@@ -28,6 +28,7 @@ def load(name):
 
 
 scale_out = load("scale_out")
+nodes = load("nodes.py")
 
 
 def run(script, *words):
@@ -164,6 +165,26 @@ class ConfigurationTest(unittest.TestCase):
             with open(path, encoding="utf-8") as file:
                 once = scale_out.configuration(file.read(), role, "10.0.0.7", {"log-level": "debug"})
             self.assertEqual(scale_out.configuration(once, role, "10.0.0.7", {"log-level": "debug"}), once)
+
+    def test_a_job_on_no_node_does_not_hold_up_an_upgrade(self):
+        class Told(nodes.Cluster):
+            def __init__(self, phase):
+                self.phase = phase
+
+            def ask(self, *words, seconds=30):
+                job = {"id": 7, "phase": self.phase, "replicated_shards": 3,
+                       "workers": [{"worker": 0, "state": "live" if self.phase == "running" else "none"}]}
+                blocked = {"weight": "blocked", "cause": "an operator has suspended the job", "evidence": "so"}
+                causes = [] if self.phase == "running" else [blocked]
+                return {"job list": {"jobs": [job]}, "job why": {"causes": causes},
+                        "job describe": {"job": job}}[" ".join(words[:2])]
+
+        self.assertEqual(Told("running").jobs(), ["7"])
+        self.assertEqual(Told("running").health("7"), ("", 3))
+        for phase in ("suspended", "queued", "imported", "succeeded"):
+            self.assertEqual(Told(phase).jobs(), [], phase)
+            self.assertIsNone(Told(phase).health("7"), phase)
+        self.assertIn("suspended", Told("recovering").health("7")[0])
 
 
 if __name__ == "__main__":
