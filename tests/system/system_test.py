@@ -2141,7 +2141,8 @@ class FaultyDisk(unittest.TestCase):
                            FAULTY_DISK=os.path.realpath(checkpoints) + ":eio@30,enospc@75,short@150")
         try:
             cluster.up()
-            job = cluster.submit(ledger("faulty", records=400000, epochs=4, every=500))
+            # Longer than two rounds that fail, after each of which the next one waits for 10 s.
+            job = cluster.submit(ledger("faulty", records=400000, epochs=14, every=500))
             self.assertEqual(cluster.wait(job, 200), 0, cluster.events(job) + cluster.log_tails())
             described = cluster.job(job)
             events = cluster.events(job)
@@ -2159,7 +2160,7 @@ class FaultyDisk(unittest.TestCase):
             self.assertEqual(described["restarts"], 0)
             code, said, _ = cluster.ledger(described)
             self.assertEqual(code, 0, said)
-            self.assertEqual(described["result"]["metric"], 16 * 16000)
+            self.assertEqual(described["result"]["metric"], 16 * 56000)
             listed = json.loads(cluster.ds("ckpt", "list", job, "-o", "json").stdout)["checkpoints"]
             self.assertGreaterEqual(len(listed), 1)
             for one in listed:
