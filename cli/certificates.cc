@@ -1,12 +1,11 @@
 #include "cli/certificates.h"
 
-#include <sys/stat.h>
-
 #include <utility>
 
 #include "cli/whole_file.h"
 #include "common/net/certificates.h"
 #include "common/net/list_file.h"
+#include "common/secret_file.h"
 
 namespace ps::cli {
 namespace {
@@ -16,12 +15,7 @@ namespace fs = std::filesystem;
 constexpr int kAuthorityDays = 3650;
 
 Result<std::string> ReadKey(const fs::path& path) {
-  struct stat state {};
-  if (::stat(path.c_str(), &state) == 0 && (state.st_mode & (S_IWGRP | S_IRWXO)) != 0) {
-    return Error{ErrorCode::kDenied, path.string() +
-                                         ": others may use this secret key; `chmod 600` it, or "
-                                         "make a new one if they have"};
-  }
+  PS_TRY(CheckSecretFile(path.string(), SecretReaders::kOwnerAndGroup, "secret key"));
   std::string text = PS_TRY(net::ReadListFile(path.string()));
   if (text.empty()) return Error{ErrorCode::kInvalid, path.string() + ": is empty"};
   return text;

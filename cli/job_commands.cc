@@ -142,20 +142,6 @@ Result<ExitCode> WaitAndWrite(Globals& globals, Api& api, const std::string& job
 }
 
 Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
-                            const SubmitOptions& options);
-
-Result<ExitCode> Submit(Globals& globals, const SubmitOptions& options) {
-  const std::vector<JobOverride> overrides = PS_TRY(ParseSets(options.sets));
-  const std::string text = PS_TRY(ReadJobFile(options.file));
-  std::error_code error;
-  const fs::path path = options.file == "-" ? fs::path("stdin") : fs::path(options.file);
-  const fs::path base = fs::absolute(path, error).parent_path();
-  auto spec =
-      ParseJobYaml(text, options.file == "-" ? "stdin" : options.file, base.string(), overrides);
-  return SubmitSpec(globals, spec, options);
-}
-
-Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
                             const SubmitOptions& options) {
   Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
@@ -198,6 +184,17 @@ Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
     environment.out << "submitted job " << id << " (" << spec->name << ")\n";
   }
   return ExitCode::kOk;
+}
+
+Result<ExitCode> Submit(Globals& globals, const SubmitOptions& options) {
+  const std::vector<JobOverride> overrides = PS_TRY(ParseSets(options.sets));
+  const std::string text = PS_TRY(ReadJobFile(options.file));
+  std::error_code error;
+  const fs::path path = options.file == "-" ? fs::path("stdin") : fs::path(options.file);
+  const fs::path base = fs::absolute(path, error).parent_path();
+  auto spec =
+      ParseJobYaml(text, options.file == "-" ? "stdin" : options.file, base.string(), overrides);
+  return SubmitSpec(globals, spec, options);
 }
 
 // ---- list, get, describe
@@ -446,6 +443,19 @@ Result<ExitCode> ShowLogs(Globals& globals, const LogOptions& options) {
 
 // ---- wait, cancel
 
+// "job 3 (mnist) is running", of an answer with a job.
+void WritePhase(std::ostream& out, OutputFormat format, const Json& answer) {
+  if (WriteStructured(out, format, answer)) return;
+  const Json& job = MemberOf(answer, "job");
+  if (format == OutputFormat::kName) {
+    out << Printable(TextOf(job, "id")) << "\n";
+    return;
+  }
+  out << Printable("job " + TextOf(job, "id") + " (" + TextOf(job, "name") + ") is " +
+                   TextOf(job, "phase"))
+      << (FlagOf(job, "suspending") ? ", and suspended with its next checkpoint" : "") << "\n";
+}
+
 struct WaitCommand {
   std::string job;
   std::string timeout;
@@ -467,7 +477,6 @@ struct CancelCommand {
 };
 
 Result<ExitCode> Cancel(Globals& globals, const CancelCommand& command) {
-  Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
   WaitOptions options = PS_TRY(ParseWaitOptions(command.timeout, true));
   Api api = PS_TRY(globals.OpenApi());
@@ -479,13 +488,7 @@ Result<ExitCode> Cancel(Globals& globals, const CancelCommand& command) {
         PS_TRY(WaitAndWrite(globals, api, TextOf(job, "id", command.job), format, options));
     return code == ExitCode::kJobCancelled ? ExitCode::kOk : code;
   }
-  if (WriteStructured(environment.out, format, answer)) return ExitCode::kOk;
-  if (format == OutputFormat::kName) {
-    environment.out << Printable(TextOf(job, "id")) << "\n";
-  } else {
-    environment.out << "job " << Printable(TextOf(job, "id") + " (" + TextOf(job, "name") + ") is ")
-                    << Printable(TextOf(job, "phase", "being cancelled")) << "\n";
-  }
+  WritePhase(globals.environment.out, format, answer);
   return ExitCode::kOk;
 }
 
@@ -546,18 +549,8 @@ Result<ExitCode> ChangePhase(Globals& globals, const PhaseCommand& command, cons
   Json answer = PS_TRY(api.Post(JobPath(command.job) + "/" + verb, Json::object()));
   const std::string id = TextOf(MemberOf(answer, "job"), "id", command.job);
   if (command.wait) answer["job"] = PS_TRY(WaitForJob(api, environment, id, options));
-  const Json& job = MemberOf(answer, "job");
-  const ExitCode code = IsFinished(job) && command.wait ? ExitCode::kConflict : ExitCode::kOk;
-  if (WriteStructured(environment.out, format, answer)) return code;
-  if (format == OutputFormat::kName) {
-    environment.out << Printable(id) << "\n";
-    return code;
-  }
-  environment.out << "job " << Printable(id + " (" + TextOf(job, "name") + ") is ")
-                  << Printable(TextOf(job, "phase"))
-                  << (FlagOf(job, "suspending") ? ", and suspended with its next checkpoint" : "")
-                  << "\n";
-  return code;
+  WritePhase(environment.out, format, answer);
+  return IsFinished(MemberOf(answer, "job")) && command.wait ? ExitCode::kConflict : ExitCode::kOk;
 }
 
 void AddPhaseCommand(CLI::App& group, Globals& globals, const char* verb, const char* phase,

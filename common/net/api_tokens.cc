@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "common/net/list_file.h"
+#include "common/secret_file.h"
 
 namespace ps::net {
 namespace {
@@ -96,16 +97,8 @@ std::string ApiTokenHash(std::string_view token) {
 }
 
 Result<std::string> ReadApiTokenFile(const std::string& path) {
-  struct stat state {};
-  if (::stat(path.c_str(), &state) != 0) {
-    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno) +
-                                     "; `ds-cli token create` makes a token"};
-  }
-  if ((state.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    return Error{ErrorCode::kDenied, path +
-                                         ": others than its owner may use this token; "
-                                         "`chmod 600` it, or make a new one if they have"};
-  }
+  PS_TRY(CheckSecretFile(path, SecretReaders::kOwner, "token",
+                         "; `ds-cli token create` makes a token"));
   const auto lines = LinesOf(PS_TRY(ReadListFile(path)));
   // What stands there may be a secret all the same: it is not repeated.
   if (lines.size() != 1 || !IsApiToken(lines[0].second)) {
@@ -117,9 +110,6 @@ Result<std::string> ReadApiTokenFile(const std::string& path) {
 Result<ApiToken> ParseApiTokenLine(const std::string& line) {
   std::istringstream words(line);
   std::string role;
-  std::string until;
-  std::string date;
-  std::string more;
   ApiToken token;
   words >> role >> token.name >> token.hash;
   const auto known = ApiRoleOf(role);
@@ -135,12 +125,7 @@ Result<ApiToken> ParseApiTokenLine(const std::string& line) {
   if (!IsHash(token.hash)) {
     return Wrong("the SHA-256 of the token of " + token.name + " must be 64 hex digits");
   }
-  if (words >> until) {
-    if (until != "until" || !(words >> date)) return Wrong("after the hash may stand `until DATE`");
-    token.until_ms = DateMs(date);
-    if (!token.until_ms) return Wrong(Shown(date) + " is no date as in 2027-01-31");
-  }
-  if (words >> more) return Wrong(Shown(more) + " is one word too many");
+  token.until_ms = PS_TRY(ReadUntil(words));
   return token;
 }
 

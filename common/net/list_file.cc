@@ -66,6 +66,17 @@ std::optional<std::int64_t> DateMs(const std::string& text) {
   return static_cast<std::int64_t>(time) * 1000;
 }
 
+Result<std::optional<std::int64_t>> ReadUntil(std::istream& words) {
+  const auto wrong = [](const char* what) { return Error{ErrorCode::kInvalid, what}; };
+  std::string word;
+  if (!(words >> word)) return std::optional<std::int64_t>();
+  if (word != "until" || !(words >> word)) return wrong("the line may end with `until DATE` only");
+  const auto until = DateMs(word);
+  if (!until) return wrong("what follows `until` is no date as in 2027-01-31");
+  if (words >> word) return wrong("there is one word too many after the date");
+  return until;
+}
+
 std::string DateText(std::int64_t unix_ms) {
   const auto time = static_cast<std::time_t>(unix_ms / 1000);
   std::tm date{};

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <istream>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,7 +26,10 @@ bool IsListName(std::string_view name);
 
 // "2027-01-31": its first moment, UTC. Nothing if it is no date.
 std::optional<std::int64_t> DateMs(const std::string& text);
-// The same the other way.
+// What may end a line: nothing, or "until DATE". kInvalid otherwise; the words are not in the
+// message, as they may be secrets.
+Result<std::optional<std::int64_t>> ReadUntil(std::istream& words);
+// DateMs() the other way.
 std::string DateText(std::int64_t unix_ms);
 
 }  // namespace ps::net

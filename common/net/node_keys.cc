@@ -1,6 +1,5 @@
 #include "common/net/node_keys.h"
 
-#include <sys/stat.h>
 #include <zmq.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "common/net/list_file.h"
+#include "common/secret_file.h"
 
 namespace ps::net {
 namespace {
@@ -97,16 +97,8 @@ Result<KeyPair> ParseKeyFile(std::string_view text) {
 }
 
 Result<KeyPair> ReadKeyFile(const std::string& path) {
-  struct stat state {};
-  if (::stat(path.c_str(), &state) != 0) {
-    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno) +
-                                     "; `ds-cli auth create` makes a key"};
-  }
-  if ((state.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    return Error{ErrorCode::kDenied, path +
-                                         ": others than its owner may use this secret key; "
-                                         "`chmod 600` it, or make a new one if they have"};
-  }
+  PS_TRY(CheckSecretFile(path, SecretReaders::kOwner, "secret key",
+                         "; `ds-cli auth create` makes a key"));
   const std::string text = PS_TRY(ReadListFile(path));
   auto pair = ParseKeyFile(text);
   if (!pair.ok()) return Wrong(path + ": " + pair.error().message);
@@ -116,9 +108,6 @@ Result<KeyPair> ReadKeyFile(const std::string& path) {
 Result<TrustedKey> ParseTrustedLine(const std::string& line) {
   std::istringstream words(line);
   std::string role;
-  std::string until;
-  std::string date;
-  std::string more;
   TrustedKey key;
   words >> role >> key.name >> key.public_key;
   const auto known = RoleOf(role);
@@ -131,12 +120,7 @@ Result<TrustedKey> ParseTrustedLine(const std::string& line) {
   if (!IsPublicKey(key.public_key)) {
     return Wrong("the public key of " + key.name + " must be 40 characters of Z85");
   }
-  if (words >> until) {
-    if (until != "until" || !(words >> date)) return Wrong("after the key may stand `until DATE`");
-    key.until_ms = DateMs(date);
-    if (!key.until_ms) return Wrong("`" + date + "` is no date as in 2027-01-31");
-  }
-  if (words >> more) return Wrong("`" + more + "` is one word too many");
+  key.until_ms = PS_TRY(ReadUntil(words));
   return key;
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "common/net/certificates.h"
+#include "common/secret_file.h"
 
 namespace ps::net {
 namespace {
@@ -21,9 +22,9 @@ Error Wrong(const std::string& path, const std::string& what, const error_code& 
   return Error{ErrorCode::kInvalid, path + ": " + what + ": " + error.message()};
 }
 
-Result<struct stat> StatOf(const std::string& path) {
+Status CheckThere(const std::string& path) {
   struct stat state {};
-  if (::stat(path.c_str(), &state) == 0) return state;
+  if (::stat(path.c_str(), &state) == 0) return Ok();
   return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
 }
 
@@ -38,13 +39,8 @@ TlsContext NewContext(ssl::context::method method) {
 }  // namespace
 
 Result<ServerTls> OpenServerTls(const TlsFiles& files) {
-  PS_TRY(StatOf(files.certificate));
-  const struct stat key = PS_TRY(StatOf(files.key));
-  if ((key.st_mode & (S_IWGRP | S_IRWXO)) != 0) {
-    return Error{ErrorCode::kDenied, files.key +
-                                         ": others may use this secret key; `chmod 600` it, or "
-                                         "make a new one if they have"};
-  }
+  PS_TRY(CheckThere(files.certificate));
+  PS_TRY(CheckSecretFile(files.key, SecretReaders::kOwnerAndGroup, "secret key"));
   TlsContext context = NewContext(ssl::context::tls_server);
   // Nobody asks at a terminal: a key with a passphrase is an error.
   error_code error;
@@ -72,7 +68,7 @@ Result<TlsContext> OpenClientTls(const std::string& authorities) {
     if (error) return Wrong("the system's certificates", "cannot be read", error);
     return context;
   }
-  PS_TRY(StatOf(authorities));
+  PS_TRY(CheckThere(authorities));
   context->load_verify_file(authorities, error);
   if (error) return Wrong(authorities, "has no certificate in PEM", error);
   return context;

@@ -1,12 +1,12 @@
 #include "common/zookeeper/secret.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+
+#include "common/secret_file.h"
 
 namespace ps::zk {
 namespace {
@@ -16,18 +16,10 @@ constexpr std::size_t kSecretBytesMax = 1024;
 }  // namespace
 
 Result<std::string> ReadSecret(const std::string& path) {
-  struct stat state {};
+  PS_TRY(CheckSecretFile(path, SecretReaders::kOwner, "secret"));
   std::ifstream file(path);
   std::string line;
-  if (!file || ::stat(path.c_str(), &state) != 0) {
-    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
-  }
-  if ((state.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    return Error{ErrorCode::kDenied,
-                 path +
-                     ": others than its owner may use this secret; `chmod 600` it, or change it "
-                     "if they have"};
-  }
+  if (!file) return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
   std::getline(file, line);
   std::string more;
   const auto colon = line.find(':');

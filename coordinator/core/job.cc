@@ -283,10 +283,7 @@ void Job::EvictTasks() {
     slots_[slot].evicted = true;
     Event("evicted",
           WorkerText(slot, worker.incarnation) + " leaves " + worker.agent_name + ", which drains");
-    control::StopTaskT stop;
-    stop.task = worker.task;
-    stop.reason = "the node drains";
-    cluster_.Send(worker.agent, Make(std::move(stop)));
+    SendStopTask(worker.agent, worker.task, "the node drains", false);
   }
 }
 
@@ -301,11 +298,7 @@ void Job::StartMissingTasks() {
     ++present;
     if (!worker.live && !slots_[slot].ready &&
         now >= slots_[slot].started_ms + timeouts_.task_start_ms) {
-      control::StopTaskT stop;
-      stop.task = worker.task;
-      stop.reason = "not ready in time";
-      stop.kill = true;
-      cluster_.Send(worker.agent, Make(std::move(stop)));
+      SendStopTask(worker.agent, worker.task, "not ready in time", true);
       slots_[slot].started_ms = now;  // its TaskExited follows
     }
   }
@@ -490,11 +483,7 @@ void Job::LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::
       dead.agent = ring != nullptr ? agent : "";
       state_.dead.push_back(dead);
     } else if (ring != nullptr) {
-      control::DropRingT drop;
-      drop.job = state_.id.value();
-      drop.worker = static_cast<std::uint32_t>(slot);
-      drop.incarnation = incarnation.value();
-      cluster_.Send(agent, Make(std::move(drop)));
+      SendDropRing(agent, WorkerId(static_cast<std::uint32_t>(slot)), incarnation);
     }
   } else if (!memory.evicted) {
     ++memory.early_failures;
@@ -633,19 +622,12 @@ void Job::AddUp(const control::ProgressT& progress) {
 // ---- members
 
 void Job::OnServerReady(const std::string& procid) {
-  if (over()) {
-    control::JobDropT drop;
-    drop.job = state_.id.value();
-    cluster_.Send(procid, Make(std::move(drop)));
-    if (HasLeftovers()) SendLeftovers(procid);
-    return;
-  }
   if (state_.phase == Phase::kImporting) return RepeatImport(procid);
   if (OffCluster()) {
-    // It may not have heard that the job was suspended.
-    control::JobDropT drop;
-    drop.job = state_.id.value();
-    return cluster_.Send(procid, Make(std::move(drop)));
+    // It may not have heard that the job is over or was suspended.
+    SendJobDrop(procid);
+    if (HasLeftovers()) SendLeftovers(procid);
+    return;
   }
   if (JobServers().contains(procid)) return SendJobStart(procid);
   if (definition_.spec.resources.replicas == 0) return;
@@ -701,11 +683,7 @@ void Job::OnAgentGone(const std::string& procid) {
 void Job::OnRingOffered(const std::string& procid, const std::string& name,
                         const control::RingInfoT& ring) {
   const auto drop = [&] {
-    control::DropRingT message;
-    message.job = ring.job;
-    message.worker = ring.worker;
-    message.incarnation = ring.incarnation;
-    cluster_.Send(procid, Make(std::move(message)));
+    SendDropRing(procid, WorkerId(ring.worker), Incarnation(ring.incarnation));
   };
   if (over() || ring.generation != state_.generation) return drop();
   if (SlotOfTask(procid, (state_.id.value() << 32) | ring.incarnation)) {
@@ -757,11 +735,7 @@ void Job::OnAgentReady(const std::string& procid, const control::RegisterAgentT&
     if (task->job != state_.id.value()) continue;
     running.insert(task->task);
     if (!SlotOfTask(procid, task->task) || over()) {
-      control::StopTaskT stop;
-      stop.task = task->task;
-      stop.reason = "the job does not know this task";
-      stop.kill = true;
-      cluster_.Send(procid, Make(std::move(stop)));
+      SendStopTask(procid, task->task, "the job does not know this task", true);
     }
   }
   for (const auto& ring : registration.rings) {
@@ -868,12 +842,7 @@ void Job::OnAgentMessage(const std::string& procid, const control::MessageT& mes
   if (!slot) {
     // It was given up, and its agent was not told or had not even started it then: it must not
     // keep its slot.
-    control::StopTaskT stop;
-    stop.task = message.task;
-    stop.reason = "the job does not know this task";
-    stop.kill = true;
-    cluster_.Send(procid, Make(std::move(stop)));
-    return;
+    return SendStopTask(procid, message.task, "the job does not know this task", true);
   }
   const Incarnation incarnation = state_.workers[*slot].incarnation;
   switch (message.body.type) {
@@ -978,34 +947,18 @@ void Job::Finish(Phase phase, const std::string& reason) {
     WorkerSlot& worker = state_.workers[slot];
     if (worker.task != 0) {
       if (slots_[slot].progress) AddUp(*slots_[slot].progress);
-      control::StopTaskT stop;
-      stop.task = worker.task;
-      stop.reason = std::string("the job has ") + PhaseName(phase);
-      stop.kill = phase != Phase::kSucceeded;
-      cluster_.Send(worker.agent, Make(std::move(stop)));
-      control::DropRingT drop;
-      drop.job = state_.id.value();
-      drop.worker = static_cast<std::uint32_t>(slot);
-      drop.incarnation = worker.incarnation.value();
-      cluster_.Send(worker.agent, Make(std::move(drop)));
+      SendStopTask(worker.agent, worker.task, std::string("the job has ") + PhaseName(phase),
+                   phase != Phase::kSucceeded);
+      SendDropRing(worker.agent, WorkerId(static_cast<std::uint32_t>(slot)), worker.incarnation);
     }
     worker.task = 0;
     worker.live = false;
   }
   for (const DeadWorker& dead : state_.dead) {
-    if (dead.agent.empty()) continue;
-    control::DropRingT drop;
-    drop.job = state_.id.value();
-    drop.worker = dead.worker.value();
-    drop.incarnation = dead.incarnation.value();
-    cluster_.Send(dead.agent, Make(std::move(drop)));
+    if (!dead.agent.empty()) SendDropRing(dead.agent, dead.worker, dead.incarnation);
   }
   state_.dead.clear();
-  for (const std::string& server : JobServers()) {
-    control::JobDropT drop;
-    drop.job = state_.id.value();
-    cluster_.Send(server, Make(std::move(drop)));
-  }
+  for (const std::string& server : JobServers()) SendJobDrop(server);
   state_.finished_ms = cluster_.now_ms();
   SetPhase(phase, reason);
 }
@@ -1046,80 +999,6 @@ void Job::Event(const std::string& type, const std::string& message) {
 }
 
 Job::Dirty Job::TakeDirty() { return std::exchange(dirty_, Dirty{}); }
-
-// ---- messages
-
-control::LiveSetT Job::LiveSet() const {
-  control::LiveSetT live;
-  live.version = state_.live_version;
-  for (std::size_t slot = 0; slot < state_.workers.size(); ++slot) {
-    if (!state_.workers[slot].live) continue;
-    auto worker = std::make_unique<control::LiveWorkerT>();
-    worker->worker = static_cast<std::uint32_t>(slot);
-    worker->incarnation = state_.workers[slot].incarnation.value();
-    worker->first_clock = state_.first_clocks[slot];
-    worker->state = control::WorkerState::Live;
-    live.workers.push_back(std::move(worker));
-  }
-  for (const DeadWorker& dead : state_.dead) {
-    if (dead.agent.empty()) continue;
-    auto worker = std::make_unique<control::LiveWorkerT>();
-    worker->worker = dead.worker.value();
-    worker->incarnation = dead.incarnation.value();
-    worker->first_clock = dead.first_clock.value();
-    worker->state = control::WorkerState::Draining;
-    live.workers.push_back(std::move(worker));
-  }
-  return live;
-}
-
-control::JobStartT Job::JobStart() const {
-  control::JobStartT start;
-  start.job = state_.id.value();
-  start.name = state_.name;
-  start.generation = state_.generation;
-  start.spec_json = definition_.spec_json;
-  start.layout = control::ClonePtr(definition_.layout);
-  start.data = control::ClonePtr(definition_.data);
-  start.map = control::ClonePtr(map_);
-  start.live = control::ClonePtr(LiveSet());
-  const RestoreSource restore = Restore();
-  start.restore = restore.directory;
-  start.restore_job = restore.job.value();
-  start.sources = Sources();
-  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
-  start.committed_round = newest == nullptr ? 0 : newest->round.value();
-  start.checkpoint_dir = checkpoint::JobFolder(state_.id);
-  return start;
-}
-
-void Job::SendToTask(std::size_t slot, control::MessageT message) {
-  message.task = state_.workers[slot].task;
-  cluster_.Send(state_.workers[slot].agent, std::move(message));
-}
-
-void Job::BroadcastUpdate(bool with_map, bool with_live) {
-  const RestoreSource restore = Restore();
-  const auto update = [&] {
-    control::JobUpdateT message;
-    message.job = state_.id.value();
-    if (with_map) message.map = control::ClonePtr(map_);
-    if (with_live) message.live = control::ClonePtr(LiveSet());
-    message.restore = restore.directory;
-    message.restore_job = restore.job.value();
-    if (with_map) message.sources = Sources();
-    return message;
-  };
-  for (const std::string& server : JobServers()) cluster_.Send(server, Make(update()));
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (state_.workers[slot].live) SendToTask(slot, Make(update()));
-  }
-  std::set<std::string> ghosts;
-  for (const DeadWorker& dead : state_.dead) {
-    if (!dead.agent.empty()) ghosts.insert(dead.agent);
-  }
-  for (const std::string& agent : ghosts) cluster_.Send(agent, Make(update()));
-}
 
 std::uint64_t Job::MaxClock() const {
   std::uint64_t clock = 0;

@@ -212,7 +212,6 @@ class Job {
   // Wherever they are: they are placed anew.
   void ForgetPlaces();
   bool Unaccounted() const;
-  void SendJobStart(const std::string& server);
   // Those that are the first of some shard's chain, and all that hold or get a copy of one.
   std::set<std::string> FirstServers() const;
   std::set<std::string> JobServers() const;
@@ -298,6 +297,11 @@ class Job {
   // Messages.
   control::LiveSetT LiveSet() const;
   control::JobStartT JobStart() const;
+  void SendJobStart(const std::string& server);
+  void SendJobDrop(const std::string& server);
+  void SendDropRing(const std::string& agent, WorkerId worker, Incarnation incarnation);
+  void SendStopTask(const std::string& agent, std::uint64_t task, const std::string& reason,
+                    bool kill);
   void SendToTask(std::size_t slot, control::MessageT message);
   void BroadcastUpdate(bool with_map, bool with_live);
   struct RestoreSource {

@@ -311,14 +311,8 @@ void Job::CommitRound() {
       ++dead;
       continue;
     }
-    {
-      control::DropRingT drop;
-      drop.job = state_.id.value();
-      drop.worker = dead->worker.value();
-      drop.incarnation = dead->incarnation.value();
-      cluster_.Send(dead->agent, Make(std::move(drop)));
-      live_changed = true;
-    }
+    SendDropRing(dead->agent, dead->worker, dead->incarnation);
+    live_changed = true;
     dead = state_.dead.erase(dead);
   }
   const auto committed = [&] {

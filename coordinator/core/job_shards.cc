@@ -208,15 +208,8 @@ void Job::Rewind(const std::string& why) {
 void Job::ForgetSinceCheckpoint(const std::string& why) {
   rewind_at_ms_ = 0;
   ++state_.generation;
-  const auto drop_ring = [&](const std::string& agent, WorkerId worker, Incarnation incarnation) {
-    control::DropRingT drop;
-    drop.job = state_.id.value();
-    drop.worker = worker.value();
-    drop.incarnation = incarnation.value();
-    cluster_.Send(agent, control::Make(std::move(drop)));
-  };
   for (const DeadWorker& dead : state_.dead) {
-    if (!dead.agent.empty()) drop_ring(dead.agent, dead.worker, dead.incarnation);
+    if (!dead.agent.empty()) SendDropRing(dead.agent, dead.worker, dead.incarnation);
   }
   state_.dead.clear();
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
@@ -226,13 +219,9 @@ void Job::ForgetSinceCheckpoint(const std::string& why) {
     if (worker.task == 0) continue;
     if (slots_[slot].progress) AddUp(*slots_[slot].progress);
     slots_[slot].progress.reset();
-    control::StopTaskT stop;
-    stop.task = worker.task;
-    stop.reason = why;
-    stop.kill = true;
-    cluster_.Send(worker.agent, control::Make(std::move(stop)));
+    SendStopTask(worker.agent, worker.task, why, true);
     if (worker.live) {
-      drop_ring(worker.agent, WorkerId(static_cast<std::uint32_t>(slot)), worker.incarnation);
+      SendDropRing(worker.agent, WorkerId(static_cast<std::uint32_t>(slot)), worker.incarnation);
     }
     worker.task = 0;
     worker.agent.clear();
@@ -277,10 +266,6 @@ void Job::ForgetPlaces() {
     shard->backups.clear();
   }
   dirty_.map = true;
-}
-
-void Job::SendJobStart(const std::string& server) {
-  cluster_.Send(server, control::Make(JobStart()));
 }
 
 // ---- chains

@@ -49,11 +49,7 @@ void Job::TakeOff() {
                       ") had pushed and its agent, which is gone, may have alone is given up with "
                       "the suspension");
   }
-  for (const std::string& server : JobServers()) {
-    control::JobDropT drop;
-    drop.job = state_.id.value();
-    cluster_.Send(server, control::Make(std::move(drop)));
-  }
+  for (const std::string& server : JobServers()) SendJobDrop(server);
   ForgetSinceCheckpoint("the job is suspended");
   ForgetPlaces();
   shard_states_.clear();

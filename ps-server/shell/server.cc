@@ -733,17 +733,16 @@ void Server::OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   const bool values_only = job->restore_job != 0 && JobId(job->restore_job) != wanted.job;
   const std::string name = RoundName(job->restore, wanted.round);
   const std::size_t number = wanted.shard.value() % restore_threads_.size();
-  RestoreReader* const reader = restore_readers_[number].get();
-  const auto read = [reader, name, wanted, values_only](Shard& shard) -> Status {
+  RestoreReader& reader = *restore_readers_[number];
+  const auto read = [&reader, name, wanted, values_only](Shard& shard) -> Status {
     ShardLoad load(shard, {values_only, /*expect=*/true});
-    PS_TRY(reader->Read(name, wanted.shard, load));
+    PS_TRY(reader.Read(name, wanted.shard, load));
     load.Finish();
     return Ok();
   };
-  MakeShardOn(
-      number, lane, wanted, "is restored from checkpoint " + std::to_string(wanted.round.value()),
-      job->sources, [reader](const auto& sources) { reader->SetSources(sources); }, read,
-      [reader] { return reader->again(); });
+  MakeShardOn(number, lane, wanted,
+              "is restored from checkpoint " + std::to_string(wanted.round.value()), job->sources,
+              reader, read);
 }
 
 // What is read are the checkpoints of other jobs, and the shard is Blank then.
@@ -752,24 +751,22 @@ void Server::OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted) {
   if (job == nullptr) return;
   PS_CHECK(job->load != nullptr, wanted.job);
   const std::size_t number = wanted.shard.value() % restore_threads_.size();
-  SourceLoader* const loader = source_loaders_[number].get();
-  MakeShardOn(
-      number, lane, wanted, "has what the job loads", job->sources,
-      [loader](const auto& sources) { loader->SetSources(sources); },
-      [loader, order = job->load](Shard& shard) { return loader->Load(*order, shard); },
-      [loader] { return loader->again(); });
+  SourceLoader& loader = *source_loaders_[number];
+  const auto load = [&loader, order = job->load](Shard& shard) {
+    return loader.Load(*order, shard);
+  };
+  MakeShardOn(number, lane, wanted, "has what the job loads", job->sources, loader, load);
 }
 
+template <typename Reader>
 void Server::MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
                          const std::string& what, const std::vector<PartSource>& sources,
-                         std::function<void(const std::vector<PartSource>&)> prepare,
-                         std::function<Status(Shard&)> read, std::function<bool()> again) {
+                         Reader& reader, std::function<Status(Shard&)> read) {
   TaskThread* const thread = restore_threads_[thread_number].get();
   const Status posted =
-      thread->Post([this, lane, wanted, what, sources, prepare = std::move(prepare),
-                    read = std::move(read), again = std::move(again), thread] {
+      thread->Post([this, lane, wanted, what, sources, &reader, read = std::move(read), thread] {
         const Scrubber::Yield yield(scrubber_.get());
-        prepare(sources);
+        reader.SetSources(sources);
         std::shared_ptr<std::unique_ptr<Shard>> made;
         Status done = Ok();
         for (int attempt = 1; attempt <= kRestoreAttempts;) {
@@ -777,7 +774,7 @@ void Server::MakeShardOn(std::size_t thread_number, std::uint32_t lane, const Re
           done = read(**made);
           if (done.ok()) break;
           // What came of one server is thrown away, and another one has it, too.
-          if (again()) continue;
+          if (reader.again()) continue;
           // What is damaged stays damaged, and a server that does not answer may be known to be
           // gone by now: the coordinator asks again.
           const ErrorCode code = done.error().code;

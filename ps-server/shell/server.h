@@ -113,12 +113,13 @@ class Server {
   void OnRoundFailed(JobId job, Round round, const std::string& reason);
   void OnRestoreWanted(std::uint32_t lane, const RestoreWanted& wanted);
   void OnLoadWanted(std::uint32_t lane, const RestoreWanted& wanted);
-  // Makes the shard on a restore thread: prepare() once, then read() into a new one until it is Ok
-  // or no server is left to read from; `what` then is, for the log.
+  // Makes the shard on a restore thread: `reader`, a RestoreReader or SourceLoader of that thread,
+  // has the sources, and read() fills a new shard until it is Ok or no server is left to read from;
+  // `what` then is, for the log.
+  template <typename Reader>
   void MakeShardOn(std::size_t thread_number, std::uint32_t lane, const RestoreWanted& wanted,
-                   const std::string& what, const std::vector<PartSource>& sources,
-                   std::function<void(const std::vector<PartSource>&)> prepare,
-                   std::function<Status(Shard&)> read, std::function<bool()> again);
+                   const std::string& what, const std::vector<PartSource>& sources, Reader& reader,
+                   std::function<Status(Shard&)> read);
   // `sources`: what was read from, beside the own folder.
   void OnRestoreFailed(const RestoreWanted& wanted, const Error& error,
                        const std::vector<PartSource>& sources);

@@ -94,7 +94,7 @@ TEST_F(AuthCommandsTest, WhatMakesNoSenseIsSaid) {
   EXPECT_EQ(test_.Run({"auth", "create", "server", "a", "--until", "soon", "--trusted",
                        Path("trusted"), "--key", Path("a.key")}),
             2);
-  EXPECT_THAT(test_.errors(), HasSubstr("`soon` is no date"));
+  EXPECT_THAT(test_.errors(), HasSubstr("what follows `until` is no date"));
   EXPECT_EQ(test_.Run({"auth", "list", "--trusted", Path("trusted")}), 1);
   std::ofstream(Path("trusted")) << "server a nonsense\n";
   EXPECT_EQ(test_.Run({"auth", "list", "--trusted", Path("trusted")}), 7);

@@ -67,7 +67,7 @@ TEST(ApiTokensTest, AListThatMakesNoSenseNamesTheLine) {
       {"viewer a", "64 hex digits"},
       {"viewer a " + kHash + "0", "64 hex digits"},
       {"viewer a " + std::string(64, 'A'), "64 hex digits"},
-      {"viewer a " + kHash + " until soon", "`soon` is no date"},
+      {"viewer a " + kHash + " until soon", "what follows `until` is no date"},
       {"viewer a " + kHash + " until", "`until DATE`"},
       {"viewer a " + kHash + " until 2027-02-30", "no date"},
       {"viewer a " + kHash + " until 2027-02-03 x", "one word too many"},
