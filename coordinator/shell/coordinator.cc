@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/messages/control.h"
+#include "common/zookeeper/leader.h"
 #include "common/zookeeper/member.h"
 
 namespace ps::coordinator {
@@ -31,19 +32,20 @@ Coordinator::Coordinator(net::Loop& loop, CoordinatorOptions options)
       options_(std::move(options)),
       tick_(loop),
       retry_(loop),
-      deaths_(loop, [this](const std::string& procid) { OnDead(procid); }) {}
+      deaths_(loop, [this](const std::string& procid) { OnDead(procid); }),
+      leader_watch_(loop, context_, [this](const std::string& node) { OnLeaderDead(node); }) {}
 
 Coordinator::~Coordinator() { StepDown("the coordinator stops"); }
 
 Status Coordinator::Start() {
   net::ZmqOptions socket_options;
   socket_options.name = "control socket";
-  socket_options.admits = {net::Role::kServer, net::Role::kWorker};
+  socket_options.admits = {net::Role::kServer, net::Role::kWorker, net::Role::kCoordinator};
   PS_TRY(context_.Secure(options_.security));
   control_ = PS_TRY(net::ZmqSocket::Open(loop_, context_, net::ZmqKind::kRouter, socket_options));
   control_->OnReceive([this](net::ZmqSocket::Frames&& frames) { OnControl(std::move(frames)); });
   PS_TRY(control_->OnPeerLost([this](const std::string& identity) { OnPeerLost(identity); }));
-  std::string control_endpoint = PS_TRY(
+  control_endpoint_ = PS_TRY(
       control_->Bind("tcp://" + options_.bind + ":" + std::to_string(options_.control_port)));
 
   net::HttpServerOptions http_options;
@@ -58,7 +60,7 @@ Status Coordinator::Start() {
   PS_TRY(access_->Open());
   std::string http_endpoint = PS_TRY(http_->Start());
   if (!options_.advertise.empty()) {
-    control_endpoint = net::EndpointWithHost(control_endpoint, options_.advertise);
+    control_endpoint_ = net::EndpointWithHost(control_endpoint_, options_.advertise);
     http_endpoint = options_.advertise + http_endpoint.substr(http_endpoint.rfind(':'));
   }
   url_ = (options_.api.tls.given() ? "https://" : "http://") + http_endpoint;
@@ -79,18 +81,20 @@ Status Coordinator::Start() {
         FeedMembers();
       });
   coordinators_watcher_ = std::make_unique<zk::ChildrenWatcher>(
-      *session_, "/coordinators",
-      [this](const zk::ChildrenWatcher::Children& children) { coordinators_ = children; });
+      *session_, "/coordinators", [this](const zk::ChildrenWatcher::Children& children) {
+        coordinators_ = children;
+        WatchLeader();
+      });
   zk::Election::Options election_options;
   election_options.data =
-      nlohmann::json{{"id", options_.id}, {"control", control_endpoint}, {"http", url_}}.dump();
+      nlohmann::json{{"id", options_.id}, {"control", control_endpoint_}, {"http", url_}}.dump();
   election_ = std::make_unique<zk::Election>(
       *session_, election_options,
       [this](const std::optional<zk::Leadership>& leadership) { OnLeadership(leadership); });
   PS_TRY(session_->Start());
   tick_.Every(net::Milliseconds(100), [this] { OnTick(); });
-  spdlog::info("coordinator {} listens on {} (control) and {} (API)", options_.id, control_endpoint,
-               url_);
+  spdlog::info("coordinator {} listens on {} (control) and {} (API)", options_.id,
+               control_endpoint_, url_);
   return Ok();
 }
 
@@ -269,14 +273,34 @@ void Coordinator::Release(Output& output) {
   }
 }
 
-std::string Coordinator::LeaderHttp() const {
+std::optional<std::string> Coordinator::LeaderNode() const {
   std::vector<std::string> names;
   for (const auto& [name, node] : coordinators_) names.push_back(name);
-  const auto lowest = zk::LowestSequence(names);
+  return zk::LowestSequence(names);
+}
+
+void Coordinator::WatchLeader() {
+  const auto leader = LeaderNode();
+  std::string endpoint;
+  if (leader) endpoint = zk::ControlEndpointOf(coordinators_.at(*leader).data);
+  // Our own, of this process or of the one before it.
+  if (endpoint == control_endpoint_) endpoint.clear();
+  leader_watch_.Watch(leader.value_or(""), endpoint);
+}
+
+void Coordinator::OnLeaderDead(const std::string& node) {
+  const std::string path = "/coordinators/" + node;
+  spdlog::warn("the leader ({}) is dead: its connection broke and its port refuses others", node);
+  session_->Delete(path, zk::kAnyVersion, [path](const Status& deleted) {
+    if (deleted.ok() || deleted.error().code == ErrorCode::kNotFound) return;
+    spdlog::warn("{} stays until its session ends: {}", path, deleted.error().message);
+  });
+}
+
+std::string Coordinator::LeaderHttp() const {
+  const auto lowest = LeaderNode();
   if (!lowest) return "";
-  const auto at = coordinators_.find(*lowest);
-  if (at == coordinators_.end()) return "";
-  const auto json = nlohmann::json::parse(at->second.data, nullptr, false);
+  const auto json = nlohmann::json::parse(coordinators_.at(*lowest).data, nullptr, false);
   return json.is_object() ? json.value("http", std::string()) : "";
 }
 

@@ -18,6 +18,7 @@
 #include "coordinator/core/core.h"
 #include "coordinator/shell/api_access.h"
 #include "coordinator/shell/death_watch.h"
+#include "coordinator/shell/leader_watch.h"
 #include "coordinator/shell/store.h"
 
 namespace ps::coordinator {
@@ -65,7 +66,11 @@ class Coordinator {
   void OnRequest(const net::HttpRequest& request, const net::Responder& responder);
   void Route(const net::HttpRequest& request, const net::Responder& responder);
   void FeedMembers();
+  // The name of the leader's node, the lowest; none: nobody leads.
+  std::optional<std::string> LeaderNode() const;
   std::string LeaderHttp() const;
+  void WatchLeader();
+  void OnLeaderDead(const std::string& node);
 
   net::Loop& loop_;
   const CoordinatorOptions options_;
@@ -74,7 +79,8 @@ class Coordinator {
   std::unique_ptr<net::ZmqSocket> control_;
   std::unique_ptr<net::HttpServer> http_;
   std::unique_ptr<ApiAccess> access_;
-  std::string url_;  // of our API, for others
+  std::string control_endpoint_;  // for others
+  std::string url_;               // of our API, for others
   std::unique_ptr<zk::ChildrenWatcher> servers_watcher_;
   std::unique_ptr<zk::ChildrenWatcher> agents_watcher_;
   std::unique_ptr<zk::ChildrenWatcher> coordinators_watcher_;
@@ -85,6 +91,7 @@ class Coordinator {
   net::Timer tick_;
   net::Timer retry_;
   DeathWatch deaths_;
+  LeaderWatch leader_watch_;
 
   std::optional<zk::Leadership> leadership_;
   std::shared_ptr<void> term_;  // what is under way for this leadership holds it weakly
