@@ -151,6 +151,7 @@ void Core::SetPresent(Members& members, const std::vector<Presence>& present, bo
     member.name = presence.name;
     member.host = presence.host;
     member.present = true;
+    member.gone_ms = 0;
     ApplyDuty(member);
     if (!was_alive && member.alive()) {
       // Registered before its node was seen: it takes part from now on.
@@ -159,7 +160,7 @@ void Core::SetPresent(Members& members, const std::vector<Presence>& present, bo
       }
     }
   }
-  for (const std::string& procid : gone) Gone(procid, servers);
+  for (const std::string& procid : gone) Gone(procid, servers, /*may_return=*/servers);
 }
 
 void Core::MarkServerDead(const std::string& procid, std::uint64_t now_ms) {
@@ -170,12 +171,19 @@ void Core::MarkServerDead(const std::string& procid, std::uint64_t now_ms) {
   Gone(std::string(procid), true);
 }
 
-void Core::Gone(const std::string& procid, bool server) {
+void Core::Gone(const std::string& procid, bool server, bool may_return) {
   Members& members = server ? servers_ : agents_;
   const auto member = members.find(procid);
   if (member != members.end()) {
     if (member->second.alive()) NoteFailure(member->second, server);
-    members.erase(member);
+    const bool known = member->second.awaited();
+    if (may_return) {
+      member->second.present = false;
+      member->second.gone_ms = std::max<std::uint64_t>(now_ms_, 1);
+    } else {
+      members.erase(member);
+    }
+    if (known) return;  // the jobs know that it is gone, and see that it is not awaited any more
   }
   for (auto& [id, job] : jobs_) {
     if (server) {
@@ -202,9 +210,10 @@ void Core::DropUnannounced() {
   for (const bool servers : {true, false}) {
     std::vector<std::string> gone;
     for (const auto& [procid, member] : servers ? servers_ : agents_) {
-      if (!member.present && now_ms_ >= member.registered_ms + options_.announce_ms) {
-        gone.push_back(procid);
-      }
+      if (member.present) continue;
+      const std::uint64_t until_ms = member.awaited() ? member.gone_ms + options_.await_ms
+                                                      : member.registered_ms + options_.announce_ms;
+      if (now_ms_ >= until_ms) gone.push_back(procid);
     }
     for (const std::string& procid : gone) Gone(procid, servers);
   }
@@ -262,6 +271,7 @@ void Core::SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint6
 
 // As node lists show it.
 std::string Core::StateOf(const Member& member, bool server) const {
+  if (member.awaited()) return "gone";
   if (!member.alive()) return member.present ? "registering" : "announcing";
   if (member.duty == Duty::kCordoned) return "cordoned";
   if (member.duty == Duty::kDraining) {

@@ -66,6 +66,8 @@ struct CoreOptions {
   std::uint64_t settle_ms = 3000;  // after a take-over, for members to register
   std::uint64_t preflight_ms = 90'000;
   std::uint64_t announce_ms = 15'000;  // who has registered and has no node by then is gone
+  // For a server whose session ended to come back before what it alone has is restored elsewhere.
+  std::uint64_t await_ms = 3000;
   JobTimeouts job;
 };
 
@@ -159,7 +161,8 @@ class Core final : public Cluster {
   const Job* Find(const std::string& name_or_id) const;
   Job* Find(const std::string& name_or_id);
   void SetPresent(Members& members, const std::vector<Presence>& present, bool servers);
-  void Gone(const std::string& procid, bool server);
+  // `may_return`: its node went, but its process may live: a server is awaited.
+  void Gone(const std::string& procid, bool server, bool may_return = false);
   template <typename MessageT>
   Member& Introduce(const std::string& procid, const MessageT& message, bool server);
   void RegisterServer(const std::string& procid, const control::RegisterServerT& message);

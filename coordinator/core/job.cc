@@ -629,6 +629,10 @@ void Job::OnServerReady(const std::string& procid) {
     if (HasLeftovers()) SendLeftovers(procid);
     return;
   }
+  if (awaited_.erase(procid) > 0 && FirstServers().contains(procid)) {
+    Event("adopted", "server " + cluster_.servers().at(procid).name +
+                         " is back with its shards; they need not be restored");
+  }
   if (JobServers().contains(procid)) return SendJobStart(procid);
   if (definition_.spec.resources.replicas == 0) return;
   // It may believe that it still has what is another's since: it hears that it has not.
@@ -659,6 +663,18 @@ void Job::OnServerGone(const std::string& procid) {
     SetPhase(Phase::kRecovering, "server " + name + " is gone");
   }
   MendChains();
+  // What it alone has: it is asked whether it still has it, should it come back.
+  std::size_t left = 0;
+  for (std::uint32_t shard = 0; shard < map_.shards.size(); ++shard) {
+    if (map_.servers[map_.shards[shard]->server]->procid != procid) continue;
+    ++left;
+    shard_states_.erase(shard);
+  }
+  const auto server = cluster_.servers().find(procid);
+  if (left == 0 || server == cluster_.servers().end() || !server->second.awaited()) return;
+  awaited_.insert(procid);
+  Event("waiting", "for server " + name + " to come back, which alone has " + std::to_string(left) +
+                       " shards: only its session has ended");
 }
 
 void Job::OnAgentGone(const std::string& procid) {

@@ -361,6 +361,7 @@ class Job {
   // Damage that the events tell of, in this term: store, round and part.
   std::set<std::tuple<std::string, Round, std::string>> damage_told_;
   std::uint64_t rewind_at_ms_ = 0;
+  std::set<std::string> awaited_;  // servers that may come back with what they alone have
   std::vector<Range> committed_remaining_next_;  // of the checkpoint to come
   std::vector<std::string> final_digests_;       // empty after a take-over: not checked then
   Incarnation evaluator_;

@@ -52,6 +52,12 @@ bool IsGone(const Members& servers, const std::string& procid) {
   return at == servers.end() || !at->second.present;
 }
 
+// Gone, but its process may live.
+bool IsAwaited(const Members& servers, const std::string& procid) {
+  const auto at = servers.find(procid);
+  return at != servers.end() && at->second.awaited();
+}
+
 }  // namespace
 
 std::set<std::string> Job::FirstServers() const {
@@ -137,11 +143,14 @@ void Job::PlaceShards() {
                            std::to_string(timeouts_.rewind_grace_ms / 1000) +
                            " s for agents with retained pushes");
     }
-    if (now >= rewind_at_ms_) Rewind("all servers and workers were lost");
+    // Whoever comes back has what is given up.
+    if (now >= rewind_at_ms_) GoBack("all servers and workers were lost");
     return;
   }
   rewind_at_ms_ = 0;
-  if (const std::string missing = MissingParts(ShardsToPlace()); !missing.empty()) {
+  const std::vector<std::uint32_t> shards = ShardsToPlace();
+  if (shards.empty()) return;  // all that are gone are awaited
+  if (const std::string missing = MissingParts(shards); !missing.empty()) {
     AbortRound("shards are lost", timeouts_.round_retry_ms);
     if (state_.reason != missing) {
       SetPhase(first ? state_.phase : Phase::kRecovering, missing);
@@ -166,10 +175,12 @@ void Job::PlaceShards() {
   }
   chains_.lost.clear();
   chains_.moving.clear();
-  // A new leader acts before all who are there have registered: they keep what they have.
+  // A new leader acts before all who are there have registered: they keep what they have, as do
+  // those that may come back.
   for (const auto& server : map_.servers) {
     const std::string& procid = server->procid;
-    if (IsGone(cluster_.servers(), procid) || IsAlive(cluster_.servers(), procid)) continue;
+    if (IsAlive(cluster_.servers(), procid)) continue;
+    if (IsGone(cluster_.servers(), procid) && !IsAwaited(cluster_.servers(), procid)) continue;
     alive.push_back(PlacementServer{
         .name = server->name, .procid = procid, .lanes = server->lanes, .takes = false});
   }

@@ -37,6 +37,9 @@ struct Member {
   bool present = false;
   bool registered = false;
   std::uint64_t registered_ms = 0;
+  // A server whose node went at that time, as when its session ended; 0 if not so. Its process may
+  // live, and is awaited for a while with what nobody else has.
+  std::uint64_t gone_ms = 0;
   std::vector<std::string> lanes;  // servers, as the next three
   std::string store;               // identity of its folder of checkpoints, which several may share
   std::string files;               // where others read from it; empty: nowhere
@@ -48,6 +51,7 @@ struct Member {
   Duty duty = Duty::kFull;
 
   bool alive() const { return present && registered; }
+  bool awaited() const { return !present && gone_ms != 0; }
   bool leaves() const { return alive() && duty == Duty::kDraining; }
 };
 

@@ -79,6 +79,7 @@ class CoreTest : public ::testing::Test {
     CoreOptions options;
     options.id = "c0";
     options.settle_ms = 0;
+    options.await_ms = await_ms_;
     core_ = std::make_unique<Core>(options, epoch);
   }
 
@@ -509,6 +510,7 @@ class CoreTest : public ::testing::Test {
 
   std::string spec_text_;
   std::uint64_t clock_ = 0;
+  std::uint64_t await_ms_ = 0;  // of the next Start()
 
   std::string spec_more_ = "resources: {replicas: 0}\n";
   struct TaskOf {

@@ -449,6 +449,8 @@ TEST_F(CoreTest, AServerThatIsMarkedDeadIsGoneAlthoughItsNodeStays) {
   EXPECT_TRUE(core_->servers().at("p-s1").alive());
   servers_.erase("s1");
   Announce();
+  EXPECT_FALSE(core_->servers().at("p-s1").alive());
+  core_->MarkServerDead("p-s1", now_);
   EXPECT_FALSE(core_->servers().contains("p-s1"));
   core_->MarkServerDead("p-s1", now_);  // nobody any more
   Tick();

@@ -807,6 +807,31 @@ class Replicas(WithCluster):
         self.assertEqual(result["lost"], 0)
         self.assertEqual(result["doubled"], 0)
 
+    def test_a_server_that_slept_beyond_its_session_keeps_what_it_alone_has(self):
+        job = self.cluster.submit(ledger("adopted", records=400000, epochs=12, every=3000) +
+                                  "resources: {replicas: 0}\n")
+        self.wait_for(job, "checkpoint", 1)
+        pid = self.cluster.processes()["server-2"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            self.wait_for(job, "server lost", 1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.wait_for(job, "adopted", 1)
+        self.wait_for(job, "recovered", 1)
+        # A process that has ended is not waited for.
+        killed = time.time()
+        os.kill(self.cluster.processes()["server-3"], signal.SIGKILL)
+        self.wait_for(job, "placed", 2)
+        self.assertLess(time.time() - killed, 3)
+        self.cluster.up("--repair")
+        described = self.finish(job)
+        kinds = [kind for kind, _ in self.happened(job)]
+        self.assertEqual((kinds.count("placed"), kinds.count("adopted")), (2, 1), self.cluster.events(job))
+        code, said, result = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual((result["lost"], result["doubled"]), (0, 0))
+
 
 class Draining(WithCluster):
     """Servers and agents come and go by an operator's word while a job runs; nothing is lost."""

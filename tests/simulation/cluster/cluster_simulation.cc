@@ -402,7 +402,7 @@ void Cluster::Strike(const Fault& fault) {
 void Cluster::PlanSuspicions() {
   // A generator of its own, as for the number of backups.
   std::mt19937_64 chance(options_.seed ^ 0x517cc1b727220a95);
-  if (!options_.suspicions || world_.spec.resources.replicas == 0 || chance() % 3 != 0) return;
+  if (!options_.suspicions || chance() % 3 != 0) return;
   const auto span = static_cast<std::uint64_t>(faults_end_ms_ - kFaultsBeginMs);
   const std::uint64_t count = 1 + chance() % 4;
   for (std::uint64_t i = 0; i < count; ++i) {
@@ -562,6 +562,7 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
       events_told_ = number;
       if (event.value("type", "") == "backup lost") ++report_.backups_lost;
       if (event.value("type", "") == "moved") ++report_.moves;
+      if (event.value("type", "") == "adopted") ++report_.adoptions;
       world_.history.Log("  " + event.value("type", "") + ": " + event.value("message", ""));
     }
   }
@@ -698,6 +699,7 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   leaders += other.leaders;
   restores += other.restores;
   promotions += other.promotions;
+  adoptions += other.adoptions;
   copies_compared += other.copies_compared;
   backups_lost += other.backups_lost;
   suspicions += other.suspicions;

@@ -70,9 +70,10 @@ struct ClusterOptions {
   // Of the seed's faults those whose entry is false do not happen; empty: all do.
   std::vector<bool> faults;
   std::optional<int> replicas;  // instead of the seed's
-  // Of seeds with backups a third also has servers whose nodes go while they live on, and that come
-  // back as the same process: false suspicions, which chains must bear. Of all seeds a third has
-  // servers and agents that an operator lets drain, or cordons, for a while.
+  // Of all seeds a third has servers whose nodes go, or that are taken for dead, while they live
+  // on, and that come back as the same process: chains must bear that, and shards without backups
+  // are adopted or restored. Another third has servers and agents that an operator lets drain, or
+  // cordons, for a while.
   bool suspicions = true;
   std::function<void(const std::string&)> log;
 };
@@ -94,6 +95,7 @@ struct ClusterReport {
   std::uint64_t leaders = 0;
   std::uint64_t restores = 0;
   std::uint64_t promotions = 0;
+  std::uint64_t adoptions = 0;  // of servers that came back in time
   std::uint64_t copies_compared = 0;
   std::uint64_t backups_lost = 0;  // times
   std::uint64_t suspicions = 0;

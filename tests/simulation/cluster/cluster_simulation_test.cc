@@ -38,6 +38,7 @@ TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   EXPECT_GT(sum.incarnations, 1000u);
   EXPECT_GT(sum.too_old, 500u);
   EXPECT_GT(sum.promotions, 30u);
+  EXPECT_GT(sum.adoptions, 5u);
   EXPECT_GT(sum.copies_compared, 10'000u);
 }
 

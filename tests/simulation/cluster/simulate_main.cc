@@ -193,6 +193,7 @@ int main(int argc, char** argv) {
       {"leaders", sum.leaders},
       {"restores", sum.restores},
       {"promotions", sum.promotions},
+      {"adoptions", sum.adoptions},
       {"copies_compared", sum.copies_compared},
       {"backups_lost", sum.backups_lost},
       {"suspicions", sum.suspicions},
