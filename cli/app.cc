@@ -148,6 +148,7 @@ ExitCode RunParsed(const std::vector<std::string>& arguments, Environment& envir
   AddJobCommands(app, globals);
   AddCkptCommands(app, globals);
   AddNodeCommands(app, globals);
+  AddScaleCommands(app, globals);
   AddAuthCommands(app, globals);
   AddTokenCommands(app, globals);
   AddTopCommand(app, globals);

@@ -41,6 +41,7 @@ void AddCkptCommands(CLI::App& app, Globals& globals);
 void AddBackupCommands(CLI::App& ckpt_group, Globals& globals);
 void AddImportCommand(CLI::App& ckpt_group, Globals& globals);
 void AddNodeCommands(CLI::App& app, Globals& globals);
+void AddScaleCommands(CLI::App& app, Globals& globals);
 void AddAuthCommands(CLI::App& app, Globals& globals);
 void AddCertificateCommand(CLI::App& auth_group, Globals& globals);
 void AddTokenCommands(CLI::App& app, Globals& globals);

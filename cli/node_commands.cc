@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/doctor.h"
+#include "cli/drain_wait.h"
 #include "common/net/loop.h"
 
 namespace ps::cli {
@@ -14,16 +15,6 @@ std::string SizeText(const Json& node) {
   const Json& lanes = MemberOf(node, "lanes");
   return lanes.is_array() ? std::to_string(lanes.size())
                           : TextOf(node, "lanes", TextOf(node, "slots"));
-}
-
-std::string JobsText(const Json& jobs) {
-  if (!jobs.is_array()) return "";
-  std::string text;
-  for (const Json& job : jobs) {
-    if (!text.empty()) text += ",";
-    text += job.is_string() ? job.get<std::string>() : job.dump();
-  }
-  return text;
 }
 
 Result<ExitCode> ListNodes(Globals& globals) {
@@ -46,7 +37,7 @@ Result<ExitCode> ListNodes(Globals& globals) {
     if (FlagOf(node, "leader")) state += (state.empty() ? "" : ",") + std::string("leader");
     std::vector<std::string> row = {
         TextOf(node, "name"), TextOf(node, "kind"), state,
-        TextOf(node, "host"), SizeText(node),       JobsText(MemberOf(node, "jobs"))};
+        TextOf(node, "host"), SizeText(node),       JobNames(MemberOf(node, "jobs"))};
     if (wide)
       row.insert(row.end(), {TextOf(node, "label"), TextOf(node, "rack"), TextOf(node, "procid")});
     table.Add(row);
@@ -63,47 +54,15 @@ struct DutyCommand {
   std::string timeout = "10m";
 };
 
-// "server-1 has 12 shards of fashion-mlp"; empty if all have left.
-std::string StillThere(const Json& nodes, const std::string& name) {
-  std::string text;
-  for (const Json& node : nodes) {
-    if (TextOf(node, "name") != name || TextOf(node, "state") == "drained") continue;
-    const std::string kind = TextOf(node, "kind");
-    text += (text.empty() ? "" : "; ") + kind + " " + name + " ";
-    text += kind == "server" ? "has " + CountText(NumberOf(node, "shards")) + " copies of shards"
-                             : "has tasks, or pushes that no checkpoint has yet";
-    if (const std::string jobs = JobsText(MemberOf(node, "jobs")); !jobs.empty()) {
-      text += " (" + jobs + ")";
-    }
-  }
-  return text;
-}
-
 Result<ExitCode> SetDuty(Globals& globals, const DutyCommand& command, const std::string& duty) {
   Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
   const std::int64_t timeout_ms = PS_TRY(ParseDuration(command.timeout));
   Api api = PS_TRY(globals.OpenApi());
   Json answer = PS_TRY(api.Post("/v1/nodes/" + UrlEncode(command.node), Json{{"duty", duty}}));
-  const std::int64_t begun = environment.now_ms();
-  std::string told;
-  while (command.wait) {
-    const std::string still = StillThere(MemberOf(answer, "nodes"), command.node);
-    if (still.empty()) break;
-    if (still != told) environment.err << Printable(still) << std::endl;
-    told = still;
-    if (environment.now_ms() - begun >= timeout_ms) {
-      return Error{ErrorCode::kTimeout,
-                   still + " after " + command.timeout + "; it goes on: ds-cli node list -o wide"};
-    }
-    environment.sleep(std::chrono::milliseconds(500));
-    if (environment.interrupted()) return ExitCode::kInterrupted;
-    auto nodes = api.Get("/v1/nodes");
-    if (nodes.ok()) {
-      answer = std::move(nodes).value();
-    } else if (nodes.error().code != ErrorCode::kUnreachable) {
-      return nodes.error();  // who takes over answers soon
-    }
+  if (command.wait) {
+    answer =
+        PS_TRY(WaitUntilDrained(api, environment, std::move(answer), {command.node}, timeout_ms));
   }
   Json nodes = Json::array();
   for (const Json& node : MemberOf(answer, "nodes")) {

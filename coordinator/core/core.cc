@@ -699,6 +699,17 @@ void Core::Resume(Ticket ticket, const std::string& name, std::uint64_t now_ms) 
   if (job != nullptr) AnswerWithJob(ticket, *job, job->Resume());
 }
 
+void Core::Scale(Ticket ticket, const std::string& name, std::uint64_t workers, bool dry_run,
+                 std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Job* const job = FindFor(ticket, name);
+  if (job == nullptr) return;
+  auto scaled = job->Scale(workers, dry_run);
+  if (!scaled.ok()) return Fail(ticket, scaled.error());
+  answers_.push_back(
+      {ticket, nlohmann::json{{"job", job->Describe()}, {"scale", *std::move(scaled)}}, false});
+}
+
 void Core::AnswerWithJob(Ticket ticket, const Job& job, const Status& done) {
   if (!done.ok()) return Fail(ticket, done.error());
   answers_.push_back({ticket, nlohmann::json{{"job", job.Describe()}}, false});

@@ -112,6 +112,8 @@ class Core final : public Cluster {
   void SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint64_t now_ms);
   void Suspend(Ticket ticket, const std::string& job, std::uint64_t now_ms);
   void Resume(Ticket ticket, const std::string& job, std::uint64_t now_ms);
+  void Scale(Ticket ticket, const std::string& job, std::uint64_t workers, bool dry_run,
+             std::uint64_t now_ms);
   void Rebalance(Ticket ticket, const std::string& job, bool dry_run, std::uint64_t now_ms);
   void PinCheckpoint(Ticket ticket, const std::string& job, Round round, bool pinned,
                      std::uint64_t now_ms);

@@ -20,16 +20,10 @@ using control::Make;
 constexpr std::uint32_t kLeasesInHand = 2;
 constexpr std::uint64_t kMaxBackoffMs = 30'000;
 
-// Records of one push: leases are made of whole ones.
-std::uint64_t PushRecords(const JobDefinition& definition) {
-  return static_cast<std::uint64_t>(definition.spec.training.batch_size *
-                                    definition.spec.training.local_steps);
-}
-
 std::uint64_t LeaseRecords(const JobDefinition& definition) {
   // About an eighth of a worker's share of an epoch, at most 32 steps: small enough to balance
   // workers of unequal speed, large enough that asking is rare.
-  const std::uint64_t batch = PushRecords(definition);
+  const std::uint64_t batch = definition.PushRecords();
   const auto workers = static_cast<std::uint64_t>(definition.spec.training.workers);
   const std::uint64_t batches = definition.data.records / (batch * workers * 8);
   // What is granted keeps its batches, so those that follow the speed must not be granted far
@@ -38,22 +32,12 @@ std::uint64_t LeaseRecords(const JobDefinition& definition) {
          std::clamp<std::uint64_t>(batches, 1, definition.spec.training.batch_by_speed ? 8 : 32);
 }
 
-std::optional<BatchShares> NewShares(const JobDefinition& definition) {
-  const TrainingSpec& training = definition.spec.training;
-  if (!training.batch_by_speed) return std::nullopt;
-  // With local steps the number of batches follows, else the batch, in sixteenths.
-  const auto unit = training.local_steps > 1 ? training.batch_size
-                                             : std::max<std::int64_t>(training.batch_size / 16, 1);
-  return BatchShares(static_cast<std::uint32_t>(PushRecords(definition)),
-                     static_cast<std::uint32_t>(unit), static_cast<std::size_t>(training.workers));
-}
-
 LeaseBook NewLeases(const JobDefinition& definition) {
   LeaseBook::Options options;
   options.records = definition.data.records;
   options.total = static_cast<std::uint64_t>(
       std::llround(definition.spec.training.epochs * static_cast<double>(definition.data.records)));
-  options.batch = PushRecords(definition);
+  options.batch = definition.PushRecords();
   options.lease_records = LeaseRecords(definition);
   options.workers = static_cast<std::uint64_t>(definition.spec.training.workers);
   options.in_turn = definition.spec.training.staleness == 0;
@@ -80,10 +64,7 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts
 
 Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts& timeouts,
          Phase phase, const std::string& reason)
-    : cluster_(cluster),
-      definition_(std::move(definition)),
-      timeouts_(timeouts),
-      shares_(NewShares(definition_)) {
+    : cluster_(cluster), definition_(std::move(definition)), timeouts_(timeouts) {
   state_.id = id;
   state_.name = definition_.spec.name;
   state_.created_ms = cluster_.now_ms();
@@ -91,6 +72,7 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobId id, const JobTimeouts
   state_.first_clocks.assign(state_.workers.size(), 0);
   state_.leases = NewLeases(definition_);
   slots_.resize(state_.workers.size());
+  BeginShares();
   SetPhase(phase, reason);
   dirty_.map = true;
 }
@@ -101,8 +83,8 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobState state, control::Ma
       definition_(std::move(definition)),
       timeouts_(timeouts),
       state_(std::move(state)),
-      map_(std::move(map)),
-      shares_(NewShares(definition_)) {
+      map_(std::move(map)) {
+  BeginShares();
   slots_.resize(state_.workers.size());
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     slots_[slot].ready = state_.workers[slot].live;
@@ -141,9 +123,9 @@ void Job::Tick() {
     }
     std::string reason;
     if (servers == 0) reason = "waits for a ps-server; none is registered";
-    if (slots < state_.workers.size()) {
+    if (slots < state_.leases.workers()) {
       reason += (reason.empty() ? "" : "; ");
-      reason += "waits for " + std::to_string(state_.workers.size()) + " free worker slots";
+      reason += "waits for " + std::to_string(state_.leases.workers()) + " free worker slots";
       const std::string& label = definition_.spec.resources.label;
       if (!label.empty()) reason += " on agents with the label `" + label + "`";
       reason += ", " + std::to_string(slots) + " free now";
@@ -211,12 +193,16 @@ void Job::Tick() {
 }
 
 void Job::StartRunning() {
+  const bool bulk = definition_.spec.training.staleness == 0;
   std::vector<std::size_t> ready;
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (!slots_[slot].ready) return;
-    ready.push_back(slot);
+  for (std::size_t slot = 0; slot < state_.leases.workers(); ++slot) {
+    if (slots_[slot].ready) {
+      ready.push_back(slot);
+    } else if (state_.workers[slot].task != 0 || last_wait_reason_.empty() || bulk) {
+      return;
+    }  // else there is no slot for it: it joins later
   }
-  if (map_.shards.empty() || Homeless()) return;
+  if (ready.empty() || map_.shards.empty() || Homeless()) return;
   SetPhase(Phase::kRunning, "");
   MakeLive(ready);
   Event("running", "training starts with " + std::to_string(ready.size()) + " workers on " +
@@ -276,14 +262,15 @@ void Job::EvictTasks() {
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     const WorkerSlot& worker = state_.workers[slot];
     const auto agent = cluster_.agents().find(worker.agent);
-    if (worker.task == 0 || slots_[slot].evicted || agent == cluster_.agents().end() ||
-        !agent->second.leaves()) {
-      continue;
-    }
+    if (worker.task == 0 || slots_[slot].evicted) continue;
+    const bool spare = slot >= state_.leases.workers();
+    const bool drains = agent != cluster_.agents().end() && agent->second.leaves();
+    if (!spare && !drains) continue;
     slots_[slot].evicted = true;
-    Event("evicted",
-          WorkerText(slot, worker.incarnation) + " leaves " + worker.agent_name + ", which drains");
-    SendStopTask(worker.agent, worker.task, "the node drains", false);
+    Event("evicted", WorkerText(slot, worker.incarnation) + " leaves " + worker.agent_name +
+                         (spare ? ": the job has fewer workers now" : ", which drains"));
+    SendStopTask(worker.agent, worker.task, spare ? "the job has fewer workers" : "the node drains",
+                 false);
   }
 }
 
@@ -302,7 +289,7 @@ void Job::StartMissingTasks() {
       slots_[slot].started_ms = now;  // its TaskExited follows
     }
   }
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+  for (std::size_t slot = 0; slot < state_.leases.workers(); ++slot) {
     WorkerSlot& worker = state_.workers[slot];
     if (worker.task != 0 || now < worker.retry_at_ms || (ending && present > 0)) continue;
     const Member* best = nullptr;

@@ -34,7 +34,14 @@ struct JobDefinition {
   control::DataInfoT data;
   std::uint64_t files_fingerprint = 0;  // of the values that checkpoint.load takes from files
   std::uint32_t shards = 0;
+
+  // Of one push; leases are made of whole ones.
+  std::uint64_t PushRecords() const {
+    return static_cast<std::uint64_t>(spec.training.batch_size * spec.training.local_steps);
+  }
 };
+
+inline constexpr std::uint64_t kWorkersMax = 1024;  // of a job
 
 // How long things may take before the job acts on it.
 struct JobTimeouts {
@@ -100,6 +107,10 @@ class Job {
   // checkpoint. Said twice is as said once. kConflict if the job is over or about to be.
   Status Suspend();
   Status Resume();
+  // From now on the job has so many workers: missing ones start as there are slots, those of the
+  // highest numbers end as with a node that drains. {before, workers, free_slots}; `dry_run`
+  // changes nothing. kConflict if the job is over or about to be, or bulk-synchronous.
+  Result<nlohmann::json> Scale(std::uint64_t workers, bool dry_run);
 
   // Evens out how many copies of shards the servers have, while training goes on. Returns those to
   // move first: {shard, from}; none: it is even. Forgotten when the leader changes.
@@ -154,7 +165,7 @@ class Job {
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name
     std::uint64_t refused_told = 0;  // segments not finite, the same
-    bool evicted = false;            // was asked to end: its agent drains
+    bool evicted = false;            // was asked to end: its agent drains, or there are too many
   };
 
   // No server has anything of it in memory, and no agent a task.
@@ -165,6 +176,7 @@ class Job {
   void TakeOff();
 
   // Workers.
+  void BeginShares();                     // speeds of as many workers as are wanted
   bool Takes(const Member& agent) const;  // tasks of this job, if it has a slot
   std::size_t LiveCount() const;
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;

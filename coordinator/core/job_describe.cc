@@ -71,6 +71,7 @@ nlohmann::json Job::Describe() const {
   nlohmann::json workers = nlohmann::json::array();
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     const WorkerSlot& worker = state_.workers[slot];
+    if (slot >= state_.leases.workers() && worker.task == 0) continue;
     nlohmann::json entry = {{"worker", slot},
                             {"incarnation", worker.incarnation.value()},
                             {"node", worker.agent_name},
@@ -178,6 +179,7 @@ nlohmann::json Job::Describe() const {
       {"replicated_shards", ReplicatedShards()},
       {"servers", OffCluster() ? 0 : FirstServers().size()},
       {"suspending", state_.suspending},
+      {"workers_wanted", state_.leases.workers()},
       {"workers", std::move(workers)},
       {"progress", std::move(progress)},
       {"checkpoints", state_.checkpoints.size()},

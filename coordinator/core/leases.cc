@@ -39,6 +39,11 @@ LeaseBook::LeaseBook(const Options& options) : options_(options) {
            options.workers > 0);
 }
 
+void LeaseBook::SetWorkers(std::uint64_t workers) {
+  PS_CHECK(workers > 0 && !options_.in_turn, workers);
+  options_.workers = workers;
+}
+
 std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation incarnation,
                                                 std::uint32_t push_records) {
   const auto range = options_.in_turn ? TakeInTurn(worker) : Take(push_records);

@@ -35,7 +35,7 @@ class LeaseBook {
     std::uint64_t total = 0;          // positions of the whole job
     std::uint64_t batch = 1;          // leases are whole batches but for the end of an epoch
     std::uint64_t lease_records = 1;  // size of a lease while there is plenty
-    std::uint64_t workers = 1;        // leases shrink towards the end to share it out
+    std::uint64_t workers = 1;  // as are wanted: leases shrink towards the end to share it out
     // Bulk-synchronous: leases of one size go to the workers in turn, so that who trains what does
     // not depend on who asks first. What the dead leave goes to whoever asks.
     bool in_turn = false;
@@ -71,6 +71,9 @@ class LeaseBook {
   bool NothingToGrant() const;
   std::uint64_t trained() const;
   std::uint64_t total() const { return options_.total; }
+  std::uint64_t workers() const { return options_.workers; }
+  // From now on. Not with `in_turn`.
+  void SetWorkers(std::uint64_t workers);
   std::uint64_t repeated() const { return repeated_; }
 
   // Starts over from what remained at a checkpoint.

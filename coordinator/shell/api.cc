@@ -271,6 +271,18 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       }
       return core_->RollBack(ticket(), parts[2], Round(**round), *confirmed, now);
     }
+    if (parts.size() == 4 && post && parts[3] == "scale") {
+      const auto json = body();
+      if (!json.ok()) return responder.Answer(ApiError(json.error()));
+      const auto workers = MemberNumber(*json, "workers");
+      const auto dry_run = MemberFlag(*json, "dry_run");
+      if (!workers.ok()) return responder.Answer(ApiError(workers.error()));
+      if (!dry_run.ok()) return responder.Answer(ApiError(dry_run.error()));
+      if (!workers->has_value()) {
+        return responder.Answer(ApiError({ErrorCode::kUsage, "the body has no number `workers`"}));
+      }
+      return core_->Scale(ticket(), parts[2], **workers, *dry_run, now);
+    }
     if (parts.size() == 4 && post && parts[3] == "suspend") {
       return core_->Suspend(ticket(), parts[2], now);
     }

@@ -24,6 +24,7 @@ constexpr Endpoint kEndpoints[] = {
     {"POST", "/v1/jobs", kSubmitter},
     {"GET", "/v1/jobs/{job}", kViewer},
     {"POST", "/v1/jobs/{job}/rebalance", kSubmitter},
+    {"POST", "/v1/jobs/{job}/scale", kSubmitter},
     {"POST", "/v1/jobs/{job}/cancel", kSubmitter},
     {"POST", "/v1/jobs/{job}/suspend", kSubmitter},
     {"POST", "/v1/jobs/{job}/resume", kSubmitter},

@@ -66,6 +66,13 @@ class JobCoordinator {
     if (request.path == "/v1/jobs") {
       return Answer(200, json{{"jobs", {Job("running"), Job("succeeded")}}}.dump());
     }
+    if (request.path == "/v1/jobs/7/scale") {
+      const json body = json::parse(request.body);
+      return Answer(
+          200, json{{"job", Job("running")},
+                    {"scale", {{"before", 2}, {"workers", body["workers"]}, {"free_slots", 1}}}}
+                   .dump());
+    }
     if (request.path == "/v1/nodes/server-1" && request.method == "POST") {
       if (json::parse(request.body)["duty"] == "draining") copies_ = 2;
     }
@@ -268,6 +275,67 @@ TEST_F(JobCommandsTest, DrainWaitsUntilNothingIsLeft) {
   EXPECT_EQ(Run(coordinator, {"node", "undrain", "server-1", "-o", "json"}), 0);
   EXPECT_EQ(json::parse(coordinator.fake().last_body()), json({{"duty", "full"}}));
   EXPECT_EQ(Run(coordinator, {"node", "drain", "nobody"}), 3);
+}
+
+TEST_F(JobCommandsTest, ScalesWorkers) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"scale", "workers", "7", "5"}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(),
+            "job 7 (fashion) has 5 workers from now on in the place of 2; 2 wait for a free slot: "
+            "`scripts/scale_out` brings another host in\n");
+  EXPECT_EQ(json::parse(coordinator.fake().last_body()),
+            json({{"workers", 5}, {"dry_run", false}}));
+  EXPECT_EQ(Run(coordinator, {"scale", "workers", "7", "1", "--dry-run"}), 0);
+  EXPECT_EQ(test_.output(), "job 7 (fashion) would have 1 workers in the place of 2\n");
+  EXPECT_EQ(json::parse(coordinator.fake().last_body()), json({{"workers", 1}, {"dry_run", true}}));
+  EXPECT_EQ(Run(coordinator, {"scale", "workers", "7", "2", "--wait", "-o", "json"}), 0);
+  EXPECT_EQ(json::parse(test_.output())["scale"]["before"], 2);
+  EXPECT_EQ(Run(coordinator, {"scale", "workers", "7", "3", "--wait", "--timeout", "0"}), 124);
+  EXPECT_THAT(test_.errors(), HasSubstr("2 of 3 workers train"));
+  EXPECT_EQ(Run(coordinator, {"scale", "workers", "7", "0"}), 2);
+}
+
+TEST_F(JobCommandsTest, ScalesServers) {
+  JobCoordinator coordinator({"running"});
+  EXPECT_EQ(Run(coordinator, {"scale", "servers", "1"}), 0) << test_.errors();
+  EXPECT_EQ(test_.output(), "there are 1 servers\n");
+  EXPECT_EQ(Run(coordinator, {"scale", "servers", "2"}), 4);
+  EXPECT_THAT(test_.errors(), HasSubstr("scripts/scale_out"));
+}
+
+TEST(ScaleTest, TheFewestCopiesLeaveAndTheMostComeBack) {
+  json nodes = json::array();
+  const auto add = [&](const char* name, const char* state, int shards) {
+    nodes.push_back({{"name", name}, {"kind", "server"}, {"state", state}, {"shards", shards}});
+  };
+  add("a", "ready", 9);
+  add("b", "unsteady", 2);
+  add("c", "cordoned", 5);
+  add("d", "draining", 3);
+  add("e", "drained", 0);
+  add("f", "gone", 7);
+  nodes.push_back({{"name", "w"}, {"kind", "worker"}, {"state", "ready"}});
+  std::set<std::string> asked;
+  FakeCoordinator fake([&](const net::HttpRequest& request) {
+    if (request.method == "POST") {
+      asked.insert(request.path + " " + std::string(json::parse(request.body)["duty"]));
+    }
+    return Answer(200, json{{"nodes", nodes}}.dump());
+  });
+  TestEnvironment test;
+  const auto scale = [&](const char* number, const char* more) {
+    asked.clear();
+    return test.Run({"scale", "servers", number, more, "--coordinator", fake.url()});
+  };
+  EXPECT_EQ(scale("1", "--dry-run"), 0) << test.errors();
+  EXPECT_EQ(test.output(), "server b would drain\nserver c would drain\n");
+  EXPECT_TRUE(asked.empty());
+  EXPECT_EQ(scale("1", "-otable"), 0) << test.errors();
+  EXPECT_EQ(asked, (std::set<std::string>{"/v1/nodes/b draining", "/v1/nodes/c draining"}));
+  EXPECT_EQ(scale("4", "-ojson"), 0) << test.errors();
+  EXPECT_EQ(asked, (std::set<std::string>{"/v1/nodes/d full"}));
+  EXPECT_EQ(json::parse(test.output()), json({{"drain", json::array()}, {"undrain", {"d"}}}));
+  EXPECT_EQ(scale("6", "-otable"), 4);
 }
 
 TEST_F(JobCommandsTest, ExplainNeedsNoCoordinator) {

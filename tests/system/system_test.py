@@ -880,6 +880,27 @@ class Draining(WithCluster):
         self.assertEqual((result["lost"], result["doubled"]), (0, 0))
 
 
+class Scaling(WithCluster):
+    """More and fewer workers and servers while a job runs."""
+    arguments = ("--servers", "3", "--workers", "3")
+
+    def test_workers_and_servers_scale_and_every_push_counts_once(self):
+        job = self.cluster.submit(ledger("scaled", records=400000, epochs=12, every=3000) +
+                                  "resources: {replicas: 1}\n")
+        trained_more_than(self, self.cluster, job, 0)
+        for words in (("workers", job, "3"), ("servers", "2"), ("workers", job, "1"), ("servers", "3"),
+                      ("workers", job, "2")):
+            done = self.cluster.ds("scale", *words, "--wait", "--timeout", "60s")
+            self.assertEqual(done.returncode, 0, done.stderr + self.cluster.events(job))
+        self.assertEqual(self.cluster.job(job)["workers_wanted"], 2)
+        described = self.finish(job)
+        self.assertEqual(described["restarts"], 0)
+        self.assertEqual(described["progress"]["repeated_samples"], 0)
+        code, said, result = self.cluster.ledger(described)
+        self.assertEqual(code, 0, said)
+        self.assertEqual((result["lost"], result["doubled"]), (0, 0))
+
+
 class Suspended(WithCluster):
     """A job leaves the cluster and comes back, and another one has its place meanwhile."""
     arguments = ("--servers", "2", "--workers", "2")

@@ -62,6 +62,8 @@ class Cluster {
   void PlanDuties();
   void PlanSuspensions();
   void SeeToSuspension();
+  void PlanScalings();
+  void SeeToScale();
   void SeeToDuties();
   void Suspect(std::uint64_t chance);
   void HealAll();
@@ -78,6 +80,7 @@ class Cluster {
   std::vector<std::function<void()>> heal_;
   std::map<std::string, coordinator::Duty> duties_;  // by machine, as an operator wants them
   bool suspends_ = false;                            // as an operator wants it
+  std::uint64_t workers_wanted_ = 0;                 // by an operator; 0: as the job has it
   std::int64_t faults_end_ms_ = 0;
   bool healed_ = false;
   std::string phase_;
@@ -472,6 +475,32 @@ void Cluster::SeeToSuspension() {
   world_.schedule.After(kDutiesMs, [this] { SeeToSuspension(); });
 }
 
+// An operator gives the job more workers, or fewer.
+void Cluster::PlanScalings() {
+  std::mt19937_64 chance(options_.seed ^ 0x2545f4914f6cdd1d);
+  if (!options_.suspicions || chance() % 4 != 0) return;
+  const auto span = static_cast<std::uint64_t>(faults_end_ms_ - kFaultsBeginMs);
+  const auto most = static_cast<std::uint64_t>(world_.spec.training.workers) + 3;
+  const std::uint64_t count = 1 + chance() % 3;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const std::int64_t at_ms = kFaultsBeginMs + static_cast<std::int64_t>(chance() % span);
+    world_.schedule.At(at_ms, [this, workers = 1 + chance() % most] {
+      world_.history.Log("SCALED to " + std::to_string(workers));
+      if (std::exchange(workers_wanted_, workers) == 0) SeeToScale();
+    });
+  }
+}
+
+void Cluster::SeeToScale() {
+  // In the end as many as there are slots for: a job that is suspended or queued waits for all.
+  const std::uint64_t workers =
+      healed_ ? static_cast<std::uint64_t>(world_.spec.training.workers) : workers_wanted_;
+  for (Machine& machine : machines_) {
+    if (machine.coordinator) machine.coordinator->Scale(workers);
+  }
+  world_.schedule.After(kDutiesMs, [this] { SeeToScale(); });
+}
+
 // Again and again, as a request may be lost with its leader.
 void Cluster::SeeToDuties() {
   for (const auto& [name, duty] : duties_) {
@@ -563,6 +592,7 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
       if (event.value("type", "") == "backup lost") ++report_.backups_lost;
       if (event.value("type", "") == "moved") ++report_.moves;
       if (event.value("type", "") == "adopted") ++report_.adoptions;
+      if (event.value("type", "") == "scaled") ++report_.scalings;
       world_.history.Log("  " + event.value("type", "") + ": " + event.value("message", ""));
     }
   }
@@ -638,6 +668,7 @@ ClusterReport Cluster::Run() {
   PlanSuspicions();
   PlanDuties();
   PlanSuspensions();
+  PlanScalings();
   world_.schedule.At(faults_end_ms_, [this] { HealAll(); });
   const History& history = world_.history;
   while (history.violation().empty() && phase_ != "succeeded") {
@@ -700,6 +731,7 @@ ClusterReport& ClusterReport::operator+=(const ClusterReport& other) {
   restores += other.restores;
   promotions += other.promotions;
   adoptions += other.adoptions;
+  scalings += other.scalings;
   copies_compared += other.copies_compared;
   backups_lost += other.backups_lost;
   suspicions += other.suspicions;

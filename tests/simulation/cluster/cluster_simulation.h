@@ -101,7 +101,8 @@ struct ClusterReport {
   std::uint64_t suspicions = 0;
   std::uint64_t drains = 0;
   std::uint64_t suspensions = 0;
-  std::uint64_t moves = 0;  // of shards, from servers that drain
+  std::uint64_t scalings = 0;  // of the number of workers
+  std::uint64_t moves = 0;     // of shards, from servers that drain
   std::uint64_t too_old = 0;
   std::uint64_t rewinds = 0;
   std::uint64_t incarnations = 0;

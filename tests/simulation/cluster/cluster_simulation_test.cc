@@ -34,6 +34,7 @@ TEST(ClusterSimulationTest, NoPushAndNoRecordIsLostOrDoubledWhateverFails) {
   EXPECT_GT(sum.restores, 40u);
   EXPECT_GT(sum.rewinds, 5u);
   EXPECT_GT(sum.suspensions, 20u);
+  EXPECT_GT(sum.scalings, 50u);
   EXPECT_GT(sum.leaders, 300u);
   EXPECT_GT(sum.incarnations, 1000u);
   EXPECT_GT(sum.too_old, 500u);

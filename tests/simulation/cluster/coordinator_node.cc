@@ -269,6 +269,12 @@ void CoordinatorNode::Suspend(bool suspend) {
   Flush(false);
 }
 
+void CoordinatorNode::Scale(std::uint64_t workers) {
+  if (core_ == nullptr) return;
+  core_->Scale(next_ticket_++, "1", workers, false, Now());
+  Flush(false);
+}
+
 std::optional<coordinator::Duty> CoordinatorNode::DutyOf(const std::string& node) const {
   if (core_ == nullptr) return std::nullopt;
   for (const coordinator::Members* members : {&core_->servers(), &core_->agents()}) {

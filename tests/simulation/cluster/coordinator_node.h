@@ -28,6 +28,7 @@ class CoordinatorNode {
   void SetDuty(const std::string& node, coordinator::Duty duty);
   void Rebalance();
   void Suspend(bool suspend);  // or resume
+  void Scale(std::uint64_t workers);
   // As the leader has it; nothing unless it leads and knows the node.
   std::optional<coordinator::Duty> DutyOf(const std::string& node) const;
   ZkClient& client() { return client_; }

@@ -199,6 +199,7 @@ int main(int argc, char** argv) {
       {"suspicions", sum.suspicions},
       {"drains", sum.drains},
       {"suspensions", sum.suspensions},
+      {"scalings", sum.scalings},
       {"moves", sum.moves},
       {"rewinds", sum.rewinds},
       {"incarnations", sum.incarnations},
