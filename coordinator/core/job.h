@@ -154,7 +154,11 @@ class Job {
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name
     std::uint64_t refused_told = 0;  // segments not finite, the same
-    bool evicted = false;            // was asked to end: its agent drains
+    std::uint64_t redone_told = 0;   // implausible steps, the same
+    std::uint64_t dropped_told = 0;
+    // What the slot's next task begins with: of its last one, or of the checkpoint the job is at.
+    std::optional<TaskLossScale> loss_scale;
+    bool evicted = false;  // was asked to end: its agent drains
   };
 
   // No server has anything of it in memory, and no agent a task.
@@ -186,6 +190,9 @@ class Job {
   void SendReplay(const DeadWorker& dead);
   void AddUp(const control::ProgressT& progress);
   void TellNotFinite(std::size_t slot, const control::ProgressT& progress);
+  void TellImplausible(std::size_t slot, const control::ProgressT& progress);
+  // Every slot's is that of the newest checkpoint, if this has one of it.
+  void TakeLossScales();
 
   // Shards.
   bool Homeless() const;
