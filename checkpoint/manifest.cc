@@ -1,6 +1,7 @@
 #include "checkpoint/manifest.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -122,6 +123,10 @@ Status Check(const Manifest& manifest) {
   for (const ManifestCut& cut : manifest.cuts) {
     if (!incarnations.insert({cut.worker.value(), cut.incarnation.value()}).second) {
       return Bad("two cuts of incarnation " + std::to_string(cut.incarnation.value()));
+    }
+    if (cut.loss_scale && !(cut.loss_scale->scale > 0 && std::isfinite(cut.loss_scale->scale))) {
+      return Bad("the loss scale of worker " + std::to_string(cut.worker.value()) +
+                 " is not positive and finite");
     }
   }
   return Ok();
@@ -249,6 +254,10 @@ json ToValue(const Manifest& manifest, json spec) {
                     {"incarnation", cut.incarnation.value()},
                     {"clock", cut.clock.value()}});
     if (cut.flushed) cuts.back()["flushed"] = true;
+    if (cut.loss_scale) {
+      cuts.back()["loss_scale"] = static_cast<double>(cut.loss_scale->scale);
+      cuts.back()["growth_tracker"] = cut.loss_scale->growth_tracker;
+    }
   }
   return {{"format_version", static_cast<unsigned>(kFormatVersion)},
           {"job", manifest.job.value()},
@@ -388,6 +397,14 @@ Manifest ReadValue(const json& value, std::optional<Error>& error) {
     cut.incarnation = Incarnation(object.Unsigned<std::uint32_t>("incarnation"));
     cut.clock = Clock(object.Unsigned<std::uint64_t>("clock"));
     cut.flushed = element.contains("flushed") && object.Boolean("flushed");
+    if (element.is_object() && element.contains("loss_scale")) {
+      ManifestLossScale scale;
+      if (const json* number = object.Member("loss_scale", json::value_t::number_float)) {
+        scale.scale = static_cast<float>(number->get<double>());
+      }
+      scale.growth_tracker = object.Unsigned<std::uint32_t>("growth_tracker");
+      cut.loss_scale = scale;
+    }
     object.End();
     manifest.cuts.push_back(cut);
   });

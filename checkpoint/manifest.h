@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -84,11 +85,20 @@ struct DataPosition {
   friend bool operator==(const DataPosition&, const DataPosition&) = default;
 };
 
+// Of a task that scales its loss (training.loss_scaling): what it went on with after its last push.
+struct ManifestLossScale {
+  float scale = 0;  // more than 0, finite
+  std::uint32_t growth_tracker = 0;
+
+  friend bool operator==(const ManifestLossScale&, const ManifestLossScale&) = default;
+};
+
 struct ManifestCut {
   WorkerId worker;
   Incarnation incarnation;
   Clock clock;
   bool flushed = false;  // its residual was pushed before the cut, by checkpoint.flush_residuals
+  std::optional<ManifestLossScale> loss_scale = std::nullopt;
 
   friend bool operator==(const ManifestCut&, const ManifestCut&) = default;
 };

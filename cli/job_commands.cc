@@ -284,6 +284,17 @@ Result<ExitCode> DescribeJob(Globals& globals, const std::string& name) {
                                     [](const auto& field) { return field.first == "dense"; });
     *dense = {"tables", tables};
   }
+  if (IntegerOf(progress, "overflows") > 0) {
+    fields.emplace_back("overflows",
+                        CountText(NumberOf(progress, "overflows")) + " steps, of the loss scale");
+  }
+  if (IntegerOf(progress, "implausible") > 0) {
+    fields.emplace_back("implausible",
+                        CountText(NumberOf(progress, "implausible")) + " steps, of which " +
+                            CountText(NumberOf(progress, "implausible_redone")) +
+                            " were computed again in fp32 and " +
+                            CountText(NumberOf(progress, "implausible_skipped")) + " skipped");
+  }
   if (const std::int64_t replicas = IntegerOf(job, "replicas"); replicas > 0) {
     fields.emplace_back("backups", CountText(static_cast<double>(replicas)) + " of a shard, of " +
                                        CountText(NumberOf(job, "replicated_shards")) + " of " +

@@ -59,7 +59,11 @@ void WriteWorkers(std::ostream& out, const Json& workers) {
   std::vector<std::string> header = {"WORKER",    "INCARNATION", "NODE",   "STATE", "CLOCK",
                                      "SAMPLES/S", "LOSS",        "P50",    "P99",   "WAIT DATA",
                                      "WAIT PULL", "WAIT PUSH",   "COMPUTE"};
+  // Of jobs that scale the loss.
+  const bool scales = std::any_of(workers.begin(), workers.end(),
+                                  [](const Json& worker) { return worker.contains("loss_scale"); });
   if (shares) header.insert(header.end(), {"RECORDS/PUSH", "RECORDS/COMPUTE S"});
+  if (scales) header.insert(header.end(), {"PRECISION", "LOSS SCALE"});
   Table table(header);
   const auto seconds = [](const Json& worker, const char* key) {
     const auto ms = NumberOf(worker, key);
@@ -82,6 +86,10 @@ void WriteWorkers(std::ostream& out, const Json& workers) {
     if (shares) {
       row.push_back(CountText(NumberOf(worker, "push_records")));
       row.push_back(CountText(NumberOf(worker, "compute_samples_per_second")));
+    }
+    if (scales) {
+      row.push_back(TextOf(worker, "precision"));
+      row.push_back(DecimalText(NumberOf(worker, "loss_scale")));
     }
     table.Add(row);
   }

@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/drain_wait.h"
 #include "cli/progress.h"
+#include "common/job/job_spec.h"
 
 namespace ps::cli {
 namespace {
@@ -212,7 +213,7 @@ void AddScaleCommands(CLI::App& app, Globals& globals) {
     command->add_option("job", options->job, "Number or name (then the newest)")->required();
     command->add_option("number", options->number, "Of workers from now on")
         ->required()
-        ->check(CLI::Range(1, 1024));
+        ->check(CLI::Range(std::int64_t{1}, kWorkersMax));
     AddCommon(*command, *options);
     command->callback([&globals, options] {
       globals.action = [&globals, options] { return ScaleWorkers(globals, *options); };

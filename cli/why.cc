@@ -377,6 +377,13 @@ class Diagnosis {
           CountText(Value(now, "skipped")) + " so far; " + NewestText(looks_.events, "not finite"),
           "a smaller learning rate, clipping, or the data that the event names");
     }
+    if (Value(now, "implausible_skipped") > Value(then, "implausible_skipped")) {
+      Add(Weight::kSlow, "batches are skipped: their loss or gradient norm is implausible",
+          CountText(Value(now, "implausible_skipped")) + " so far; " +
+              NewestText(looks_.events, "implausible"),
+          "the records that the events name; if they are right, training.loss_calibration with a "
+          "larger threshold, or without");
+    }
     const double old = Value(now, "too_old") - Value(then, "too_old");
     if (old > 0) {
       Add(Weight::kSlow, "pushes come too late and go back into the residual",

@@ -23,6 +23,7 @@ constexpr const char* kApiVersion = "ds/v1";
 constexpr const char* kKind = "TrainJob";
 constexpr std::size_t kFindingsMax = 100;
 constexpr std::int64_t kParametersMax = 2'000'000'000;
+constexpr std::int64_t kStepRecordsMax = 1'048'576;
 // As kMaxRowTables and kMaxRowWidth of common/layout/layout.h.
 constexpr std::size_t kRowTablesMax = 1024;
 constexpr std::int64_t kRowWidthMax = 1024;
@@ -149,10 +150,27 @@ void Visit(Visitor& v, DataSpec& d) {
 }
 
 template <typename Visitor>
+void Visit(Visitor& v, LossScalingSpec& s) {
+  v.Choice("mode", s.mode, {"auto", "dynamic", "none"}, Need::kOptional);
+  v.Number("initial_scale", s.initial_scale, Range{kFloatLeast, 1e38, false, false});
+  v.Number("growth_factor", s.growth_factor, Range{1, 1e6, true, false});
+  v.Number("backoff_factor", s.backoff_factor, Range{0, 1, true, true});
+  v.Integer("growth_interval", s.growth_interval, Whole{1, 1'000'000'000});
+}
+
+template <typename Visitor>
+void Visit(Visitor& v, LossCalibrationSpec& c) {
+  v.Flag("enabled", c.enabled);
+  v.Number("threshold", c.threshold, Range{1, 1000, false, false});
+  v.Integer("warmup_steps", c.warmup_steps, Whole{50, 1'000'000});
+}
+
+template <typename Visitor>
 void Visit(Visitor& v, TrainingSpec& t) {
-  v.Integer("workers", t.workers, Whole{1, 1024});
+  v.Integer("workers", t.workers, Whole{1, kWorkersMax});
   v.Integer("threads_per_worker", t.threads_per_worker, Whole{1, 256});
-  v.Integer("batch_size", t.batch_size, Whole{1, 1'048'576});
+  v.Integer("batch_size", t.batch_size, Whole{1, kStepRecordsMax});
+  v.Integer("accumulate", t.accumulate, Whole{1, 1000});
   v.Flag("batch_by_speed", t.batch_by_speed);
   v.Integer("local_steps", t.local_steps, Whole{1, 1000});
   v.Number("outer_momentum", t.outer_momentum, Range{0, 0.9999, false, false});
@@ -165,6 +183,9 @@ void Visit(Visitor& v, TrainingSpec& t) {
   v.Choice("pull_values", t.pull_values, {"auto", "bf16", "fp32", "increments"}, Need::kOptional);
   v.Number("evaluate_every_epochs", t.evaluate_every_epochs, Range{0, 1e6, false, false});
   v.Choice("on_nonfinite", t.on_nonfinite, {"skip", "stop"}, Need::kOptional);
+  v.Choice("precision", t.precision, {"auto", "fp32", "bf16", "fp16"}, Need::kOptional);
+  v.Section("loss_scaling", t.loss_scaling, Need::kOptional);
+  v.Section("loss_calibration", t.loss_calibration, Need::kOptional);
   v.Integer("seed", t.seed, Whole{0, std::numeric_limits<std::int64_t>::max()});
 }
 
@@ -1059,6 +1080,18 @@ void CheckTraining(const JobSpec& spec, Report& report) {
       report.AddAt("training.local_steps", "is not for the ledger model");
     }
   }
+  if (training.step_records() > kStepRecordsMax) {
+    report.AddAt(
+        "training.accumulate",
+        "makes steps of " + std::to_string(training.step_records()) + " records, at most 1048576");
+  }
+  if (spec.model.type == "ledger") {
+    const std::string why = "is not for the ledger model, which computes no gradients";
+    if (training.accumulate > 1) report.AddAt("training.accumulate", why);
+    if (training.precision != "auto") report.AddAt("training.precision", why);
+    if (training.loss_scaling.mode == "dynamic") report.AddAt("training.loss_scaling.mode", why);
+    if (training.loss_calibration.enabled) report.AddAt("training.loss_calibration.enabled", why);
+  }
   if (training.outer_momentum > 0 && training.local_steps == 1) {
     report.AddAt("training.outer_momentum",
                  "needs local_steps above 1; the momentum of single steps is optimizer.momentum");
@@ -1462,6 +1495,12 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
                        NumberText(spec.sparsification.ratio) +
                        ": an entry is updated only when it is pushed, with the sum of many steps' "
                        "gradients; ratio 1 gives the optimizer as it is known");
+  }
+  const LossScalingSpec& scaling = spec.training.loss_scaling;
+  if (scaling.mode == "none" && spec.training.precision == "fp16") {
+    warnings.emplace_back(
+        "training.loss_scaling.mode is none with training.precision fp16: gradients below 6e-8 "
+        "become 0");
   }
   if (spec.training.staleness < 0) {
     warnings.emplace_back(

@@ -124,11 +124,33 @@ struct EmbeddingTableSpec {
   std::string values = "bf16";     // of rows on the wire: bf16 | fp32
 };
 
+// PyTorch's GradScaler, for each task; ps-worker/core/loss_scaler.h.
+struct LossScalingSpec {
+  std::string mode = "auto";  // auto: dynamic where the precision is fp16 | dynamic | none
+  double initial_scale = 65'536;
+  double growth_factor = 2;
+  double backoff_factor = 0.5;
+  std::int64_t growth_interval = 2000;  // steps without an overflow
+};
+
+// Steps whose loss or gradient norm is implausible; ps-worker/core/loss_calibration.h.
+struct LossCalibrationSpec {
+  bool enabled = false;
+  double threshold = 5;             // deviations above what was predicted
+  std::int64_t warmup_steps = 600;  // that are looked at first, and not judged
+};
+
+inline constexpr std::int64_t kWorkersMax = 1024;  // of a job
+
 struct TrainingSpec {
   std::int64_t workers = 2;
   std::int64_t threads_per_worker = 1;
-  std::int64_t batch_size = 128;  // records a worker and step
-  bool batch_by_speed = false;    // batches in proportion to the workers' speeds, once they differ
+  std::int64_t batch_size = 128;   // records a worker, and step if it does not accumulate
+  std::int64_t accumulate = 1;     // batches whose gradients make one step
+  std::string precision = "auto";  // auto: by the device | fp32 | bf16 | fp16
+  LossScalingSpec loss_scaling;
+  LossCalibrationSpec loss_calibration;
+  bool batch_by_speed = false;   // batches in proportion to the workers' speeds, once they differ
   std::int64_t local_steps = 1;  // batches a push; more than 1: each on weights of the worker's own
   double outer_momentum = 0;     // Nesterov's, of pushes of several local steps; 0: none
   double epochs = 1;
@@ -141,6 +163,10 @@ struct TrainingSpec {
   double evaluate_every_epochs = 1;  // live, on the test data; 0: only at the end
   std::string on_nonfinite = "skip";  // skip | stop
   std::int64_t seed = 1;
+
+  // Records of one step, and of one push, as the file says them.
+  std::int64_t step_records() const { return batch_size * accumulate; }
+  std::int64_t push_records() const { return step_records() * local_steps; }
 };
 
 // Where some of a new job's values come from; common/job/load_mapping.h has the rules. One of

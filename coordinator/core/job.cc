@@ -44,6 +44,9 @@ LeaseBook NewLeases(const JobDefinition& definition) {
   return LeaseBook(options);
 }
 
+// Implausible steps of a task that are events each, before those at each doubling.
+constexpr std::uint64_t kImplausibleTold = 20;
+
 // What a counter says is an event at each doubling, so that a job whose steps all fail does not
 // fill its history with it. `told`: the count of the last one.
 bool HasDoubled(std::uint64_t count, std::uint64_t& told) {
@@ -93,6 +96,7 @@ Job::Job(Cluster& cluster, JobDefinition definition, JobState state, control::Ma
     std::uint64_t& retry_at = state_.workers[slot].retry_at_ms;
     retry_at = std::min(retry_at, cluster_.now_ms() + kMaxBackoffMs);
   }
+  TakeLossScales();
   if (!over()) Event("leader", "a new coordinator has taken over");
 }
 
@@ -335,6 +339,8 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   memory.progress.reset();
   memory.skipped_told = 0;
   memory.refused_told = 0;
+  memory.redone_told = 0;
+  memory.dropped_told = 0;
 
   control::StartTaskT start;
   start.task = worker.task;
@@ -397,6 +403,10 @@ void Job::SendTaskStart(std::size_t slot) {
   start.incarnation = state_.workers[slot].incarnation.value();
   start.first_clock = state_.first_clocks[slot];
   start.total_records = state_.leases.total();
+  if (const auto& scale = slots_[slot].loss_scale) {
+    start.loss_scale = scale->scale;
+    start.growth_tracker = scale->growth_tracker;
+  }
   SendToTask(slot, Make(std::move(start)));
   if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
 }
@@ -530,6 +540,10 @@ void Job::OnLeaseRequest(std::size_t slot, const control::LeaseRequestT& request
 
 void Job::OnProgress(std::size_t slot, const control::ProgressT& progress) {
   TellNotFinite(slot, progress);
+  TellImplausible(slot, progress);
+  if (progress.loss_scale > 0) {
+    slots_[slot].loss_scale = TaskLossScale{progress.loss_scale, progress.growth_tracker};
+  }
   slots_[slot].progress = progress;
   slots_[slot].progress_ms = cluster_.now_ms();
   if (!shares_ || !shares_->Observe(slot, state_.workers[slot].incarnation, progress.samples,
@@ -591,9 +605,42 @@ void Job::TellNotFinite(std::size_t slot, const control::ProgressT& progress) {
   }
 }
 
+void Job::TellImplausible(std::size_t slot, const control::ProgressT& progress) {
+  Slot& memory = slots_[slot];
+  const std::string worker = WorkerText(slot, state_.workers[slot].incarnation);
+  const auto is_told = [](std::uint64_t count, std::uint64_t& told) {
+    if (count == told || (count > kImplausibleTold && count < 2 * told)) return true;
+    told = count;
+    return false;
+  };
+  const auto count = [](std::uint64_t number) {
+    return " (" + std::to_string(number) + " so far)";
+  };
+  if (!is_told(progress.dropped, memory.dropped_told)) {
+    Event("implausible", worker + " has skipped a batch" + count(progress.dropped) + ": " +
+                             progress.last_dropped + "; computed again in fp32 it was so, too");
+  }
+  if (!is_told(progress.redone, memory.redone_told)) {
+    Event("implausible", worker + " has computed a step again in fp32" + count(progress.redone) +
+                             ", which is plausible: " + progress.last_redone);
+  }
+}
+
+void Job::TakeLossScales() {
+  const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
+  if (newest == nullptr) return;
+  for (const auto& [slot, scale] : newest->loss_scales) {
+    if (slot < slots_.size()) slots_[slot].loss_scale = scale;
+  }
+}
+
 void Job::AddUp(const control::ProgressT& progress) {
   finished_.steps += progress.steps;
   finished_.skipped += progress.skipped;
+  finished_.overflows += progress.overflows;
+  finished_.anomalies += progress.anomalies;
+  finished_.redone += progress.redone;
+  finished_.dropped += progress.dropped;
   finished_.too_old += progress.too_old;
   finished_.pushes += progress.pushes;
   finished_.push_bytes += progress.push_bytes;

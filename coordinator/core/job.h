@@ -37,11 +37,9 @@ struct JobDefinition {
 
   // Of one push; leases are made of whole ones.
   std::uint64_t PushRecords() const {
-    return static_cast<std::uint64_t>(spec.training.batch_size * spec.training.local_steps);
+    return static_cast<std::uint64_t>(spec.training.push_records());
   }
 };
-
-inline constexpr std::uint64_t kWorkersMax = 1024;  // of a job
 
 // How long things may take before the job acts on it.
 struct JobTimeouts {
@@ -165,7 +163,11 @@ class Job {
     std::uint64_t progress_ms = 0;
     std::uint64_t skipped_told = 0;  // steps skipped that the events name
     std::uint64_t refused_told = 0;  // segments not finite, the same
-    bool evicted = false;            // was asked to end: its agent drains, or there are too many
+    std::uint64_t redone_told = 0;   // implausible steps, the same
+    std::uint64_t dropped_told = 0;
+    // What the slot's next task begins with: of its last one, or of the checkpoint the job is at.
+    std::optional<TaskLossScale> loss_scale;
+    bool evicted = false;  // was asked to end: its agent drains, or there are too many
   };
 
   // No server has anything of it in memory, and no agent a task.
@@ -198,6 +200,9 @@ class Job {
   void SendReplay(const DeadWorker& dead);
   void AddUp(const control::ProgressT& progress);
   void TellNotFinite(std::size_t slot, const control::ProgressT& progress);
+  void TellImplausible(std::size_t slot, const control::ProgressT& progress);
+  // Every slot's is that of the newest checkpoint, if this has one of it.
+  void TakeLossScales();
 
   // Shards.
   bool Homeless() const;

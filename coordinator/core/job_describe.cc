@@ -82,6 +82,10 @@ nlohmann::json Job::Describe() const {
       const control::ProgressT& progress = *slots_[slot].progress;
       sum.steps += progress.steps;
       sum.skipped += progress.skipped;
+      sum.overflows += progress.overflows;
+      sum.anomalies += progress.anomalies;
+      sum.redone += progress.redone;
+      sum.dropped += progress.dropped;
       sum.too_old += progress.too_old;
       sum.pushes += progress.pushes;
       sum.push_bytes += progress.push_bytes;
@@ -109,7 +113,12 @@ nlohmann::json Job::Describe() const {
                     {"wait_data_ms", progress.wait_data_ms},
                     {"wait_pull_ms", progress.wait_pull_ms},
                     {"wait_push_ms", progress.wait_push_ms},
-                    {"compute_ms", progress.compute_ms}});
+                    {"compute_ms", progress.compute_ms},
+                    {"precision", progress.precision}});
+      if (progress.loss_scale > 0) {
+        entry["loss_scale"] = Number(progress.loss_scale);
+        entry["growth_tracker"] = progress.growth_tracker;
+      }
       if (shares_) {
         entry["push_records"] = shares_->push_records(slot);
         entry["compute_samples_per_second"] =
@@ -160,6 +169,10 @@ nlohmann::json Job::Describe() const {
       {"seconds_left", rate > 0 && !over() ? Number(static_cast<double>(total - trained) / rate)
                                            : nlohmann::json()},
       {"skipped", sum.skipped},
+      {"overflows", sum.overflows},
+      {"implausible", sum.anomalies},
+      {"implausible_redone", sum.redone},
+      {"implausible_skipped", sum.dropped},
       {"too_old", sum.too_old}};
   nlohmann::json json = {
       {"id", state_.id.value()},

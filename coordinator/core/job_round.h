@@ -24,6 +24,7 @@ struct Job::Round_ {
     WorkerId worker;
     Clock clock;
     bool flushed = false;
+    std::optional<TaskLossScale> loss_scale;
   };
   std::map<Incarnation, Cut> cuts;
   std::map<std::string, control::PreparedT> prepared;

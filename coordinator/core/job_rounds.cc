@@ -1,5 +1,6 @@
 // Checkpoint rounds of a job: begin, cuts and images, manifest, commit or abort.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "checkpoint/manifest.h"
@@ -134,7 +135,10 @@ void Job::OnWorkerCut(std::size_t slot, const control::WorkerCutT& cut) {
   state_.leases.CutWorker(incarnation);
   round_->news_ms = cluster_.now_ms();
   round_->cuts[incarnation] = {WorkerId(static_cast<std::uint32_t>(slot)), Clock(cut.clock),
-                               cut.flushed};
+                               cut.flushed, std::nullopt};
+  if (cut.loss_scale > 0 && std::isfinite(cut.loss_scale)) {
+    round_->cuts[incarnation].loss_scale = TaskLossScale{cut.loss_scale, cut.growth_tracker};
+  }
   MaybeWriteManifest();
 }
 
@@ -215,6 +219,9 @@ void Job::MaybeWriteManifest() {
   round_->step = std::numeric_limits<std::uint64_t>::max();
   for (const auto& [incarnation, cut] : round_->cuts) {
     manifest.cuts.push_back({cut.worker, incarnation, cut.clock, cut.flushed});
+    if (cut.loss_scale) {
+      manifest.cuts.back().loss_scale = {cut.loss_scale->scale, cut.loss_scale->growth_tracker};
+    }
     round_->step = std::min(round_->step, cut.clock.value());
   }
   manifest.step = round_->step;
@@ -286,6 +293,9 @@ void Job::CommitRound() {
   checkpoint.since_whole =
       checkpoint.bases.empty() || before == nullptr ? 0 : before->since_whole + 1;
   checkpoint.remaining = committed_remaining_next_;
+  for (const auto& [incarnation, cut] : round->cuts) {
+    if (cut.loss_scale) checkpoint.loss_scales[cut.worker.value()] = *cut.loss_scale;
+  }
   checkpoint.ordinal = before == nullptr ? 1 : before->ordinal + 1;
   if (checkpoint.bases.empty()) whole_wanted_ = false;
   state_.checkpoints.push_back(checkpoint);

@@ -10,15 +10,15 @@ void Job::BeginShares() {
   shares_.reset();
   if (!training.batch_by_speed) return;
   // With local steps the number of batches follows, else the batch, in sixteenths.
-  const auto unit = training.local_steps > 1 ? training.batch_size
-                                             : std::max<std::int64_t>(training.batch_size / 16, 1);
+  const auto step = training.step_records();
+  const auto unit = training.local_steps > 1 ? step : std::max<std::int64_t>(step / 16, 1);
   shares_.emplace(static_cast<std::uint32_t>(definition_.PushRecords()),
                   static_cast<std::uint32_t>(unit), state_.leases.workers());
 }
 
 Result<nlohmann::json> Job::Scale(std::uint64_t workers, bool dry_run) {
   const TrainingSpec& training = definition_.spec.training;
-  if (workers < 1 || workers > kWorkersMax) {
+  if (workers < 1 || workers > static_cast<std::uint64_t>(kWorkersMax)) {
     return Error{ErrorCode::kUsage, "a job has 1 to " + std::to_string(kWorkersMax) + " workers"};
   }
   if (over() || state_.phase == Phase::kImporting) {

@@ -223,6 +223,7 @@ void Job::ForgetSinceCheckpoint(const std::string& why) {
     if (!dead.agent.empty()) SendDropRing(dead.agent, dead.worker, dead.incarnation);
   }
   state_.dead.clear();
+  TakeLossScales();
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     WorkerSlot& worker = state_.workers[slot];
     slots_[slot].ready = false;

@@ -77,6 +77,15 @@ void AddCheckpoint(JsonWriter& out, const CommittedCheckpoint& checkpoint) {
   out.Member("directory", checkpoint.directory);
   out.Member("duration_ms", checkpoint.duration_ms);
   out.Member("final", checkpoint.final_round);
+  if (!checkpoint.loss_scales.empty()) {
+    // [[<slot>, <scale>, <growth tracker>], ..]
+    nlohmann::json scales = nlohmann::json::array();
+    for (const auto& [slot, scale] : checkpoint.loss_scales) {
+      scales.push_back({slot, static_cast<double>(scale.scale), scale.growth_tracker});
+    }
+    out.Key("loss_scales");
+    out.AddTree(scales);
+  }
   out.Member("manifest_hash", checkpoint.manifest_hash);
   out.Member("ordinal", checkpoint.ordinal);
   out.Member("pinned", checkpoint.pinned);
@@ -251,6 +260,10 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       checkpoint.pinned = entry.value("pinned", false);
       checkpoint.ordinal = entry.value("ordinal", std::uint64_t{0});
       checkpoint.places = PS_TRY(PlacesFromJson(entry, "places"));
+      for (const auto& row : entry.value("loss_scales", nlohmann::json::array())) {
+        checkpoint.loss_scales[row.at(0).get<std::uint32_t>()] = {row.at(1).get<float>(),
+                                                                  row.at(2).get<std::uint32_t>()};
+      }
       state.checkpoints.push_back(std::move(checkpoint));
     }
     state.start_job = json.at("start_job").get<std::uint64_t>();

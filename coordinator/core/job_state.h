@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -64,6 +65,13 @@ struct DeadWorker {
   friend bool operator==(const DeadWorker&, const DeadWorker&) = default;
 };
 
+// Where training.loss_scaling stood, of one slot.
+struct TaskLossScale {
+  float scale = 0;
+  std::uint32_t growth_tracker = 0;
+  friend bool operator==(const TaskLossScale&, const TaskLossScale&) = default;
+};
+
 // Which folders of checkpoints have which parts. Empty: nothing is known, as in a checkpoint of an
 // earlier version, or all servers share one folder.
 struct PartPlaces {
@@ -104,6 +112,7 @@ struct CommittedCheckpoint {
   bool pinned = false;            // by an operator: it stays
   std::uint64_t ordinal = 0;      // which of the job's checkpoints it is, from 1
   PartPlaces places;
+  std::map<std::uint32_t, TaskLossScale> loss_scales;  // by slot, of those that had one
 };
 
 struct JobEvent {

@@ -99,7 +99,9 @@ Result<control::PreflightResultT> Try(const JobSpec& spec) {
       return batch;
     };
     const Batch batch = with_rows(PS_TRY(TriedBatch(*task.train, size, buffer, labels)));
-    PS_TRY(model->Step(batch));
+    StepMode mode;
+    mode.precision = task.workload->precision();
+    PS_TRY(model->Step(batch, mode));
     if (task.test != nullptr) {
       const Batch test = with_rows(PS_TRY(TriedBatch(*task.test, size, buffer, labels)));
       PS_TRY(model->Evaluate(test));
@@ -139,7 +141,8 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
   }
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
   auto model = PS_TRY(Model::Create(spec, task.train->features()));
-  task.workload = std::make_unique<TensorWorkload>(spec, std::move(model));
+  const auto precision = PS_TRY(ChoosePrecision(spec.training.precision, model->device()));
+  task.workload = std::make_unique<TensorWorkload>(spec, std::move(model), precision);
   task.files = PS_TRY(LoadFileValues(spec, *task.workload));
   return task;
 }

@@ -20,6 +20,7 @@
 #include "common/job/job_spec.h"
 #include "common/messages/control.h"
 #include "common/result.h"
+#include "ps-worker/core/precision.h"
 #include "ps-worker/engine/rows.h"
 
 namespace ps::worker {
@@ -51,6 +52,14 @@ struct EvaluationSums {
 // positive has the higher score; equal scores count half. 0.5 if there are no pairs.
 double AreaUnderCurve(std::vector<float> positive_scores, std::vector<float> negative_scores);
 
+// How a step is computed.
+struct StepMode {
+  Precision precision = Precision::kFp32;
+  // The loss is multiplied by it for the backward pass, and gradients by its inverse afterwards
+  // (core/loss_scaler.h). More than 0.
+  float loss_scale = 1;
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -65,6 +74,9 @@ class Model {
   std::uint64_t selected_elements() const { return selected_elements_; }
   std::uint64_t buffer_elements() const { return buffer_elements_; }
   std::uint64_t counter_elements() const { return counter_elements_; }
+
+  // Where it computes.
+  virtual ComputeDevice device() const { return {}; }
 
   // Valid and at the same place as long as the model lives.
   virtual std::span<float> parameters() = 0;
@@ -82,8 +94,10 @@ class Model {
   virtual void WriteBuffers(std::span<const float> buffers, std::span<const float> counters) = 0;
 
   // Forward and backward in training mode: gradients() holds the gradient of the mean loss, which
-  // is returned (it may be non-finite, and the gradients too).
-  virtual Result<double> Step(const Batch& batch) = 0;
+  // is returned (it may be non-finite, and the gradients too). Neither is scaled. With
+  // training.accumulate the batch is computed in parts of training.batch_size records.
+  virtual Result<double> Step(const Batch& batch, const StepMode& mode) = 0;
+  Result<double> Step(const Batch& batch) { return Step(batch, StepMode()); }
   // Forward in evaluation mode.
   virtual Result<EvaluationSums> Evaluate(const Batch& batch) = 0;
 

@@ -36,9 +36,11 @@ SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
 
 }  // namespace
 
-TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model)
+TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model,
+                               Precision precision)
     : spec_(spec),
       model_(std::move(model)),
+      step_(spec_.training, *model_, precision, [this] { AdoptBuffers(); }),
       ratio_(spec.sparsification.ratio,
              std::max(spec.sparsification.ratio, spec.sparsification.ratio_max)) {
   for (const auto& table : layout().tables) {
@@ -76,22 +78,17 @@ std::span<float> TensorWorkload::Pulled(const char* name) {
 void TensorWorkload::AdoptBuffers() { model_->WriteBuffers(Pulled("buffers"), Pulled("counters")); }
 
 Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) {
-  ComputeResult result;
   buffers_selected_ = false;
-  result.loss = PS_TRY(model_->Step(batch));
+  ComputeResult result = PS_TRY(step_.Run(batch));
   std::vector<TableRows> gradients;
-  if (std::isfinite(result.loss)) result.nonfinite = RowGradients(batch, gradients);
-  if (!result.nonfinite.empty()) {
-    // Nothing is accumulated.
-  } else if (std::isfinite(result.loss)) {
+  if (result.kept()) result.nonfinite = RowGradients(batch, gradients);
+  if (result.kept()) {
     if (auto status = sparsifier_->Step(model_->gradients(), RatioAt(epoch)); !status.ok()) {
       result.nonfinite = status.error().message;
     }
-  } else {
-    result.nonfinite = "the loss is not finite";
   }
   // What made the gradient infinite has gone through the running statistics as well.
-  if (result.nonfinite.empty()) {
+  if (result.kept()) {
     rows_->Select(std::move(gradients));
   } else {
     rows_->SelectNothing();
@@ -106,19 +103,18 @@ double TensorWorkload::RatioAt(double epoch) const {
 
 Result<ComputeResult> TensorWorkload::ComputeLocal(const Batch& batch, const LocalStep& step) {
   PS_CHECK(local_steps(), "the weights that were pulled are kept for local steps only");
-  ComputeResult result;
   buffers_selected_ = false;
   const std::span<float> parameters = model_->parameters();
   if (step.first) std::copy(pulled_[0].begin(), pulled_[0].end(), parameters.begin());
-  result.loss = PS_TRY(model_->Step(batch));
-  if (!std::isfinite(result.loss)) {
-    result.nonfinite = "the loss is not finite";
-  } else if (auto status =
-                 sparsifier_->AddLocalStep(model_->gradients(), step.weight, step.rate, parameters);
-             !status.ok()) {
-    result.nonfinite = status.error().message;
+  ComputeResult result = PS_TRY(step_.Run(batch));
+  if (result.kept()) {
+    if (auto status =
+            sparsifier_->AddLocalStep(model_->gradients(), step.weight, step.rate, parameters);
+        !status.ok()) {
+      result.nonfinite = status.error().message;
+    }
   }
-  if (!result.nonfinite.empty()) AdoptBuffers();
+  if (!result.kept()) AdoptBuffers();
   return result;
 }
 

@@ -16,13 +16,15 @@
 #include "ps-worker/core/adaptive_ratio.h"
 #include "ps-worker/core/row_push.h"
 #include "ps-worker/core/sparsifier.h"
+#include "ps-worker/engine/guarded_step.h"
 #include "ps-worker/engine/workload.h"
 
 namespace ps::worker {
 
 class TensorWorkload final : public Workload {
  public:
-  TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model);
+  TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model,
+                 Precision precision = Precision::kFp32);
 
   const control::LayoutT& layout() const override { return model_->layout(); }
   void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
@@ -32,6 +34,9 @@ class TensorWorkload final : public Workload {
   Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
   Result<ComputeResult> ComputeLocal(const Batch& batch, const LocalStep& step) override;
   void SelectLocal(double epoch) override;
+  Precision precision() const override { return step_.precision(); }
+  std::optional<LossScale> loss_scale() const override { return step_.loss_scale(); }
+  void RestoreLossScale(const LossScale& state) override { step_.RestoreLossScale(state); }
   void Observe(std::uint32_t pushes_without_verdict) override;
   void SelectAll() override;
   void SelectBuffers() override;
@@ -54,6 +59,7 @@ class TensorWorkload final : public Workload {
 
   const JobSpec spec_;
   const std::unique_ptr<Model> model_;
+  GuardedStep step_;
   std::optional<LayoutView> view_;
   std::unique_ptr<Sparsifier> sparsifier_;
   AdaptiveRatio ratio_;

@@ -1,6 +1,8 @@
 // First: clang 14 needs IValue complete where torch's other headers use it.
-#include <ATen/Parallel.h>
 #include <ATen/core/ivalue.h>
+// Then the others.
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <dlfcn.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
@@ -12,10 +14,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "ps-worker/core/loss_scaler.h"
 #include "ps-worker/engine/model.h"
 #include "ps-worker/engine/network.h"
 #include "ps-worker/engine/table_builder.h"
@@ -41,6 +45,42 @@ struct BufferView {
   std::uint64_t offset = 0;
 };
 
+// Operations that gain by it compute in `type` on the CPU as long as this lives; parameters that
+// were converted for it are kept until then.
+class Autocast {
+ public:
+  explicit Autocast(at::ScalarType type) : before_(Enabled()), type_before_(Type()) {
+    Set(true, type);
+    at::autocast::increment_nesting();
+  }
+  ~Autocast() {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    Set(before_, type_before_);
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 4)
+  static bool Enabled() { return at::autocast::is_autocast_enabled(at::kCPU); }
+  static at::ScalarType Type() { return at::autocast::get_autocast_dtype(at::kCPU); }
+  static void Set(bool on, at::ScalarType type) {
+    at::autocast::set_autocast_enabled(at::kCPU, on);
+    at::autocast::set_autocast_dtype(at::kCPU, type);
+  }
+#else
+  static bool Enabled() { return at::autocast::is_cpu_enabled(); }
+  static at::ScalarType Type() { return at::autocast::get_autocast_cpu_dtype(); }
+  static void Set(bool on, at::ScalarType type) {
+    at::autocast::set_cpu_enabled(on);
+    at::autocast::set_autocast_cpu_dtype(type);
+  }
+#endif
+
+  const bool before_;
+  const at::ScalarType type_before_;
+};
+
 class TorchModel final : public Model {
  public:
   static Result<std::unique_ptr<Model>> Build(const JobSpec& spec,
@@ -48,6 +88,9 @@ class TorchModel final : public Model {
     auto model = std::make_unique<TorchModel>();
     model->network_ = std::move(network);
     model->loss_ = LossOfName(spec.training.loss);
+    if (spec.training.accumulate > 1) {
+      model->part_records_ = static_cast<std::uint32_t>(spec.training.batch_size);
+    }
     model->accuracy_ = spec.training.metric == "accuracy";
     model->squared_error_ = spec.training.metric == "mse";
     model->curve_ = spec.training.metric == "auc";
@@ -92,19 +135,27 @@ class TorchModel final : public Model {
     CopyIn(counters, counters_);
   }
 
-  Result<double> Step(const Batch& batch) override {
+  Result<double> Step(const Batch& batch, const StepMode& mode) override {
     try {
       network_->SetTraining(true);
       std::memset(flat_gradient_.data_ptr<float>(), 0, flat_gradient_.nbytes());
       for (const auto& view : parameters_) AssertView(view);
       PS_TRY(LoadRows(batch, /*gradients=*/true));
-      const auto output = Forward(batch);
-      PS_TRY(CheckOutput(output, batch));
-      auto loss = LossOf(output, batch, at::Reduction::Mean);
-      loss.backward();
+      double mean = 0;
+      for (std::uint32_t first = 0; first < batch.records; first += part_records_) {
+        const Batch part = Part(batch, first);
+        const auto output = ForwardIn(mode.precision, part, first);
+        PS_TRY(CheckOutput(output, part));
+        auto loss = LossOf(output, part, at::Reduction::Mean);
+        const double share = static_cast<double>(part.records) / batch.records;
+        mean += share * loss.item<double>();
+        const double factor = share * mode.loss_scale;
+        (factor == 1 ? loss : loss * factor).backward();
+      }
       for (const auto& view : parameters_) AssertView(view);
       KeepRowGradients();
-      return loss.item<double>();
+      if (mode.loss_scale != 1) Unscale(LossScaler::Inverse(mode.loss_scale));
+      return mean;
     } catch (const std::exception& error) {
       return Refuse(error);
     }
@@ -115,7 +166,7 @@ class TorchModel final : public Model {
       torch::NoGradGuard no_grad;
       network_->SetTraining(false);
       PS_TRY(LoadRows(batch, /*gradients=*/false));
-      const auto output = Forward(batch);
+      const auto output = Forward(batch, 0);
       PS_TRY(CheckOutput(output, batch));
       EvaluationSums sums;
       sums.records = batch.records;
@@ -197,10 +248,34 @@ class TorchModel final : public Model {
     }
   }
 
-  at::Tensor Forward(const Batch& batch) {
+  void Unscale(float inverse) {
+    flat_gradient_.mul_(inverse);
+    for (auto& gradient : row_gradients_) gradient.mul_(inverse);
+  }
+
+  // At most part_records_ records of the batch, from `first` on; its rows are the whole batch's.
+  Batch Part(const Batch& batch, std::uint32_t first) const {
+    Batch part = batch;
+    part.records = std::min(part_records_, batch.records - first);
+    const std::size_t features = batch.features.size() / batch.records;
+    part.features = batch.features.subspan(first * features, part.records * features);
+    part.labels = batch.labels.subspan(first, part.records);
+    return part;
+  }
+
+  // Ends in fp32, where the loss is computed. The backward pass takes the precisions of this one.
+  at::Tensor ForwardIn(Precision precision, const Batch& part, std::uint32_t first) {
+    if (precision == Precision::kFp32) return Forward(part, first);
+    const Autocast autocast(precision == Precision::kBf16 ? at::kBFloat16 : at::kHalf);
+    return Forward(part, first).to(at::kFloat);
+  }
+
+  // `first` is the number of the first record, where this is part of a batch.
+  at::Tensor Forward(const Batch& batch, std::uint32_t first) {
     if (row_widths_.empty()) return network_->Forward(Input(batch));
     const auto columns = static_cast<std::int64_t>(column_tables_.size());
-    std::vector<std::int64_t> wide(batch.rows->index.begin(), batch.rows->index.end());
+    const auto index_of = batch.rows->index.begin() + std::int64_t{first} * columns;
+    std::vector<std::int64_t> wide(index_of, index_of + std::int64_t{batch.records} * columns);
     const auto index =
         at::from_blob(wide.data(), {static_cast<std::int64_t>(batch.records), columns}, at::kLong)
             .clone();  // the backward pass reads it again
@@ -410,6 +485,7 @@ class TorchModel final : public Model {
   }
 
   std::unique_ptr<Network> network_;
+  std::uint32_t part_records_ = std::numeric_limits<std::uint32_t>::max();  // computed at once
   Loss loss_ = Loss::kCrossEntropy;
   bool accuracy_ = false;
   bool squared_error_ = false;

@@ -24,6 +24,8 @@ constexpr auto kLongWait = std::chrono::milliseconds(100);
 constexpr std::uint64_t kSharesMost = 16;
 // Flushes at the end that may come back as too old before the task gives up.
 constexpr int kFlushesMax = 50;
+// Ranges of records that an event names; a shuffled batch has as many as records.
+constexpr std::size_t kRangesNamed = 12;
 
 std::string HexDigest(XXH3_state_t* state) {
   constexpr char kDigits[] = "0123456789abcdef";
@@ -51,8 +53,7 @@ Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
       train_(train),
       test_(test),
       files_fingerprint_(files_fingerprint),
-      push_records_(
-          static_cast<std::uint32_t>(spec.training.batch_size * spec.training.local_steps)),
+      push_records_(static_cast<std::uint32_t>(spec.training.push_records())),
       learning_rate_(spec.optimizer.learning_rate, spec.training.epochs, train.records()),
       order_(train.records(), static_cast<std::uint64_t>(spec.training.seed), spec.data.shuffle) {}
 
@@ -104,6 +105,10 @@ Status Trainer::Start() {
   clock_ = context_.first_clock;
   view_ = PS_TRY(LayoutView::Create(workload_.layout(), context_.shards));
   workload_.Prepare(*view_, context_.worker, context_.incarnation);
+  session_.SetPrecision(PrecisionName(workload_.precision()));
+  if (context_.start.loss_scale > 0) {
+    workload_.RestoreLossScale({context_.start.loss_scale, context_.start.growth_tracker});
+  }
 
   // The communication thread reads a copy: the tables change while it does.
   auto initial = std::make_shared<std::vector<std::vector<float>>>();
@@ -137,8 +142,7 @@ Status Trainer::CheckLease(const control::LeaseT& lease) const {
                      ", " + std::to_string(lease.end) + ") is not within an epoch of " +
                      std::to_string(records) + " records"};
   }
-  const auto usual =
-      static_cast<std::uint64_t>(spec_.training.batch_size * spec_.training.local_steps);
+  const auto usual = static_cast<std::uint64_t>(spec_.training.push_records());
   if (lease.push_records > usual * kSharesMost) {
     return Error{ErrorCode::kInternal, "lease " + std::to_string(lease.id) + " has pushes of " +
                                            std::to_string(lease.push_records) + " records for " +
@@ -148,14 +152,13 @@ Status Trainer::CheckLease(const control::LeaseT& lease) const {
 }
 
 std::uint32_t Trainer::PushRecords(const control::LeaseT& lease) const {
-  return lease.push_records != 0
-             ? lease.push_records
-             : static_cast<std::uint32_t>(spec_.training.batch_size * spec_.training.local_steps);
+  return lease.push_records != 0 ? lease.push_records
+                                 : static_cast<std::uint32_t>(spec_.training.push_records());
 }
 
 std::uint64_t Trainer::BatchRecords(const control::LeaseT& lease) const {
   const bool local = spec_.training.local_steps > 1;
-  return local ? static_cast<std::uint64_t>(spec_.training.batch_size) : PushRecords(lease);
+  return local ? static_cast<std::uint64_t>(spec_.training.step_records()) : PushRecords(lease);
 }
 
 void Trainer::SetPushRecords(std::uint32_t records) {
@@ -250,6 +253,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
 
   lease_id_ = lease.id;
   lease_done_ = done;
+  if (const auto scale = workload_.loss_scale()) session_.SetLossScale(*scale);
   if (report.skipped) {
     auto empty = PS_TRY(session_.BeginPush(0));
     clock_ = PS_TRY(session_.CommitPush(std::move(empty), report.samples, lease_id_, lease_done_));
@@ -284,13 +288,12 @@ Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepR
     step.first = false;
     done += step_.records.size();
     report.samples += static_cast<std::uint32_t>(step_.records.size());
-    if (computed.nonfinite.empty()) {
+    PS_TRY(Judge(computed, position, report));
+    if (computed.kept()) {
       ++good;
       loss += computed.loss;
-    } else {
-      PS_TRY(Judge(computed, position));
-      report.position = position;
-      if (good == 0) report.loss = computed.loss;
+    } else if (good == 0) {
+      report.loss = computed.loss;
     }
   }
   report.skipped = good == 0;
@@ -301,15 +304,60 @@ Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepR
   return Ok();
 }
 
-Status Trainer::Judge(const ComputeResult& computed, std::uint64_t position) const {
-  const std::string text = computed.nonfinite + ", in the batch of positions " +
-                           std::to_string(position) + " to " +
-                           std::to_string(position + step_.records.size() - 1) + " (epoch " +
-                           std::to_string(position / train_.records()) + ", first record " +
-                           std::to_string(step_.records.front()) + ")";
-  if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
-  spdlog::warn("step skipped: {}", text);
+Status Trainer::Judge(const ComputeResult& computed, std::uint64_t position,
+                      StepReport& report) const {
+  if (computed.overflow) {
+    ++report.overflows;
+    spdlog::info("step skipped: {}, it is smaller from now on", computed.nonfinite);
+    return Ok();
+  }
+  if (!computed.nonfinite.empty()) {
+    const std::string text = computed.nonfinite + ", in the batch of positions " +
+                             std::to_string(position) + " to " +
+                             std::to_string(position + step_.records.size() - 1) + " (epoch " +
+                             std::to_string(position / train_.records()) + ", first record " +
+                             std::to_string(step_.records.front()) + ")";
+    if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
+    spdlog::warn("step skipped: {}", text);
+    ++report.nonfinite;
+    report.position = position;
+  }
+  if (computed.implausible.empty()) return Ok();
+  const std::string text = computed.implausible + "; " + RecordsText(position);
+  if (computed.redone) {
+    ++report.redone;
+    report.last_redone = text;
+    spdlog::warn("computed again in fp32: {}", text);
+  } else {
+    ++report.dropped;
+    report.last_dropped = text;
+    spdlog::warn("batch skipped, implausible in fp32 too: {}", text);
+  }
   return Ok();
+}
+
+std::string Trainer::RecordsText(std::uint64_t position) const {
+  std::vector<std::uint64_t> records = step_.records;
+  std::sort(records.begin(), records.end());
+  std::string text = "records ";
+  std::size_t ranges = 0;
+  for (std::size_t i = 0; i < records.size();) {
+    std::size_t end = i + 1;
+    while (end < records.size() && records[end] == records[end - 1] + 1) ++end;
+    if (++ranges > kRangesNamed) {
+      text += ", ... (" + std::to_string(records.size()) + ")";
+      break;
+    }
+    if (i > 0) text += ", ";
+    text += std::to_string(records[i]);
+    if (end > i + 1) text += "-" + std::to_string(records[end - 1]);
+    i = end;
+  }
+  const DataSourceSpec& source = spec_.data.train;
+  text += " of " + (source.format == "csv" ? source.file : source.images + " and " + source.labels);
+  return text + ", positions " + std::to_string(position) + " to " +
+         std::to_string(position + step_.records.size() - 1) + " of epoch " +
+         std::to_string(position / train_.records()) + ", lease " + std::to_string(step_.lease.id);
 }
 
 Status Trainer::Push(std::uint32_t samples) {

@@ -64,8 +64,11 @@ class Trainer {
   // Computes the batch of step_, or with local steps that and those after it in the lease; `done`
   // and `report` count them.
   Status Compute(const control::LeaseT& lease, std::uint64_t& done, StepReport& report);
-  // What the outcome of one batch, in step_, means for the job.
-  Status Judge(const ComputeResult& computed, std::uint64_t position) const;
+  // What the outcome of one batch, in step_, means for the job: an error if this is to end, else
+  // `report` has it.
+  Status Judge(const ComputeResult& computed, std::uint64_t position, StepReport& report) const;
+  // Which records step_ has, where they are and whose lease they are, for people.
+  std::string RecordsText(std::uint64_t position) const;
   // Records of a push, and of a batch, in this lease.
   std::uint32_t PushRecords(const control::LeaseT& lease) const;
   std::uint64_t BatchRecords(const control::LeaseT& lease) const;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -15,6 +16,8 @@
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
 #include "common/result.h"
+#include "ps-worker/core/loss_scaler.h"
+#include "ps-worker/core/precision.h"
 #include "ps-worker/engine/data/dataset.h"
 #include "ps-worker/engine/model.h"
 
@@ -24,6 +27,14 @@ struct ComputeResult {
   double loss = 0;
   // Not empty: loss or gradient is not finite, which this says; the step must push nothing.
   std::string nonfinite;
+  // It is the loss scale that made it so; the scale is smaller now.
+  bool overflow = false;
+  // Not empty: loss or gradient norm was implausible, which this says. Computed again in fp32 it
+  // was plausible if `redone`; else the step must push nothing.
+  std::string implausible;
+  bool redone = false;
+
+  bool kept() const { return nonfinite.empty() && (implausible.empty() || redone); }
 };
 
 class Workload {
@@ -62,6 +73,13 @@ class Workload {
     return Error{ErrorCode::kInvalid, "this model makes no local steps"};
   }
   virtual void SelectLocal(double epoch) { static_cast<void>(epoch); }
+
+  // In which numbers steps are computed.
+  virtual Precision precision() const { return Precision::kFp32; }
+  // Of the loss, after the last step; nothing where it is not scaled.
+  virtual std::optional<LossScale> loss_scale() const { return std::nullopt; }
+  // Goes on with that of another task or of a checkpoint. No effect where the loss is not scaled.
+  virtual void RestoreLossScale(const LossScale& state) { static_cast<void>(state); }
 
   // How many pushes have no verdict yet: call it before each step.
   virtual void Observe(std::uint32_t pushes_without_verdict) {

@@ -246,10 +246,20 @@ class TaskSessionImpl final : public TaskSession {
     info.samples = samples;
     info.lease_id = lease_id;
     info.lease_done = lease_done;
-    loop_.Post([this, info, parts = std::move(parts), bytes = push.used_] {
+    loop_.Post([this, info, parts = std::move(parts), bytes = push.used_, scale = loss_scale_] {
+      if (scale) {
+        progress_.loss_scale = scale->scale;
+        progress_.growth_tracker = scale->growth_tracker;
+      }
       CommitOnLoop(info, parts, bytes);
     });
     return clock_;
+  }
+
+  void SetLossScale(const LossScale& state) override { loss_scale_ = state; }
+
+  void SetPrecision(const std::string& name) override {
+    loop_.Post([this, name] { progress_.precision = name; });
   }
 
   Clock clock() const override { return clock_; }
@@ -293,14 +303,24 @@ class TaskSessionImpl final : public TaskSession {
       if (report.flush) return;
       ++progress_.steps;
       progress_.samples += report.samples;
-      if (report.skipped) {
+      if (report.skipped && report.nonfinite > 0) {
         ++progress_.skipped;
         progress_.skipped_position = report.position;
       }
-      loss_sum_ += report.loss;
-      ++loss_count_;
+      if (!report.skipped || report.dropped == 0) {
+        loss_sum_ += report.loss;
+        ++loss_count_;
+      }
       if (report.residual_norm >= 0) progress_.residual_norm = report.residual_norm;
       progress_.compute_ms += report.compute_ms;
+      progress_.overflows += report.overflows;
+      progress_.anomalies += report.redone + report.dropped;
+      progress_.redone += report.redone;
+      progress_.dropped += report.dropped;
+      if (report.redone > 0) progress_.last_redone = report.last_redone;
+      if (report.dropped > 0) progress_.last_dropped = report.last_dropped;
+      // At once, so that each is an event that names its records.
+      if (report.redone + report.dropped > 0) SendProgress();
     });
   }
 
@@ -796,6 +816,8 @@ class TaskSessionImpl final : public TaskSession {
     cut.highest_lease = leases_.highest();
     cut.samples = samples_;
     cut.flushed = flushed_;
+    cut.loss_scale = progress_.loss_scale;
+    cut.growth_tracker = progress_.growth_tracker;
     for (const control::LeaseT& lease : leases_.Positions()) {
       cut.leases.push_back(std::make_unique<control::LeaseT>(lease));
     }
@@ -929,6 +951,7 @@ class TaskSessionImpl final : public TaskSession {
   std::vector<DataClient::Base> bases_;  // of the values that WaitPull returned
   std::uint64_t pull_number_ = 0;
   std::uint64_t ticket_ = 0;
+  std::optional<LossScale> loss_scale_;
 
   // Written by the compute thread, read by the loop for its reports.
   std::atomic<std::uint64_t> wait_data_us_{0};

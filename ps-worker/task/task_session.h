@@ -34,6 +34,7 @@
 #include "common/messages/wire.h"
 #include "common/net/context.h"
 #include "common/result.h"
+#include "ps-worker/core/loss_scaler.h"
 
 namespace ps::worker {
 
@@ -143,12 +144,20 @@ struct ReturnedSegment {
 struct StepReport {
   double loss = 0;
   std::uint32_t samples = 0;
-  bool skipped = false;        // non-finite: an empty push was made
-  std::uint64_t position = 0;  // of the newest batch in it that was not finite
-  bool flush = false;          // not a step: only `entries` counts
-  double residual_norm = -1;   // < 0: not measured this time
-  std::uint64_t entries = 0;   // values pushed
+  bool skipped = false;         // none of its batches counts: an empty push was made
+  std::uint32_t nonfinite = 0;  // batches that were not finite
+  std::uint64_t position = 0;   // of the newest of them
+  bool flush = false;           // not a step: only `entries` counts
+  double residual_norm = -1;    // < 0: not measured this time
+  std::uint64_t entries = 0;    // values pushed
   std::uint64_t compute_ms = 0;
+  std::uint32_t overflows = 0;  // batches that were not counted as the scaled gradient overflowed
+  // Batches whose loss or gradient norm was implausible, by what became of them; and the newest of
+  // each: why, and which records.
+  std::uint32_t redone = 0;   // plausible when computed again in fp32
+  std::uint32_t dropped = 0;  // not counted
+  std::string last_redone;
+  std::string last_dropped;
 };
 
 class TaskSession {
@@ -194,6 +203,11 @@ class TaskSession {
   // Returns the clock of the push. An empty builder is a skipped step, which counts as well.
   virtual Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
                                    std::uint64_t lease_done) = 0;
+  // The state of the loss scale after the step that the next CommitPush hands over; checkpoints
+  // have it with that push. Not called where nothing is scaled.
+  virtual void SetLossScale(const LossScale& state) { static_cast<void>(state); }
+  // In which numbers the task computes, for people.
+  virtual void SetPrecision(const std::string& name) { static_cast<void>(name); }
   virtual Clock clock() const = 0;  // of the last committed push
   // Pushes on which some shard has not given its verdict, as far as is known.
   virtual std::uint32_t pushes_without_verdict() const = 0;

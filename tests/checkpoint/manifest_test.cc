@@ -56,6 +56,20 @@ TEST_F(ManifestTest, AFinalRoundWithoutRemainingDataIsReadBack) {
   EXPECT_EQ(*FromJson(*ToJson(manifest)), manifest);
 }
 
+TEST_F(ManifestTest, TheLossScalesOfWorkersAreReadBack) {
+  Manifest manifest = Example();
+  ASSERT_FALSE(manifest.cuts.empty());
+  for (const float scale : {65'536.0f, 0.1f, 1.7e38f, 3.0f}) {
+    manifest.cuts[0].loss_scale = ManifestLossScale{scale, 1999};
+    const std::string text = *ToJson(manifest);
+    const Result<Manifest> read = FromJson(text);
+    ASSERT_TRUE(read.ok()) << read.error().message;
+    EXPECT_EQ(*read, manifest);
+  }
+  manifest.cuts[0].loss_scale = ManifestLossScale{0, 1};
+  EXPECT_NE(ToJson(manifest).error().message.find("is not positive and finite"), std::string::npos);
+}
+
 TEST_F(ManifestTest, TheHashIsThatOfTheText) {
   EXPECT_EQ(Hash(Text()), Hash(Text()));
   EXPECT_TRUE(IsHexDigest(Hash(Text())));

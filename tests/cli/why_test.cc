@@ -169,6 +169,8 @@ TEST_F(WhyTest, LostStepsAreNamed) {
   looks_.after["progress"]["skipped"] = 4;
   Event("not finite", "worker 0, positions 5 to 9");
   EXPECT_TRUE(Names(Cause::Weight::kSlow, "steps are skipped"));
+  looks_.after["progress"]["implausible_skipped"] = 2;
+  EXPECT_TRUE(Names(Cause::Weight::kSlow, "batches are skipped: their loss"));
   looks_.after["progress"]["too_old"] = 9;
   EXPECT_TRUE(Names(Cause::Weight::kSlow, "pushes come too late"));
 }

@@ -321,6 +321,10 @@ class CoreTest : public ::testing::Test {
       control::WorkerCutT cut;
       cut.round = round;
       cut.clock = clock;
+      if (loss_scale_ > 0) {
+        cut.loss_scale = loss_scale_ + static_cast<float>(worker.worker);
+        cut.growth_tracker = 7;
+      }
       Say(worker.agent, std::move(cut), task);
     }
     const auto map = Map();
@@ -532,6 +536,7 @@ class CoreTest : public ::testing::Test {
   std::set<std::string> cannot_copy_;                     // servers
   std::map<std::string, std::set<std::string>> written_;  // manifests: by server the parts
   std::set<std::string> servers_, agents_;
+  float loss_scale_ = 0;  // that workers have in their cuts, and their slot more; 0: none
   std::map<std::string, std::string> nodes_;
   std::map<std::string, std::vector<control::MessageT>> inbox_;
   std::vector<Answer> answers_;

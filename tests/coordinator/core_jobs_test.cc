@@ -257,6 +257,52 @@ TEST_F(CoreTest, SkippedStepsAreEventsThatNameTheWorkerOncePerDoubling) {
   EXPECT_NE(more.find("by clock 40, near data position 77; "), std::string::npos) << more;
 }
 
+TEST_F(CoreTest, ImplausibleStepsAreEventsThatNameTheirRecords) {
+  StartRunning();
+  const auto& [task, worker] = *tasks_.begin();
+  const auto tell = [&, task = task, agent = worker.agent](std::uint64_t dropped,
+                                                           std::uint64_t redone) {
+    control::ProgressT progress;
+    progress.overflows = 5;
+    progress.anomalies = dropped + redone;
+    progress.dropped = dropped;
+    progress.redone = redone;
+    progress.last_dropped = "records " + std::to_string(dropped) + " of a.csv";
+    progress.last_redone = "the gradient norm is 1e9";
+    Say(agent, std::move(progress), task);
+  };
+  const auto count = [this] {
+    const std::string events = Events();
+    std::size_t found = 0;
+    for (auto at = events.find("implausible: "); at != std::string::npos;
+         at = events.find("implausible: ", at + 1)) {
+      ++found;
+    }
+    return found;
+  };
+  for (std::uint64_t dropped = 0; dropped <= 3; ++dropped) tell(dropped, 0);
+  tell(3, 0);
+  EXPECT_EQ(count(), 3u);
+  const std::string events = Events();
+  EXPECT_NE(events.find("(incarnation 1) has skipped a batch (2 so far): records 2 of a.csv; "
+                        "computed again in fp32 it was so, too"),
+            std::string::npos)
+      << events;
+  tell(3, 1);
+  EXPECT_NE(Events().find("has computed a step again in fp32 (1 so far), which is plausible: the "
+                          "gradient norm is 1e9"),
+            std::string::npos);
+  // A job that finds one everywhere does not fill its history with it.
+  for (std::uint64_t dropped = 4; dropped <= 100; ++dropped) tell(dropped, 1);
+  EXPECT_EQ(count(), 1 + 20 + 2u);  // ... 20, 40, 80
+  const auto progress = Describe()["progress"];
+  EXPECT_EQ(progress["implausible"], 101);
+  EXPECT_EQ(progress["implausible_skipped"], 100);
+  EXPECT_EQ(progress["implausible_redone"], 1);
+  EXPECT_EQ(progress["overflows"], 5);
+  EXPECT_EQ(progress["skipped"], 0);
+}
+
 TEST_F(CoreTest, SegmentsThatAShardFoundNotFiniteAreEventsOncePerDoubling) {
   StartRunning();
   const auto& [task, worker] = *tasks_.begin();

@@ -304,6 +304,110 @@ TEST_F(CoreTest, WhenAllIsLostTheJobGoesBackToItsCheckpoint) {
   for (const auto& shard : map.shards) EXPECT_EQ(shard->restore_round, 1u);
 }
 
+// What the task of each slot begins with.
+std::map<std::uint32_t, std::pair<float, std::uint32_t>> ScalesOf(
+    const std::vector<control::MessageT>& starts) {
+  std::map<std::uint32_t, std::pair<float, std::uint32_t>> scales;
+  for (const auto& message : starts) {
+    const auto& start = *message.body.AsTaskStart();
+    scales[start.worker] = {start.loss_scale, start.growth_tracker};
+  }
+  return scales;
+}
+
+TEST_F(CoreTest, LossScalesGoBackWithTheJobToItsCheckpoint) {
+  StartRunning();
+  for (const auto& name : agents_) {
+    for (const auto& [slot, scale] : ScalesOf(Take("p-" + name, Body::TaskStart))) {
+      EXPECT_EQ(scale.first, 0) << slot;  // as the job file says
+    }
+  }
+  Progress(20);
+  Tick();
+  loss_scale_ = 1024;
+  const auto manifest = checkpoint::FromJson(PlayRound(20));
+  ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+  ASSERT_EQ(manifest->cuts.size(), 2u);
+  for (const auto& cut : manifest->cuts) {
+    ASSERT_TRUE(cut.loss_scale.has_value());
+    EXPECT_EQ(cut.loss_scale->scale, 1024 + static_cast<float>(cut.worker.value()));
+    EXPECT_EQ(cut.loss_scale->growth_tracker, 7u);
+  }
+  // They go on, and are lost with all that came after the checkpoint; so is the leader.
+  for (const auto& [task, worker] : tasks_) {
+    control::ProgressT progress;
+    progress.clock = 30;
+    progress.loss_scale = 64;
+    progress.growth_tracker = 3;
+    Say(worker.agent, std::move(progress), task);
+  }
+  servers_.clear();
+  agents_.clear();
+  Announce();
+  Tick();
+  AddServer("s7");
+  AddAgent("a7");
+  AddAgent("a8");
+  tasks_.clear();
+  Tick(100);
+  Tick(11'000);
+  ASSERT_EQ(Describe()["generation"], 2);
+  Tick();
+  ServeStarts();
+  std::map<std::uint32_t, std::pair<float, std::uint32_t>> scales;
+  for (const auto& name : agents_) scales.merge(ScalesOf(Take("p-" + name, Body::TaskStart)));
+  EXPECT_EQ(scales, (std::map<std::uint32_t, std::pair<float, std::uint32_t>>{{0, {1024, 7}},
+                                                                              {1, {1025, 7}}}));
+}
+
+TEST_F(CoreTest, ATaskThatIsReplacedGoesOnWithTheScaleOfItsSlot) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  loss_scale_ = 1024;
+  PlayRound(20);
+  const auto [task, worker] = *tasks_.begin();
+  Take(worker.agent, Body::TaskStart);
+  control::ProgressT progress;
+  progress.clock = 30;
+  progress.loss_scale = 64;
+  progress.growth_tracker = 3;
+  Say(worker.agent, std::move(progress), task);
+  EXPECT_EQ(Describe()["workers"][worker.worker]["loss_scale"], 64);
+  Say(worker.agent, Exited(task, true, 30));
+  tasks_.erase(task);
+  Tick();
+  ServeStarts();
+  EXPECT_EQ(ScalesOf(Take(worker.agent, Body::TaskStart))[worker.worker],
+            std::pair(64.0f, std::uint32_t{3}));
+}
+
+TEST_F(CoreTest, ANewLeaderTakesTheScalesOfTheCheckpoint) {
+  StartRunning();
+  Progress(20);
+  Tick();
+  loss_scale_ = 0.1f;
+  PlayRound(20);
+  const auto [task, worker] = *tasks_.begin();
+  const JobRecord record = Record();
+  Start(2);
+  inbox_.clear();
+  ASSERT_TRUE(core_->Load({record}, now_).ok());
+  Announce();
+  Register("s0");
+  Register("s1");
+  AddAgent("a0");
+  AddAgent("a1");
+  ReportShards();
+  Tick();
+  Say(worker.agent, Exited(task, true, 30));
+  tasks_.erase(task);
+  Tick();
+  ServeStarts();
+  EXPECT_EQ(ScalesOf(Take(worker.agent, Body::TaskStart))[worker.worker],
+            std::pair(0.1f + static_cast<float>(worker.worker), std::uint32_t{7}));
+}
+
 TEST_F(CoreTest, WhenAllIsLostButTheRingsComeBackNothingIsLost) {
   StartRunning();
   servers_.clear();

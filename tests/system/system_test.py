@@ -7,6 +7,7 @@ BIN_DIR is build/<preset>/bin. Each class starts a local cluster of its own.
 """
 import array
 import glob
+import gzip
 import http.client
 import json
 import math
@@ -1041,6 +1042,80 @@ class NotFinite(WithCluster):
         described = self.cluster.job(job)
         self.assertEqual(described["phase"], "failed")
         self.assertIn("not finite, in the batch of positions", described["reason"])
+
+
+class Numerics(WithCluster):
+    """Fashion-MNIST whose labels are wrong in a stretch, at a loss scale that is far too large."""
+    WRONG = (39936, 40192)  # two batches of 128
+
+    def text(self, name, epochs, warmup):
+        with gzip.open(os.path.join(FASHION, "train-labels-idx1-ubyte.gz")) as file:
+            labels = bytearray(file.read())
+        for record in range(*self.WRONG):
+            labels[8 + record] = (labels[8 + record] + 1 + record % 9) % 10
+        path = os.path.join(self.cluster.folder, "labels-damaged.gz")
+        with gzip.open(path, "wb") as file:
+            file.write(bytes(labels))
+        # Features to 25: so the first gradients are beyond what fp32 holds at this scale.
+        return fashion(name, epochs).replace(FASHION + "/train-labels-idx1-ubyte.gz", path).replace(
+            "  mean: 0.2860\n  standard_deviation: 0.3530\n", "  scale: 0.1\n  shuffle: false\n").replace(
+            "base: 0.1", "base: 0.01").replace(
+            "training: {", "training: {precision: bf16, loss_scaling: {mode: dynamic, initial_scale: 1e38}, "
+            "loss_calibration: {enabled: true, warmup_steps: %d}, " % warmup)
+
+    def cuts(self, described):
+        """Of the newest checkpoint, by worker."""
+        parts = glob.glob(os.path.join(self.cluster.checkpoint(described), "*", "MANIFEST.json"))
+        with open(parts[0]) as file:
+            return {cut["worker"]: cut for cut in json.load(file)["cuts"]}
+
+    def test_overflows_and_wrong_labels_are_skipped_named_and_survived(self):
+        job = self.cluster.submit(self.text("wrong", 6, 100))
+        # The second epoch's wrong labels are behind it.
+        trained_more_than(self, self.cluster, job, 110000)
+        self.assertEqual({worker["precision"] for worker in self.cluster.job(job)["workers"]}, {"bf16"})
+        self.assertIn("LOSS SCALE", self.cluster.ds("job", "describe", job).stdout)
+        suspended = self.cluster.ds("job", "suspend", job, "--wait", "--timeout", "60s")
+        self.assertEqual(suspended.returncode, 0, suspended.stderr + self.cluster.events(job))
+        described = self.cluster.job(job)
+        overflows = described["progress"]["overflows"]
+        self.assertGreaterEqual(overflows, 1)
+        cuts = self.cuts(described)
+        self.assertEqual(set(cuts), {0, 1})
+        self.assertLess(min(cut["loss_scale"] for cut in cuts.values()), 0.9e38)
+        self.cluster.ds("job", "resume", job, "--wait", "--timeout", "60s")
+        described = self.finish(job)
+        # What the scale had learned was not learned again.
+        self.assertEqual(described["progress"]["overflows"], overflows)
+        for worker, cut in self.cuts(described).items():
+            self.assertEqual(cut["loss_scale"], cuts[worker]["loss_scale"])
+            self.assertGreater(cut["growth_tracker"], cuts[worker]["growth_tracker"])
+        self.assertGreaterEqual(described["progress"]["implausible_skipped"], 4)
+        self.assertLessEqual(described["progress"]["implausible"], 20)
+        self.assertEqual(described["progress"]["samples_trained"], 360000)
+        self.assertGreater(described["result"]["metric"], 0.75)
+        told = [line for line in self.cluster.events(job).splitlines() if "implausible" in line]
+        begin, end = self.WRONG
+        for first in range(begin, end, 128):
+            name = "records %d-%d of " % (first, first + 127)
+            self.assertTrue([line for line in told if name in line and "labels-damaged.gz" in line],
+                            "%s is not in %s" % (name, told))
+        shown = self.cluster.ds("job", "describe", job).stdout
+        self.assertIn("overflows", shown)
+        self.assertIn("were computed again in fp32", shown)
+
+    def test_fp16_is_refused_on_a_cpu_before_the_job_is_there(self):
+        text = fashion("halves", 1).replace("training: {", "training: {precision: fp16, ")
+        done = self.cluster.ds("job", "submit", self.cluster.file(text))
+        self.assertEqual(done.returncode, 7, done.stderr)
+        self.assertIn("training.precision: fp16 needs a GPU", done.stderr)
+
+    def test_batches_that_are_accumulated_are_one_push(self):
+        text = fashion("parts", 1).replace("batch_size: 128", "batch_size: 32, accumulate: 4")
+        described = self.finish(self.cluster.submit(text))
+        self.assertEqual(described["progress"]["samples_trained"], 60000)
+        self.assertLess(described["progress"]["steps"], 60000 / 128 + 20)
+        self.assertGreater(described["result"]["metric"], 0.8)
 
 
 def metrics_at(port):

@@ -177,6 +177,10 @@ training:
   workers: 3
   threads_per_worker: 2
   batch_size: 64
+  accumulate: 3
+  precision: bf16
+  loss_scaling: {mode: dynamic, initial_scale: 1024, growth_factor: 3, backoff_factor: 0.25, growth_interval: 10}
+  loss_calibration: {enabled: true, threshold: 7, warmup_steps: 99}
   epochs: 2.5
   loss: cross_entropy
   metric: none
@@ -219,6 +223,18 @@ resources: {shards: 4096, replicas: 2, retention_mebibytes: 64, max_restarts: 0,
   EXPECT_EQ(spec.training.workers, 3);
   EXPECT_EQ(spec.training.threads_per_worker, 2);
   EXPECT_EQ(spec.training.batch_size, 64);
+  EXPECT_EQ(spec.training.accumulate, 3);
+  EXPECT_EQ(spec.training.step_records(), 192);
+  EXPECT_EQ(spec.training.push_records(), 192);
+  EXPECT_EQ(spec.training.precision, "bf16");
+  EXPECT_EQ(spec.training.loss_scaling.mode, "dynamic");
+  EXPECT_DOUBLE_EQ(spec.training.loss_scaling.initial_scale, 1024);
+  EXPECT_DOUBLE_EQ(spec.training.loss_scaling.growth_factor, 3);
+  EXPECT_DOUBLE_EQ(spec.training.loss_scaling.backoff_factor, 0.25);
+  EXPECT_EQ(spec.training.loss_scaling.growth_interval, 10);
+  EXPECT_TRUE(spec.training.loss_calibration.enabled);
+  EXPECT_DOUBLE_EQ(spec.training.loss_calibration.threshold, 7);
+  EXPECT_EQ(spec.training.loss_calibration.warmup_steps, 99);
   EXPECT_DOUBLE_EQ(spec.training.epochs, 2.5);
   EXPECT_EQ(spec.training.metric, "none");
   EXPECT_EQ(spec.training.staleness, -1);
@@ -516,6 +532,19 @@ const BadCase kBadCases[] = {
      "belongs to optimizers on the servers only"},
     {kMlp, "", "training: {local_steps: 4}\noptimizer: {type: adam}\n",
      "training.local_steps: needs the optimizer worker_nesterov, worker_adam or sgd"},
+    {kMlp, "", "training: {accumulate: 0}\n", "training.accumulate: must be 1 to 1000"},
+    {kMlp, "", "training: {batch_size: 65536, accumulate: 17}\n",
+     "training.accumulate: makes steps of 1114112 records, at most 1048576"},
+    {kMlp, "", "training: {precision: fp8}\n", "must be one of auto, fp32, bf16, fp16"},
+    {kMlp, "", "training: {loss_scaling: {mode: static}}\n",
+     "training.loss_scaling.mode: must be one of auto, dynamic, none"},
+    {kMlp, "", "training: {loss_scaling: {growth_factor: 1}}\n",
+     "training.loss_scaling.growth_factor: must be more than 1"},
+    {kMlp, "", "training: {loss_scaling: {backoff_factor: 1}}\n", "less than 1, found 1"},
+    {kMlp, "", "training: {loss_calibration: {warmup_steps: 3}}\n",
+     "training.loss_calibration.warmup_steps: must be 50 to 1000000"},
+    {kMlp, "", "training: {loss_calibration: true}\n",
+     "training.loss_calibration: must be a map of keys"},
     {kMlp, "", "training: {local_steps: 1001}\n", "training.local_steps: must be 1 to 1000"},
     {kMlp, "", "training: {outer_momentum: 0.5}\n",
      "training.outer_momentum: needs local_steps above 1"},

@@ -52,7 +52,9 @@ class LinearModel final : public worker::Model {
     steps_ = counters[0];
   }
 
-  Result<double> Step(const worker::Batch& batch) override {
+  using Model::Step;
+  // In fp32 alone, and without a scale.
+  Result<double> Step(const worker::Batch& batch, const worker::StepMode&) override {
     std::fill(gradients_.begin(), gradients_.end(), 0.0f);
     const float weight = 1.0f / static_cast<float>(batch.records);
     double loss = 0;

@@ -56,6 +56,15 @@ TEST_F(LoadTest, APreflightReturnsLayoutAndData) {
   EXPECT_EQ(task->train->fingerprint(), result.data->fingerprint);
 }
 
+TEST_F(LoadTest, APrecisionThatTheDeviceLacksIsRefused) {
+  spec_.training.precision = "fp16";
+  EXPECT_THAT(PreflightError(), HasSubstr("training.precision: fp16 needs a GPU"));
+  spec_.training.precision = "bf16";
+  const auto result = Preflight(spec_);
+  ASSERT_TRUE(result.ok) << result.error;
+  EXPECT_EQ(LoadTask(spec_)->workload->precision(), Precision::kBf16);
+}
+
 TEST_F(LoadTest, TestDataAreOptional) {
   spec_.data.test.reset();
   const auto result = Preflight(spec_);

@@ -37,6 +37,8 @@ class LocalSession final : public worker::TaskSession {
     context.incarnation = Member().incarnation;
     context.first_clock = clock_ = cluster_.options_.first_clock;
     context.shards = cluster_.view_.shard_count();
+    context.start.loss_scale = cluster_.options_.loss_scale.scale;
+    context.start.growth_tracker = cluster_.options_.loss_scale.growth_tracker;
     return context;
   }
 
@@ -251,11 +253,22 @@ class LocalSession final : public worker::TaskSession {
     return Ok();
   }
 
+  void SetLossScale(const worker::LossScale& state) override {
+    const std::lock_guard lock(cluster_.mutex_);
+    cluster_.outcome_.loss_scales[worker_] = state;
+  }
+
   void Report(const worker::StepReport& report) override {
     const std::lock_guard lock(cluster_.mutex_);
     cluster_.outcome_.losses.push_back(report.loss);
     cluster_.outcome_.entries += report.entries;
     if (report.skipped) ++cluster_.outcome_.skipped;
+    cluster_.outcome_.overflows += report.overflows;
+    cluster_.outcome_.redone += report.redone;
+    cluster_.outcome_.dropped += report.dropped;
+    for (const std::string& text : {report.last_redone, report.last_dropped}) {
+      if (!text.empty()) cluster_.outcome_.anomalies.push_back(text);
+    }
   }
 
   void ReportMetric(double metric, std::uint64_t samples_trained) override {

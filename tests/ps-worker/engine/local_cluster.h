@@ -38,6 +38,7 @@ struct LocalClusterOptions {
   std::uint32_t pushes_without_verdict = 0;  // what tasks are told
   bool damage_hash = false;                  // the first one that comes with increments
   Clock first_clock;
+  worker::LossScale loss_scale{0, 0};  // that tasks start with; 0: none
   // A checkpoint after so many pushes of all workers; then, after so many more, all shards are
   // lost, restored from it, and get the pushes since again. 0: never.
   std::uint64_t checkpoint_after_pushes = 0;
@@ -58,6 +59,11 @@ class LocalCluster {
     std::uint64_t empty_pushes = 0;
     std::map<std::uint32_t, std::uint64_t> pushes_of;  // by their samples; of steps with a lease
     std::uint64_t skipped = 0;
+    std::uint64_t overflows = 0;
+    std::uint64_t redone = 0;  // implausible steps, by what became of them
+    std::uint64_t dropped = 0;
+    std::vector<std::string> anomalies;                      // what reports say of them
+    std::map<std::uint32_t, worker::LossScale> loss_scales;  // by worker, of its last push
     std::uint64_t returned = 0;
     std::uint64_t entries = 0;
     std::uint64_t pulls = 0;

@@ -54,7 +54,8 @@ class WholeNumberModel final : public Model {
   void WriteBuffers(std::span<const float>, std::span<const float>) override {}
   void SeedTraining(std::uint64_t) override {}
 
-  Result<double> Step(const Batch& batch) override {
+  using Model::Step;
+  Result<double> Step(const Batch& batch, const StepMode&) override {
     std::fill(gradients_.begin(), gradients_.end(), 0.0f);
     for (std::uint32_t i = 0; i < batch.records; ++i) {
       const auto record = static_cast<std::uint64_t>(batch.features[i]);

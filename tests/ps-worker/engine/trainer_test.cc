@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "ps-worker/core/loss_scaler.h"
 #include "ps-worker/engine/data/memory_dataset.h"
 #include "ps-worker/engine/ledger.h"
 #include "ps-worker/engine/tensor_workload.h"
@@ -26,8 +27,10 @@ using ::testing::HasSubstr;
 constexpr std::int64_t kFeatures = 40;
 constexpr std::int64_t kClasses = 4;
 
-// Four clouds of points around corners of a cube.
-std::unique_ptr<Dataset> Clouds(std::size_t records, unsigned seed, std::size_t damaged_record) {
+// Four clouds of points around corners of a cube. Those from `wrong_begin` to `wrong_end` have
+// wrong labels.
+std::unique_ptr<Dataset> Clouds(std::size_t records, unsigned seed, std::size_t damaged_record,
+                                std::size_t wrong_begin = 0, std::size_t wrong_end = 0) {
   std::mt19937 random(seed);
   std::vector<float> features;
   std::vector<double> labels;
@@ -39,7 +42,8 @@ std::unique_ptr<Dataset> Clouds(std::size_t records, unsigned seed, std::size_t 
       for (int k = 0; k < 4; ++k) noise += static_cast<float>(random() % 1000) / 1000;
       features.push_back(noise + (f % kClasses == static_cast<std::int64_t>(label) ? 0.8f : 0.0f));
     }
-    labels.push_back(static_cast<double>(label));
+    const bool wrong = i >= wrong_begin && i < wrong_end;
+    labels.push_back(static_cast<double>(wrong ? (label + 1) % kClasses : label));
   }
   if (damaged_record < records) {
     features[damaged_record * kFeatures] = std::numeric_limits<float>::infinity();
@@ -66,6 +70,11 @@ JobSpec CloudsJob() {
 
 class TrainerTest : public ::testing::Test {
  protected:
+  virtual std::unique_ptr<Model> MakeModel(const JobSpec& spec) {
+    return std::make_unique<test::LinearModel>(kFeatures, kClasses,
+                                               spec.sparsification.small_tensor_elements);
+  }
+
   // Trains with a thread for each worker and returns what their Run() returned.
   std::vector<Result<std::string>> Train(const JobSpec& spec,
                                          const test::LocalClusterOptions& options) {
@@ -74,9 +83,7 @@ class TrainerTest : public ::testing::Test {
       if (spec.model.type == "ledger") {
         workloads_.push_back(std::make_unique<Ledger>(spec.model, spec.embedding_tables));
       } else {
-        workloads_.push_back(std::make_unique<TensorWorkload>(
-            spec, std::make_unique<test::LinearModel>(kFeatures, kClasses,
-                                                      spec.sparsification.small_tensor_elements)));
+        workloads_.push_back(std::make_unique<TensorWorkload>(spec, MakeModel(spec)));
       }
     }
     cluster_ = std::make_unique<test::LocalCluster>(spec, workloads_[0]->layout(),
@@ -386,6 +393,125 @@ TEST_F(TrainerTest, AStepThatIsNotFiniteEndsTheJobIfAsked) {
   ASSERT_FALSE(outcome().failures.empty());
   EXPECT_THAT(outcome().failures[0], HasSubstr("permanent: "));
   EXPECT_THAT(outcome().failures[0], HasSubstr("in the batch of positions "));
+}
+
+// Softmax regression whose scaled gradients are written as fp16, beyond whose largest value is
+// infinity.
+class Fp16LinearModel final : public Model {
+ public:
+  Fp16LinearModel(std::int64_t features, std::int64_t classes, std::int64_t small_tensor_elements)
+      : model_(features, classes, small_tensor_elements) {
+    layout_ = control::Clone(model_.layout());
+    selected_elements_ = model_.selected_elements();
+    buffer_elements_ = model_.buffer_elements();
+    counter_elements_ = model_.counter_elements();
+  }
+
+  using Model::Step;
+  Result<double> Step(const Batch& batch, const StepMode& mode) override {
+    const double loss = PS_TRY(model_.Step(batch));
+    gradients_.assign(model_.gradients().begin(), model_.gradients().end());
+    for (float& one : gradients_) {
+      const float scaled = one * mode.loss_scale;
+      one = std::abs(scaled) > 65'504 ? std::numeric_limits<float>::infinity()
+                                      : scaled * LossScaler::Inverse(mode.loss_scale);
+    }
+    return loss;
+  }
+  std::span<float> parameters() override { return model_.parameters(); }
+  std::span<const float> gradients() const override { return gradients_; }
+  void ReadBuffers(std::span<float> buffers, std::span<float> counters) const override {
+    model_.ReadBuffers(buffers, counters);
+  }
+  void WriteBuffers(std::span<const float> buffers, std::span<const float> counters) override {
+    model_.WriteBuffers(buffers, counters);
+  }
+  Result<EvaluationSums> Evaluate(const Batch& batch) override { return model_.Evaluate(batch); }
+  void SeedTraining(std::uint64_t seed) override { model_.SeedTraining(seed); }
+
+ private:
+  test::LinearModel model_;
+  std::vector<float> gradients_;
+};
+
+class ScalingTrainerTest : public TrainerTest {
+ protected:
+  std::unique_ptr<Model> MakeModel(const JobSpec& spec) override {
+    return std::make_unique<Fp16LinearModel>(kFeatures, kClasses,
+                                             spec.sparsification.small_tensor_elements);
+  }
+};
+
+// The first steps overflow until the scale is small enough; that is no failure.
+TEST_F(ScalingTrainerTest, OverflowsAreEmptyPushesThatLowerTheScale) {
+  auto spec = CloudsJob();
+  spec.training.loss_scaling.mode = "dynamic";
+  spec.training.loss_scaling.initial_scale = 1 << 22;
+  spec.training.loss_scaling.growth_interval = 20;
+  spec.training.on_nonfinite = "stop";
+  TrainWell(spec);
+  EXPECT_GE(outcome().overflows, 4u);
+  EXPECT_EQ(outcome().skipped, outcome().overflows);
+  EXPECT_EQ(outcome().empty_pushes, outcome().overflows);
+  EXPECT_GT(outcome().evaluated->metric, 0.85);
+  ASSERT_EQ(outcome().loss_scales.size(), 2u);
+  for (const auto& [worker, scale] : outcome().loss_scales) {
+    EXPECT_LT(scale.scale, 1 << 22) << worker;
+    EXPECT_GT(scale.scale, 1 << 14) << worker;
+  }
+}
+
+TEST_F(ScalingTrainerTest, ATaskGoesOnWithTheScaleThatItIsGiven) {
+  auto spec = CloudsJob();
+  spec.training.epochs = 0.5;  // 1000 records: 32 steps of two workers
+  spec.training.loss_scaling.mode = "dynamic";
+  test::LocalClusterOptions options;
+  options.loss_scale = {256, 1990};
+  TrainWell(spec, options);
+  std::uint64_t steps = 0;
+  for (const auto& [worker, scale] : outcome().loss_scales) {
+    // Growth at the tenth step of a worker, if it made as many.
+    const auto made = scale.scale == 256 ? scale.growth_tracker - 1990 : 10 + scale.growth_tracker;
+    EXPECT_TRUE(scale.scale == 256 || scale.scale == 512) << scale.scale;
+    steps += made;
+  }
+  EXPECT_EQ(steps, 32u);
+}
+
+TEST_F(ScalingTrainerTest, WhatIsNotFiniteAtAnyScaleIsNotTheScalesMatter) {
+  train_ = Clouds(2000, 1, 77);
+  auto spec = CloudsJob();
+  spec.training.loss_scaling.mode = "dynamic";
+  spec.training.loss_scaling.initial_scale = 1024;
+  spec.training.epochs = 2;
+  TrainWell(spec);
+  EXPECT_EQ(outcome().overflows, 0u);
+  EXPECT_EQ(outcome().skipped, 2u);  // once an epoch
+}
+
+TEST_F(TrainerTest, AnImplausibleBatchIsAnEmptyPushThatNamesItsRecords) {
+  auto spec = CloudsJob();
+  spec.training.workers = 1;
+  spec.training.epochs = 6;
+  spec.data.shuffle = false;
+  spec.data.train.format = "csv";
+  spec.data.train.file = "clouds.csv";
+  spec.training.loss_calibration.enabled = true;
+  spec.training.loss_calibration.warmup_steps = 100;
+  // From the third epoch on: those before are the warm-up.
+  train_ = Clouds(2000, 1, kNone, 640, 672);
+  TrainWell(spec);
+  EXPECT_EQ(outcome().redone, 0u);
+  EXPECT_EQ(outcome().skipped, outcome().dropped);
+  EXPECT_EQ(outcome().empty_pushes, outcome().dropped);
+  EXPECT_EQ(outcome().samples, 12'000u);
+  ASSERT_EQ(outcome().anomalies.size(), 4u);
+  for (const auto& text : outcome().anomalies) {
+    EXPECT_THAT(text, HasSubstr("the loss is "));
+    EXPECT_THAT(text, HasSubstr("; records 640-671 of clouds.csv, positions "));
+    EXPECT_THAT(text, HasSubstr(", lease "));
+  }
+  EXPECT_THAT(outcome().anomalies[0], HasSubstr("positions 4640 to 4671 of epoch 2"));
 }
 
 TEST_F(TrainerTest, ACancelledJobIsNoFailure) {

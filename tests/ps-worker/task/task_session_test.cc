@@ -361,6 +361,55 @@ TEST_F(TaskSessionTest, TheCutHasTheLeasePositionsOfExactlyItsClock) {
   EXPECT_EQ(view.info.lease_done, 4u);
 }
 
+TEST_F(TaskSessionTest, TheCutHasTheLossScaleOfExactlyItsClock) {
+  Start();
+  cluster->GiveLeases({4});
+  ASSERT_TRUE(session->NextWork().ok());
+  session->SetLossScale({1024, 5});
+  Step(1, 1);
+  session->SetLossScale({512, 0});  // of the step that comes next
+  cluster->BeginRound(3);
+  const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_EQ(cut->clock, 1u);
+  EXPECT_EQ(cut->loss_scale, 1024);
+  EXPECT_EQ(cut->growth_tracker, 5u);
+}
+
+TEST_F(TaskSessionTest, ATaskThatScalesNothingHasNoScaleInItsCut) {
+  Start();
+  cluster->BeginRound(3);
+  const auto cut = cluster->Await<control::WorkerCutT>(control::Body::WorkerCut);
+  ASSERT_TRUE(cut.has_value());
+  EXPECT_EQ(cut->loss_scale, 0);
+}
+
+TEST_F(TaskSessionTest, ImplausibleBatchesAreReportedAtOnceAndInFull) {
+  Start();
+  session->SetPrecision("bf16");
+  StepReport report;
+  report.samples = 3;
+  report.overflows = 1;
+  report.skipped = true;
+  session->Report(report);
+  report = StepReport();
+  report.skipped = true;
+  report.loss = 99;
+  report.dropped = 1;
+  report.last_dropped = "the loss is 99; records 5-7";
+  session->Report(report);
+  const auto progress = cluster->Await<control::ProgressT>(
+      control::Body::Progress, [](const auto& one) { return one.dropped > 0; });
+  ASSERT_TRUE(progress.has_value());
+  EXPECT_EQ(progress->overflows, 1u);
+  EXPECT_EQ(progress->skipped, 0u);
+  EXPECT_EQ(progress->anomalies, 1u);
+  EXPECT_EQ(progress->redone, 0u);
+  EXPECT_EQ(progress->last_dropped, "the loss is 99; records 5-7");
+  EXPECT_EQ(progress->precision, "bf16");
+  EXPECT_LT(progress->loss, 1);  // what was skipped is not part of the mean
+}
+
 class FlushingTaskSessionTest : public TaskSessionTest {
  protected:
   FlushingTaskSessionTest() { options.flush_residuals = true; }
