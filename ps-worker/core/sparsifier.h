@@ -41,6 +41,7 @@
 #include "common/layout/layout.h"
 #include "common/result.h"
 #include "ps-worker/core/kernels/kernels.h"
+#include "ps-worker/core/selection.h"
 
 namespace ps::worker {
 
@@ -213,7 +214,7 @@ class Sparsifier {
   float correction2_ = 1;
   std::uint64_t steps_ = 0;
   double sent_squares_ = 0;
-  double surplus_ = 0;  // entries selected beyond the ratio, over all steps
+  Surplus surplus_;
 
   bool flushing_ = false;
   bool outer_now_ = false;             // the pass is that of the outer rule, over pseudo_
