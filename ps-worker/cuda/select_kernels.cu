@@ -345,18 +345,20 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ std::uint32_t slot_begin;
   Control& control = step.workspace->control;
   const std::uint64_t tile_begin = std::uint64_t{blockIdx.x} * kTile;
-  const bool whole = tile_begin + kTile <= step.selected_elements;
+  const std::uint64_t rest = step.selected_elements - tile_begin;
+  const std::uint32_t elements = rest < kTile ? static_cast<std::uint32_t>(rest) : kTile;
   const bool uses_u = kHasU && step.before.u != nullptr;
   const std::uint32_t in_tile = Warp() * kWarpElements + Lane() * kWide;
+  const std::uint64_t own = tile_begin + in_tile;  // the first of this thread
 
   Four g[kVectors];
   Four v[kVectors];
   Four u[kVectors] = {};
   Four s[kVectors] = {};
-  if (whole) {
+  if (elements == kTile) {
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      const std::uint64_t at = tile_begin + in_tile + k * kVectorElements;
+      const std::uint64_t at = own + k * kVectorElements;
       g[k] = GradientFour<kType>(step.gradient, at);
       v[k] = LoadFour(step.before.v + at);
       if (uses_u) u[k] = LoadFour(step.before.u + at);
@@ -366,10 +368,10 @@ __global__ void __launch_bounds__(kThreads)
     // What is not there is zero, which is never selected.
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      const std::uint64_t at = tile_begin + in_tile + k * kVectorElements;
+      const std::uint64_t at = own + k * kVectorElements;
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
-        const bool there = at + i < step.selected_elements;
+        const bool there = in_tile + k * kVectorElements + i < elements;
         g[k].at[i] = there ? GradientAt<kType>(step.gradient, at + i) : 0.0f;
         v[k].at[i] = there ? __ldcs(step.before.v + at + i) : 0.0f;
         if (uses_u) u[k].at[i] = there ? __ldcs(step.before.u + at + i) : 0.0f;
@@ -406,10 +408,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < kVectors; ++k) {
 #pragma unroll 1
       for (int i = 0; i < kWide; ++i) {
-        const std::uint64_t at = tile_begin + in_tile + k * kVectorElements + i;
-        if (at < step.selected_elements && Beyond(GradientAt<kType>(step.gradient, at))) {
-          ReportBeyond(step, at);
-        }
+        if (in_tile + k * kVectorElements + i >= elements) continue;
+        const std::uint64_t at = own + k * kVectorElements + i;
+        if (Beyond(GradientAt<kType>(step.gradient, at))) ReportBeyond(step, at);
       }
     }
   }
@@ -459,12 +460,12 @@ __global__ void __launch_bounds__(kThreads)
 
   // The state, while thread 0 waits for its slot.
   const auto is_kept = [&](int k, int i) { return (kept >> (k * kWide + i) & 1u) != 0; };
-  const bool bf16 = codec == wire::ValueCodec::Bf16;
-  const bool coded_later = codec == wire::ValueCodec::Bits2;
   const auto left_of = [&](int k, int i) {
     const float value = v[k].at[i];
-    const float rest = coded_later ? value : bf16 ? value - SentAlone(value, codec) : 0.0f;
-    return is_kept(k, i) ? rest : value;
+    // What 2-bit codes send is known when they are.
+    float sent = codec == wire::ValueCodec::Bits2 ? 0.0f : value;
+    if (codec == wire::ValueCodec::Bf16) sent = SentAlone(value, wire::ValueCodec::Bf16);
+    return is_kept(k, i) ? value - sent : value;
   };
   if constexpr (kRule == AccumulationRule::kNesterov) {
 #pragma unroll
@@ -473,10 +474,10 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kWide; ++i) u[k].at[i] = is_kept(k, i) ? 0.0f : u[k].at[i];
     }
   }
-  if (whole) {
+  if (elements == kTile) {
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      const std::uint64_t at = tile_begin + in_tile + k * kVectorElements;
+      const std::uint64_t at = own + k * kVectorElements;
       StoreFour(step.after.v + at, {{left_of(k, 0), left_of(k, 1), left_of(k, 2), left_of(k, 3)}});
       if (uses_u) StoreFour(step.after.u + at, u[k]);
       if constexpr (kHasS) StoreFour(step.after.s + at, s[k]);
@@ -484,10 +485,10 @@ __global__ void __launch_bounds__(kThreads)
   } else {
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      const std::uint64_t at = tile_begin + in_tile + k * kVectorElements;
+      const std::uint64_t at = own + k * kVectorElements;
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
-        if (at + i >= step.selected_elements) break;
+        if (in_tile + k * kVectorElements + i >= elements) continue;
         step.after.v[at + i] = left_of(k, i);
         if (uses_u) step.after.u[at + i] = u[k].at[i];
         if constexpr (kHasS) step.after.s[at + i] = s[k].at[i];
@@ -530,13 +531,18 @@ __device__ Means MeansAround(const float* magnitudes, std::uint32_t count, float
   return MeansOf(sums, magnitudes, whole, count, split);
 }
 
-// A warp codes one group: entries [first, first + count) of `entries`. `magnitudes` is the warp's.
-template <typename Entries>
-__device__ void CodeGroup(Entries& entries, std::uint32_t first, std::uint32_t count,
-                          float* magnitudes, std::uint32_t* scales, std::uint32_t* codes) {
+// The values of a group as a warp has them: entry 32 j + lane is at [j].
+constexpr std::uint32_t kPerLane = codec::kValueGroup / kLanes;
+
+// A warp codes a group of `count` values; `sent` is what they will be decoded to. `magnitudes` is
+// the warp's, for a whole group.
+__device__ void CodeGroup(const float (&values)[kPerLane], std::uint32_t count, float* magnitudes,
+                          std::uint32_t* scales, std::uint32_t* codes, float (&sent)[kPerLane]) {
   __syncwarp();  // the group before is done with them
-  for (std::uint32_t at = Lane(); at < count; at += kLanes) {
-    magnitudes[at] = GroupMagnitude(entries.Load(first + at));
+#pragma unroll
+  for (std::uint32_t j = 0; j < kPerLane; ++j) {
+    const std::uint32_t at = j * kLanes + Lane();
+    if (at < count) magnitudes[at] = GroupMagnitude(values[j]);
   }
   __syncwarp();
   double split = MeansAround(magnitudes, count, FLT_MAX).below;
@@ -552,41 +558,41 @@ __device__ void CodeGroup(Entries& entries, std::uint32_t first, std::uint32_t c
   // Lane j keeps the codes of entries 32 j to 32 j + 31.
   std::uint32_t larges = 0;
   std::uint32_t negatives = 0;
-  for (std::uint32_t j = 0; j < codec::kValueGroup / kLanes; ++j) {
-    const std::uint32_t at = j * kLanes + Lane();
-    const bool there = at < count;
-    const float value = there ? entries.Load(first + at) : 0.0f;
-    const bool large = there && magnitudes[at] > centroids.between;
-    const bool negative = there && std::bit_cast<std::uint32_t>(value) >> 31 != 0;
+#pragma unroll
+  for (std::uint32_t j = 0; j < kPerLane; ++j) {
+    const bool there = j * kLanes + Lane() < count;
+    const bool large = there && GroupMagnitude(values[j]) > centroids.between;
+    const bool negative = there && std::bit_cast<std::uint32_t>(values[j]) >> 31 != 0;
     const std::uint32_t large_lanes = __ballot_sync(kAllLanes, large);
     const std::uint32_t negative_lanes = __ballot_sync(kAllLanes, negative);
     if (Lane() == j) {
       larges = large_lanes;
       negatives = negative_lanes;
     }
-    if (there) {
-      const float magnitude = large ? centroids.large : centroids.small;
-      entries.Send(first + at, value, negative ? -magnitude : magnitude);
-    }
+    const float magnitude = large ? centroids.large : centroids.small;
+    sent[j] = negative ? -magnitude : magnitude;
   }
   const std::uint32_t bytes = (count * 2 + 7) / 8;
   if (Lane() * 8 < bytes) codes[Lane() * 2] = Bits2Codes(larges, negatives);
   if (Lane() * 8 + 4 < bytes) codes[Lane() * 2 + 1] = Bits2Codes(larges >> 16, negatives >> 16);
 }
 
-// A CTA codes all `count` entries into the place of a block's values.
-template <typename Entries>
-__device__ void CodeGroups(Entries& entries, std::uint32_t count, std::byte* values,
-                           float (&magnitudes)[kWarps][codec::kValueGroup]) {
-  const std::uint32_t groups = (count + codec::kValueGroup - 1) / codec::kValueGroup;
-  auto* const scales = reinterpret_cast<std::uint32_t*>(values);
-  for (std::uint32_t group = Warp(); group < groups; group += kWarps) {
-    const std::uint32_t first = group * codec::kValueGroup;
-    const std::uint32_t rest = count - first;
-    CodeGroup(entries, first, rest < codec::kValueGroup ? rest : codec::kValueGroup,
-              magnitudes[Warp()], scales + group,
-              scales + groups + group * (codec::kValueGroup * 2 / 32));
-  }
+// Where a group's scales and codes lie among the values of a block with `groups` of them.
+__device__ std::uint32_t* ScalesOf(std::byte* values, std::uint32_t group) {
+  return reinterpret_cast<std::uint32_t*>(values) + group;
+}
+__device__ std::uint32_t* CodesOf(std::byte* values, std::uint32_t groups, std::uint32_t group) {
+  return ScalesOf(values, groups) + group * (codec::kValueGroup * 2 / 32);
+}
+
+__device__ std::uint32_t GroupsOf(std::uint32_t count) {
+  return (count + codec::kValueGroup - 1) / codec::kValueGroup;
+}
+
+// Entries of a group of a block with `count`.
+__device__ std::uint32_t GroupSize(std::uint32_t count, std::uint32_t group) {
+  const std::uint32_t rest = count - group * codec::kValueGroup;
+  return rest < codec::kValueGroup ? rest : codec::kValueGroup;
 }
 
 // ---- Finish
@@ -598,36 +604,19 @@ __device__ std::uint32_t UnitsOf(std::uint32_t bytes) {
 __device__ std::uint32_t ValueBytesOf(wire::ValueCodec codec, std::uint32_t count) {
   if (codec == wire::ValueCodec::Fp32) return count * 4;
   if (codec == wire::ValueCodec::Bf16) return count * 2;
-  return (count + codec::kValueGroup - 1) / codec::kValueGroup * 4 + (count * 2 + 7) / 8;
+  return GroupsOf(count) * 4 + (count * 2 + 7) / 8;
 }
 
-// The entries of a block, by their number in it.
-struct BlockEntries {
-  const Pool& pool;
-  const Slot* slots;            // of its tiles
-  const std::uint32_t* begins;  // number of a tile's first entry; one more for the end
-  float* v;                     // of the block
-  std::uint32_t tile = 0;       // of the entry before: entries come mostly in order
-
-  __device__ std::uint32_t PlaceOf(std::uint32_t entry) {
-    while (entry >= begins[tile + 1]) ++tile;
-    while (entry < begins[tile]) --tile;
-    return slots[tile].first + (entry - begins[tile]);
-  }
-  __device__ float Load(std::uint32_t entry) { return pool.values[PlaceOf(entry)]; }
-  __device__ void Send(std::uint32_t entry, float value, float sent) {
-    v[pool.positions[PlaceOf(entry)]] = value - sent;
-  }
-};
-
-// One CTA for each block.
-__global__ void __launch_bounds__(kThreads)
+// One CTA for each block, a warp for each group of its entries. All that a lane needs from memory
+// is asked for before the first of it is used.
+template <std::uint32_t kGroupWarps>
+__global__ void __launch_bounds__(kGroupWarps* kLanes)
     FinishKernel(const StepArguments step, const Pool pool, const Packed packed,
                  wire::ValueCodec codec) {
   __shared__ Slot slots[kTilesOfBlock];
-  __shared__ std::uint32_t begins[kTilesOfBlock + 1];
+  __shared__ std::uint32_t begins[kTilesOfBlock + 1];  // number of a tile's first entry; the end
   __shared__ std::uint32_t shared_unit;
-  __shared__ float magnitudes[kWarps][codec::kValueGroup];
+  __shared__ float magnitudes[kGroupWarps][codec::kValueGroup];
   const std::uint32_t block = blockIdx.x;
   const std::uint64_t block_begin = std::uint64_t{block} * wire::kBlockElements;
   const std::uint64_t rest = step.selected_elements - block_begin;
@@ -653,23 +642,50 @@ __global__ void __launch_bounds__(kThreads)
   if (shared_unit == packed.units) return;
   const std::uint32_t count = begins[tiles];
   std::byte* const bytes = packed.bytes + std::uint64_t{shared_unit} * kPackedUnit;
-  auto* const positions = reinterpret_cast<std::uint16_t*>(bytes);
-  std::byte* const values = bytes + UnitsOf(count * 2) * kPackedUnit;
-  for (std::uint32_t tile = Warp(); tile < tiles; tile += kWarps) {
-    for (std::uint32_t i = Lane(); i < slots[tile].count; i += kLanes) {
-      const std::uint32_t from = slots[tile].first + i;
-      const std::uint32_t to = begins[tile] + i;
-      positions[to] = pool.positions[from];
+  auto* const packed_positions = reinterpret_cast<std::uint16_t*>(bytes);
+  std::byte* const packed_values = bytes + UnitsOf(count * 2) * kPackedUnit;
+  float* const v = step.after.v + block_begin;
+  const std::uint32_t groups = GroupsOf(count);
+  for (std::uint32_t group = Warp(); group < groups; group += kGroupWarps) {
+    const std::uint32_t first = group * codec::kValueGroup;
+    const std::uint32_t size = GroupSize(count, group);
+    std::uint32_t places[kPerLane];
+    std::uint32_t tile = 0;
+#pragma unroll
+    for (std::uint32_t j = 0; j < kPerLane; ++j) {
+      const std::uint32_t at = j * kLanes + Lane();
+      const std::uint32_t entry = first + (at < size ? at : 0);
+      while (entry >= begins[tile + 1]) ++tile;
+      while (entry < begins[tile]) --tile;
+      places[j] = slots[tile].first + (entry - begins[tile]);
+    }
+    float values[kPerLane];
+    std::uint16_t positions[kPerLane];
+#pragma unroll
+    for (std::uint32_t j = 0; j < kPerLane; ++j) {
+      values[j] = __ldcs(pool.values + places[j]);
+      positions[j] = __ldcs(pool.positions + places[j]);
+    }
+#pragma unroll
+    for (std::uint32_t j = 0; j < kPerLane; ++j) {
+      const std::uint32_t at = j * kLanes + Lane();
+      if (at >= size) continue;
+      packed_positions[first + at] = positions[j];
       if (codec == wire::ValueCodec::Fp32) {
-        reinterpret_cast<float*>(values)[to] = pool.values[from];
+        reinterpret_cast<float*>(packed_values)[first + at] = values[j];
       } else if (codec == wire::ValueCodec::Bf16) {
-        reinterpret_cast<std::uint16_t*>(values)[to] = codec::FloatToBf16(pool.values[from]);
+        reinterpret_cast<std::uint16_t*>(packed_values)[first + at] = codec::FloatToBf16(values[j]);
       }
     }
+    if (codec != wire::ValueCodec::Bits2) continue;
+    float sent[kPerLane];
+    CodeGroup(values, size, magnitudes[Warp()], ScalesOf(packed_values, group),
+              CodesOf(packed_values, groups, group), sent);
+#pragma unroll
+    for (std::uint32_t j = 0; j < kPerLane; ++j) {
+      if (j * kLanes + Lane() < size) v[positions[j]] = values[j] - sent[j];
+    }
   }
-  if (codec != wire::ValueCodec::Bits2) return;
-  BlockEntries entries{pool, slots, begins, step.after.v + block_begin};
-  CodeGroups(entries, count, values, magnitudes);
 }
 
 // ---- Dense
@@ -710,34 +726,50 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct DenseEntries {
-  float* v;
-
-  __device__ float Load(std::uint32_t entry) { return v[entry]; }
-  __device__ void Send(std::uint32_t entry, float value, float sent) { v[entry] = value - sent; }
-};
-
 __global__ void __launch_bounds__(kThreads)
     DenseCodeKernel(const StepArguments step, const DenseBlock* blocks, const Packed packed) {
   __shared__ float magnitudes[kWarps][codec::kValueGroup];
   const DenseBlock block = blocks[blockIdx.x];
   if (block.codec != wire::ValueCodec::Bits2) return;
-  DenseEntries entries{step.after.v + block.begin};
-  CodeGroups(entries, block.elements, packed.bytes + std::uint64_t{block.unit} * kPackedUnit,
-             magnitudes);
+  std::byte* const packed_values = packed.bytes + std::uint64_t{block.unit} * kPackedUnit;
+  const std::uint32_t groups = GroupsOf(block.elements);
+  for (std::uint32_t group = Warp(); group < groups; group += kWarps) {
+    float* const v = step.after.v + block.begin + group * codec::kValueGroup;
+    const std::uint32_t size = GroupSize(block.elements, group);
+    float values[kPerLane];
+#pragma unroll
+    for (std::uint32_t j = 0; j < kPerLane; ++j) {
+      const std::uint32_t at = j * kLanes + Lane();
+      values[j] = at < size ? v[at] : 0.0f;
+    }
+    float sent[kPerLane];
+    CodeGroup(values, size, magnitudes[Warp()], ScalesOf(packed_values, group),
+              CodesOf(packed_values, groups, group), sent);
+#pragma unroll
+    for (std::uint32_t j = 0; j < kPerLane; ++j) {
+      const std::uint32_t at = j * kLanes + Lane();
+      if (at < size) v[at] = values[j] - sent[j];
+    }
+  }
 }
 
 // ---- launches
 
 template <typename... Parameters>
-cudaError_t Enqueue(void (*kernel)(Parameters...), std::uint64_t ctas, cudaStream_t stream,
-                    Parameters... arguments) {
+cudaError_t EnqueueThreads(void (*kernel)(Parameters...), std::uint64_t ctas, std::uint32_t threads,
+                           cudaStream_t stream, Parameters... arguments) {
   if (ctas == 0) return cudaSuccess;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(ctas));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(threads);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, std::move(arguments)...);
+}
+
+template <typename... Parameters>
+cudaError_t Enqueue(void (*kernel)(Parameters...), std::uint64_t ctas, cudaStream_t stream,
+                    Parameters... arguments) {
+  return EnqueueThreads(kernel, ctas, kThreads, stream, std::move(arguments)...);
 }
 
 template <AccumulationRule kRule, typename Call>
@@ -815,7 +847,16 @@ cudaError_t LaunchFinish(const StepArguments& step, const Pool& pool, const Pack
                          wire::ValueCodec codec, cudaStream_t stream) {
   const std::uint64_t blocks =
       (step.selected_elements + wire::kBlockElements - 1) / wire::kBlockElements;
-  return Enqueue(FinishKernel, blocks, stream, step, pool, packed, codec);
+  // A warp for each group of a block, as far as they are evenly spread: with few of them many
+  // blocks run at once, and what counts is how long one takes.
+  const std::uint64_t groups = pool.capacity / codec::kValueGroup;
+  const auto enqueue = [&]<std::uint32_t kGroupWarps>() {
+    return EnqueueThreads(FinishKernel<kGroupWarps>, blocks, kGroupWarps * kLanes, stream, step,
+                          pool, packed, codec);
+  };
+  if (groups <= 2 * blocks) return enqueue.template operator()<2>();
+  if (groups <= 4 * blocks) return enqueue.template operator()<4>();
+  return enqueue.template operator()<8>();
 }
 
 cudaError_t LaunchDense(const StepArguments& step, const DenseBlock* blocks, std::uint32_t count,

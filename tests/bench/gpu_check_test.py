@@ -22,6 +22,7 @@ class GpuCheckTest(unittest.TestCase):
     def setUp(self):
         gpu_check.ELEMENTS = 70000
         gpu_check.RATIO = 0.3
+        gpu_check.ROUNDS = 1
 
     def measure(self, peer):
         gpu_check.PEER = peer
