@@ -2,26 +2,36 @@
 
 add_library(ps_options INTERFACE)
 target_include_directories(ps_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
-target_compile_options(ps_options INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor)
+set(PS_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor)
 if(PS_WERROR)
-  target_compile_options(ps_options INTERFACE -Werror)
+  list(APPEND PS_WARNINGS -Werror)
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # g++ 12 reports false positives of these deep inside <string> and <vector> at -O2.
-  target_compile_options(ps_options INTERFACE -Wno-restrict -Wno-stringop-overflow
-                         -Wno-array-bounds -Wno-maybe-uninitialized -Wno-free-nonheap-object)
+  list(APPEND PS_WARNINGS -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds
+       -Wno-maybe-uninitialized -Wno-free-nonheap-object)
+endif()
+target_compile_options(ps_options INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:${PS_WARNINGS}>")
+# Of CUDA: the host's half has the same warnings. A product and a sum are rounded one by one, as on
+# the CPU; what is constexpr may be called by kernels.
+string(REPLACE ";" "," PS_HOST_WARNINGS "${PS_WARNINGS}")
+target_compile_options(ps_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${PS_HOST_WARNINGS};-fmad=false;--expt-relaxed-constexpr>")
+if(PS_WERROR)
+  target_compile_options(ps_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
 endif()
 target_link_libraries(ps_options INTERFACE Threads::Threads)
 target_compile_definitions(ps_options INTERFACE PS_VERSION="${PROJECT_VERSION}" SPDLOG_FMT_EXTERNAL)
 if(PS_SANITIZE)
-  target_compile_options(ps_options INTERFACE -fsanitize=${PS_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(ps_options INTERFACE
+                         "$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${PS_SANITIZE};-fno-omit-frame-pointer>")
   target_link_options(ps_options INTERFACE -fsanitize=${PS_SANITIZE})
   if(PS_SANITIZE MATCHES "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # Boost.Asio uses fences, which g++ says TSan does not see.
-    target_compile_options(ps_options INTERFACE -Wno-tsan)
+    target_compile_options(ps_options INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-Wno-tsan>)
   endif()
   if(PS_SANITIZE MATCHES "undefined")
-    target_compile_options(ps_options INTERFACE -fno-sanitize-recover=undefined)
+    target_compile_options(ps_options INTERFACE
+                           $<$<COMPILE_LANGUAGE:C,CXX>:-fno-sanitize-recover=undefined>)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
       target_compile_options(ps_options INTERFACE -fno-sanitize=function)
     endif()

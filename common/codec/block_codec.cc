@@ -53,6 +53,17 @@ Result<BlockView> SplitBlock(const wire::BlockHeader& header, std::uint32_t elem
   return view;
 }
 
+// Writes the header of a block whose index stream and values end at `end`. Returns its bytes.
+std::size_t WriteHeader(std::uint32_t block, std::size_t count, wire::IndexCodec index,
+                        wire::ValueCodec value, std::byte* out, const std::byte* end) {
+  const auto bytes = static_cast<std::size_t>(end - out);
+  const wire::BlockHeader header(
+      block, static_cast<std::uint32_t>(count), static_cast<std::uint32_t>(bytes - sizeof(header)),
+      static_cast<std::uint8_t>(index), static_cast<std::uint8_t>(value), 0);
+  std::memcpy(out, &header, sizeof(header));
+  return bytes;
+}
+
 }  // namespace
 
 std::size_t MaxEncodedBytes(std::uint32_t elements, std::uint32_t count, wire::IndexCodec index,
@@ -73,12 +84,20 @@ std::size_t EncodeBlock(std::uint32_t block, std::uint32_t elements,
 
   std::byte* at = WriteIndices(elements, indices, index, out + sizeof(wire::BlockHeader));
   at = WriteValues(values, value, at, sent);
-  const wire::BlockHeader header(
-      block, static_cast<std::uint32_t>(count),
-      static_cast<std::uint32_t>(at - out - static_cast<std::ptrdiff_t>(sizeof(header))),
-      static_cast<std::uint8_t>(index), static_cast<std::uint8_t>(value), 0);
-  std::memcpy(out, &header, sizeof(header));
-  return static_cast<std::size_t>(at - out);
+  return WriteHeader(block, count, index, value, out, at);
+}
+
+std::size_t EncodeCodedBlock(std::uint32_t block, std::uint32_t elements, std::uint32_t count,
+                             std::span<const std::uint16_t> indices,
+                             std::span<const std::byte> value_bytes, wire::IndexCodec index,
+                             wire::ValueCodec value, std::byte* out) {
+  PS_CHECK(count <= elements, block, count, elements);
+  PS_CHECK(index == wire::IndexCodec::Dense ? count == elements : count == indices.size(), block,
+           count, elements, indices.size());
+  PS_CHECK(value_bytes.size() == ValueBytes(value, count), block, count, value_bytes.size());
+  std::byte* at = WriteIndices(elements, indices, index, out + sizeof(wire::BlockHeader));
+  if (!value_bytes.empty()) std::memcpy(at, value_bytes.data(), value_bytes.size());
+  return WriteHeader(block, count, index, value, out, at + value_bytes.size());
 }
 
 Status ParseSegment(std::span<const std::byte> payload,

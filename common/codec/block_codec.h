@@ -35,6 +35,13 @@ std::size_t EncodeBlock(std::uint32_t block, std::uint32_t elements,
                         wire::IndexCodec index, wire::ValueCodec value, std::byte* out,
                         std::span<float> sent);
 
+// The same of values that are coded already: `value_bytes` are what WriteValues() would have
+// written for `count` of them. A sparsifier on a GPU codes its values there.
+std::size_t EncodeCodedBlock(std::uint32_t block, std::uint32_t elements, std::uint32_t count,
+                             std::span<const std::uint16_t> indices,
+                             std::span<const std::byte> value_bytes, wire::IndexCodec index,
+                             wire::ValueCodec value, std::byte* out);
+
 // One block of a segment's payload, borrowed from it.
 struct BlockView {
   wire::BlockHeader header;

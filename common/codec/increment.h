@@ -23,12 +23,12 @@ namespace ps::codec {
 inline constexpr std::uint32_t kIncrementPushesMax = 64;
 
 // A value as it is held.
-inline std::uint16_t HeldOf(float value) {
+PS_HOST_DEVICE inline std::uint16_t HeldOf(float value) {
   const std::uint16_t bits = FloatToBf16(value);
   return (bits & 0x7f80u) == 0 ? std::uint16_t{0} : bits;
 }
 
-inline std::uint16_t AddIncrement(std::uint16_t held, float increment) {
+PS_HOST_DEVICE inline std::uint16_t AddIncrement(std::uint16_t held, float increment) {
   constexpr std::uint32_t kExponent = 0x7f800000u;
   if ((std::bit_cast<std::uint32_t>(increment) & kExponent) == 0) return held;
   const float sum = Bf16ToFloat(held) + increment;

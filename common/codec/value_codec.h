@@ -12,6 +12,7 @@
 #include <span>
 
 #include "common/codec/kernels/kernels.h"
+#include "common/host_device.h"
 #include "common/messages/wire.h"
 #include "common/result.h"
 
@@ -52,12 +53,12 @@ class ValueReader {
   const std::byte* at_;
 };
 
-inline float Bf16ToFloat(std::uint16_t bits) {
+PS_HOST_DEVICE inline float Bf16ToFloat(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
 // To nearest even; NaN stays NaN.
-inline std::uint16_t FloatToBf16(float value) {
+PS_HOST_DEVICE inline std::uint16_t FloatToBf16(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   // Rounding could carry a NaN into infinity or zero: keep its upper half, quiet.

@@ -17,23 +17,9 @@ namespace {
 constexpr std::size_t kChunk = 2048;  // floats: three arrays of a chunk lie in the L1 cache
 // A gradient that is so much larger than the threshold may be part of one that is not finite.
 constexpr float kSuspicious = 1024;
-constexpr std::size_t kLine = 16;  // floats that are sampled together
 constexpr double kWarmupStart = 0.25;
-// Sampled values above the threshold, if there are so many: at least, and of large models.
-constexpr double kSampledEntries = 500;
-constexpr double kSampledEntriesMax = 1000;
 constexpr std::size_t kLinesAhead = 24;  // of the sample, that are fetched
-constexpr double kAcceptLow = 0.8;
-constexpr double kAcceptHigh = 1.3;
-constexpr double kSurplusGain = 0.25;  // part of the surplus that the next step makes good
 constexpr std::uint32_t kMagnitude = 0x7fffffffu;
-
-std::uint64_t SplitMix(std::uint64_t value) {
-  value += 0x9e3779b97f4a7c15u;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-  return value ^ (value >> 31);
-}
 
 float Bounded(float value) {
   constexpr float kLimit = Sparsifier::kLimit;
@@ -287,34 +273,16 @@ void Sparsifier::Fetch(std::span<const float> gradient, std::size_t at) const {
 
 Sparsifier::Sampled Sparsifier::SampleThreshold(std::span<const float> gradient, float scale,
                                                 double aim) {
-  const std::size_t n = selected_elements_;
-  const double per_entry = static_cast<double>(n) / aim;
-  const double wanted =
-      std::max({std::min(static_cast<double>(n) / 100, kSampledEntriesMax * per_entry),
-                kSampledEntries * per_entry, 4096.0});
-  // A sample of more than a quarter would cost more than the pass it spares.
-  const std::size_t lines = (n + kLine - 1) / kLine;
-  const auto sampled = static_cast<std::size_t>(
-      std::clamp(wanted / kLine, 1.0, std::max(static_cast<double>(lines) / 4, 256.0)));
+  const Sample plan = PlanSample(selected_elements_, aim, options_.seed + steps_);
   sample_.clear();
   std::uint32_t largest = 0;
-  const std::size_t strata = std::min(sampled, lines);
-  const std::uint64_t seed = SplitMix(options_.seed + steps_);
-  const auto begin_of = [&](std::size_t stratum) {
-    const std::size_t first = lines * stratum / strata;
-    const std::size_t width = lines * (stratum + 1) / strata - first;
-    return (first + SplitMix(seed ^ stratum) % width) * kLine;
-  };
-  for (std::size_t stratum = 0; stratum < strata; ++stratum) {
-    if (stratum + kLinesAhead < strata) Fetch(gradient, begin_of(stratum + kLinesAhead));
-    const std::size_t begin = begin_of(stratum);
-    const std::size_t end = std::min(begin + kLine, n);
+  for (std::size_t stratum = 0; stratum < plan.strata; ++stratum) {
+    if (stratum + kLinesAhead < plan.strata) Fetch(gradient, plan.BeginOf(stratum + kLinesAhead));
+    const std::size_t begin = plan.BeginOf(stratum);
+    const std::size_t end = std::min(begin + kSampledLine, selected_elements_);
     largest = std::max(largest, Preview(gradient, scale, begin, end, sample_));
   }
-  const double share = aim / static_cast<double>(n);
-  const auto rank = static_cast<std::size_t>(
-      std::clamp(std::round(share * static_cast<double>(sample_.size() + 1)), 1.0,
-                 static_cast<double>(sample_.size())));
+  const std::size_t rank = plan.Rank(aim);
   return {LargestButRank(sample_, rank, scratch_sample_), largest};
 }
 
@@ -454,28 +422,23 @@ void Sparsifier::PutBack() {
 
 Status Sparsifier::SelectSparse(std::span<const float> gradient, float scale, double ratio,
                                 bool checked) {
-  const double target = std::max(ratio * static_cast<double>(selected_elements_), 1.0);
-  const double aim =
-      std::clamp(target - kSurplusGain * surplus_, std::max(0.9 * target, 1.0), 1.1 * target);
-  const Sampled sampled = SampleThreshold(gradient, scale, aim);
+  const SelectionGoal goal = surplus_.GoalOf(ratio, selected_elements_);
+  const Sampled sampled = SampleThreshold(gradient, scale, goal.aim);
   if (!checked && sampled.largest_gradient > MagnitudeBits(kLimit)) {
     return CheckFinite(gradient, 0, gradient.size());
   }
-  const double most = kAcceptHigh * target;
-  PS_TRY(SelectAbove(sampled.threshold, gradient, scale, checked || accumulated_, most));
-  const bool misled =
-      static_cast<double>(picked_) < kAcceptLow * target || static_cast<double>(picked_) > most;
-  if (misled) PutBack();
-  if (static_cast<double>(picked_) < kAcceptLow * target) {
+  PS_TRY(SelectAbove(sampled.threshold, gradient, scale, checked || accumulated_, goal.most()));
+  if (goal.Misled(static_cast<double>(picked_))) PutBack();
+  if (static_cast<double>(picked_) < goal.least()) {
     const bool accumulated = std::exchange(accumulated_, true);
-    PS_TRY(SelectAbove(ScanThreshold(aim), gradient, scale, /*checked=*/true, /*encode_most=*/0));
+    PS_TRY(
+        SelectAbove(ScanThreshold(goal.aim), gradient, scale, /*checked=*/true, /*encode_most=*/0));
     // A class of the histogram may hold many more values than were asked for.
-    if (static_cast<double>(picked_) > aim) Trim(static_cast<std::size_t>(aim));
+    if (static_cast<double>(picked_) > goal.aim) Trim(static_cast<std::size_t>(goal.aim));
     accumulated_ = accumulated;
   }
-  if (static_cast<double>(picked_) > most) Trim(static_cast<std::size_t>(aim));
-  // Where there is little but zeros, too few entries are no debt to make good later.
-  surplus_ = std::clamp(surplus_ + static_cast<double>(picked_) - target, -target, target);
+  if (static_cast<double>(picked_) > goal.most()) Trim(static_cast<std::size_t>(goal.aim));
+  surplus_.Add(goal, static_cast<double>(picked_));
   return Ok();
 }
 

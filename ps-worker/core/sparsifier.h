@@ -40,11 +40,11 @@
 #include "common/ids.h"
 #include "common/layout/layout.h"
 #include "common/result.h"
+#include "ps-worker/core/accumulation.h"
 #include "ps-worker/core/kernels/kernels.h"
+#include "ps-worker/core/selection.h"
 
 namespace ps::worker {
-
-enum class AccumulationRule : std::uint8_t { kPlain, kNesterov, kAdam };
 
 struct SparsifierOptions {
   AccumulationRule rule = AccumulationRule::kNesterov;
@@ -72,7 +72,7 @@ double WarmupRatio(double ratio, double warmup_epochs, double epoch);
 
 class Sparsifier {
  public:
-  static constexpr float kLimit = 1e38f;
+  static constexpr float kLimit = kAccumulatedLimit;
 
   // `table` is the index of `parameters` in the layout; blocks of it that end at or before
   // `selected_elements` are sparsified.
@@ -213,7 +213,7 @@ class Sparsifier {
   float correction2_ = 1;
   std::uint64_t steps_ = 0;
   double sent_squares_ = 0;
-  double surplus_ = 0;  // entries selected beyond the ratio, over all steps
+  Surplus surplus_;
 
   bool flushing_ = false;
   bool outer_now_ = false;             // the pass is that of the outer rule, over pseudo_

@@ -167,6 +167,13 @@ TEST(BlockCodecTest, EveryPairOfCodecsDecodesToWhatTheEncoderSaysItSent) {
           ASSERT_EQ(decoded.values, sent) << elements << " " << static_cast<int>(value);
           // Without `sent` the bytes are the same.
           ASSERT_EQ(Encode(elements, indices, values, index, value), bytes);
+          // And of values that somebody else has coded.
+          Bytes coded(ValueBytes(value, count));
+          WriteValues(values, value, coded.data(), {});
+          Bytes again(MaxEncodedBytes(elements, count, index, value));
+          again.resize(
+              EncodeCodedBlock(5, elements, count, indices, coded, index, value, again.data()));
+          ASSERT_EQ(again, bytes);
         }
       }
     }
