@@ -158,7 +158,11 @@ Result<nlohmann::json> Check(const std::filesystem::path& directory, bool each_w
         PS_TRY(readers.at(entry.server).ReadShard(entry.shard, entry.digest));
     AddRows(image, rows, finding);
     CheckMarks(manifest, image, without, finding);
-    const auto workers = static_cast<std::size_t>(spec.training.workers);
+    // An operator may have given it more than the file says.
+    auto workers = static_cast<std::size_t>(spec.training.workers);
+    for (const checkpoint::WorkerMark& mark : image.marks) {
+      workers = std::max<std::size_t>(workers, mark.worker.value() + std::size_t{1});
+    }
     const std::vector<Pushed> pushed = PushedBy(image, workers);
     incremental += entry.bases.empty() ? 0 : 1;
     const std::string shard = "shard " + std::to_string(entry.shard.value());
