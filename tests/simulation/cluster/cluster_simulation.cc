@@ -64,6 +64,7 @@ class Cluster {
   void SeeToSuspension();
   void PlanScalings();
   void SeeToScale();
+  void NoteLost(const std::string& message);
   void SeeToDuties();
   void Suspect(std::uint64_t chance);
   void HealAll();
@@ -491,6 +492,16 @@ void Cluster::PlanScalings() {
   }
 }
 
+// A registration that was long on its way lacks the tasks that its agent has got since: they are
+// given up as if it had been away.
+void Cluster::NoteLost(const std::string& message) {
+  const std::string mark = "(incarnation ";
+  const auto at = message.find(mark);
+  if (at == std::string::npos || !message.ends_with("is not known to its agent")) return;
+  const auto number = std::stoul(message.substr(at + mark.size()));
+  world_.history.run(Incarnation(static_cast<std::uint32_t>(number))).orphan = true;
+}
+
 void Cluster::SeeToScale() {
   // In the end as many as there are slots for: a job that is suspended or queued waits for all.
   const std::uint64_t workers =
@@ -592,6 +603,7 @@ void Cluster::OnWrite(std::int64_t session, const std::string& path, const std::
       if (event.value("type", "") == "backup lost") ++report_.backups_lost;
       if (event.value("type", "") == "moved") ++report_.moves;
       if (event.value("type", "") == "adopted") ++report_.adoptions;
+      if (event.value("type", "") == "worker lost") NoteLost(event.value("message", ""));
       if (event.value("type", "") == "scaled") ++report_.scalings;
       world_.history.Log("  " + event.value("type", "") + ": " + event.value("message", ""));
     }
