@@ -4,7 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/doctor.h"
-#include "cli/drain_wait.h"
+#include "cli/wait_until.h"
 #include "common/net/loop.h"
 
 namespace ps::cli {

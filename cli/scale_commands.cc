@@ -1,12 +1,11 @@
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <set>
 #include <vector>
 
 #include "cli/commands.h"
-#include "cli/drain_wait.h"
 #include "cli/progress.h"
+#include "cli/wait_until.h"
 #include "common/job/job_spec.h"
 
 namespace ps::cli {
@@ -28,37 +27,14 @@ std::int64_t LiveWorkers(const Json& job) {
                        [](const Json& worker) { return TextOf(worker, "state") == "live"; });
 }
 
-// Until the job trains with so many workers, or does not train any more.
-Result<Json> WaitForWorkers(Api& api, Environment& environment, Json job, std::int64_t wanted,
-                            std::int64_t timeout_ms) {
-  const std::int64_t begun = environment.now_ms();
-  std::int64_t told = -1;
-  while (true) {
-    const std::int64_t live = LiveWorkers(job);
-    const std::string id = TextOf(job, "id");
-    if (live == wanted) return job;
-    if (IsFinished(job) || TextOf(job, "phase") == "suspended") {
-      return Error{ErrorCode::kConflict, "job " + id + " is " + TextOf(job, "phase")};
-    }
-    if (live != told) {
-      environment.err << live << " of " << wanted << " workers train" << std::endl;
-    }
-    told = live;
-    if (environment.now_ms() - begun >= timeout_ms) {
-      return Error{ErrorCode::kTimeout, std::to_string(live) + " of " + std::to_string(wanted) +
-                                            " workers train after " +
-                                            std::to_string(timeout_ms / 1000) +
-                                            " s; it goes on: ds-cli job why " + id};
-    }
-    environment.sleep(std::chrono::milliseconds(500));
-    if (environment.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
-    auto again = api.Get(JobPath(id));
-    if (again.ok()) {
-      job = MemberOf(*again, "job");
-    } else if (again.error().code != ErrorCode::kUnreachable) {
-      return again.error();  // who takes over answers soon
-    }
+// "2 of 3 workers train"; empty if all do. kConflict if the job does not train any more.
+Result<std::string> MissingWorkers(const Json& job, std::int64_t wanted) {
+  const std::int64_t live = LiveWorkers(job);
+  if (live == wanted) return std::string();
+  if (IsFinished(job) || TextOf(job, "phase") == "suspended") {
+    return Error{ErrorCode::kConflict, "job " + TextOf(job, "id") + " is " + TextOf(job, "phase")};
   }
+  return std::to_string(live) + " of " + std::to_string(wanted) + " workers train";
 }
 
 Result<ExitCode> ScaleWorkers(Globals& globals, const ScaleOptions& options) {
@@ -69,8 +45,13 @@ Result<ExitCode> ScaleWorkers(Globals& globals, const ScaleOptions& options) {
   Json answer = PS_TRY(api.Post(JobPath(options.job) + "/scale",
                                 Json{{"workers", options.number}, {"dry_run", options.dry_run}}));
   if (options.wait) {
-    answer["job"] = PS_TRY(
-        WaitForWorkers(api, environment, MemberOf(answer, "job"), options.number, timeout_ms));
+    const std::string id = TextOf(MemberOf(answer, "job"), "id");
+    const auto missing = [&options](const Json& now) {
+      return MissingWorkers(MemberOf(now, "job"), options.number);
+    };
+    const Json now = PS_TRY(WaitUntil(api, environment, JobPath(id), answer, missing, timeout_ms,
+                                      "ds-cli job why " + id));
+    answer["job"] = MemberOf(now, "job");
   }
   if (WriteStructured(environment.out, format, answer)) return ExitCode::kOk;
   const Json& job = MemberOf(answer, "job");

@@ -190,8 +190,7 @@ std::vector<std::uint32_t> Job::ShardsToPlace() const {
     if (!lost) {
       const control::ShardEntryT& entry = *map_.shards[shard];
       const auto at = cluster_.servers().find(map_.servers[entry.server]->procid);
-      lost = entry.lane == kNoLane || at == cluster_.servers().end() ||
-             (!at->second.present && !at->second.awaited());
+      lost = entry.lane == kNoLane || at == cluster_.servers().end() || !at->second.may_hold();
     }
     if (lost) shards.push_back(shard);
   }

@@ -52,10 +52,9 @@ bool IsGone(const Members& servers, const std::string& procid) {
   return at == servers.end() || !at->second.present;
 }
 
-// Gone, but its process may live.
-bool IsAwaited(const Members& servers, const std::string& procid) {
+bool MayHold(const Members& servers, const std::string& procid) {
   const auto at = servers.find(procid);
-  return at != servers.end() && at->second.awaited();
+  return at != servers.end() && at->second.may_hold();
 }
 
 }  // namespace
@@ -179,8 +178,7 @@ void Job::PlaceShards() {
   // those that may come back.
   for (const auto& server : map_.servers) {
     const std::string& procid = server->procid;
-    if (IsAlive(cluster_.servers(), procid)) continue;
-    if (IsGone(cluster_.servers(), procid) && !IsAwaited(cluster_.servers(), procid)) continue;
+    if (IsAlive(cluster_.servers(), procid) || !MayHold(cluster_.servers(), procid)) continue;
     alive.push_back(PlacementServer{
         .name = server->name, .procid = procid, .lanes = server->lanes, .takes = false});
   }

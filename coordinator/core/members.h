@@ -52,6 +52,8 @@ struct Member {
 
   bool alive() const { return present && registered; }
   bool awaited() const { return !present && gone_ms != 0; }
+  // What it had may be there still.
+  bool may_hold() const { return present || awaited(); }
   bool leaves() const { return alive() && duty == Duty::kDraining; }
 };
 

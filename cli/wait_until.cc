@@ -1,4 +1,4 @@
-#include "cli/drain_wait.h"
+#include "cli/wait_until.h"
 
 #include <chrono>
 #include <utility>
@@ -37,28 +37,39 @@ std::string JobNames(const Json& jobs) {
   return text;
 }
 
-Result<Json> WaitUntilDrained(Api& api, Environment& environment, Json answer,
-                              const std::set<std::string>& names, std::int64_t timeout_ms) {
+Result<Json> WaitUntil(Api& api, Environment& environment, const std::string& path, Json answer,
+                       const std::function<Result<std::string>(const Json&)>& missing,
+                       std::int64_t timeout_ms, const std::string& next) {
   const std::int64_t begun = environment.now_ms();
   std::string told;
   while (true) {
-    const std::string still = StillThere(MemberOf(answer, "nodes"), names);
+    const std::string still = PS_TRY(missing(answer));
     if (still.empty()) return answer;
     if (still != told) environment.err << Printable(still) << std::endl;
     told = still;
     if (environment.now_ms() - begun >= timeout_ms) {
       return Error{ErrorCode::kTimeout, still + " after " + std::to_string(timeout_ms / 1000) +
-                                            " s; it goes on: ds-cli node list -o wide"};
+                                            " s; it goes on: " + next};
     }
     environment.sleep(std::chrono::milliseconds(500));
     if (environment.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
-    auto nodes = api.Get("/v1/nodes");
-    if (nodes.ok()) {
-      answer = std::move(nodes).value();
-    } else if (nodes.error().code != ErrorCode::kUnreachable) {
-      return nodes.error();  // who takes over answers soon
+    auto again = api.Get(path);
+    if (again.ok()) {
+      answer = std::move(again).value();
+    } else if (again.error().code != ErrorCode::kUnreachable) {
+      return again.error();  // who takes over answers soon
     }
   }
+}
+
+Result<Json> WaitUntilDrained(Api& api, Environment& environment, Json answer,
+                              const std::set<std::string>& names, std::int64_t timeout_ms) {
+  return WaitUntil(
+      api, environment, "/v1/nodes", std::move(answer),
+      [&names](const Json& nodes) -> Result<std::string> {
+        return StillThere(MemberOf(nodes, "nodes"), names);
+      },
+      timeout_ms, "ds-cli node list -o wide");
 }
 
 }  // namespace ps::cli
