@@ -1,5 +1,7 @@
 #include "common/result.h"
 
+#include "common/error_catalogue.h"
+
 namespace ps {
 
 const char* ErrorCodeName(ErrorCode code) {
@@ -18,5 +20,18 @@ const char* ErrorCodeName(ErrorCode code) {
   }
   return "unknown";
 }
+
+Error::Error(ErrorId id_, std::string message_) : id(id_), message(std::move(message_)) {
+  const ErrorEntry* const entry = FindError(id_);
+  PS_CHECK(entry != nullptr, static_cast<int>(id_));
+  code = entry->code;
+}
+
+std::string ErrorIdName(ErrorId id) {
+  const std::string digits = std::to_string(static_cast<int>(id));
+  return "DS-E" + std::string(digits.size() < 4 ? 4 - digits.size() : 0, '0') + digits;
+}
+
+std::string ErrorLine(const Error& error) { return ErrorIdName(error.id) + ": " + error.message; }
 
 }  // namespace ps

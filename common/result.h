@@ -1,7 +1,8 @@
 // What a call that may fail returns: Status, or Result<T> with a value.
 //
-// An Error has a code, for callers that act differently on it, and a message
-// for a human that names the peer, file, job or shard, and what to do next.
+// An Error has a code, for callers that act differently on it, an id, by which a
+// human finds its cause and what to do next (DS-E0203; common/error_catalogue.h), and
+// a message that names the peer, file, job or shard.
 // Nothing in this project throws across a function that returns one of these.
 //
 //   Result<File> Open(path);
@@ -9,6 +10,7 @@
 //   PS_TRY(file.Sync());                 // the same for a Status
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
@@ -35,10 +37,31 @@ enum class ErrorCode {
 // "not found", "timeout", ... for logs and for the API.
 const char* ErrorCodeName(ErrorCode code);
 
+// What an error is called for good; error_id.h has them. Only who names one includes that.
+enum class ErrorId : std::uint16_t;
+
+// Of all errors with this code that have no id of their own: DS-E0001 to DS-E0011.
+constexpr ErrorId GenericId(ErrorCode code) {
+  return static_cast<ErrorId>(static_cast<std::uint16_t>(code) + 1);
+}
+
 struct Error {
+  Error() = default;
+  Error(ErrorCode code_, std::string message_)
+      : code(code_), id(GenericId(code_)), message(std::move(message_)) {}
+  // With the code that the catalogue has for the id.
+  Error(ErrorId id_, std::string message_);
+
   ErrorCode code = ErrorCode::kInternal;
+  ErrorId id = GenericId(ErrorCode::kInternal);
   std::string message;
 };
+
+// "DS-E0203"
+std::string ErrorIdName(ErrorId id);
+
+// "DS-E0203: job.yaml:3: ...", for logs and standard error.
+std::string ErrorLine(const Error& error);
 
 // Prefixes the message: Annotate(error, "shard 7: ").
 inline Error Annotate(Error error, const std::string& prefix) {
