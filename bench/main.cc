@@ -293,7 +293,7 @@ int main(int argc, char** argv) {
   std::optional<ps::cli::Environment> environment;
   std::unique_ptr<ps::bench::ClusterBench> joined;
   const auto fail = [&environment](const ps::Error& error) {
-    std::fprintf(stderr, "ds-bench: %s\n", error.message.c_str());
+    std::fprintf(stderr, "ds-bench: %s\n", ps::ErrorLine(error).c_str());
     return ExitStatusOf(error, environment && environment->interrupted());
   };
   if (cluster) {

@@ -16,6 +16,7 @@
 #include "checkpoint/reader.h"
 #include "checkpoint/round_path.h"
 #include "checkpoint/verify.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 
@@ -240,7 +241,7 @@ Result<FileDescriptor> LockBackups(const fs::path& folder) {
   if (lock.get() < 0) return IoError(file, "cannot open", errno);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
   if (errno != EWOULDBLOCK) return IoError(file, "cannot lock", errno);
-  return Error{ErrorCode::kConflict, folder.string() + ": another backup is under way there"};
+  return Error{ErrorId::kBackupUnderWay, folder.string() + ": another backup is under way there"};
 }
 
 }  // namespace ps::checkpoint

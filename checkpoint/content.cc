@@ -7,11 +7,12 @@
 #include <utility>
 
 #include "checkpoint/digest.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
 
-Error Bad(const std::string& what) { return Error{ErrorCode::kInvalid, what}; }
+Error Bad(const std::string& what) { return Error{ErrorId::kCheckpointDamaged, what}; }
 
 std::span<const std::byte> Bytes(std::string_view text) { return std::as_bytes(std::span(text)); }
 

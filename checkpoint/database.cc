@@ -6,6 +6,8 @@
 #include <cstdarg>
 #include <memory>
 
+#include "common/error_id.h"
+
 namespace ps::checkpoint {
 namespace {
 
@@ -42,7 +44,9 @@ rocksdb::Options DatabaseOptions() {
 Error DatabaseError(const std::string& name, const std::string& what,
                     const rocksdb::Status& status) {
   const bool damage = !status.IsIOError() || status.IsPathNotFound();
-  return Error{damage ? ErrorCode::kInvalid : ErrorCode::kIo,
+  return Error{damage               ? ErrorId::kCheckpointDamaged
+               : status.IsNoSpace() ? ErrorId::kDiskFull
+                                    : ErrorId::kIo,
                name + ": " + what + ": " + status.ToString()};
 }
 

@@ -9,6 +9,7 @@
 
 #include "checkpoint/content.h"
 #include "checkpoint/reader.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -60,7 +61,7 @@ struct ShardValues {
 };
 
 Error OtherShards(const std::string& what) {
-  return Error{ErrorCode::kInvalid, "the checkpoints have other " + what};
+  return Error{ErrorId::kCheckpointsDiffer, "the checkpoints have other " + what};
 }
 
 // Takes the values of a shard, and no more of it.
@@ -71,12 +72,14 @@ class ValuesSink : public ShardSink {
   Status Begin(const ShardMeta& meta) override {
     const ShardImage& image = meta.image;
     if (image.rows.size() != manifest_.row_tables.size()) {
-      return Error{ErrorCode::kInvalid, "a shard has other tables of rows than the manifest"};
+      return Error{ErrorId::kCheckpointDamaged,
+                   "a shard has other tables of rows than the manifest"};
     }
     shard_.block_elements = image.block_elements;
     for (std::size_t i = 0; i < image.rows.size(); ++i) {
       if (image.rows[i].width != manifest_.row_tables[i].width) {
-        return Error{ErrorCode::kInvalid, "a shard has rows of another width than the manifest"};
+        return Error{ErrorId::kCheckpointDamaged,
+                     "a shard has rows of another width than the manifest"};
       }
       shard_.tables.push_back({image.rows[i].width, {}, {}});
       record_bytes_.push_back(image.rows[i].record_bytes());
@@ -194,8 +197,9 @@ class DenseCompare {
   }
   Status Finish() {
     if (at_ != end_) {
-      return Error{ErrorCode::kInvalid, "the shards have " + std::to_string(at_) +
-                                            " values, their tables " + std::to_string(end_)};
+      return Error{ErrorId::kCheckpointDamaged, "the shards have " + std::to_string(at_) +
+                                                    " values, their tables " +
+                                                    std::to_string(end_)};
     }
     for (ValuesCompare& compare : compares_) compare.Finish();
     return Ok();
@@ -206,7 +210,7 @@ class DenseCompare {
     while (!before.empty()) {
       while (table_ < tables_.size() && at_ >= ends_[table_]) ++table_;
       if (table_ == tables_.size()) {
-        return Error{ErrorCode::kInvalid, "the shards have more values than their tables"};
+        return Error{ErrorId::kCheckpointDamaged, "the shards have more values than their tables"};
       }
       const auto count =
           static_cast<std::size_t>(std::min<std::uint64_t>(before.size(), ends_[table_] - at_));

@@ -15,6 +15,7 @@
 #include "checkpoint/content.h"
 #include "checkpoint/image.h"
 #include "checkpoint/reader.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -125,7 +126,7 @@ class DenseExport {
       std::vector<std::int64_t> whole;
       for (const float value : part) {
         if (!(std::abs(value) < 0x1p62f)) {
-          return Error{ErrorCode::kInvalid, "a counter is no whole number"};
+          return Error{ErrorId::kCheckpointDamaged, "a counter is no whole number"};
         }
         whole.push_back(static_cast<std::int64_t>(value));
       }
@@ -135,8 +136,9 @@ class DenseExport {
   }
   Status Finish() {
     if (at_ != elements_) {
-      return Error{ErrorCode::kInvalid, "its shards have " + std::to_string(at_) +
-                                            " values, its tables " + std::to_string(elements_)};
+      return Error{ErrorId::kCheckpointDamaged, "its shards have " + std::to_string(at_) +
+                                                    " values, its tables " +
+                                                    std::to_string(elements_)};
     }
     return file_.Finish();
   }
@@ -237,17 +239,17 @@ class ExportSink : public ShardSink {
   Status Begin(const ShardMeta& meta) override {
     const ShardImage& image = meta.image;
     if (image.rows.size() != tables_.size()) {
-      return Error{ErrorCode::kInvalid, std::to_string(image.rows.size()) +
-                                            " tables of rows, the manifest has " +
-                                            std::to_string(tables_.size())};
+      return Error{ErrorId::kCheckpointDamaged, std::to_string(image.rows.size()) +
+                                                    " tables of rows, the manifest has " +
+                                                    std::to_string(tables_.size())};
     }
     elements_ = image.block_elements;
     record_bytes_.clear();
     for (std::size_t i = 0; i < tables_.size(); ++i) {
       if (image.rows[i].width != tables_[i].width()) {
-        return Error{ErrorCode::kInvalid, "rows of " + std::to_string(image.rows[i].width) +
-                                              " values, the manifest says " +
-                                              std::to_string(tables_[i].width())};
+        return Error{ErrorId::kCheckpointDamaged, "rows of " + std::to_string(image.rows[i].width) +
+                                                      " values, the manifest says " +
+                                                      std::to_string(tables_[i].width())};
       }
       record_bytes_.push_back(image.rows[i].record_bytes());
     }
@@ -280,7 +282,7 @@ Status CheckNames(const Manifest& manifest) {
     });
     if (!plain || table.name.empty() || table.name.size() > 63 || table.name[0] == '.' ||
         !seen.insert(table.name).second) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kCheckpointDamaged,
                    "the table of rows `" + table.name + "` has no name for a file"};
     }
   }
@@ -319,7 +321,7 @@ Result<ExportReport> ExportCheckpoint(const fs::path& round_directory,
                                       const VerifyProgress& progress) {
   std::error_code error;
   if (fs::symlink_status(directory, error).type() != fs::file_type::not_found) {
-    return Error{ErrorCode::kUsage,
+    return Error{ErrorId::kExportTarget,
                  directory.string() + " is there already; name a folder that is not"};
   }
   const std::string text = PS_TRY(FindManifest(round_directory, expected_hash));

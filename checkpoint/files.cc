@@ -14,6 +14,7 @@
 
 #include "checkpoint/digest.h"
 #include "checkpoint/image.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -50,7 +51,7 @@ Result<std::string> ReadTail(const Storage& storage, const fs::path& path,
   const std::size_t got =
       PS_TRY(storage.Read(path, file_bytes - tail.size(), std::as_writable_bytes(std::span(tail))));
   if (got < tail.size()) {
-    return Error{ErrorCode::kInvalid, storage.Describe(path) + ": the file is cut short"};
+    return Error{ErrorId::kCheckpointDamaged, storage.Describe(path) + ": the file is cut short"};
   }
   return tail;
 }
@@ -83,7 +84,10 @@ FileDescriptor::~FileDescriptor() {
 int FileDescriptor::Close() { return ::close(std::exchange(fd_, -1)); }
 
 Error IoError(const fs::path& path, const std::string& what, int error_number) {
-  return Error{error_number == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo,
+  const bool full = error_number == ENOSPC || error_number == EDQUOT;
+  return Error{error_number == ENOENT ? ErrorId::kNotFound
+               : full                 ? ErrorId::kDiskFull
+                                      : ErrorId::kIo,
                path.string() + ": " + what + ": " +
                    std::error_code(error_number, std::generic_category()).message()};
 }
@@ -143,7 +147,7 @@ Result<std::string> ReadWholeFile(const fs::path& path, std::size_t limit, const
   std::string content;
   PS_TRY(ForEachPiece(storage, path, [&](std::string_view piece) -> Status {
     if (content.size() + piece.size() > limit) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kCheckpointDamaged,
                    storage.Describe(path) + ": larger than " + std::to_string(limit) + " bytes"};
     }
     content.append(piece);
@@ -183,12 +187,13 @@ std::string EncodeSeal(const std::vector<SealedFile>& files) {
 }
 
 Result<std::vector<SealedFile>> DecodeSeal(std::string_view text) {
-  const Error bad{ErrorCode::kInvalid, "the seal is damaged"};
+  const Error bad{ErrorId::kCheckpointDamaged, "the seal is damaged"};
   if (text.substr(0, kSealHeading.size()) != kSealHeading) {
     if (text.substr(0, 19) == kSealHeading.substr(0, 19)) {
-      return Error{ErrorCode::kInvalid, "a part of format version " +
-                                            std::string(text.substr(19, text.find('\n') - 19)) +
-                                            ", this program reads 1"};
+      return Error{ErrorId::kCheckpointVersion,
+                   "a part of format version " +
+                       std::string(text.substr(19, text.find('\n') - 19)) +
+                       ", this program reads 1"};
     }
     return bad;
   }
@@ -223,11 +228,12 @@ namespace {
 Status CheckSize(const Storage& storage, const fs::path& path, std::uint64_t expected) {
   const Result<std::uint64_t> bytes = storage.FileBytes(path);
   if (!bytes.ok() && bytes.error().code == ErrorCode::kNotFound) {
-    return Error{ErrorCode::kInvalid, storage.Describe(path) + ": the file is missing"};
+    return Error{ErrorId::kCheckpointDamaged, storage.Describe(path) + ": the file is missing"};
   }
   if (PS_TRY(bytes) != expected) {
-    return Error{ErrorCode::kInvalid, storage.Describe(path) + ": " + std::to_string(*bytes) +
-                                          " bytes, " + std::to_string(expected) + " were written"};
+    return Error{ErrorId::kCheckpointDamaged, storage.Describe(path) + ": " +
+                                                  std::to_string(*bytes) + " bytes, " +
+                                                  std::to_string(expected) + " were written"};
   }
   return Ok();
 }
@@ -235,7 +241,7 @@ Status CheckSize(const Storage& storage, const fs::path& path, std::uint64_t exp
 Status CheckDigest(const Storage& storage, const fs::path& path, const std::string& found,
                    const std::string& expected) {
   if (found == expected) return Ok();
-  return Error{ErrorCode::kInvalid,
+  return Error{ErrorId::kCheckpointDamaged,
                storage.Describe(path) + ": the content is not what was written"};
 }
 

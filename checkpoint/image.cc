@@ -7,6 +7,7 @@
 #include "checkpoint/content.h"
 #include "checkpoint/digest.h"
 #include "checkpoint/record.h"
+#include "common/error_id.h"
 #include "common/layout/layout.h"
 #include "common/messages/wire.h"
 
@@ -32,7 +33,7 @@ constexpr std::size_t kSketchLineBytes = 64;
 
 Status CheckTable(const RowTableImage& table, std::size_t number, std::uint64_t sketch_bytes) {
   const auto bad = [&](const std::string& what) {
-    return Error{ErrorCode::kInvalid, "row table " + std::to_string(number) + ": " + what};
+    return Error{ErrorId::kCheckpointDamaged, "row table " + std::to_string(number) + ": " + what};
   };
   if (table.table != number) return bad("it is table " + std::to_string(table.table));
   if (table.width > kMaxRowWidth || table.slots > kSlotsMax * table.width) {
@@ -59,7 +60,7 @@ void SortRows(ShardImage& image) {
 
 Status CheckHead(const ShardImage& image) {
   const auto bad = [&](const std::string& what) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kCheckpointDamaged,
                  "image of shard " + std::to_string(image.shard.value()) + ": " + what};
   };
   if (image.block_elements.empty() && image.rows.empty()) return bad("no blocks");
@@ -116,7 +117,7 @@ Status CheckMeta(const ShardMeta& meta) {
 
 Status CheckImage(const ShardImage& image) {
   const auto bad = [&](const std::string& what) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kCheckpointDamaged,
                  "image of shard " + std::to_string(image.shard.value()) + ": " + what};
   };
   PS_TRY(CheckHead(image));

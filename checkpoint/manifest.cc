@@ -11,6 +11,7 @@
 #include "checkpoint/files.h"
 #include "checkpoint/image.h"
 #include "checkpoint/record.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -22,7 +23,7 @@ constexpr std::size_t kMaxTables = 1024;
 constexpr std::size_t kMaxWorkers = 65536;
 
 Error Bad(const std::string& what) {
-  return Error{ErrorCode::kInvalid, "checkpoint manifest: " + what};
+  return Error{ErrorId::kCheckpointDamaged, "checkpoint manifest: " + what};
 }
 
 const char* RuleName(TableRule rule) {

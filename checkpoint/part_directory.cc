@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "checkpoint/manifest.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 
@@ -42,7 +43,7 @@ Result<std::uint64_t> FreeBytes(const fs::path& directory) {
 Status CheckFreeSpace(const fs::path& directory, std::uint64_t expected_bytes) {
   const std::uint64_t free_bytes = PS_TRY(FreeBytes(directory));
   if (free_bytes / 2 < expected_bytes) {
-    return Error{ErrorCode::kIo,
+    return Error{ErrorId::kDiskFull,
                  directory.string() +
                      ": not enough space for a checkpoint: " + std::to_string(free_bytes >> 20) +
                      " MiB free, " + std::to_string((2 * expected_bytes) >> 20) +
@@ -229,11 +230,12 @@ Status CheckPart(const fs::path& directory, const std::function<bool(std::uint64
   const fs::path part = NormalPart(directory);
   std::error_code error;
   if (!fs::is_directory(part, error)) {
-    return Error{ErrorCode::kNotFound, part.string() + ": there is no such part"};
+    return Error{ErrorId::kCheckpointMissing, part.string() + ": there is no such part"};
   }
   const auto damaged = [](const Error& found) {
     // A part comes with all its files or not at all: one that is missing was lost.
-    return found.code == ErrorCode::kNotFound ? Error{ErrorCode::kInvalid, found.message} : found;
+    return found.code == ErrorCode::kNotFound ? Error{ErrorId::kCheckpointDamaged, found.message}
+                                              : found;
   };
   std::string seal;
   const auto files = ReadSeal(ThisHost(), part, seal);
@@ -257,7 +259,7 @@ Status CheckFreeBytes(const fs::path& directory, std::uint64_t bytes) {
   }
   const std::uint64_t free_bytes = PS_TRY(FreeBytes(there.empty() ? fs::path(".") : there));
   if (free_bytes >= bytes) return Ok();
-  return Error{ErrorCode::kIo,
+  return Error{ErrorId::kDiskFull,
                directory.string() + ": not enough space: " + std::to_string(free_bytes >> 20) +
                    " MiB free, " + std::to_string((bytes >> 20) + 1) + " MiB wanted"};
 }

@@ -13,6 +13,7 @@
 #include "checkpoint/part_environment.h"
 #include "checkpoint/record.h"
 #include "checkpoint/round_path.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -24,7 +25,7 @@ constexpr std::size_t kReadAheadBytes = std::size_t{4} << 20;
 
 std::string_view View(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
-Error Missing() { return Error{ErrorCode::kInvalid, "a record is missing"}; }
+Error Missing() { return Error{ErrorId::kCheckpointDamaged, "a record is missing"}; }
 
 std::uint64_t KeyAt(std::string_view bytes, std::size_t at) {
   std::uint64_t key = 0;
@@ -139,7 +140,7 @@ class RowCursor {
     const std::string_view content = records_->content();
     PS_TRY(removed_ ? CheckRemovedRecord(content, first) : CheckRowsRecord(content, first, table_));
     if (entered_ && first <= key_) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kCheckpointDamaged,
                    "row " + std::to_string(first) + " stands after a higher one"};
     }
     entered_ = true;
@@ -248,10 +249,10 @@ class Reader::Impl {
       if (text.error().code != ErrorCode::kNotFound) return text.error();
       const auto there = storage_.ListDirectories(directory_);
       if (!there.ok() && there.error().code == ErrorCode::kNotFound) {
-        return Error{ErrorCode::kNotFound, name_ + ": no such checkpoint part"};
+        return Error{ErrorId::kCheckpointMissing, name_ + ": no such checkpoint part"};
       }
       PS_TRY(there);
-      return Error{ErrorCode::kInvalid, storage_.Describe(path) + ": the file is missing"};
+      return Error{ErrorId::kCheckpointDamaged, storage_.Describe(path) + ": the file is missing"};
     }
     Result<std::vector<SealedFile>> files = DecodeSeal(*text);
     if (!files.ok()) return Annotate(files.error(), storage_.Describe(path) + ": ");
@@ -285,7 +286,7 @@ class Reader::Impl {
     holder.Reset();
     const rocksdb::Status status =
         database_->Get(options, database_->DefaultColumnFamily(), key, &holder);
-    if (status.IsNotFound()) return Error{ErrorCode::kInvalid, "a record is missing"};
+    if (status.IsNotFound()) return Error{ErrorId::kCheckpointDamaged, "a record is missing"};
     if (!status.ok()) return DatabaseError(name_, "cannot read", status);
     return Unseal(key, View(holder));
   }
@@ -311,7 +312,7 @@ class Reader::Impl {
     const std::string_view record = PS_TRY(Get(EncodeKey(RecordKind::kMeta, shard, 0), holder));
     ShardMeta meta = PS_TRY(DecodeMeta(record));
     if (meta.image.shard != shard) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kCheckpointDamaged,
                    "the record is that of shard " + std::to_string(meta.image.shard.value())};
     }
     return meta;
@@ -324,10 +325,10 @@ class Reader::Impl {
     auto opened = std::make_unique<Impl>(BaseDirectory(directory_, round), storage_);
     const Status status = opened->Open();
     if (!status.ok()) {
-      const ErrorCode code =
-          status.error().code == ErrorCode::kNotFound ? ErrorCode::kInvalid : status.error().code;
-      return Error{code, "it builds on checkpoint " + std::to_string(round.value()) + ": " +
-                             status.error().message};
+      const bool missing = status.error().code == ErrorCode::kNotFound;
+      return Annotate(
+          missing ? Error{ErrorId::kCheckpointDamaged, status.error().message} : status.error(),
+          "it builds on checkpoint " + std::to_string(round.value()) + ": ");
     }
     base = std::move(opened);
     return base.get();
@@ -349,12 +350,12 @@ class Reader::Impl {
             of.rows.size() == meta.rows.size() &&
             PS_TRY(base->ReadBases(shard)) ==
                 std::vector<Round>(bases.begin() + static_cast<std::ptrdiff_t>(i) + 1, bases.end());
-        if (!fits) return Error{ErrorCode::kInvalid, "it is another history of the shard"};
+        if (!fits) return Error{ErrorId::kCheckpointDamaged, "it is another history of the shard"};
         return Ok();
       };
       const Status checked = check();
       if (!checked.ok()) {
-        return Error{ErrorCode::kInvalid,
+        return Error{ErrorId::kCheckpointDamaged,
                      "it builds on " + base->name_ + ": " + checked.error().message};
       }
       parts.push_back(base);
@@ -381,7 +382,8 @@ class Reader::Impl {
     }
     const std::string found = PS_TRY(check.Finish());
     if (!digest.empty() && found != digest) {
-      return Error{ErrorCode::kInvalid, "its digest is " + found + ", the manifest says " + digest};
+      return Error{ErrorId::kCheckpointDamaged,
+                   "its digest is " + found + ", the manifest says " + digest};
     }
     return Ok();
   }
@@ -391,16 +393,17 @@ class Reader::Impl {
     std::uint64_t elements = 0;
     for (const std::uint32_t count : meta.image.block_elements) elements += count;
     if (elements > bytes / BytesPerElement(meta.image)) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kCheckpointDamaged,
                    std::to_string(elements) + " elements, more than the files can hold"};
     }
     for (std::size_t table = 0; table < meta.rows.size(); ++table) {
       const ShardMeta::Rows& counts = meta.rows[table];
       if (counts.rows > bytes / meta.image.rows[table].record_bytes() ||
           counts.sketch_bytes > bytes) {
-        return Error{ErrorCode::kInvalid, std::to_string(counts.rows) + " rows and " +
-                                              std::to_string(counts.sketch_bytes) +
-                                              " bytes of a sketch, more than the files can hold"};
+        return Error{ErrorId::kCheckpointDamaged,
+                     std::to_string(counts.rows) + " rows and " +
+                         std::to_string(counts.sketch_bytes) +
+                         " bytes of a sketch, more than the files can hold"};
       }
     }
     return Ok();
@@ -434,7 +437,7 @@ class Reader::Impl {
   }
   static Status CheckEnd(const Cursors& cursors) {
     for (const auto& cursor : cursors) {
-      if (cursor->valid()) return Error{ErrorCode::kInvalid, "a record too many"};
+      if (cursor->valid()) return Error{ErrorId::kCheckpointDamaged, "a record too many"};
     }
     return Ok();
   }

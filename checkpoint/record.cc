@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "checkpoint/manifest.h"
+#include "common/error_id.h"
 #include "common/layout/layout.h"
 
 namespace ps::checkpoint {
@@ -80,7 +81,7 @@ std::uint64_t Checksum(std::string_view key, std::string_view content) {
   return XXH3_64bits_withSeed(content.data(), content.size(), XXH3_64bits(key.data(), key.size()));
 }
 
-Error Bad(const std::string& what) { return Error{ErrorCode::kInvalid, what}; }
+Error Bad(const std::string& what) { return Error{ErrorId::kCheckpointDamaged, what}; }
 
 }  // namespace
 

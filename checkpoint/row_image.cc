@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "common/error_id.h"
+
 namespace ps::checkpoint {
 namespace {
 
@@ -40,7 +42,8 @@ void SortRows(RowTableImage& image) {
 
 Status CheckRows(const RowTableImage& image) {
   const auto bad = [&](const std::string& what) {
-    return Error{ErrorCode::kInvalid, "row table " + std::to_string(image.table) + ": " + what};
+    return Error{ErrorId::kCheckpointDamaged,
+                 "row table " + std::to_string(image.table) + ": " + what};
   };
   if (image.width == 0) return bad("its rows have no values");
   const std::size_t bytes = image.record_bytes();

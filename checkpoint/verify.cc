@@ -12,6 +12,7 @@
 #include "checkpoint/digest.h"
 #include "checkpoint/reader.h"
 #include "common/codec/row_codec.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -23,7 +24,8 @@ Result<std::vector<fs::path>> PlacesOfManifest(const fs::path& round_directory,
                                                const Storage& storage) {
   const Result<std::vector<std::string>> parts = storage.ListDirectories(round_directory);
   if (!parts.ok() && parts.error().code == ErrorCode::kNotFound) {
-    return Error{ErrorCode::kNotFound, storage.Describe(round_directory) + ": no such checkpoint"};
+    return Error{ErrorId::kCheckpointMissing,
+                 storage.Describe(round_directory) + ": no such checkpoint"};
   }
   std::vector<fs::path> places{round_directory};
   for (const std::string& part : PS_TRY(parts)) places.push_back(round_directory / part);
@@ -33,7 +35,8 @@ Result<std::vector<fs::path>> PlacesOfManifest(const fs::path& round_directory,
 struct Copies {
   std::map<std::string, std::vector<fs::path>> valid;  // text -> where
   std::vector<std::string> findings;
-  ErrorCode unread = ErrorCode::kInvalid;  // of a copy that may be good, but could not be read
+  // Of a copy that may be good, but could not be read.
+  Error unread{ErrorId::kCheckpointDamaged, ""};
 };
 
 Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& storage) {
@@ -43,7 +46,7 @@ Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& sto
     if (!text.ok()) {
       if (text.error().code == ErrorCode::kNotFound) continue;
       copies.findings.push_back(text.error().message);
-      if (text.error().code != ErrorCode::kInvalid) copies.unread = text.error().code;
+      if (text.error().code != ErrorCode::kInvalid) copies.unread = text.error();
       continue;
     }
     const Result<Manifest> manifest = FromJson(*text);
@@ -59,7 +62,9 @@ Result<Copies> CollectCopies(const fs::path& round_directory, const Storage& sto
 Error NoManifest(const fs::path& round_directory, const Copies& copies) {
   std::string message = round_directory.string() + ": no valid manifest, so nothing in it counts";
   for (const std::string& finding : copies.findings) message += "\n" + finding;
-  return Error{copies.unread, message};
+  Error error = copies.unread;
+  error.message = std::move(message);
+  return error;
 }
 
 // What there is to say about the content of a shard beyond its digest.
@@ -237,8 +242,10 @@ Result<std::string> FindManifest(const fs::path& round_directory, const std::str
   for (const auto& copy : copies.valid) {
     if (expected_hash.empty() || Hash(copy.first) == expected_hash) return copy.first;
   }
-  return Error{copies.unread, storage.Describe(round_directory) +
-                                  ": no manifest with the committed hash " + expected_hash};
+  Error error = copies.unread;
+  error.message =
+      storage.Describe(round_directory) + ": no manifest with the committed hash " + expected_hash;
+  return error;
 }
 
 }  // namespace ps::checkpoint

@@ -95,7 +95,7 @@ constexpr ErrorEntry kEntries[] = {
      "input."},
     {ErrorId::kJobFileSyntax, ErrorCode::kInvalid, "the job file is no YAML that describes one job",
      "An indentation, quote or bracket is wrong, a key stands twice, or the file is empty, too "
-     "large or not UTF-8. Anchors, aliases and tags are not taken.",
+     "large or not UTF-8. Aliases (*NAME) are not taken.",
      "Correct the line that the message names; examples/ has job files to begin with."},
     {ErrorId::kJobFileKeyUnknown, ErrorCode::kInvalid, "a key of the job file is unknown",
      "It is misspelt, or stands in another section than the one it belongs to.",
@@ -308,7 +308,7 @@ constexpr ErrorEntry kEntries[] = {
 
     // Checkpoints and backups.
     {ErrorId::kNoCheckpoint, ErrorCode::kNotFound, "the job has no checkpoint that could be used",
-     "The first one is written when checkpoint.every has passed, or at the end of the job; what "
+     "The first one is written after checkpoint.every_steps, or at the end of the job; what "
      "is damaged does not count.",
      "`ds-cli ckpt list JOB` shows them, `ds-cli job events JOB` why one failed."},
     {ErrorId::kCheckpointUnknown, ErrorCode::kNotFound, "the job has no such checkpoint",
@@ -397,7 +397,7 @@ constexpr ErrorEntry kEntries[] = {
      "It does not run, has no majority, or the network to it is broken.",
      "`ds-cli node doctor --zookeeper HOST:PORT/ds` says which of its hosts answer."},
     {ErrorId::kZooKeeperSecret, ErrorCode::kInvalid, "the file with ZooKeeper's secret is wrong",
-     "It must have one line NAME:PASSWORD.", "`ds-cli auth zookeeper FILE` makes one."},
+     "It must have one line NAME:PASSWORD.", "`ds-cli auth zookeeper --secret FILE` makes one."},
     {ErrorId::kZooKeeperSession, ErrorCode::kClosed, "the ZooKeeper session has expired",
      "This process was silent for longer than --session-timeout-ms: a busy host, a pause, or the "
      "network.",
@@ -495,7 +495,7 @@ constexpr ErrorEntry kEntries[] = {
      "`scripts/quickstart` builds all; packages install them into /usr/bin."},
     {ErrorId::kZooKeeperMissing, ErrorCode::kNotFound, "ZooKeeper cannot be started",
      "A local cluster starts its own, and Java or ZooKeeper's files are not installed.",
-     "`apt-get install default-jre-headless libzookeeper-java`, or `scripts/quickstart`, which "
+     "`apt-get install zookeeper default-jre-headless`, or `scripts/quickstart`, which "
      "does."},
     {ErrorId::kProcessEnded, ErrorCode::kInternal, "a process of the local cluster ended at once",
      "Its last lines are above: often a port that is taken, or a folder that cannot be written.",

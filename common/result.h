@@ -34,7 +34,7 @@ enum class ErrorCode {
   kIo,            // disk or file system
 };
 
-// "not found", "timeout", ... for logs and for the API.
+// "not_found", "timeout", ... for the API and ds-cli.
 const char* ErrorCodeName(ErrorCode code);
 
 // What an error is called for good; error_id.h has them. Only who names one includes that.

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "common/error_id.h"
 #include "common/result.h"
 
 namespace ps {
@@ -22,13 +23,14 @@ inline Status CheckSecretFile(const std::string& path, SecretReaders readers,
                               const std::string& what, const std::string& hint = "") {
   struct stat state {};
   if (::stat(path.c_str(), &state) != 0) {
-    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno) + hint};
+    return Error{ErrorId::kSecretUnreadable,
+                 path + ": cannot be read: " + std::strerror(errno) + hint};
   }
   const mode_t denied =
       S_IRWXO | (readers == SecretReaders::kOwner ? mode_t{S_IRWXG} : mode_t{S_IWGRP});
   if ((state.st_mode & denied) == 0) return Ok();
-  return Error{ErrorCode::kDenied, path + ": others than its owner may use this " + what +
-                                       "; `chmod 600` it, or make a new one if they have"};
+  return Error{ErrorId::kSecretExposed, path + ": others than its owner may use this " + what +
+                                            "; `chmod 600` it, or make a new one if they have"};
 }
 
 }  // namespace ps

@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include "common/error_id.h"
 #include "common/net/allocator.h"
 #include "common/net/daemon_options.h"
 #include "ps-server/shell/daemon.h"
@@ -86,11 +87,12 @@ int main(int argc, char** argv) {
   if (const auto status = options.Parse(argc, argv)) return *status;
   const bool bound_everywhere = config.server.bind == "0.0.0.0" || config.server.bind == "::";
   if (bound_everywhere && config.server.advertise.empty()) {
-    return options.Wrong("--bind " + config.server.bind +
-                         " needs --advertise: workers cannot connect to it");
+    return options.Wrong(
+        {ps::ErrorId::kAdvertiseWanted,
+         "--bind " + config.server.bind + " needs --advertise: workers cannot connect to it"});
   }
   const auto security = options.Security(config.server.bind);
-  if (!security.ok()) return options.Wrong(security.error().message);
+  if (!security.ok()) return options.Wrong(security.error());
   config.security = *security;
   config.zookeeper_secret = options.zookeeper_secret();
   config.session_timeout = std::chrono::milliseconds(session_timeout_ms);
@@ -102,6 +104,6 @@ int main(int argc, char** argv) {
 
   const ps::Status ended = ps::server::Run(std::move(config));
   if (ended.ok()) return EX_OK;
-  std::fprintf(stderr, "ps-server: %s\n", ended.error().message.c_str());
+  std::fprintf(stderr, "ps-server: %s\n", ps::ErrorLine(ended.error()).c_str());
   return ExitCodeOf(ended.error());
 }

@@ -93,6 +93,7 @@ int RunPreflight(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
     result = ps::worker::Preflight(spec.value());
   } else {
     result.error = spec.error().message;
+    result.error_id = static_cast<std::uint16_t>(spec.error().id);
   }
   nlohmann::json line{{"ok", result.ok}, {"error", result.error}};
   if (result.ok) {
@@ -130,12 +131,12 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   options.stop_on_nonfinite = spec.ok() && spec->training.on_nonfinite == "stop";
   auto session = ps::worker::TaskSession::Open(options);
   if (!session.ok()) {
-    spdlog::error("{}", session.error().message);
+    spdlog::error("{}", ps::ErrorLine(session.error()));
     return ExitStatus(session.error());
   }
   const auto fail = [&session](const ps::Error& error) {
-    spdlog::error("{}", error.message);
-    session.value()->Failed(error.code == ps::ErrorCode::kInvalid, error.message);
+    spdlog::error("{}", ps::ErrorLine(error));
+    session.value()->Failed(error.code == ps::ErrorCode::kInvalid, ps::ErrorLine(error));
     return ExitStatus(error);
   };
   if (!spec.ok()) return fail(spec.error());
@@ -148,7 +149,7 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
                               task->test.get(), task->files.fingerprint);
   const auto ended = trainer.Run();
   if (!ended.ok()) {
-    spdlog::error("{}", ended.error().message);
+    spdlog::error("{}", ps::ErrorLine(ended.error()));
     return ExitStatus(ended.error());
   }
   spdlog::info("ends: {}", ended.value());

@@ -9,6 +9,7 @@
 #include "checkpoint/part_directory.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/verify.h"
+#include "common/error_id.h"
 
 namespace ps::checkpoint {
 namespace {
@@ -24,13 +25,14 @@ bool IsName(const std::string& text) {
 // Tries `from(source)` until it succeeds. What may be there after all weighs more than what is not.
 template <typename From>
 Status TryEach(const std::vector<const Storage*>& sources, const std::string& what, From from) {
-  Error error{ErrorCode::kNotFound, ""};
+  Error error{ErrorId::kCheckpointMissing, ""};
   for (const Storage* const source : sources) {
     const Status done = from(*source);
     if (done.ok() || done.error().code == ErrorCode::kClosed) return done;
     if (done.error().code == ErrorCode::kNotFound) continue;
     if (error.code == ErrorCode::kNotFound || error.code == ErrorCode::kInvalid) {
       error.code = done.error().code;
+      error.id = done.error().id;
     }
     error.message += (error.message.empty() ? "" : "; ") + done.error().message;
   }
@@ -54,7 +56,7 @@ Result<std::vector<WantedPart>> WantedParts(const Manifest& manifest, const Fetc
   std::map<std::string, std::set<Round>> parts;  // and the rounds that they build on
   for (const ManifestShard& shard : manifest.shards) {
     if (!IsName(shard.server)) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kCheckpointDamaged,
                    order.directory.string() + ": `" + shard.server + "` is no name of a part"};
     }
     parts[shard.server].insert(shard.bases.begin(), shard.bases.end());

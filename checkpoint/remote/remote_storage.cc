@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "checkpoint/remote/file_service.h"
+#include "common/error_id.h"
 #include "common/messages/control.h"
 #include "common/net/loop.h"
 #include "common/net/zmq_socket.h"
@@ -105,7 +106,7 @@ class RemoteStorage::Connection {
 
   Error Lost(const std::string& why) {
     Close();
-    return Error{ErrorCode::kUnreachable, "the file service " + endpoint_ + ": " + why};
+    return Error{ErrorId::kFileServer, "the file service " + endpoint_ + ": " + why};
   }
 
   void Close() {
@@ -162,7 +163,7 @@ Status StatusOf(const AnswerT& answer, const std::string& endpoint) {
 }
 
 Error Nonsense(const std::string& endpoint) {
-  return Error{ErrorCode::kUnreachable,
+  return Error{ErrorId::kFileServer,
                "the file service " + endpoint + ": its answer is not what was asked for"};
 }
 

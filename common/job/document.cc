@@ -11,6 +11,8 @@
 #include <set>
 #include <sstream>
 
+#include "common/error_id.h"
+
 namespace ps::job {
 namespace {
 
@@ -54,11 +56,12 @@ int BadUtf8Line(const std::string& text) {
 
 Status CheckText(const std::string& text, const std::string& file) {
   if (text.size() > kDocumentBytesMax) {
-    return Error{ErrorCode::kInvalid, file + ": is " + std::to_string(text.size()) +
-                                          " bytes long; a job file has at most 1 MiB"};
+    return Error{ErrorId::kJobFileSyntax, file + ": is " + std::to_string(text.size()) +
+                                              " bytes long; a job file has at most 1 MiB"};
   }
   if (const int line = BadUtf8Line(text); line > 0) {
-    return Error{ErrorCode::kInvalid, Place(file, line) + ": holds bytes that are not UTF-8 text"};
+    return Error{ErrorId::kJobFileSyntax,
+                 Place(file, line) + ": holds bytes that are not UTF-8 text"};
   }
   return Ok();
 }
@@ -232,23 +235,23 @@ Result<Node> ParseYamlDocument(const std::string& text, const std::string& file_
     YAML::Parser parser(stream);
     TreeBuilder tree;
     if (!parser.HandleNextDocument(tree)) {
-      return Error{ErrorCode::kInvalid, file_name + ": is empty"};
+      return Error{ErrorId::kJobFileSyntax, file_name + ": is empty"};
     }
     Node root = tree.TakeRoot();
     TreeBuilder rest;
     if (parser.HandleNextDocument(rest)) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kJobFileSyntax,
                    file_name + ": holds more than one document; a job file describes one job"};
     }
     return root;
   } catch (const Refused& refused) {
-    return Error{ErrorCode::kInvalid, Place(file_name, refused.line) + ": " + refused.what};
+    return Error{ErrorId::kJobFileSyntax, Place(file_name, refused.line) + ": " + refused.what};
   } catch (const YAML::Exception& error) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kJobFileSyntax,
                  Place(file_name, error.mark.is_null() ? 0 : error.mark.line + 1) +
                      ": is not valid YAML: " + error.msg};
   } catch (const std::exception& error) {
-    return Error{ErrorCode::kInvalid, file_name + ": is not valid YAML: " + error.what()};
+    return Error{ErrorId::kJobFileSyntax, file_name + ": is not valid YAML: " + error.what()};
   }
 }
 
@@ -276,15 +279,15 @@ Result<Node> ParseJsonDocument(const std::string& text, const std::string& file_
   };
   try {
     const nlohmann::json json = nlohmann::json::parse(text, check);
-    if (!refused.empty()) return Error{ErrorCode::kInvalid, file_name + ": " + refused};
+    if (!refused.empty()) return Error{ErrorId::kJobFileSyntax, file_name + ": " + refused};
     Node root;
     if (!FromJson(json, 0, root)) {
-      return Error{ErrorCode::kInvalid, file_name + ": is nested deeper than " +
-                                            std::to_string(kDocumentDepthMax) + " levels"};
+      return Error{ErrorId::kJobFileSyntax, file_name + ": is nested deeper than " +
+                                                std::to_string(kDocumentDepthMax) + " levels"};
     }
     return root;
   } catch (const std::exception& error) {
-    return Error{ErrorCode::kInvalid, file_name + ": is not valid JSON: " + error.what()};
+    return Error{ErrorId::kJobFileSyntax, file_name + ": is not valid JSON: " + error.what()};
   }
 }
 

@@ -11,6 +11,7 @@
 #include <set>
 #include <type_traits>
 
+#include "common/error_id.h"
 #include "common/job/document.h"
 
 namespace ps {
@@ -447,12 +448,18 @@ struct Report {
   std::string file;
   std::vector<JobOverride> overrides;  // the line of the i-th one's values is -1 - i
   std::string base_directory;
-  std::vector<std::pair<int, std::string>> findings;  // line, text
-  std::map<std::string, int> lines;                   // of the paths that were given
+  struct Finding {
+    int line;
+    std::string text;
+    ErrorId id;
+  };
+  std::vector<Finding> findings;
+  std::map<std::string, int> lines;  // of the paths that were given
 
-  void Add(int line, const std::string& path, const std::string& what) {
+  void Add(int line, const std::string& path, const std::string& what,
+           ErrorId id = ErrorId::kJobFileValue) {
     if (findings.size() > kFindingsMax) return;
-    findings.emplace_back(line, path.empty() ? what : path + ": " + what);
+    findings.push_back({line, path.empty() ? what : path + ": " + what, id});
   }
   bool Given(const std::string& path) const { return lines.count(path) > 0; }
   // The line of the path, or of the nearest section around it.
@@ -466,7 +473,10 @@ struct Report {
     const auto root = lines.find("");
     return root == lines.end() ? 0 : root->second;
   }
-  void AddAt(const std::string& path, const std::string& what) { Add(Line(path), path, what); }
+  void AddAt(const std::string& path, const std::string& what,
+             ErrorId id = ErrorId::kJobFileContradiction) {
+    Add(Line(path), path, what, id);
+  }
 
   std::string Place(int line) const {
     if (line < 0 && static_cast<std::size_t>(-1 - line) < overrides.size()) {
@@ -478,10 +488,12 @@ struct Report {
 
   Error ToError() {
     std::stable_sort(findings.begin(), findings.end(),
-                     [](const auto& a, const auto& b) { return a.first < b.first; });
+                     [](const auto& a, const auto& b) { return a.line < b.line; });
     std::string text;
     std::size_t count = 0;
-    for (const auto& [line, what] : findings) {
+    ErrorId common = findings.front().id;
+    for (const auto& [line, what, id] : findings) {
+      if (id != common) common = ErrorId::kJobFileFindings;
       if (!text.empty()) text += '\n';
       if (count++ == kFindingsMax) {
         text += file + ": more findings are not shown";
@@ -489,7 +501,7 @@ struct Report {
       }
       text += Place(line) + ": " + what;
     }
-    return Error{ErrorCode::kInvalid, text};
+    return Error{common, text};
   }
 };
 
@@ -688,14 +700,16 @@ class Reader {
       const std::string nearest = job::NearestWord(key, known_);
       Finding(map_->items[i], key,
               nearest.empty() ? "unknown key; the keys here are " + Joined(known_)
-                              : "unknown key, did you mean `" + nearest + "`?");
+                              : "unknown key, did you mean `" + nearest + "`?",
+              ErrorId::kJobFileKeyUnknown);
     }
   }
 
  private:
   std::string Path(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
-  void Finding(const Node& node, const std::string& key, const std::string& what) {
-    report_.Add(node.line, Path(key.size() > 64 ? key.substr(0, 61) + "..." : key), what);
+  void Finding(const Node& node, const std::string& key, const std::string& what,
+               ErrorId id = ErrorId::kJobFileValue) {
+    report_.Add(node.line, Path(key.size() > 64 ? key.substr(0, 61) + "..." : key), what, id);
   }
 
   // The node of a key that is there and has a meaning; else reports what is wrong with that.
@@ -704,14 +718,17 @@ class Reader {
     const Node* node = map_ == nullptr ? nullptr : map_->Find(key);
     if (node != nullptr) report_.lines[Path(key)] = node->line;
     if (node != nullptr && !when.applies) {
-      Finding(*node, key, std::string("belongs to ") + when.what + " only");
+      Finding(*node, key, std::string("belongs to ") + when.what + " only",
+              ErrorId::kJobFileContradiction);
       return nullptr;
     }
     if (node != nullptr && node->kind == Node::Kind::kNull) {
       report_.Add(node->line, Path(key), "has no value");
       return nullptr;
     }
-    if (node == nullptr && need == Need::kRequired) report_.AddAt(Path(key), "is missing");
+    if (node == nullptr && need == Need::kRequired) {
+      report_.AddAt(Path(key), "is missing", ErrorId::kJobFileKeyMissing);
+    }
     return node;
   }
 
@@ -1268,7 +1285,7 @@ Status Override(Node& root, const JobOverride& override, int line) {
   const std::string place = "--set " + override.path + "=" + override.value;
   const auto steps = ParsePath(override.path);
   if (!steps) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kSetPath,
                  place + ": must be a path such as training.workers or embedding_tables[0].width"};
   }
   Node value = PS_TRY(job::ParseYamlDocument(override.value, place));
@@ -1281,8 +1298,8 @@ Status Override(Node& root, const JobOverride& override, int line) {
       node->line = line;
     }
     if (node->kind != Node::Kind::kMap) {
-      return Error{ErrorCode::kInvalid, place + ": " + (so_far.empty() ? "the file" : so_far) +
-                                            " is " + DescribeNode(*node) + ", not a map of keys"};
+      return Error{ErrorId::kSetPath, place + ": " + (so_far.empty() ? "the file" : so_far) +
+                                          " is " + DescribeNode(*node) + ", not a map of keys"};
     }
     const auto found = std::find(node->keys.begin(), node->keys.end(), step.key);
     const auto index = static_cast<std::size_t>(found - node->keys.begin());
@@ -1298,8 +1315,8 @@ Status Override(Node& root, const JobOverride& override, int line) {
                                    ? "a list of " + std::to_string(node->items.size())
                                : node->kind == Node::Kind::kNull ? "not there"
                                                                  : DescribeNode(*node);
-      return Error{ErrorCode::kInvalid, place + ": " + so_far + " is " + what +
-                                            ", it has no item " + std::to_string(*step.item)};
+      return Error{ErrorId::kSetPath, place + ": " + so_far + " is " + what + ", it has no item " +
+                                          std::to_string(*step.item)};
     }
     node = &node->items[*step.item];
     so_far = ItemPath(so_far, *step.item);

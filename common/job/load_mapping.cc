@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 
+#include "common/error_id.h"
 #include "common/job/document.h"
 
 namespace ps {
@@ -251,7 +252,7 @@ Result<LoadMapping> MapLoad(const LoadSourceSpec& spec, const ModelParts& source
         return spec.grow ? "" : widths + ": `grow: true` makes them the first ones";
       });
   mapper.CheckRenames(source);
-  if (!mapper.findings().empty()) return Error{ErrorCode::kInvalid, mapper.findings()};
+  if (!mapper.findings().empty()) return Error{ErrorId::kLoadMapping, mapper.findings()};
   return mapping;
 }
 
@@ -265,7 +266,9 @@ Result<LoadMapping> MapLoadSource(const JobSpec& spec, std::size_t number, const
     text += c;
     if (c == '\n') text += name;
   }
-  return Error{mapping.error().code, text};
+  Error error = mapping.error();
+  error.message = std::move(text);
+  return error;
 }
 
 std::string LoadSourceName(const JobSpec& spec, std::size_t number) {
@@ -277,7 +280,7 @@ std::string LoadSourceName(const JobSpec& spec, std::size_t number) {
 Status LoadClaims::AddTensor(const std::string& name, const std::string& source) {
   const auto [other, fresh] = tensors_.emplace(name, source);
   if (fresh) return Ok();
-  return Error{ErrorCode::kInvalid,
+  return Error{ErrorId::kLoadMapping,
                source + "tensor `" + name +
                    "` of the job has another source already: " + WithoutColon(other->second)};
 }
@@ -291,7 +294,7 @@ Status LoadClaims::Add(const LoadMapping& mapping, const ModelParts& job,
     const std::string& name = job.tables[pair.to].name;
     const auto [other, fresh] = tables_.emplace(name, source);
     if (!fresh) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kLoadMapping,
                    source + "table `" + name +
                        "` of the job has another source already: " + WithoutColon(other->second)};
     }

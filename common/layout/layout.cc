@@ -3,13 +3,14 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/error_id.h"
 #include "common/messages/wire.h"
 
 namespace ps {
 namespace {
 
 Error Bad(const control::TableInfoT& table, const std::string& what) {
-  return Error{ErrorCode::kInvalid, "layout refused: table `" + table.name + "`: " + what};
+  return Error{ErrorId::kLayoutRefused, "layout refused: table `" + table.name + "`: " + what};
 }
 
 Status CheckTensors(const control::TableInfoT& table) {
@@ -35,7 +36,7 @@ Result<LayoutView> LayoutView::Create(const control::LayoutT& layout, std::uint3
   view.prefix_.push_back(0);
   for (std::size_t index = 0; index < layout.tables.size(); ++index) {
     if (layout.tables[index] == nullptr) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kLayoutRefused,
                    "layout refused: table " + std::to_string(index) + " is missing"};
     }
     const control::TableInfoT& table = *layout.tables[index];
@@ -68,29 +69,31 @@ Result<LayoutView> LayoutView::Create(const control::LayoutT& layout, std::uint3
     PS_TRY(CheckTensors(table));
   }
   if (view.blocks_.empty() || view.blocks_.size() != layout.blocks) {
-    return Error{ErrorCode::kInvalid, "layout refused: " + std::to_string(view.blocks_.size()) +
-                                          " blocks in its tables, it says " +
-                                          std::to_string(layout.blocks) + ", at least 1 expected"};
+    return Error{ErrorId::kLayoutRefused, "layout refused: " + std::to_string(view.blocks_.size()) +
+                                              " blocks in its tables, it says " +
+                                              std::to_string(layout.blocks) +
+                                              ", at least 1 expected"};
   }
   if (layout.row_tables.size() > kMaxRowTables) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kLayoutRefused,
                  "layout refused: " + std::to_string(layout.row_tables.size()) +
                      " tables of rows, at most " + std::to_string(kMaxRowTables) + " expected"};
   }
   for (const auto& table : layout.row_tables) {
     if (table == nullptr || table->width == 0 || table->width > kMaxRowWidth) {
-      return Error{ErrorCode::kInvalid, "layout refused: a table of rows `" +
-                                            (table ? table->name : "") + "` of width " +
-                                            std::to_string(table ? table->width : 0) + ", 1 to " +
-                                            std::to_string(kMaxRowWidth) + " expected"};
+      return Error{ErrorId::kLayoutRefused,
+                   "layout refused: a table of rows `" + (table ? table->name : "") +
+                       "` of width " + std::to_string(table ? table->width : 0) + ", 1 to " +
+                       std::to_string(kMaxRowWidth) + " expected"};
     }
     view.row_widths_.push_back(table->width);
   }
   const std::size_t shards_max = MaxShards(layout);
   if (shards == 0 || shards > shards_max) {
-    return Error{ErrorCode::kInvalid, "layout refused: " + std::to_string(shards) + " shards for " +
-                                          std::to_string(view.blocks_.size()) + " blocks, 1 to " +
-                                          std::to_string(shards_max) + " expected"};
+    return Error{ErrorId::kLayoutRefused, "layout refused: " + std::to_string(shards) +
+                                              " shards for " + std::to_string(view.blocks_.size()) +
+                                              " blocks, 1 to " + std::to_string(shards_max) +
+                                              " expected"};
   }
   view.shards_ = shards;
   return view;

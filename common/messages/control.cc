@@ -3,6 +3,8 @@
 #include <cstring>
 #include <memory>
 
+#include "common/error_id.h"
+
 namespace ps::control {
 
 std::vector<std::byte> Encode(const MessageT& message) {
@@ -14,8 +16,9 @@ std::vector<std::byte> Encode(const MessageT& message) {
 
 Result<MessageT> Decode(std::span<const std::byte> bytes) {
   if (bytes.size() > kMaxMessageBytes) {
-    return Error{ErrorCode::kInvalid, "control message of " + std::to_string(bytes.size()) +
-                                          " bytes, at most " + std::to_string(kMaxMessageBytes)};
+    return Error{ErrorId::kControlMessage, "control message of " + std::to_string(bytes.size()) +
+                                               " bytes, at most " +
+                                               std::to_string(kMaxMessageBytes)};
   }
   // A received frame may start anywhere; FlatBuffers reads aligned scalars in place.
   std::vector<std::uint64_t> aligned((bytes.size() + 7) / 8);
@@ -23,17 +26,17 @@ Result<MessageT> Decode(std::span<const std::byte> bytes) {
   const auto* data = reinterpret_cast<const std::uint8_t*>(aligned.data());
   flatbuffers::Verifier verifier(data, bytes.size(), /*max_depth=*/16, /*max_tables=*/1'000'000);
   if (bytes.size() < 8 || !VerifyMessageBuffer(verifier)) {
-    return Error{ErrorCode::kInvalid, "control message of " + std::to_string(bytes.size()) +
-                                          " bytes does not pass the verifier"};
+    return Error{ErrorId::kControlMessage, "control message of " + std::to_string(bytes.size()) +
+                                               " bytes does not pass the verifier"};
   }
   const Message* message = GetMessage(data);
   if (message->body() == nullptr || message->body_type() == Body::NONE) {
-    return Error{ErrorCode::kInvalid, "control message without a body"};
+    return Error{ErrorId::kControlMessage, "control message without a body"};
   }
   MessageT decoded;
   message->UnPackTo(&decoded);
   if (decoded.body.value == nullptr) {
-    return Error{ErrorCode::kInvalid, "control message of an unknown type"};
+    return Error{ErrorId::kControlMessage, "control message of an unknown type"};
   }
   return decoded;
 }

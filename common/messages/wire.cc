@@ -3,11 +3,13 @@
 #include <cstring>
 #include <string>
 
+#include "common/error_id.h"
+
 namespace ps::wire {
 namespace {
 
 Error Bad(std::string what) {
-  return Error{ErrorCode::kInvalid, "data message refused: " + std::move(what)};
+  return Error{ErrorId::kDataMessage, "data message refused: " + std::move(what)};
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <sstream>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 #include "common/secret_file.h"
 
@@ -31,7 +32,7 @@ constexpr std::array<std::pair<ApiRole, const char*>, 3> kRoles = {{
     {ApiRole::kAdmin, "admin"},
 }};
 
-Error Wrong(std::string what) { return Error{ErrorCode::kInvalid, std::move(what)}; }
+Error Wrong(std::string what) { return Error{ErrorId::kTokenList, std::move(what)}; }
 
 // A word of a list in a message: it may be a secret that got there by mistake.
 std::string Shown(const std::string& word) {
@@ -102,7 +103,8 @@ Result<std::string> ReadApiTokenFile(const std::string& path) {
   const auto lines = LinesOf(PS_TRY(ReadListFile(path)));
   // What stands there may be a secret all the same: it is not repeated.
   if (lines.size() != 1 || !IsApiToken(lines[0].second)) {
-    return Wrong(path + ": is not a line with a token, as `ds-cli token create` writes it");
+    return Error{ErrorId::kTokenFile,
+                 path + ": is not a line with a token, as `ds-cli token create` writes it"};
   }
   return lines[0].second;
 }
@@ -157,7 +159,7 @@ Result<ApiTokens> ApiTokens::Parse(std::string_view text) {
 Result<ApiTokens> ApiTokens::ReadFile(const std::string& path) {
   struct stat state {};
   if (::stat(path.c_str(), &state) == 0 && (state.st_mode & S_IWOTH) != 0) {
-    return Error{ErrorCode::kDenied,
+    return Error{ErrorId::kTokenListWritable,
                  path + ": everybody may write it, and so let himself in; `chmod o-w` it"};
   }
   const std::string text = PS_TRY(ReadListFile(path));

@@ -15,6 +15,7 @@
 #include <memory>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 
 namespace ps::net {
@@ -74,7 +75,7 @@ Result<Key> KeyOf(const std::string& pem, const std::string& what) {
   Key key(PEM_read_bio_PrivateKey(bio.get(), nullptr, NoPassphrase, nullptr));
   ERR_clear_error();
   if (key == nullptr) {
-    return Error{ErrorCode::kInvalid, what + " is no secret key in PEM without a passphrase"};
+    return Error{ErrorId::kCertificateFile, what + " is no secret key in PEM without a passphrase"};
   }
   return key;
 }
@@ -136,10 +137,11 @@ Result<std::string> AlternativeNames(const std::vector<std::string>& hosts) {
     boost::asio::ip::make_address(host, is_name);
     const bool good = !is_name || (host.size() < 254 && host.find_first_of("@:_") == host.npos &&
                                    IsListName(host));
-    if (!good) return Error{ErrorCode::kUsage, "`" + host + "` is no name or address of a host"};
+    if (!good)
+      return Error{ErrorId::kOptionValue, "`" + host + "` is no name or address of a host"};
     names += std::string(names.empty() ? "" : ",") + (is_name ? "DNS:" : "IP:") + host;
   }
-  if (names.empty()) return Error{ErrorCode::kUsage, "a certificate is for at least one host"};
+  if (names.empty()) return Error{ErrorId::kOptionValue, "a certificate is for at least one host"};
   return names;
 }
 
@@ -170,7 +172,7 @@ Result<ServerCertificate> MakeServerCertificate(const PemPair& authority,
                     X509_check_ca(issuer) != 0;
   ERR_clear_error();
   if (!good) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kCertificateFile,
                  "the authority: its certificate is none of an authority, or not of its key"};
   }
   const Key key = key_pem.empty() ? PS_TRY(MakeKey()) : PS_TRY(KeyOf(key_pem, "the key: it"));

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/error_id.h"
 #include "common/net/file_state.h"
 #include "common/net/loop.h"
 #include "common/net/sparse_log.h"
@@ -166,9 +167,9 @@ class Context::Gate {
 
   Status Reach(void* socket, const KeyedEndpoint& endpoint, std::span<const Role> roles) {
     if (endpoint.key.empty()) {
-      return Error{ErrorCode::kDenied, endpoint.address +
-                                           " has no key: it was started with "
-                                           "--insecure, and this process was not"};
+      return Error{ErrorId::kPeerWithoutKey, endpoint.address +
+                                                 " has no key: it was started with "
+                                                 "--insecure, and this process was not"};
     }
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -176,9 +177,9 @@ class Context::Gate {
       const bool fits =
           known != nullptr && std::find(roles.begin(), roles.end(), known->role) != roles.end();
       if (!fits) {
-        return Error{ErrorCode::kDenied, "the key of " + endpoint.address + " (" + endpoint.key +
-                                             ") is not that of a " + RoleName(roles.front()) +
-                                             " in " + path_};
+        return Error{ErrorId::kPeerUnknown, "the key of " + endpoint.address + " (" + endpoint.key +
+                                                ") is not that of a " + RoleName(roles.front()) +
+                                                " in " + path_};
       }
     }
     if (!IsPublicKey(endpoint.key) || !SetText(socket, ZMQ_CURVE_PUBLICKEY, pair_.public_key) ||
@@ -251,7 +252,7 @@ class Context::Gate {
         trusted_ = std::move(read).value();
         spdlog::info("{} was read again: {} keys are trusted", path_, trusted_.keys().size());
       } else {
-        spdlog::error("{}; what was trusted still is", read.error().message);
+        spdlog::error("{}; what was trusted still is", ErrorLine(read.error()));
       }
     }
     std::set<std::string, std::less<>> admitted = Admitted();
@@ -370,9 +371,9 @@ Status Context::Secure(const SecurityOptions& options) {
   const FileState file = StateOf(options.trusted);
   TrustedKeys trusted = PS_TRY(TrustedKeys::ReadFile(options.trusted));
   if (trusted.Find(pair.public_key, WallClockMs()) == nullptr) {
-    return Error{ErrorCode::kDenied, "the own key " + pair.public_key + " (" + options.key +
-                                         ") is not in " + options.trusted +
-                                         ": nobody would talk to us"};
+    return Error{ErrorId::kOwnKeyUnknown, "the own key " + pair.public_key + " (" + options.key +
+                                              ") is not in " + options.trusted +
+                                              ": nobody would talk to us"};
   }
   auto gate = std::make_unique<Gate>(context_.handle(), std::move(pair), std::move(trusted),
                                      options.trusted, file);
@@ -404,9 +405,9 @@ Result<std::string> Context::Reach(void* socket, const std::string& endpoint,
   if (gate_ != nullptr) {
     PS_TRY(gate_->Reach(socket, split, roles));
   } else if (!split.key.empty()) {
-    return Error{ErrorCode::kDenied, split.address +
-                                         " talks to those only that have a key "
-                                         "(--key, --trusted)"};
+    return Error{ErrorId::kKeyWanted, split.address +
+                                          " talks to those only that have a key "
+                                          "(--key, --trusted)"};
   }
   return split.address;
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/error_id.h"
 
 namespace ps::net {
 
@@ -66,7 +67,7 @@ struct ControlClient::State {
     ZmqSocket::Frames frames;
     auto bytes = control::Encode(message);
     if (bytes.size() > control::kMaxMessageBytes) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kMessageTooLong,
                    std::string(control::BodyName(message)) + " is too long to be sent"};
     }
     frames.push_back(TakeFrame(std::move(bytes)));
@@ -170,7 +171,7 @@ void ControlClient::SetEndpoint(const std::string& endpoint) {
 Status ControlClient::Send(const control::MessageT& message) {
   state_->loop.AssertInLoop();
   if (state_->endpoint.empty()) {
-    return Error{ErrorCode::kUnreachable, "no coordinator leads now"};
+    return Error{ErrorId::kNoLeader, "no coordinator leads now"};
   }
   if (!state_->socket || !state_->register_sent) {
     return Error{ErrorCode::kUnreachable,

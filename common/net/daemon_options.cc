@@ -12,6 +12,7 @@
 #include <system_error>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/job/document.h"
 #include "common/net/log.h"
 #include "common/net/this_host.h"
@@ -77,7 +78,7 @@ Result<Configuration> ParseConfiguration(std::istream& text, const std::vector<s
   std::string line;
   for (int number = 1; std::getline(text, line); ++number) {
     const auto wrong = [number](const std::string& what) {
-      return Error{ErrorCode::kInvalid, "line " + std::to_string(number) + ": " + what};
+      return Error{ErrorId::kConfigurationFile, "line " + std::to_string(number) + ": " + what};
     };
     if (number > kConfigurationLinesMax) return wrong("the file is too long");
     line = Trim(line);
@@ -100,7 +101,7 @@ Result<Configuration> ParseConfiguration(std::istream& text, const std::vector<s
       return wrong("'" + key + "' is in line " + std::to_string(at->second.line) + " already");
     }
   }
-  if (text.bad()) return Error{ErrorCode::kInvalid, "cannot be read"};
+  if (text.bad()) return Error{ErrorId::kConfigurationUnreadable, "cannot be read"};
   return configuration;
 }
 
@@ -129,15 +130,18 @@ void DaemonOptions::AddSecurity() {
 }
 
 Result<SecurityOptions> DaemonOptions::Security(const std::string& bind) const {
-  const auto wrong = [](std::string what) { return Error{ErrorCode::kUsage, std::move(what)}; };
+  const auto wrong = [](std::string what) {
+    return Error{ErrorId::kFlagsTogether, std::move(what)};
+  };
   if (security_.key.empty() != security_.trusted.empty()) {
     return wrong("--key and --trusted are of use only together");
   }
   if (security_.secure() && insecure_) return wrong("--insecure and --key contradict each other");
   if (!security_.secure() && !insecure_ && !IsLoopback(bind)) {
-    return wrong("--bind " + bind +
-                 " can be reached from other hosts: give --key and --trusted (`ds-cli auth create` "
-                 "makes them), or --insecure if the network itself is guarded");
+    return Error{ErrorId::kKeysWanted,
+                 "--bind " + bind +
+                     " can be reached from other hosts: give --key and --trusted (`ds-cli auth "
+                     "create` makes them), or --insecure if the network itself is guarded"};
   }
   SecurityOptions security;
   if (security_.secure()) {
@@ -160,15 +164,15 @@ std::optional<int> DaemonOptions::Parse(int argc, const char* const* argv) {
     ++files;
   }
   if (files > 1) {
-    std::fprintf(stderr, "%s: --config is given more than once\n", program_.c_str());
-    return EX_USAGE;
+    file_.clear();
+    return Wrong(Error{ErrorId::kCommandLine, "--config is given more than once"});
   }
   const bool asks = std::any_of(arguments_.begin(), arguments_.end(), [](const std::string& word) {
     return word == "--help" || word == "-h" || word == "--version";
   });
   if (!file_.empty() && !asks) {
     auto configuration = ReadFile();
-    if (!configuration.ok()) return Wrong(configuration.error().message);
+    if (!configuration.ok()) return Wrong(configuration.error());
     configuration_ = std::move(*configuration);
   }
   app_.config_formatter(std::make_shared<StrictIni>(configuration_));
@@ -178,7 +182,7 @@ std::optional<int> DaemonOptions::Parse(int argc, const char* const* argv) {
     return Failed(error);
   }
   if (const Status logging = SetUpLogging(program_, log_level_, log_format_); !logging.ok()) {
-    return Wrong(logging.error().message);
+    return Wrong(logging.error());
   }
   return std::nullopt;
 }
@@ -191,16 +195,18 @@ int DaemonOptions::Failed(const CLI::ParseError& error) {
     if (at == std::string::npos || OnCommandLine(key)) continue;
     const char after = at + key.size() + 2 < message.size() ? message[at + key.size() + 2] : ' ';
     if (after == '-' || std::isalnum(static_cast<unsigned char>(after)) != 0) continue;
-    return Wrong(file_ + ": line " + std::to_string(entry.line) + ": " + message);
+    return Wrong(Error{ErrorId::kConfigurationFile,
+                       file_ + ": line " + std::to_string(entry.line) + ": " + message});
   }
-  app_.exit(error);
+  std::fprintf(stderr, "%s: %s\nRun with --help for more information.\n", program_.c_str(),
+               ErrorLine(Error{ErrorId::kCommandLine, message}).c_str());
   // What is missing could as well stand in the file.
   const bool missing = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError);
   return missing && !file_.empty() ? EX_CONFIG : EX_USAGE;
 }
 
-int DaemonOptions::Wrong(const std::string& message) const {
-  std::fprintf(stderr, "%s: %s\n", program_.c_str(), message.c_str());
+int DaemonOptions::Wrong(const Error& error) const {
+  std::fprintf(stderr, "%s: %s\n", program_.c_str(), ErrorLine(error).c_str());
   return file_.empty() ? EX_USAGE : EX_CONFIG;
 }
 
@@ -212,12 +218,12 @@ int DaemonOptions::ConfigurationIsGood() const {
 Result<Configuration> DaemonOptions::ReadFile() const {
   std::error_code error;
   if (std::filesystem::is_directory(file_, error)) {
-    return Error{ErrorCode::kInvalid, file_ + ": is a directory"};
+    return Error{ErrorId::kConfigurationUnreadable, file_ + ": is a directory"};
   }
   errno = 0;
   std::ifstream text(file_);
   if (!text) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kConfigurationUnreadable,
                  file_ + ": cannot be read: " + std::generic_category().message(errno)};
   }
   auto configuration = ParseConfiguration(text, Keys());

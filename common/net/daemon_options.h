@@ -54,7 +54,7 @@ class DaemonOptions {
   bool check_only() const { return check_only_; }
   int ConfigurationIsGood() const;
   // Says what is wrong on stderr. 78 if there is a configuration file, else 64.
-  int Wrong(const std::string& message) const;
+  int Wrong(const Error& error) const;
 
   // Adds --key, --trusted, --zookeeper-secret and --insecure, for a daemon that talks to others.
   void AddSecurity();

@@ -17,6 +17,7 @@
 #include <optional>
 #include <string_view>
 
+#include "common/error_id.h"
 #include "common/net/http_stream.h"
 #include "common/net/this_host.h"
 
@@ -70,22 +71,22 @@ class Call {
     const bool set = is_name ? X509_VERIFY_PARAM_set1_host(wanted, host_.c_str(), 0) == 1 &&
                                    SSL_set_tlsext_host_name(ssl, host_.c_str()) == 1
                              : X509_VERIFY_PARAM_set1_ip_asc(wanted, host_.c_str()) == 1;
-    if (!set) return Error{ErrorCode::kUsage, "'" + host_ + "' is no name for a certificate"};
+    if (!set) return Error{ErrorId::kUrl, "'" + host_ + "' is no name for a certificate"};
     return Ok();
   }
 
   Result<HttpReply> Run(Milliseconds deadline) {
     resolver_.async_resolve(host_, port_, [this](const error_code& error, auto results) {
-      if (error) return Finish(ErrorCode::kUnreachable, "cannot find host " + host_ + ": ", error);
+      if (error) return Finish(ErrorId::kHostUnknown, "cannot find host " + host_ + ": ", error);
       Connect(results);
     });
     io_.run_for(deadline);
     if (!result_) {
       const std::string within = " within " + std::to_string(deadline.count()) + " ms";
       if (!connected_) {
-        return Error{ErrorCode::kUnreachable, where_ + " does not accept a connection" + within};
+        return Error{ErrorId::kConnectTimeout, where_ + " does not accept a connection" + within};
       }
-      return Error{ErrorCode::kTimeout,
+      return Error{ErrorId::kAnswerTimeout,
                    where_ + " accepted the connection but did not answer" + within};
     }
     return std::move(*result_);
@@ -95,10 +96,9 @@ class Call {
   void Connect(const tcp::resolver::results_type& results) {
     stream_.tcp().async_connect(results, [this](const error_code& error, const tcp::endpoint&) {
       if (error == asio::error::connection_refused) {
-        return Finish(ErrorCode::kUnreachable, "nothing listens on " + where_, {});
+        return Finish(ErrorId::kNothingListens, "nothing listens on " + where_, {});
       }
-      if (error)
-        return Finish(ErrorCode::kUnreachable, "cannot connect to " + where_ + ": ", error);
+      if (error) return Finish(ErrorId::kUnreachable, "cannot connect to " + where_ + ": ", error);
       if (stream_.encrypted()) {
         Greet();
       } else {
@@ -112,7 +112,7 @@ class Call {
       if (!error) return Write();
       const long verdict = SSL_get_verify_result(stream_.tls().native_handle());
       if (verdict != X509_V_OK) {
-        return Finish(ErrorCode::kDenied,
+        return Finish(ErrorId::kCertificateNotTrusted,
                       "the certificate of " + where_ + " is not to be trusted: " +
                           X509_verify_cert_error_string(verdict) + " (authorities: " +
                           (access_.authorities.empty() ? "the system's" : access_.authorities) +
@@ -123,9 +123,9 @@ class Call {
           error.category() == asio::error::get_ssl_category() &&
           ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_WRONG_VERSION_NUMBER;
       if (no_tls) {
-        return Finish(ErrorCode::kInvalid, "what listens on " + where_ + " does not speak TLS", {});
+        return Finish(ErrorId::kNoTls, "what listens on " + where_ + " does not speak TLS", {});
       }
-      Finish(ErrorCode::kUnreachable, "no TLS with " + where_ + ": ", error);
+      Finish(ErrorId::kUnreachable, "no TLS with " + where_ + ": ", error);
     });
   }
 
@@ -145,10 +145,10 @@ class Call {
                           error != http::error::end_of_stream &&
                           error != http::error::partial_message;
         if (junk) {
-          return Finish(ErrorCode::kInvalid,
+          return Finish(ErrorId::kNoTls,
                         "what listens on " + where_ + " gave no valid answer: ", error);
         }
-        return Finish(ErrorCode::kMaybeApplied,
+        return Finish(ErrorId::kOutcomeUnknown,
                       where_ + " closed the connection before its answer was complete: ",
                       write_error_ ? write_error_ : error);
       }
@@ -162,8 +162,8 @@ class Call {
     });
   }
 
-  void Finish(ErrorCode code, const std::string& text, const error_code& error) {
-    result_ = Error{code, error ? text + error.message() : text};
+  void Finish(ErrorId id, const std::string& text, const error_code& error) {
+    result_ = Error{id, error ? text + error.message() : text};
   }
 
   const HttpAccess access_;
@@ -191,7 +191,7 @@ bool HasControlOrSpace(const std::string& text) {
 }  // namespace
 
 Result<HttpUrl> ParseHttpUrl(const std::string& url) {
-  const Error bad{ErrorCode::kUsage, "'" + url + "' is not a URL like http://host:port/path"};
+  const Error bad{ErrorId::kUrl, "'" + url + "' is not a URL like http://host:port/path"};
   HttpUrl result;
   std::string rest = url;
   const auto scheme = rest.find("://");
@@ -237,8 +237,8 @@ Result<HttpReply> HttpCall(const std::string& method, const std::string& url,
     return Error{ErrorCode::kUsage, "'" + method + "' is not an HTTP method"};
   }
   if (!access.token.empty() && !parsed.tls && !IsLoopback(parsed.host)) {
-    return Error{ErrorCode::kDenied, "the token is not sent to " + parsed.host +
-                                         " without TLS: the URL must begin with https://"};
+    return Error{ErrorId::kTokenInTheClear, "the token is not sent to " + parsed.host +
+                                                " without TLS: the URL must begin with https://"};
   }
   Call call(parsed, verb, body, access);
   if (parsed.tls) PS_TRY(call.Encrypt());

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/error_id.h"
 #include "common/net/http_stream.h"
 #include "common/net/peer_rates.h"
 
@@ -153,16 +154,20 @@ HttpResponse TextResponse(int status, std::string text) {
   return response;
 }
 
-HttpResponse ErrorResponse(int status, const std::string& message) {
-  return JsonResponse(status, nlohmann::json{{"error", message}});
+HttpResponse ErrorResponse(int status, const Error& error) {
+  return JsonResponse(status, {{"apiVersion", "ds/v1"},
+                               {"error",
+                                {{"code", ErrorIdName(error.id)},
+                                 {"kind", ErrorCodeName(error.code)},
+                                 {"message", error.message}}}});
 }
 
 HttpResponse ErrorResponse(const Error& error) {
-  return ErrorResponse(StatusOf(error.code), error.message);
+  return ErrorResponse(StatusOf(error.code), error);
 }
 
 HttpResponse RedirectResponse(const std::string& location) {
-  HttpResponse response = ErrorResponse(307, "ask " + location);
+  HttpResponse response = ErrorResponse(307, {ErrorCode::kUnreachable, "ask " + location});
   response.headers.emplace_back("Location", location);
   return response;
 }
@@ -279,7 +284,8 @@ class Responder::Pending {
     if (!session || !session->Waits(number_)) return;
     // Not from inside whatever destroys the last copy.
     session->loop().Post([session, number = number_] {
-      session->Answer(number, ErrorResponse(500, "the request was not answered"));
+      session->Answer(number,
+                      ErrorResponse(500, {ErrorCode::kInternal, "the request was not answered"}));
     });
   }
   Pending(const Pending&) = delete;
@@ -441,7 +447,9 @@ bool HttpServer::Session::Admit() {
   std::optional<HttpResponse> refusal;
   if (!server_->rates.Take(address_, loop().NowMs())) {
     ++counters_.too_many_requests;
-    refusal = ErrorResponse(429, "too many requests come from this address; try again in a second");
+    refusal =
+        ErrorResponse(429, {ErrorId::kTooManyRequests,
+                            "too many requests come from this address; try again in a second"});
     refusal->headers.emplace_back("Retry-After", "1");
   } else if (server_->gate) {
     // A copy, because it may destroy the server.
@@ -470,8 +478,9 @@ void HttpServer::Session::Handle() {
     const auto self = shared_from_this();
     ++counters_.timed_out_answers;
     Answer(number_,
-           ErrorResponse(
-               504, "no answer within " + std::to_string(options_.answer_timeout.count()) + " ms"));
+           ErrorResponse(504, {ErrorCode::kTimeout,
+                               "no answer within " +
+                                   std::to_string(options_.answer_timeout.count()) + " ms"}));
   });
   // Nothing is read meanwhile: only the server's set keeps the session.
   const Responder responder(std::make_shared<Responder::Pending>(weak_from_this(), number_));
@@ -491,7 +500,7 @@ void HttpServer::Session::Answer(std::uint64_t number, HttpResponse response) {
 void HttpServer::Session::Refuse(int status, const std::string& message) {
   keep_alive_ = false;
   head_ = false;
-  Write(ErrorResponse(status, message));
+  Write(ErrorResponse(status, {ErrorId::kRequestBody, message}));
 }
 
 void HttpServer::Session::Write(HttpResponse response) {
@@ -619,7 +628,7 @@ Result<std::string> HttpServer::Start() {
   error_code error;
   const auto address = asio::ip::make_address(state.address, error);
   if (error) {
-    return Error{ErrorCode::kUsage, "'" + state.address + "' is not a numeric IP address"};
+    return Error{ErrorId::kOptionValue, "'" + state.address + "' is not a numeric IP address"};
   }
   const tcp::endpoint endpoint(address, state.port);
   state.acceptor.open(endpoint.protocol(), error);
@@ -629,8 +638,9 @@ Result<std::string> HttpServer::Start() {
   if (error) {
     error_code ignored;
     state.acceptor.close(ignored);
-    return Error{error == asio::error::address_in_use ? ErrorCode::kConflict : ErrorCode::kInvalid,
-                 "cannot listen on " + wanted + ": " + error.message()};
+    return Error{
+        error == asio::error::address_in_use ? ErrorId::kPortTaken : ErrorId::kAddressUnusable,
+        "cannot listen on " + wanted + ": " + error.message()};
   }
   const auto local = state.acceptor.local_endpoint(error);
   if (error) return Error{ErrorCode::kInternal, "asking for the port: " + error.message()};

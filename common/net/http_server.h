@@ -49,10 +49,10 @@ struct HttpResponse {
 
 HttpResponse JsonResponse(int status, const nlohmann::json& value);
 HttpResponse TextResponse(int status, std::string text);
-// {"error": message}
-HttpResponse ErrorResponse(int status, const std::string& message);
-// {"error": message} with the status that fits the code: kNotFound 404, kConflict 409,
-// kInvalid and kUsage 400, kDenied 403, kUnreachable and kClosed 503, kTimeout 504, others 500.
+// {"apiVersion": "ds/v1", "error": {"code": "DS-E0801", "kind": "not_found", "message": ...}}
+HttpResponse ErrorResponse(int status, const Error& error);
+// The same with the status that fits the code: kNotFound 404, kConflict 409, kInvalid and kUsage
+// 400, kDenied 403, kUnreachable and kClosed 503, kTimeout 504, others 500.
 HttpResponse ErrorResponse(const Error& error);
 // 307 with a Location header: ask the leader.
 HttpResponse RedirectResponse(const std::string& location);

@@ -8,6 +8,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "common/error_id.h"
+
 namespace ps::net {
 namespace {
 
@@ -31,7 +33,7 @@ std::vector<std::pair<int, std::string>> LinesOf(std::string_view text) {
 
 Result<std::string> ReadListFile(const std::string& path) {
   const auto failed = [&path] {
-    return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
+    return Error{ErrorId::kSecretUnreadable, path + ": cannot be read: " + std::strerror(errno)};
   };
   std::ifstream file(path, std::ios::binary);
   if (!file) return failed();

@@ -7,6 +7,8 @@
 #include <memory>
 #include <utility>
 
+#include "common/error_id.h"
+
 namespace ps {
 namespace {
 
@@ -72,7 +74,7 @@ class JournalMessage final : public spdlog::custom_flag_formatter {
 Result<spdlog::level::level_enum> ParseLevel(const std::string& level) {
   const auto parsed = spdlog::level::from_str(level == "warning" ? "warn" : level);
   if (parsed == spdlog::level::off && level != "off") {
-    return Error{ErrorCode::kUsage,
+    return Error{ErrorId::kOptionValue,
                  "log level '" + level + "' is not one of trace, debug, info, warn, error, off"};
   }
   return parsed;
@@ -91,7 +93,7 @@ Status SetUpLogging(const std::string& role, const std::string& level, const std
   } else if (format == "journal") {
     formatter->add_flag<JournalMessage>('Q').set_pattern("%Q");
   } else {
-    return Error{ErrorCode::kUsage,
+    return Error{ErrorId::kOptionValue,
                  "log format '" + format + "' is not one of text, json, journal"};
   }
   auto logger =

@@ -10,6 +10,7 @@
 #include <sstream>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 #include "common/secret_file.h"
 
@@ -27,7 +28,9 @@ constexpr std::array<std::pair<Role, const char*>, 4> kRoles = {{
     {Role::kOperator, "operator"},
 }};
 
-Error Wrong(std::string what) { return Error{ErrorCode::kInvalid, std::move(what)}; }
+Error WrongPair(std::string what) { return Error{ErrorId::kKeyFile, std::move(what)}; }
+
+Error WrongList(std::string what) { return Error{ErrorId::kTrustedList, std::move(what)}; }
 
 }  // namespace
 
@@ -82,16 +85,16 @@ Result<KeyPair> ParseKeyFile(std::string_view text) {
       pair.secret_key = line.substr(kSecret.size());
     } else {
       // What stands there may be the secret: it is not repeated.
-      return Wrong("line " + std::to_string(number) +
-                   ": is neither `public: KEY` nor `secret: KEY`");
+      return WrongPair("line " + std::to_string(number) +
+                       ": is neither `public: KEY` nor `secret: KEY`");
     }
   }
-  if (!IsPublicKey(pair.public_key)) return Wrong("has no `public: KEY` of 40 characters");
-  if (!IsPublicKey(pair.secret_key)) return Wrong("has no `secret: KEY` of 40 characters");
+  if (!IsPublicKey(pair.public_key)) return WrongPair("has no `public: KEY` of 40 characters");
+  if (!IsPublicKey(pair.secret_key)) return WrongPair("has no `secret: KEY` of 40 characters");
   std::array<char, kKeyChars + 1> derived{};
   if (zmq_curve_public(derived.data(), pair.secret_key.c_str()) != 0 ||
       pair.public_key != derived.data()) {
-    return Wrong("the public key is not that of the secret one");
+    return WrongPair("the public key is not that of the secret one");
   }
   return pair;
 }
@@ -101,7 +104,7 @@ Result<KeyPair> ReadKeyFile(const std::string& path) {
                          "; `ds-cli auth create` makes a key"));
   const std::string text = PS_TRY(ReadListFile(path));
   auto pair = ParseKeyFile(text);
-  if (!pair.ok()) return Wrong(path + ": " + pair.error().message);
+  if (!pair.ok()) return WrongPair(path + ": " + pair.error().message);
   return pair;
 }
 
@@ -112,13 +115,13 @@ Result<TrustedKey> ParseTrustedLine(const std::string& line) {
   words >> role >> key.name >> key.public_key;
   const auto known = RoleOf(role);
   if (!known) {
-    return Wrong("`" + role + "` is no role: coordinator, server, worker or operator");
+    return WrongList("`" + role + "` is no role: coordinator, server, worker or operator");
   }
   key.role = *known;
   if (!IsListName(key.name))
-    return Wrong("a name of letters, digits and -_.@: must follow the role");
+    return WrongList("a name of letters, digits and -_.@: must follow the role");
   if (!IsPublicKey(key.public_key)) {
-    return Wrong("the public key of " + key.name + " must be 40 characters of Z85");
+    return WrongList("the public key of " + key.name + " must be 40 characters of Z85");
   }
   key.until_ms = PS_TRY(ReadUntil(words));
   return key;
@@ -130,13 +133,13 @@ Result<TrustedKeys> TrustedKeys::Parse(std::string_view text) {
   for (const auto& [number, line] : LinesOf(text)) {
     const std::string where = "line " + std::to_string(number) + ": ";
     auto key = ParseTrustedLine(line);
-    if (!key.ok()) return Wrong(where + key.error().message);
+    if (!key.ok()) return WrongList(where + key.error().message);
     const std::string name = key->name;
     if (!names.emplace(key->role, name).second) {
-      return Wrong(where + RoleName(key->role) + " " + name + " stands there twice");
+      return WrongList(where + RoleName(key->role) + " " + name + " stands there twice");
     }
     if (!list.keys_.emplace(key->public_key, *key).second) {
-      return Wrong(where + "the key of " + name + " stands there twice");
+      return WrongList(where + "the key of " + name + " stands there twice");
     }
   }
   return list;
@@ -145,7 +148,7 @@ Result<TrustedKeys> TrustedKeys::Parse(std::string_view text) {
 Result<TrustedKeys> TrustedKeys::ReadFile(const std::string& path) {
   const std::string text = PS_TRY(ReadListFile(path));
   auto list = Parse(text);
-  if (!list.ok()) return Wrong(path + ": " + list.error().message);
+  if (!list.ok()) return WrongList(path + ": " + list.error().message);
   return list;
 }
 

@@ -83,7 +83,7 @@ void SystemdNotifier::Reload(const std::function<Status()>& reload) {
   const bool tell = active_ && ready_ && !stopping_;
   if (tell) Send("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(usec) + "\n");
   const Status reloaded = reload();
-  if (!reloaded.ok()) spdlog::error("not reloaded: {}", reloaded.error().message);
+  if (!reloaded.ok()) spdlog::error("not reloaded: {}", ErrorLine(reloaded.error()));
   if (tell) Send("READY=1\n");
 }
 

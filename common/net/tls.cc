@@ -9,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/net/certificates.h"
 #include "common/secret_file.h"
 
@@ -19,13 +20,13 @@ namespace ssl = boost::asio::ssl;
 using boost::system::error_code;
 
 Error Wrong(const std::string& path, const std::string& what, const error_code& error) {
-  return Error{ErrorCode::kInvalid, path + ": " + what + ": " + error.message()};
+  return Error{ErrorId::kCertificateFile, path + ": " + what + ": " + error.message()};
 }
 
 Status CheckThere(const std::string& path) {
   struct stat state {};
   if (::stat(path.c_str(), &state) == 0) return Ok();
-  return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
+  return Error{ErrorId::kSecretUnreadable, path + ": cannot be read: " + std::strerror(errno)};
 }
 
 TlsContext NewContext(ssl::context::method method) {

@@ -9,6 +9,8 @@
 #include <map>
 #include <utility>
 
+#include "common/error_id.h"
+
 namespace ps::net {
 
 namespace asio = boost::asio;
@@ -350,8 +352,8 @@ Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
   PS_TRY(state_->context.Listen(handle, state_->options.admits));
   if (!state_->monitor) PS_TRY(state_->context.LogFailures(handle, state_->PeerName()));
   if (zmq_bind(handle, endpoint.c_str()) != 0) {
-    const auto code = zmq_errno() == EADDRINUSE ? ErrorCode::kConflict : ErrorCode::kInvalid;
-    return Error{code, "cannot listen on " + endpoint + ": " + ErrnoText()};
+    const auto id = zmq_errno() == EADDRINUSE ? ErrorId::kPortTaken : ErrorId::kAddressUnusable;
+    return Error{id, "cannot listen on " + endpoint + ": " + ErrnoText()};
   }
   std::array<char, 512> real{};
   std::size_t size = real.size();

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/zookeeper/alive.h"
 
 namespace ps::zk {
@@ -17,8 +18,9 @@ Result<std::uint64_t> ParseEpoch(const std::string& path, const std::string& tex
   const char* const last = text.data() + text.size();
   const auto parsed = std::from_chars(text.data(), last, number);
   if (parsed.ec != std::errc() || parsed.ptr != last || number + 1 == 0) {
-    return Error{ErrorCode::kInvalid, "ZooKeeper: " + path + " does not hold a number but '" +
-                                          text.substr(0, 40) + "'; write the last epoch there"};
+    return Error{ErrorId::kZooKeeperContent,
+                 "ZooKeeper: " + path + " does not hold a number but '" + text.substr(0, 40) +
+                     "'; write the last epoch there"};
   }
   return number;
 }
@@ -107,7 +109,7 @@ void Election::RaiseEpoch() {
                  }
                  const auto number = ParseEpoch(options_.epoch_path, value->data);
                  if (!number.ok()) {
-                   spdlog::error("{}", number.error().message);
+                   spdlog::error("{}", ErrorLine(number.error()));
                    return Retry(number.error());
                  }
                  WriteEpoch(*number + 1, value->version);

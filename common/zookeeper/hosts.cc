@@ -4,6 +4,8 @@
 #include <charconv>
 #include <system_error>
 
+#include "common/error_id.h"
+
 namespace ps::zk {
 
 // The C client has the same rules, and tells a violation from other failures in some calls only.
@@ -21,8 +23,8 @@ bool ValidPath(const std::string& path) {
 
 Result<Hosts> ParseHosts(const std::string& text) {
   const auto bad = [&](const std::string& why) {
-    return Error{ErrorCode::kInvalid, "ZooKeeper address '" + text + "': " + why +
-                                          "; expected host:port,host:port/chroot"};
+    return Error{ErrorId::kZooKeeperAddress, "ZooKeeper address '" + text + "': " + why +
+                                                 "; expected host:port,host:port/chroot"};
   };
   Hosts hosts;
   const std::size_t slash = text.find('/');

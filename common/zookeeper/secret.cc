@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "common/error_id.h"
 #include "common/secret_file.h"
 
 namespace ps::zk {
@@ -19,7 +20,8 @@ Result<std::string> ReadSecret(const std::string& path) {
   PS_TRY(CheckSecretFile(path, SecretReaders::kOwner, "secret"));
   std::ifstream file(path);
   std::string line;
-  if (!file) return Error{ErrorCode::kIo, path + ": cannot be read: " + std::strerror(errno)};
+  if (!file)
+    return Error{ErrorId::kSecretUnreadable, path + ": cannot be read: " + std::strerror(errno)};
   std::getline(file, line);
   std::string more;
   const auto colon = line.find(':');
@@ -27,7 +29,7 @@ Result<std::string> ReadSecret(const std::string& path) {
       std::all_of(line.begin(), line.end(), [](unsigned char c) { return std::isgraph(c) != 0; });
   if (colon == std::string::npos || colon == 0 || colon + 1 == line.size() || !printable ||
       line.size() > kSecretBytesMax || (file >> more)) {
-    return Error{ErrorCode::kInvalid, path + ": must have one line, NAME:PASSWORD"};
+    return Error{ErrorId::kZooKeeperSecret, path + ": must have one line, NAME:PASSWORD"};
   }
   return line;
 }

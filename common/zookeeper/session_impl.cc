@@ -8,6 +8,7 @@
 #include <system_error>
 #include <thread>
 
+#include "common/error_id.h"
 #include "common/zookeeper/secret.h"
 
 // The C client forgets an answer that comes while it is closed.
@@ -44,8 +45,9 @@ std::string Seconds(Clock::duration duration) {
 }
 
 Error MakeError(int rc, const Operation& operation, const std::string& trouble) {
-  const auto error = [&](ErrorCode code, const std::string& why) {
-    return Error{code, "ZooKeeper: " + operation.what + ": " + why};
+  // By a code, or by an id.
+  const auto error = [&](auto what, const std::string& why) {
+    return Error{what, "ZooKeeper: " + operation.what + ": " + why};
   };
   switch (rc) {
     case ZNONODE: return error(ErrorCode::kNotFound, "no such node");
@@ -56,24 +58,24 @@ Error MakeError(int rc, const Operation& operation, const std::string& trouble) 
       return error(ErrorCode::kInvalid, "an ephemeral node has no children");
     case ZNOAUTH:
     case ZAUTHFAILED:
-      return error(ErrorCode::kDenied,
+      return error(ErrorId::kZooKeeperDenied,
                    "not allowed by the node's access list; is --zookeeper-secret here that of "
                    "the daemons that made it?");
     case ZBADARGUMENTS:
     case kBadPath: return error(ErrorCode::kInvalid, "not a valid path");
     case kTooLarge:
       return error(
-          ErrorCode::kInvalid,
+          ErrorId::kZooKeeperTooLarge,
           fmt::format("more than {} bytes, the most that ZooKeeper stores", kDataBytesMax));
-    case ZSESSIONEXPIRED: return error(ErrorCode::kClosed, "the session expired");
+    case ZSESSIONEXPIRED: return error(ErrorId::kZooKeeperSession, "the session expired");
     case ZCLOSING: return error(ErrorCode::kClosed, "the session was closed");
     case ZINVALIDSTATE:
     case ZTHROTTLEDOP:
-    case kNotSent: return error(ErrorCode::kUnreachable, "not sent: " + trouble);
+    case kNotSent: return error(ErrorId::kZooKeeperLost, "not sent: " + trouble);
     case ZCONNECTIONLOSS:
     case ZOPERATIONTIMEOUT:
     case kNoAnswer:
-      return error(operation.write ? ErrorCode::kMaybeApplied : ErrorCode::kUnreachable,
+      return error(operation.write ? ErrorId::kZooKeeperOutcome : ErrorId::kZooKeeperLost,
                    "the connection was lost before the answer");
     default: return error(ErrorCode::kInternal, zerror(rc));
   }
@@ -475,7 +477,7 @@ void Session::Impl::Finish(Operation& operation, Answer& answer) {
   if (const auto now = Clock::now(); answer.rc == ZNOAUTH && now >= next_denied_report_) {
     // Whoever asked tries again, for as long as it takes.
     next_denied_report_ = now + options.connect_deadline;
-    spdlog::error("{}", error.message);
+    spdlog::error("{}", ErrorLine(error));
   }
   operation.finish(answer, &error);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/error_id.h"
 #include "coordinator/core/describe.h"
 #include "coordinator/core/job_import.h"
 #include "coordinator/core/load_sources.h"
@@ -67,7 +68,7 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
     if (!layout.ok()) return Annotated(what + ", layout", layout.error());
     auto* preflight = layout->body.AsPreflightResult();
     if (preflight == nullptr || !preflight->layout || !preflight->data) {
-      return Error{ErrorCode::kInvalid, what + ", layout: of another type"};
+      return Error{ErrorId::kZooKeeperContent, what + ", layout: of another type"};
     }
     definition.layout = std::move(*preflight->layout);
     definition.data = std::move(*preflight->data);
@@ -83,15 +84,15 @@ Status Core::Load(const std::vector<JobRecord>& records, std::uint64_t now_ms) {
     if (!map.ok()) return Annotated(what + ", map", map.error());
     auto* update = map->body.AsJobUpdate();
     if (update == nullptr || !update->map) {
-      return Error{ErrorCode::kInvalid, what + ", map: of another type"};
+      return Error{ErrorId::kZooKeeperContent, what + ", map: of another type"};
     }
     for (const auto& shard : update->map->shards) {
       if (shard->server >= update->map->servers.size()) {
-        return Error{ErrorCode::kInvalid, what + ", map: a shard names no server"};
+        return Error{ErrorId::kZooKeeperContent, what + ", map: a shard names no server"};
       }
       for (const auto& backup : shard->backups) {
         if (backup->server >= update->map->servers.size()) {
-          return Error{ErrorCode::kInvalid, what + ", map: a backup names no server"};
+          return Error{ErrorId::kZooKeeperContent, what + ", map: a backup names no server"};
         }
       }
     }
@@ -106,12 +107,13 @@ Status Core::LoadCluster(const std::string& text) {
   const auto json = nlohmann::json::parse(text, nullptr, false);
   const auto duties = json.is_object() ? json.find("duties") : json.end();
   if (!json.is_object() || duties == json.end() || !duties->is_object()) {
-    return Error{ErrorCode::kInvalid, std::string(kClusterPath) + ": has no duties of nodes"};
+    return Error{ErrorId::kZooKeeperContent,
+                 std::string(kClusterPath) + ": has no duties of nodes"};
   }
   for (const auto& [node, name] : duties->items()) {
     const auto duty = name.is_string() ? DutyOf(name.get<std::string>()) : std::nullopt;
     if (!duty)
-      return Error{ErrorCode::kInvalid, std::string(kClusterPath) + ": the duty of " + node};
+      return Error{ErrorId::kZooKeeperContent, std::string(kClusterPath) + ": the duty of " + node};
     duties_[node] = *duty;
   }
   return Ok();
@@ -198,7 +200,7 @@ void Core::Gone(const std::string& procid, bool server, bool may_return) {
       continue;
     }
     Fail(at->second.ticket,
-         {ErrorCode::kUnreachable,
+         {ErrorId::kCheckInterrupted,
           "the agent that checked the job's model and data is gone; submit again"});
     at = submissions_.erase(at);
   }
@@ -248,7 +250,7 @@ void Core::SetDuty(Ticket ticket, const std::string& node, Duty duty, std::uint6
   for (Members* members : {&servers_, &agents_}) {
     for (const auto& [procid, member] : *members) known = known || member.name == node;
   }
-  if (!known) return Fail(ticket, {ErrorCode::kNotFound, "there is no node " + node});
+  if (!known) return Fail(ticket, {ErrorId::kNodeUnknown, "there is no node " + node});
   if (duty == Duty::kFull) {
     duties_.erase(node);
   } else {
@@ -408,7 +410,7 @@ void Core::OnMessage(const std::string& procid, control::MessageT message, std::
       const auto at = log_requests_.find(chunk.request);
       if (at == log_requests_.end()) return;
       if (!chunk.error.empty()) {
-        Fail(at->second.ticket, {ErrorCode::kNotFound, chunk.error});
+        Fail(at->second.ticket, {ErrorId::kNoLog, chunk.error});
       } else {
         answers_.push_back({at->second.ticket,
                             nlohmann::json{{"worker", chunk.worker},
@@ -476,9 +478,9 @@ void Core::Tick(std::uint64_t now_ms) {
       continue;
     }
     Fail(at->second.ticket,
-         {ErrorCode::kTimeout, "the check of the job's model and data did not end within " +
-                                   std::to_string(options_.preflight_ms / 1000) + " s on agent " +
-                                   at->second.agent});
+         {ErrorId::kCheckTimeout, "the check of the job's model and data did not end within " +
+                                      std::to_string(options_.preflight_ms / 1000) +
+                                      " s on agent " + at->second.agent});
     at = submissions_.erase(at);
   }
   for (auto at = log_requests_.begin(); at != log_requests_.end();) {
@@ -486,7 +488,7 @@ void Core::Tick(std::uint64_t now_ms) {
       ++at;
       continue;
     }
-    Fail(at->second.ticket, {ErrorCode::kUnreachable, "the agent does not answer"});
+    Fail(at->second.ticket, {ErrorId::kAgentSilent, "the agent does not answer"});
     at = log_requests_.erase(at);
   }
   if (!servers_known_ || !agents_known_) return;
@@ -523,11 +525,12 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
     const std::string& from = spec->checkpoint.from;
     const Job* source = Find(from.substr(0, from.find('@')));
     if (source == nullptr) {
-      return Fail(ticket, {ErrorCode::kNotFound, "checkpoint.from: there is no job " + from});
+      return Fail(ticket,
+                  {ErrorId::kLoadSourceMissing, "checkpoint.from: there is no job " + from});
     }
     if (source->state().checkpoints.empty()) {
-      return Fail(ticket,
-                  {ErrorCode::kNotFound, "checkpoint.from: job " + from + " has no checkpoint"});
+      return Fail(ticket, {ErrorId::kLoadSourceMissing,
+                           "checkpoint.from: job " + from + " has no checkpoint"});
     }
   }
   const Status pinned = PinLoadSources(*spec, [this](const std::string& job) { return Find(job); });
@@ -540,12 +543,10 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
     }
   }
   if (chosen == nullptr) {
-    return Fail(ticket,
-                {ErrorCode::kUnreachable,
-                 "no ps-worker agent " + LabelText(spec->resources.label) +
-                     "is registered with coordinator " + options_.id +
-                     ", so the job's model and data cannot be checked; start one and submit "
-                     "again (ds-cli node list shows who is there)"});
+    return Fail(ticket, {ErrorId::kNoAgentForCheck,
+                         "no ps-worker agent " + LabelText(spec->resources.label) +
+                             "is registered with coordinator " + options_.id +
+                             ", so the job's model and data cannot be checked"});
   }
   Submission submission;
   submission.ticket = ticket;
@@ -567,10 +568,14 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
   if (at == submissions_.end()) return;
   Submission submission = std::move(at->second);
   submissions_.erase(at);
-  if (!result.ok) return Fail(submission.ticket, {ErrorCode::kInvalid, result.error});
+  if (!result.ok) {
+    Error error{ErrorCode::kInvalid, result.error};
+    if (result.error_id != 0) error.id = static_cast<ErrorId>(result.error_id);
+    return Fail(submission.ticket, std::move(error));
+  }
   if (!result.layout || !result.data || result.data->records == 0) {
     return Fail(submission.ticket,
-                {ErrorCode::kInvalid, "the check of the job found no model or no records"});
+                {ErrorId::kDataDisagree, "the check of the job found no model or no records"});
   }
   JobDefinition definition;
   definition.spec = submission.spec;
@@ -613,14 +618,13 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
     }
     if (found == nullptr) {
       return Fail(submission.ticket,
-                  {ErrorCode::kNotFound, "checkpoint.from: there is no checkpoint " + from +
-                                             " (ds-cli ckpt list JOB shows them)"});
+                  {ErrorId::kLoadSourceMissing, "checkpoint.from: there is no checkpoint " + from});
     }
     if (source->definition().layout.fingerprint != definition.layout.fingerprint ||
         source->definition().shards != definition.shards) {
       return Fail(submission.ticket,
-                  {ErrorCode::kInvalid, "checkpoint.from: the model of job " + from +
-                                            " has other tensors or shards than this one"});
+                  {ErrorId::kFromOtherModel, "checkpoint.from: the model of job " + from +
+                                                 " has other tensors or shards than this one"});
     }
     from_round = found->round;
     from_job = source->id();
@@ -652,7 +656,7 @@ void Core::AddJob(Ticket ticket, std::unique_ptr<Job> job, control::PreflightRes
 void Core::Import(Ticket ticket, ImportOrder order, const std::string& name, std::uint64_t now_ms) {
   now_ms_ = now_ms;
   if (order.endpoint.rfind("tcp://", 0) != 0) {
-    return Fail(ticket, {ErrorCode::kUsage, "`" + order.endpoint + "` is no endpoint"});
+    return Fail(ticket, {ErrorId::kRequestBody, "`" + order.endpoint + "` is no endpoint"});
   }
   auto manifest = checkpoint::FromJson(order.manifest);
   if (!manifest.ok()) return Fail(ticket, Annotate(manifest.error(), "the manifest: "));
@@ -660,8 +664,8 @@ void Core::Import(Ticket ticket, ImportOrder order, const std::string& name, std
     return entry.second.alive() && !entry.second.store.empty() && !entry.second.files.empty();
   });
   if (!served) {
-    return Fail(ticket, {ErrorCode::kUnreachable,
-                         "no ps-server is registered that could take the checkpoint"});
+    return Fail(ticket,
+                {ErrorId::kNoServer, "no ps-server is registered that could take the checkpoint"});
   }
   auto definition = DefinitionOfImport(*manifest, name);
   if (!definition.ok()) return Fail(ticket, definition.error());
@@ -680,7 +684,7 @@ void Core::Cancel(Ticket ticket, const std::string& name, const std::string& rea
   Job* const job = FindFor(ticket, name);
   if (job == nullptr) return;
   if (job->over()) {
-    return Fail(ticket, {ErrorCode::kConflict,
+    return Fail(ticket, {ErrorId::kJobOver,
                          "job " + name + " is over: it has " + PhaseName(job->state().phase)});
   }
   job->Cancel(reason);
@@ -720,7 +724,7 @@ void Core::Rebalance(Ticket ticket, const std::string& name, bool dry_run, std::
   Job* const job = FindFor(ticket, name);
   if (job == nullptr) return;
   if (job->state().phase != Phase::kRunning) {
-    return Fail(ticket, {ErrorCode::kConflict,
+    return Fail(ticket, {job->over() ? ErrorId::kJobOver : ErrorId::kJobNotTraining,
                          "job " + name + " does not run: it is " + PhaseName(job->state().phase)});
   }
   answers_.push_back({ticket, nlohmann::json{{"moves", job->Rebalance(dry_run)}}, false});
@@ -728,7 +732,7 @@ void Core::Rebalance(Ticket ticket, const std::string& name, bool dry_run, std::
 
 Job* Core::FindFor(Ticket ticket, const std::string& name) {
   Job* const job = Find(name);
-  if (job == nullptr) Fail(ticket, {ErrorCode::kNotFound, "there is no job " + name});
+  if (job == nullptr) Fail(ticket, {ErrorId::kJobUnknown, "there is no job " + name});
   return job;
 }
 
@@ -744,7 +748,7 @@ void Core::PruneCheckpoints(Ticket ticket, const std::string& name, std::optiona
   now_ms_ = now_ms;
   if (keep && (*keep < 1 || *keep > kCheckpointsMax)) {
     return Fail(ticket,
-                {ErrorCode::kUsage, "`keep` must be 1 to " + std::to_string(kCheckpointsMax)});
+                {ErrorId::kOptionValue, "`keep` must be 1 to " + std::to_string(kCheckpointsMax)});
   }
   Job* const job = FindFor(ticket, name);
   if (job != nullptr) {
@@ -766,8 +770,8 @@ void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
   if (job == nullptr) return;
   if (worker >= job->state().workers.size()) {
     return Fail(ticket,
-                {ErrorCode::kNotFound, "job " + name + " has workers 0 to " +
-                                           std::to_string(job->state().workers.size() - 1)});
+                {ErrorId::kWorkerUnknown, "job " + name + " has workers 0 to " +
+                                              std::to_string(job->state().workers.size() - 1)});
   }
   const WorkerSlot& slot = job->state().workers[worker];
   std::string procid = slot.agent;
@@ -778,9 +782,8 @@ void Core::ReadLog(Ticket ticket, const std::string& name, std::uint32_t worker,
     }
   }
   if (procid.empty() || !agents_.contains(procid)) {
-    return Fail(ticket,
-                {ErrorCode::kNotFound, "worker " + std::to_string(worker) + " of job " + name +
-                                           " has no agent now that could read its log"});
+    return Fail(ticket, {ErrorId::kNoLog, "worker " + std::to_string(worker) + " of job " + name +
+                                              " has no agent now that could read its log"});
   }
   const std::uint64_t request = next_request_++;
   log_requests_[request] = {ticket, procid, now_ms + 10'000};
@@ -811,7 +814,7 @@ Job* Core::Find(const std::string& name_or_id) {
 
 Result<nlohmann::json> Core::DescribeJob(const std::string& name) const {
   const Job* job = Find(name);
-  if (job == nullptr) return Error{ErrorCode::kNotFound, "there is no job " + name};
+  if (job == nullptr) return Error{ErrorId::kJobUnknown, "there is no job " + name};
   nlohmann::json body = job->Describe();
   body["spec"] = nlohmann::json::parse(job->definition().spec_json, nullptr, false);
   return nlohmann::json{{"job", std::move(body)}};
@@ -825,7 +828,7 @@ nlohmann::json Core::DescribeJobs() const {
 
 Result<nlohmann::json> Core::DescribeEvents(const std::string& name, std::uint64_t after) const {
   const Job* job = Find(name);
-  if (job == nullptr) return Error{ErrorCode::kNotFound, "there is no job " + name};
+  if (job == nullptr) return Error{ErrorId::kJobUnknown, "there is no job " + name};
   nlohmann::json list = nlohmann::json::array();
   for (const JobEvent& event : job->state().events) {
     if (event.seq <= after) continue;
@@ -839,7 +842,7 @@ Result<nlohmann::json> Core::DescribeEvents(const std::string& name, std::uint64
 
 Result<nlohmann::json> Core::DescribeCheckpoints(const std::string& name) const {
   const Job* job = Find(name);
-  if (job == nullptr) return Error{ErrorCode::kNotFound, "there is no job " + name};
+  if (job == nullptr) return Error{ErrorId::kJobUnknown, "there is no job " + name};
   return nlohmann::json{{"checkpoints", job->DescribeCheckpoints()}};
 }
 

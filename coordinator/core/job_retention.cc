@@ -1,6 +1,7 @@
 // What operators do with a job's checkpoints: pin, prune, roll back.
 #include <algorithm>
 
+#include "common/error_id.h"
 #include "coordinator/core/job.h"
 #include "coordinator/core/job_round.h"
 #include "coordinator/core/retention.h"
@@ -35,9 +36,8 @@ CommittedCheckpoint* Job::FindCheckpoint(Round round) {
 }
 
 Error Job::NoSuchCheckpoint(Round round) const {
-  return Error{ErrorCode::kNotFound, "job " + state_.name + " has no checkpoint " +
-                                         std::to_string(round.value()) +
-                                         " (ds-cli ckpt list JOB shows them)"};
+  return Error{ErrorId::kCheckpointUnknown,
+               "job " + state_.name + " has no checkpoint " + std::to_string(round.value())};
 }
 
 RetentionRule Job::Retention() const {
@@ -70,8 +70,8 @@ Result<nlohmann::json> Job::PinCheckpoint(Round round, bool pinned) {
   const auto pins = std::count_if(state_.checkpoints.begin(), state_.checkpoints.end(),
                                   [](const auto& one) { return one.pinned; });
   if (pinned && !checkpoint->pinned && static_cast<std::size_t>(pins) >= kPinsMax) {
-    return Error{ErrorCode::kConflict, "job " + state_.name + " has " + std::to_string(kPinsMax) +
-                                           " pinned checkpoints, which is the most; unpin one"};
+    return Error{ErrorId::kPinsMost, "job " + state_.name + " has " + std::to_string(kPinsMax) +
+                                         " pinned checkpoints, which is the most; unpin one"};
   }
   if (checkpoint->pinned != pinned) {
     checkpoint->pinned = pinned;
@@ -85,13 +85,13 @@ Result<nlohmann::json> Job::PinCheckpoint(Round round, bool pinned) {
 Result<nlohmann::json> Job::PruneCheckpoints(std::optional<std::size_t> keep, bool all,
                                              bool dry_run) {
   if (state_.phase == Phase::kImporting) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kJobImporting,
                  "job " + state_.name + " is being imported; `ds-cli job cancel` ends that"};
   }
   if (all && !over()) {
-    return Error{ErrorCode::kConflict, "job " + state_.name + " is not over: it is " +
-                                           PhaseName(state_.phase) +
-                                           ", and its newest checkpoint is needed"};
+    return Error{ErrorId::kCheckpointNeeded, "job " + state_.name + " is not over: it is " +
+                                                 PhaseName(state_.phase) +
+                                                 ", and its newest checkpoint is needed"};
   }
   RetentionRule rule = Retention();
   if (keep) rule.keep = *keep;
@@ -142,23 +142,23 @@ Result<nlohmann::json> Job::PruneCheckpoints(std::optional<std::size_t> keep, bo
 
 Result<nlohmann::json> Job::RollBack(Round round, bool confirmed) {
   if (over()) {
-    return Error{ErrorCode::kConflict, "job " + state_.name + " is over: it has " +
-                                           PhaseName(state_.phase) +
-                                           "; start another with checkpoint.from"};
+    return Error{ErrorId::kJobOver, "job " + state_.name + " is over: it has " +
+                                        PhaseName(state_.phase) +
+                                        "; start another with checkpoint.from"};
   }
   if (state_.phase == Phase::kEvaluating) {
-    return Error{ErrorCode::kConflict, "job " + state_.name + " evaluates its final checkpoint"};
+    return Error{ErrorId::kJobEnding, "job " + state_.name + " evaluates its final checkpoint"};
   }
   const CommittedCheckpoint* const checkpoint = FindCheckpoint(round);
   if (checkpoint == nullptr) return NoSuchCheckpoint(round);
   if (checkpoint->damaged) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kCheckpointNotUsable,
                  "checkpoint " + std::to_string(round.value()) + " is damaged"};
   }
   const bool served = std::any_of(cluster_.servers().begin(), cluster_.servers().end(),
                                   [](const auto& entry) { return entry.second.alive(); });
   if (!served) {
-    return Error{ErrorCode::kUnreachable,
+    return Error{ErrorId::kNoServer,
                  "no ps-server is registered that could restore a checkpoint; ask again"};
   }
   const std::set<Round> held = cluster_.RoundsHeldOf(state_.id);
@@ -170,15 +170,16 @@ Result<nlohmann::json> Job::RollBack(Round round, bool confirmed) {
     if (one.pinned || held.contains(one.round)) kept.push_back(one.round);
   }
   if (!kept.empty()) {
-    return Error{ErrorCode::kConflict, CheckpointsText(kept) + " would be discarded, and " +
-                                           (kept.size() == 1 ? "is" : "are") +
-                                           " pinned, or another job starts there; unpin first"};
+    return Error{ErrorId::kCheckpointPinned,
+                 CheckpointsText(kept) + " would be discarded, and " +
+                     (kept.size() == 1 ? "is" : "are") +
+                     " pinned, or another job starts there; unpin first"};
   }
   const std::string lost = later.empty() ? ""
                                          : ", and " + CheckpointsText(later) +
                                                (later.size() == 1 ? " is" : " are") + " discarded";
   if (!confirmed) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kRollbackUnconfirmed,
                  "job " + state_.name + " goes back from step " +
                      std::to_string(OffCluster() ? state_.NewestCheckpoint()->step : MinClock()) +
                      " to step " + std::to_string(checkpoint->step) +

@@ -1,6 +1,7 @@
 // Operators change how many workers a job has.
 #include <algorithm>
 
+#include "common/error_id.h"
 #include "coordinator/core/job.h"
 
 namespace ps::coordinator {
@@ -19,19 +20,21 @@ void Job::BeginShares() {
 Result<nlohmann::json> Job::Scale(std::uint64_t workers, bool dry_run) {
   const TrainingSpec& training = definition_.spec.training;
   if (workers < 1 || workers > static_cast<std::uint64_t>(kWorkersMax)) {
-    return Error{ErrorCode::kUsage, "a job has 1 to " + std::to_string(kWorkersMax) + " workers"};
+    return Error{ErrorId::kOptionValue,
+                 "a job has 1 to " + std::to_string(kWorkersMax) + " workers"};
   }
   if (over() || state_.phase == Phase::kImporting) {
-    return Error{ErrorCode::kConflict, "job " + state_.name + " is not trained any more: it is " +
-                                           PhaseName(state_.phase)};
+    return Error{
+        over() ? ErrorId::kJobOver : ErrorId::kJobImporting,
+        "job " + state_.name + " is not trained any more: it is " + PhaseName(state_.phase)};
   }
   if (state_.phase == Phase::kDraining || state_.phase == Phase::kEvaluating) {
-    return Error{ErrorCode::kConflict, "job " + state_.name +
-                                           " has trained all its records and ends soon: it is " +
-                                           PhaseName(state_.phase)};
+    return Error{ErrorId::kJobEnding, "job " + state_.name +
+                                          " has trained all its records and ends soon: it is " +
+                                          PhaseName(state_.phase)};
   }
   if (training.staleness == 0) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kBulkSynchronous,
                  "job " + state_.name +
                      " is bulk-synchronous: what each of its workers trains is settled by their "
                      "number. `ds-cli job cancel` it, and `ds-cli job restart " +

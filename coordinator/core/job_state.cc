@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "common/error_id.h"
 #include "coordinator/core/json_writer.h"
 
 namespace ps::coordinator {
@@ -61,7 +62,8 @@ Result<PartPlaces> PlacesFromJson(const nlohmann::json& json, const char* key) {
   };
   if (std::any_of(places.shards.begin(), places.shards.end(), no_part) ||
       std::any_of(places.parts.begin(), places.parts.end(), no_store)) {
-    return Error{ErrorCode::kInvalid, "job state: a checkpoint's places contradict themselves"};
+    return Error{ErrorId::kZooKeeperContent,
+                 "job state: a checkpoint's places contradict themselves"};
   }
   return places;
 }
@@ -195,14 +197,14 @@ std::string StateToJson(const JobState& state) {
 Result<JobState> StateFromJson(const nlohmann::json& json) {
   try {
     if (json.at("version").get<int>() != 1) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kZooKeeperContent,
                    "job state of version " + json.at("version").dump() + ", this program reads 1"};
     }
     JobState state;
     state.id = JobId(json.at("id").get<std::uint64_t>());
     state.name = json.at("name").get<std::string>();
     const auto phase = PhaseFromName(json.at("phase").get<std::string>());
-    if (!phase) return Error{ErrorCode::kInvalid, "job state: unknown phase"};
+    if (!phase) return Error{ErrorId::kZooKeeperContent, "job state: unknown phase"};
     state.phase = *phase;
     state.reason = json.at("reason").get<std::string>();
     state.generation = json.at("generation").get<std::uint32_t>();
@@ -226,7 +228,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
     }
     state.first_clocks = json.at("first_clocks").get<std::vector<std::uint64_t>>();
     if (state.first_clocks.size() != state.workers.size()) {
-      return Error{ErrorCode::kInvalid, "job state: workers and their first clocks differ"};
+      return Error{ErrorId::kZooKeeperContent, "job state: workers and their first clocks differ"};
     }
     for (const auto& entry : json.at("dead")) {
       DeadWorker worker;
@@ -280,7 +282,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
     }
     return state;
   } catch (const nlohmann::json::exception& e) {
-    return Error{ErrorCode::kInvalid, std::string("job state: ") + e.what()};
+    return Error{ErrorId::kZooKeeperContent, std::string("job state: ") + e.what()};
   }
 }
 
@@ -309,7 +311,7 @@ Result<std::deque<JobEvent>> EventsFromJson(const nlohmann::json& json) {
     }
     return events;
   } catch (const nlohmann::json::exception& e) {
-    return Error{ErrorCode::kInvalid, std::string("job events: ") + e.what()};
+    return Error{ErrorId::kZooKeeperContent, std::string("job events: ") + e.what()};
   }
 }
 

@@ -1,4 +1,5 @@
 // Operators take a job off the cluster, and bring it back.
+#include "common/error_id.h"
 #include "coordinator/core/job.h"
 
 namespace ps::coordinator {
@@ -6,13 +7,14 @@ namespace ps::coordinator {
 Status Job::Suspend() {
   if (state_.phase == Phase::kSuspended || state_.suspending) return Ok();
   if (over() || state_.phase == Phase::kImporting) {
-    return Error{ErrorCode::kConflict, "job " + state_.name + " is not trained any more: it is " +
-                                           PhaseName(state_.phase)};
+    return Error{
+        over() ? ErrorId::kJobOver : ErrorId::kJobImporting,
+        "job " + state_.name + " is not trained any more: it is " + PhaseName(state_.phase)};
   }
   if (state_.phase == Phase::kDraining || state_.phase == Phase::kEvaluating) {
-    return Error{ErrorCode::kConflict, "job " + state_.name +
-                                           " has trained all its records and ends soon: it is " +
-                                           PhaseName(state_.phase)};
+    return Error{ErrorId::kJobEnding, "job " + state_.name +
+                                          " has trained all its records and ends soon: it is " +
+                                          PhaseName(state_.phase)};
   }
   if (state_.phase == Phase::kQueued) {
     SetPhase(Phase::kSuspended, "by an operator, before it was placed");
@@ -33,7 +35,7 @@ Status Job::Resume() {
   }
   if (state_.phase != Phase::kSuspended) {
     if (!over()) return Ok();
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kJobOver,
                  "job " + state_.name + " is over: it has " + PhaseName(state_.phase)};
   }
   SetPhase(Phase::kQueued, "an operator resumes it: waits to be placed");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "common/error_id.h"
 #include "coordinator/core/json_writer.h"
 
 namespace ps::coordinator {
@@ -305,7 +306,7 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
     options.in_turn = json.at("in_turn").get<bool>();
     if (options.records == 0 || options.batch == 0 || options.lease_records == 0 ||
         options.workers == 0) {
-      return Error{ErrorCode::kInvalid, "lease book: a size is zero"};
+      return Error{ErrorId::kZooKeeperContent, "lease book: a size is zero"};
     }
     LeaseBook book(options);
     book.cursor_ = json.at("cursor").get<std::uint64_t>();
@@ -318,7 +319,7 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
       for (const auto& pair : entry.at(1)) {
         const Range range{pair.at(0).get<std::uint64_t>(), pair.at(1).get<std::uint64_t>()};
         if (range.begin >= range.end) {
-          return Error{ErrorCode::kInvalid, "lease book: a range set aside is out of order"};
+          return Error{ErrorId::kZooKeeperContent, "lease book: a range set aside is out of order"};
         }
         ranges.push_back(range);
       }
@@ -336,7 +337,7 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
       if (entry.size() > 6) holding.push_records = entry.at(6).get<std::uint32_t>();
       if (holding.range.begin > holding.range.end ||
           holding.done > holding.range.end - holding.range.begin) {
-        return Error{ErrorCode::kInvalid, "lease book: a lease is out of order"};
+        return Error{ErrorId::kZooKeeperContent, "lease book: a lease is out of order"};
       }
       book.holdings_[entry.at(0).get<std::uint64_t>()] = holding;
     }
@@ -348,7 +349,7 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
     }
     return book;
   } catch (const nlohmann::json::exception& e) {
-    return Error{ErrorCode::kInvalid, std::string("lease book: ") + e.what()};
+    return Error{ErrorId::kZooKeeperContent, std::string("lease book: ") + e.what()};
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/error_id.h"
 #include "common/job/load_mapping.h"
 
 namespace ps::coordinator {
@@ -18,25 +19,25 @@ Result<Found> FindSource(const JobSpec& spec, std::size_t number, const JobFinde
   const CheckpointOrigin origin = ParseOrigin(spec.checkpoint.load[number].from);
   const Job* const job = find(origin.job);
   if (job == nullptr) {
-    return Error{ErrorCode::kNotFound, name + "there is no job " + origin.job};
+    return Error{ErrorId::kLoadSourceMissing, name + "there is no job " + origin.job};
   }
   const JobState& state = job->state();
   if (!origin.round.has_value()) {
     if (const CommittedCheckpoint* const newest = state.NewestCheckpoint())
       return Found{job, newest};
-    return Error{ErrorCode::kNotFound, name + "job " + origin.job + " has no checkpoint"};
+    return Error{ErrorId::kLoadSourceMissing, name + "job " + origin.job + " has no checkpoint"};
   }
   const auto at = std::find_if(
       state.checkpoints.begin(), state.checkpoints.end(),
       [&](const CommittedCheckpoint& one) { return one.round == Round(*origin.round); });
   if (at == state.checkpoints.end()) {
-    return Error{ErrorCode::kNotFound, name + "job " + origin.job + " has no checkpoint " +
-                                           std::to_string(*origin.round) +
-                                           " (ds-cli ckpt list JOB shows them)"};
+    return Error{ErrorId::kLoadSourceMissing, name + "job " + origin.job + " has no checkpoint " +
+                                                  std::to_string(*origin.round)};
   }
   if (at->damaged) {
-    return Error{ErrorCode::kConflict, name + "checkpoint " + std::to_string(*origin.round) +
-                                           " of job " + origin.job + " is damaged"};
+    return Error{ErrorId::kCheckpointNotUsable, name + "checkpoint " +
+                                                    std::to_string(*origin.round) + " of job " +
+                                                    origin.job + " is damaged"};
   }
   return Found{job, &*at};
 }
@@ -95,7 +96,7 @@ Result<std::vector<std::string>> CheckLoadSources(const JobSpec& spec,
                         std::to_string(found.job->id().value()) + " (" + found.job->state().name +
                         ")");
   }
-  if (!findings.empty()) return Error{ErrorCode::kInvalid, findings};
+  if (!findings.empty()) return Error{ErrorId::kLoadMapping, findings};
   return sentences;
 }
 

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <tuple>
 
+#include "common/error_id.h"
 #include "common/net/metric_families.h"
 #include "coordinator/shell/api_roles.h"
 #include "coordinator/shell/coordinator.h"
@@ -26,14 +27,6 @@ int HttpStatus(ErrorCode code) {
   }
 }
 
-std::string CodeWord(ErrorCode code) {
-  std::string word = ErrorCodeName(code);
-  for (char& letter : word) {
-    if (letter == ' ') letter = '_';
-  }
-  return word;
-}
-
 net::HttpResponse Json(nlohmann::json body) {
   body.emplace("apiVersion", "ds/v1");
   return net::JsonResponse(200, body);
@@ -47,7 +40,7 @@ Result<std::uint64_t> Number(const std::string& what, const std::string& text) {
   std::uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) {
-    return Error{ErrorCode::kUsage, what + ": '" + text + "' is not a number"};
+    return Error{ErrorId::kRequestBody, what + ": '" + text + "' is not a number"};
   }
   return value;
 }
@@ -63,7 +56,7 @@ Result<std::optional<std::uint64_t>> MemberNumber(const nlohmann::json& body, co
   const auto member = body.find(name);
   if (member == body.end()) return std::optional<std::uint64_t>();
   if (!member->is_number_unsigned()) {
-    return Error{ErrorCode::kUsage, std::string("`") + name + "` is not a whole number"};
+    return Error{ErrorId::kRequestBody, std::string("`") + name + "` is not a whole number"};
   }
   return std::optional(member->get<std::uint64_t>());
 }
@@ -73,7 +66,7 @@ Result<bool> MemberFlag(const nlohmann::json& body, const char* name) {
   const auto member = body.find(name);
   if (member == body.end()) return false;
   if (!member->is_boolean()) {
-    return Error{ErrorCode::kUsage, std::string("`") + name + "` is not true or false"};
+    return Error{ErrorId::kRequestBody, std::string("`") + name + "` is not true or false"};
   }
   return member->get<bool>();
 }
@@ -81,10 +74,7 @@ Result<bool> MemberFlag(const nlohmann::json& body, const char* name) {
 }  // namespace
 
 net::HttpResponse ApiError(const Error& error) {
-  return net::JsonResponse(
-      HttpStatus(error.code),
-      {{"apiVersion", "ds/v1"},
-       {"error", {{"code", CodeWord(error.code)}, {"message", error.message}}}});
+  return net::ErrorResponse(HttpStatus(error.code), error);
 }
 
 void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responder& responder) {
@@ -115,7 +105,7 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
     return;
   }
   if (request.path.rfind("/v1/", 0) != 0) {
-    responder.Answer(ApiError({ErrorCode::kNotFound, "no such path: " + request.path}));
+    responder.Answer(ApiError({ErrorId::kNotOfTheApi, "no such path: " + request.path}));
     return;
   }
   if (!core_) {
@@ -124,11 +114,11 @@ void Coordinator::OnRequest(const net::HttpRequest& request, const net::Responde
       responder.Answer(net::RedirectResponse(leader + request.target));
     } else if (leadership_) {
       responder.Answer(ApiError(
-          {ErrorCode::kUnreachable, "coordinator " + options_.id + " is taking over; ask again"}));
+          {ErrorId::kNoLeader, "coordinator " + options_.id + " is taking over; ask again"}));
     } else {
       const std::string trouble = session_->Trouble();
       responder.Answer(
-          ApiError({ErrorCode::kUnreachable,
+          ApiError({ErrorId::kNoLeader,
                     "no coordinator leads: " +
                         (trouble.empty() ? "the election is open; ask again" : trouble)}));
     }
@@ -150,7 +140,7 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
   const auto body = [&]() -> Result<nlohmann::json> {
     auto json = nlohmann::json::parse(request.body, nullptr, false);
     if (json.is_object()) return json;
-    return Error{ErrorCode::kUsage, "the request's body is not a JSON object"};
+    return Error{ErrorId::kRequestBody, "the request's body is not a JSON object"};
   };
   const auto optional_body = [&] {
     return request.body.empty() ? Result<nlohmann::json>(nlohmann::json::object()) : body();
@@ -162,8 +152,8 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
     const auto duty =
         name != json->end() && name->is_string() ? DutyOf(name->get<std::string>()) : std::nullopt;
     if (!duty) {
-      return responder.Answer(
-          ApiError({ErrorCode::kUsage, "the body's `duty` must be full, cordoned or draining"}));
+      return responder.Answer(ApiError(
+          {ErrorId::kRequestBody, "the body's `duty` must be full, cordoned or draining"}));
     }
     return core_->SetDuty(ticket(), parts[2], *duty, now);
   }
@@ -196,8 +186,8 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       const auto found = json->find(member);
       if (found == json->end() && !needed) continue;
       if (found == json->end() || !found->is_string()) {
-        return responder.Answer(
-            ApiError({ErrorCode::kUsage, std::string("the body's `") + member + "` is no text"}));
+        return responder.Answer(ApiError(
+            {ErrorId::kRequestBody, std::string("the body's `") + member + "` is no text"}));
       }
       *text = found->get<std::string>();
     }
@@ -209,7 +199,7 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       const auto json = body();
       if (!json.ok()) return responder.Answer(ApiError(json.error()));
       if (!json->contains("spec") || !json->at("spec").is_object()) {
-        return responder.Answer(ApiError({ErrorCode::kUsage, "the body has no object `spec`"}));
+        return responder.Answer(ApiError({ErrorId::kRequestBody, "the body has no object `spec`"}));
       }
       const bool dry_run = json->contains("dry_run") && json->at("dry_run").is_boolean() &&
                            json->at("dry_run").get<bool>();
@@ -267,7 +257,8 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       if (!round.ok()) return responder.Answer(ApiError(round.error()));
       if (!confirmed.ok()) return responder.Answer(ApiError(confirmed.error()));
       if (!round->has_value()) {
-        return responder.Answer(ApiError({ErrorCode::kUsage, "the body has no number `round`"}));
+        return responder.Answer(
+            ApiError({ErrorId::kRequestBody, "the body has no number `round`"}));
       }
       return core_->RollBack(ticket(), parts[2], Round(**round), *confirmed, now);
     }
@@ -279,7 +270,8 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       if (!workers.ok()) return responder.Answer(ApiError(workers.error()));
       if (!dry_run.ok()) return responder.Answer(ApiError(dry_run.error()));
       if (!workers->has_value()) {
-        return responder.Answer(ApiError({ErrorCode::kUsage, "the body has no number `workers`"}));
+        return responder.Answer(
+            ApiError({ErrorId::kRequestBody, "the body has no number `workers`"}));
       }
       return core_->Scale(ticket(), parts[2], **workers, *dry_run, now);
     }
@@ -300,7 +292,7 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
     }
   }
   responder.Answer(ApiError(
-      {ErrorCode::kNotFound, request.method + " " + request.path + " is not part of the API"}));
+      {ErrorId::kNotOfTheApi, request.method + " " + request.path + " is not part of the API"}));
 }
 
 }  // namespace ps::coordinator

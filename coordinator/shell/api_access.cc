@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 #include "common/net/this_host.h"
 #include "coordinator/shell/api_roles.h"
@@ -45,9 +46,11 @@ std::optional<std::string> TokenOf(const net::HttpRequest& request) {
 }  // namespace
 
 Status ApiSecurity::Check(const std::string& bind, bool insecure) const {
-  const auto wrong = [](std::string what) { return Error{ErrorCode::kUsage, std::move(what)}; };
+  const auto wrong = [](std::string what) {
+    return Error{ErrorId::kApiGuardWanted, std::move(what)};
+  };
   if (tls.certificate.empty() != tls.key.empty()) {
-    return wrong("--api-cert and --api-key are of use only together");
+    return Error{ErrorId::kFlagsTogether, "--api-cert and --api-key are of use only together"};
   }
   if (net::IsLoopback(bind)) return Ok();
   if (!tokens.empty() && !tls.given()) {
@@ -79,7 +82,7 @@ void ApiAccess::Reload() { Look(true); }
 
 void ApiAccess::Look(bool again) {
   const auto complain = [](const Status& read) {
-    if (!read.ok()) spdlog::error("{}; what was in force still is", read.error().message);
+    if (!read.ok()) spdlog::error("{}; what was in force still is", ErrorLine(read.error()));
   };
   // A certificate and its key are never replaced in the same moment: in between they do not fit,
   // which is an error, and the second change brings us here again.
@@ -117,11 +120,10 @@ Status ApiAccess::ReadTokens() {
 }
 
 net::HttpResponse ApiAccess::Refuse(const net::HttpRequest& request, int status,
-                                    const std::string& log, const std::string& message) {
+                                    const std::string& log, const Error& error) {
   ++(status == 403 ? counters_.forbidden : counters_.refused);
   log_.Warn("API: refused " + request.peer + ": " + log + " (" + Shown(request) + ")");
-  net::HttpResponse response = ApiError({ErrorCode::kDenied, message});
-  response.status = status;
+  net::HttpResponse response = net::ErrorResponse(status, error);
   if (status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer realm=\"ds\"");
   return response;
 }
@@ -132,7 +134,7 @@ std::optional<net::HttpResponse> ApiAccess::Admit(const net::HttpRequest& reques
   const auto token = TokenOf(request);
   if (!token) {
     return Refuse(request, 401, "it has no token",
-                  "a token is needed: Authorization: Bearer TOKEN");
+                  {ErrorId::kTokenMissing, "a token is needed: Authorization: Bearer TOKEN"});
   }
   const net::ApiToken* const known = tokens_.Find(*token);
   if (known == nullptr || known->expired(net::WallClockMs())) {
@@ -140,18 +142,19 @@ std::optional<net::HttpResponse> ApiAccess::Admit(const net::HttpRequest& reques
                   known == nullptr ? "nobody has its token"
                                    : "the token of " + known->name + " has expired on " +
                                          net::DateText(*known->until_ms),
-                  "the token is not known, or not any more");
+                  {ErrorId::kTokenUnknown, "the token is not known, or not any more"});
   }
   if (endpoint == nullptr) {
     return ApiError(
-        {ErrorCode::kNotFound, request.method + " " + request.path + " is not part of the API"});
+        {ErrorId::kNotOfTheApi, request.method + " " + request.path + " is not part of the API"});
   }
   const std::string who = known->name + " (" + net::ApiRoleName(known->role) + ")";
   if (known->role < *endpoint->role) {
     const std::string needed = net::ApiRoleName(*endpoint->role);
     return Refuse(
         request, 403, who + " is no " + needed,
-        "the token of " + who + " does not allow that, but one of a " + needed + " would");
+        {ErrorId::kTokenForbids,
+         "the token of " + who + " does not allow that, but one of a " + needed + " would"});
   }
   if (request.method != "GET" && request.method != "HEAD") {
     spdlog::info("API: {} at {}: {}", who, request.peer, Shown(request));

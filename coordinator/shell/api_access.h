@@ -56,7 +56,7 @@ class ApiAccess {
   Status ReadTls();
   Status ReadTokens();
   net::HttpResponse Refuse(const net::HttpRequest& request, int status, const std::string& log,
-                           const std::string& message);
+                           const Error& error);
 
   net::HttpServer& server_;
   const ApiSecurity security_;

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 
+#include "common/error_id.h"
 #include "common/net/daemon_options.h"
 #include "common/net/loop.h"
 #include "common/net/systemd.h"
@@ -38,21 +39,23 @@ int main(int argc, char** argv) {
   daemon.AddSecurity();
   if (const auto status = daemon.Parse(argc, argv)) return *status;
   if ((options.bind == "0.0.0.0" || options.bind == "::") && options.advertise.empty()) {
-    return daemon.Wrong("--bind " + options.bind + " needs --advertise: nobody can connect to it");
+    return daemon.Wrong(
+        {ps::ErrorId::kAdvertiseWanted,
+         "--bind " + options.bind + " needs --advertise: nobody can connect to it"});
   }
   const auto security = daemon.Security(options.bind);
-  if (!security.ok()) return daemon.Wrong(security.error().message);
+  if (!security.ok()) return daemon.Wrong(security.error());
   options.security = *security;
   options.zookeeper_secret = daemon.zookeeper_secret();
   const ps::Status api = options.api.Check(options.bind, daemon.insecure());
-  if (!api.ok()) return daemon.Wrong(api.error().message);
+  if (!api.ok()) return daemon.Wrong(api.error());
   if (daemon.check_only()) return daemon.ConfigurationIsGood();
   ps::net::Loop loop;
   {
     ps::coordinator::Coordinator coordinator(loop, options);
     const ps::Status started = coordinator.Start();
     if (!started.ok()) {
-      spdlog::error("cannot start: {}", started.error().message);
+      spdlog::error("cannot start: {}", ps::ErrorLine(started.error()));
       const bool makes_no_sense = started.error().code == ps::ErrorCode::kInvalid ||
                                   started.error().code == ps::ErrorCode::kUsage ||
                                   started.error().code == ps::ErrorCode::kDenied;

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <utility>
 
+#include "common/error_id.h"
+
 namespace ps::coordinator {
 namespace {
 
@@ -110,7 +112,8 @@ void ReadRecords(zk::Session& session, std::weak_ptr<void> alive,
         const auto [end, error] =
             std::from_chars(name.data(), name.data() + name.size(), record.id);
         if (error != std::errc() || end != name.data() + name.size()) {
-          reading->error = Error{ErrorCode::kInvalid, "/jobs/" + name + " is not a job's node"};
+          reading->error =
+              Error{ErrorId::kZooKeeperContent, "/jobs/" + name + " is not a job's node"};
           break;
         }
         const auto get = [&](const char* node, std::string JobRecord::*field) {

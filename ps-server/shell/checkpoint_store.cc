@@ -16,6 +16,7 @@
 #include "checkpoint/round_path.h"
 #include "checkpoint/verify.h"
 #include "checkpoint/writer.h"
+#include "common/error_id.h"
 #include "common/net/unique_fd.h"
 
 namespace ps::server {
@@ -55,7 +56,7 @@ Result<std::string> ReadStoreFile(const fs::path& root) {
   const bool ours = text.size() == kStoreDigits + 1 && text.back() == '\n' &&
                     text.find_first_not_of("0123456789abcdef") == kStoreDigits;
   if (!ours) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kStoreFile,
                  (root / kStoreFile).string() +
                      ": does not hold the identity of a checkpoint directory; remove the file and "
                      "a new one is made"};
@@ -70,7 +71,8 @@ Result<std::string> PrepareCheckpointRoot(const fs::path& root) {
   std::error_code error;
   fs::create_directories(root, error);
   if (error) {
-    return Error{ErrorCode::kIo, "checkpoint directory " + root.string() + ": " + error.message()};
+    return Error{ErrorId::kCheckpointFolder,
+                 "checkpoint directory " + root.string() + ": " + error.message()};
   }
   const fs::path probe = root / (".write-test-" + std::to_string(::getpid()));
   const net::UniqueFd file(::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
@@ -78,8 +80,8 @@ Result<std::string> PrepareCheckpointRoot(const fs::path& root) {
   const int reason = errno;
   if (file.valid()) ::unlink(probe.c_str());
   if (!written) {
-    return Error{ErrorCode::kIo, "checkpoint directory " + root.string() +
-                                     " cannot be written: " + std::strerror(reason)};
+    return Error{ErrorId::kCheckpointFolder, "checkpoint directory " + root.string() +
+                                                 " cannot be written: " + std::strerror(reason)};
   }
   Result<std::string> store = ReadStoreFile(root);
   if (store.ok() || store.error().code != ErrorCode::kNotFound) return store;
@@ -259,7 +261,7 @@ Status RepairPart(net::Context& context, const std::vector<PartSource>& sources,
   const fs::path directory = PS_TRY(ResolveRound(round, part));
   std::error_code error;
   if (!fs::is_directory(directory, error)) {
-    return Error{ErrorCode::kNotFound, directory.string() + ": is gone"};
+    return Error{ErrorId::kCheckpointMissing, directory.string() + ": is gone"};
   }
   const fs::path there = fs::path(round_name) / part;
   // A copy that another part builds on may have none.

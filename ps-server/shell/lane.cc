@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/net/context.h"
 #include "common/net/loop.h"
 #include "ps-server/shell/huge_page_memory.h"
@@ -96,7 +97,7 @@ Result<std::unique_ptr<Lane>> Lane::Start(net::Context& context, LaneOptions opt
   PS_TRY(context.Listen(socket, admitted));
   PS_TRY(context.LogFailures(socket, "lane " + std::to_string(lane->options_.number)));
   if (zmq_bind(socket, lane->options_.bind.c_str()) != 0) {
-    return Error{zmq_errno() == EADDRINUSE ? ErrorCode::kConflict : ErrorCode::kUsage,
+    return Error{zmq_errno() == EADDRINUSE ? ErrorId::kPortTaken : ErrorId::kOptionValue,
                  "cannot listen on " + lane->options_.bind + ": " + zmq_strerror(zmq_errno())};
   }
   std::array<char, 512> real{};

@@ -175,7 +175,8 @@ Status Server::StartAdmin() {
 
 void Server::Answer(const net::HttpRequest& request, const net::Responder& responder) {
   if (request.method != "GET" && request.method != "HEAD") {
-    return responder.Answer(net::ErrorResponse(405, "only GET is understood here"));
+    return responder.Answer(
+        net::ErrorResponse(405, {ErrorCode::kUsage, "only GET is understood here"}));
   }
   if (request.path == "/healthz") return responder.Answer(net::TextResponse(200, "ok\n"));
   if (request.path == "/metrics") {
@@ -187,7 +188,8 @@ void Server::Answer(const net::HttpRequest& request, const net::Responder& respo
     if (scrubber_) counters.scrub = scrubber_->counters();
     return responder.Answer(net::MetricsResponse(MetricsText(lanes, counters)));
   }
-  responder.Answer(net::ErrorResponse(404, "no such page; there are /healthz and /metrics"));
+  responder.Answer(net::ErrorResponse(
+      404, {ErrorCode::kNotFound, "no such page; there are /healthz and /metrics"}));
 }
 
 ServerSummary Server::Summary() const {
@@ -226,7 +228,7 @@ void Server::Send(const control::MessageT& message) {
 
 void Server::PostToLane(std::uint32_t lane, Lane::Command command) {
   const Status posted = lanes_[lane]->Post(std::move(command));
-  if (!posted.ok()) spdlog::error("{}", posted.error().message);
+  if (!posted.ok()) spdlog::error("{}", ErrorLine(posted.error()));
 }
 
 void Server::PostToLanes(const Lane::Command& command) {
@@ -299,11 +301,11 @@ void Server::OnJobStart(const control::JobStartT& start) {
     const auto spec = ParseJobJson(start.spec_json);
     if (!spec.ok()) {
       return spdlog::error("job {}: its specification is refused: {}", id.value(),
-                           spec.error().message);
+                           ErrorLine(spec.error()));
     }
     const auto shards = static_cast<std::uint32_t>(start.map->shards.size());
     auto layout = LayoutView::Create(*start.layout, shards);
-    if (!layout.ok()) return spdlog::error("job {}: {}", id.value(), layout.error().message);
+    if (!layout.ok()) return spdlog::error("job {}: {}", id.value(), ErrorLine(layout.error()));
     auto made = std::make_unique<Job>();
     made->id = id;
     made->name = start.name;
@@ -316,7 +318,7 @@ void Server::OnJobStart(const control::JobStartT& start) {
     made->shards = shards;
     if (made->rules.loads) {
       auto order = LoadOrder::Of(id, *spec, *start.layout);
-      if (!order.ok()) return spdlog::error("job {}: {}", id.value(), order.error().message);
+      if (!order.ok()) return spdlog::error("job {}: {}", id.value(), ErrorLine(order.error()));
       made->load = std::make_shared<const LoadOrder>(std::move(order).value());
     }
     job = jobs_.emplace(id, std::move(made)).first->second.get();
@@ -356,13 +358,13 @@ void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::Live
   for (std::uint32_t lane = 0; map != nullptr && lane < lanes_.size(); ++lane) {
     auto lane_map = LaneMapOf(*map, config_.procid, lane, job.shards);
     if (!lane_map.ok()) {
-      return spdlog::error("job {}: {}", job.id.value(), lane_map.error().message);
+      return spdlog::error("job {}: {}", job.id.value(), ErrorLine(lane_map.error()));
     }
     own.push_back(std::move(lane_map).value());
   }
   if (live != nullptr) {
     auto parsed = LiveMembersOf(*live);
-    if (!parsed.ok()) return spdlog::error("job {}: {}", job.id.value(), parsed.error().message);
+    if (!parsed.ok()) return spdlog::error("job {}: {}", job.id.value(), ErrorLine(parsed.error()));
     members = std::move(parsed).value();
   }
   if (map != nullptr && map->version > job.map_version) {
@@ -809,10 +811,10 @@ void Server::OnRestoreFailed(const RestoreWanted& wanted, const Error& error,
   ++counters_.restores_failed;
   if (wanted.round == Round()) {
     spdlog::error("job {}: shard {} cannot be loaded: {}", wanted.job.value(), wanted.shard.value(),
-                  error.message);
+                  ErrorLine(error));
   } else {
     spdlog::error("job {}: shard {} cannot be restored from checkpoint {}: {}", wanted.job.value(),
-                  wanted.shard.value(), wanted.round.value(), error.message);
+                  wanted.shard.value(), wanted.round.value(), ErrorLine(error));
   }
   control::RestoreFailedT& failed = job->failed[wanted.shard];
   failed = {};

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/job/job_spec.h"
 #include "ps-worker/agent/task_log.h"
 
@@ -33,7 +34,7 @@ Status WriteFile(const fs::path& path, const std::string& content) {
   file << content;
   file.close();
   if (file.fail()) {
-    return Error{ErrorCode::kIo,
+    return Error{ErrorId::kFileNotWritten,
                  path.string() + ": cannot be written: " + std::generic_category().message(errno)};
   }
   return Ok();
@@ -42,12 +43,14 @@ Status WriteFile(const fs::path& path, const std::string& content) {
 Result<net::UniqueFd> Lock(const fs::path& path) {
   net::UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640));
   if (!file.valid()) {
-    return Error{ErrorCode::kIo, path.string() + ": " + std::generic_category().message(errno)};
+    return Error{ErrorId::kFileNotWritten,
+                 path.string() + ": " + std::generic_category().message(errno)};
   }
   if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
-    return Error{ErrorCode::kConflict, path.parent_path().string() +
-                                           ": another ps-worker uses this state directory; give "
-                                           "each its own with --state-dir"};
+    return Error{ErrorId::kStateDirectoryTaken,
+                 path.parent_path().string() +
+                     ": another ps-worker uses this state directory; give "
+                     "each its own with --state-dir"};
   }
   return file;
 }
@@ -80,8 +83,9 @@ Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, net::Context& cont
   for (const char* folder : {"tasks", "logs"}) {
     fs::create_directories(options.state_directory / folder, error);
     if (error) {
-      return Error{ErrorCode::kIo, (options.state_directory / folder).string() +
-                                       ": cannot create the directory: " + error.message()};
+      return Error{ErrorId::kFolderNotMade,
+                   (options.state_directory / folder).string() +
+                       ": cannot create the directory: " + error.message()};
     }
   }
   auto lock = PS_TRY(Lock(options.state_directory / "lock"));
@@ -255,7 +259,7 @@ void Agent::OnStartTask(const control::StartTaskT& start) {
   }
   const Result<TaskCommand> command = PrepareTask(start, task);
   if (!command.ok()) {
-    spdlog::error("task {}: {}", start.task, command.error().message);
+    spdlog::error("task {}: {}", start.task, ErrorLine(command.error()));
     ReportExit(start.task, task,
                command.error().code == ErrorCode::kInvalid ? kExitInvalid : kExitOsError,
                command.error().message);
@@ -270,7 +274,7 @@ void Agent::OnStartTask(const control::StartTaskT& start) {
   Result<std::unique_ptr<TaskProcess>> process =
       TaskProcess::Start(loop_, *command, options_.task, std::move(callbacks));
   if (!process.ok()) {
-    spdlog::error("task {}: {}", start.task, process.error().message);
+    spdlog::error("task {}: {}", start.task, ErrorLine(process.error()));
     RemoveFile(task.spec);
     ReportExit(start.task, task, kExitOsError, process.error().message);
     return;
@@ -401,7 +405,7 @@ void Agent::OnReplay(const control::ReplayT& replay) {
         });
     if (!ghost.ok()) {
       spdlog::error("job {}, worker {}: cannot replay: {}", replay.job, replay.worker,
-                    ghost.error().message);
+                    ErrorLine(ghost.error()));
       return;
     }
     spdlog::info("job {}, worker {}: replays the pushes of incarnation {}", replay.job,
@@ -409,7 +413,7 @@ void Agent::OnReplay(const control::ReplayT& replay) {
     found = ghosts_.emplace(key, std::move(*ghost)).first;
   }
   const Status mapped = found->second->SetMap(*replay.start->map);
-  if (!mapped.ok()) spdlog::error("job {}: {}", replay.job, mapped.error().message);
+  if (!mapped.ok()) spdlog::error("job {}: {}", replay.job, ErrorLine(mapped.error()));
 }
 
 void Agent::OnJobUpdate(const control::JobUpdateT& update) {
@@ -417,7 +421,7 @@ void Agent::OnJobUpdate(const control::JobUpdateT& update) {
   for (auto& ghost : ghosts_) {
     if (ghost.first.job.value() != update.job) continue;
     const Status mapped = ghost.second->SetMap(*update.map);
-    if (!mapped.ok()) spdlog::error("job {}: {}", update.job, mapped.error().message);
+    if (!mapped.ok()) spdlog::error("job {}: {}", update.job, ErrorLine(mapped.error()));
   }
 }
 
@@ -456,6 +460,7 @@ void Agent::OnPreflight(const control::PreflightT& preflight) {
   if (!check.ok()) {
     control::PreflightResultT result;
     result.error = options_.name + ": " + check.error().message;
+    result.error_id = static_cast<std::uint16_t>(check.error().id);
     AnswerPreflight(preflight.request, std::move(result));
     return;
   }
@@ -464,7 +469,7 @@ void Agent::OnPreflight(const control::PreflightT& preflight) {
 
 Result<std::unique_ptr<Agent::Check>> Agent::StartCheck(const control::PreflightT& preflight) {
   if (stopping_ || checks_.size() >= options_.preflights_max) {
-    return Error{ErrorCode::kUnreachable, "too many jobs are being checked, try again"};
+    return Error{ErrorId::kCheckBusy, "too many jobs are being checked, try again"};
   }
   const std::uint64_t request = preflight.request;
   const fs::path stem =
@@ -505,6 +510,7 @@ void Agent::OnCheckExit(std::uint64_t request, net::ExitStatus status) {
     result.error = "the job could not be checked within " +
                    std::to_string(options_.preflight_deadline.count() / 1000) + " s on " +
                    options_.name;
+    result.error_id = static_cast<std::uint16_t>(ErrorId::kCheckTimeout);
   } else if (message.ok() && message->body.type == control::Body::PreflightResult) {
     result = std::move(*message->body.AsPreflightResult());
   } else {

@@ -65,7 +65,7 @@ void Ghost::Report(Clock clock) {
 void Ghost::OnBroken(const Error& error) {
   spdlog::error(
       "job {}, worker {}: the pushes that incarnation {} left behind cannot be replayed: {}",
-      key_.job.value(), key_.worker.value(), key_.incarnation.value(), error.message);
+      key_.job.value(), key_.worker.value(), key_.incarnation.value(), ErrorLine(error));
   broken_ = error;
   Check();
 }

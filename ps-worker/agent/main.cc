@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
   options.AddSecurity();
   if (const auto status = options.Parse(argc, argv)) return *status;
   const auto security = options.Security("");  // it only connects to others
-  if (!security.ok()) return options.Wrong(security.error().message);
+  if (!security.ok()) return options.Wrong(security.error());
   agent.security = *security;
   config.zookeeper_secret = options.zookeeper_secret();
   agent.log_level = options.log_level();
@@ -105,6 +105,6 @@ int main(int argc, char** argv) {
   config.reload = [&options] { return options.Reload(); };
   const ps::Status status = ps::worker::Run(std::move(config));
   if (status.ok()) return 0;
-  std::fprintf(stderr, "ps-worker: %s\n", status.error().message.c_str());
+  std::fprintf(stderr, "ps-worker: %s\n", ps::ErrorLine(status.error()).c_str());
   return ExitStatus(status.error());
 }

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/core/retention_ring.h"
 #include "ps-worker/task/ring_file.h"
 
@@ -88,8 +89,8 @@ Result<RingStore> RingStore::Open(const fs::path& directory) {
   std::error_code error;
   if (directory.has_parent_path()) fs::create_directories(directory.parent_path(), error);
   if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
-    return Error{ErrorCode::kIo, directory.string() + ": cannot create the directory: " +
-                                     std::generic_category().message(errno)};
+    return Error{ErrorId::kFolderNotMade, directory.string() + ": cannot create the directory: " +
+                                              std::generic_category().message(errno)};
   }
   struct stat status = {};
   if (::lstat(directory.c_str(), &status) != 0) {
@@ -97,12 +98,13 @@ Result<RingStore> RingStore::Open(const fs::path& directory) {
                  directory.string() + ": " + std::generic_category().message(errno)};
   }
   if (!S_ISDIR(status.st_mode) || status.st_uid != ::geteuid()) {
-    return Error{ErrorCode::kDenied, directory.string() +
-                                         ": not a directory of this user; choose another with "
-                                         "--retention-dir"};
+    return Error{ErrorId::kRetentionDirectory,
+                 directory.string() +
+                     ": not a directory of this user; choose another with "
+                     "--retention-dir"};
   }
   if ((status.st_mode & 077) != 0 && ::chmod(directory.c_str(), 0700) != 0) {
-    return Error{ErrorCode::kDenied,
+    return Error{ErrorId::kRetentionDirectory,
                  directory.string() + ": others may read it and its mode cannot be changed"};
   }
   return RingStore(directory);

@@ -1,12 +1,13 @@
 #include "ps-worker/core/precision.h"
 
 #include "common/check.h"
+#include "common/error_id.h"
 
 namespace ps::worker {
 namespace {
 
 Error Refused(std::string_view wanted, const std::string& why) {
-  return Error{ErrorCode::kInvalid, "training.precision: " + std::string(wanted) + " " + why};
+  return Error{ErrorId::kPrecision, "training.precision: " + std::string(wanted) + " " + why};
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/error_id.h"
 
 namespace ps::worker {
 namespace {
@@ -128,7 +129,7 @@ Status Sparsifier::CheckFinite(std::span<const float> gradient, std::size_t begi
     const std::size_t count = std::min(kChunk, end - begin);
     if (kernels_.largest(gradient.data() + begin, count) <= limit) continue;
     while (MagnitudeBits(gradient[begin]) <= limit) ++begin;
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kNotFinite,
                  "the gradient is not finite: element " + std::to_string(begin) + " of " +
                      std::to_string(gradient.size()) + " is " + std::to_string(gradient[begin])};
   }

@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "common/codec/value_codec.h"
+#include "common/error_id.h"
 #include "ps-worker/core/kernels/kernels.h"
 
 namespace ps::worker::cuda {
@@ -287,7 +288,7 @@ Status DeviceSparsifier::Collect() {
   const Control& control = *control_.data();
   if (status.ok() && control.beyond > 0) {
     const std::uint64_t element = elements_ - control.beyond;
-    status = Error{ErrorCode::kInvalid, "the gradient is not finite: element " +
+    status = Error{ErrorId::kNotFinite, "the gradient is not finite: element " +
                                             std::to_string(element) + " of " +
                                             std::to_string(elements_)};
   }

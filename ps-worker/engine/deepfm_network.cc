@@ -6,6 +6,7 @@
 #include <exception>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/initializer.h"
 #include "ps-worker/engine/network.h"
 
@@ -82,13 +83,13 @@ class DeepFm final : public Network {
 Result<std::unique_ptr<Network>> MakeDeepFm(const ModelSpec& spec, const DeepFmShape& shape,
                                             std::uint64_t seed) {
   if (shape.id_columns < 1 || shape.width < 2) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kModelShape,
                  "embedding_tables: a deepfm needs columns of ids and rows of at least 2 floats"};
   }
   try {
     return std::unique_ptr<Network>(std::make_unique<DeepFm>(spec, shape, seed));
   } catch (const std::exception& error) {
-    return Error{ErrorCode::kInvalid, "cannot build the model: " + FirstLine(error.what())};
+    return Error{ErrorId::kModelShape, "cannot build the model: " + FirstLine(error.what())};
   }
 }
 

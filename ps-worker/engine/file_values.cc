@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "common/error_id.h"
 #include "common/job/load_mapping.h"
 #include "ps-worker/engine/safetensors.h"
 
@@ -53,9 +54,9 @@ Result<FileValues> LoadFileValues(const JobSpec& spec, Workload& workload) {
     for (const LoadPair& pair : mapping.tensors) {
       const SafetensorsEntry& entry = file->entries()[pair.from];
       if (!entry.loadable()) {
-        return Error{ErrorCode::kInvalid, name + "tensor `" + entry.name + "` is of the type " +
-                                              entry.type +
-                                              "; F32, F16, BF16 and I64 can be loaded"};
+        return Error{ErrorId::kInitialValues, name + "tensor `" + entry.name + "` is of the type " +
+                                                  entry.type +
+                                                  "; F32, F16, BF16 and I64 can be loaded"};
       }
       const std::string& target = job.tensors[pair.to].name;
       const std::span<float> to = FindTensor(workload, target);

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/batches.h"
 #include "ps-worker/engine/ledger.h"
 #include "ps-worker/engine/model.h"
@@ -22,41 +23,43 @@ std::string ShapeText(const std::vector<std::int64_t>& shape) {
   return "[" + text + "]";
 }
 
-Error Mismatch(const std::string& text) { return Error{ErrorCode::kInvalid, text}; }
-
 Status CheckData(const JobSpec& spec, const Dataset& data, const char* name) {
   const std::string key = std::string("data.") + name;
-  if (data.records() == 0) return Mismatch(key + ": has no records");
+  if (data.records() == 0) return Error{ErrorId::kDataDisagree, key + ": has no records"};
   if (data.features() == 0 && spec.embedding_tables.empty()) {
-    return Mismatch(key + ": its records have no content, which only the ledger model can use");
+    return Error{ErrorId::kDataDisagree,
+                 key + ": its records have no content, which only the ledger model can use"};
   }
   const auto labels = data.label_range();
   if (spec.training.loss == "cross_entropy" && (!labels.whole || labels.minimum < 0)) {
-    return Mismatch(key +
-                    ": cross_entropy wants classes 0, 1, 2, ... as labels, these lie between " +
-                    std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
-                    (labels.whole ? "" : " and are not whole"));
+    return Error{ErrorId::kDataLabels,
+                 key + ": cross_entropy wants classes 0, 1, 2, ... as labels, these lie between " +
+                     std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
+                     (labels.whole ? "" : " and are not whole")};
   }
   if (spec.training.loss == "binary_cross_entropy" &&
       (!labels.whole || labels.minimum < 0 || labels.maximum > 1)) {
-    return Mismatch(key + ": binary_cross_entropy wants the labels 0 and 1, these lie between " +
-                    std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
-                    (labels.whole ? "" : " and are not whole") +
-                    "; label_positive says which labels count as 1");
+    return Error{ErrorId::kDataLabels,
+                 key + ": binary_cross_entropy wants the labels 0 and 1, these lie between " +
+                     std::to_string(labels.minimum) + " and " + std::to_string(labels.maximum) +
+                     (labels.whole ? "" : " and are not whole") +
+                     "; label_positive says which labels count as 1"};
   }
   if (spec.model.type == "mlp") {
     const auto wanted = static_cast<std::uint64_t>(spec.model.layers.front());
     if (wanted != data.features()) {
-      return Mismatch("model.layers: begins with " + std::to_string(wanted) + ", but " + key +
-                      " has " + std::to_string(data.features()) + " features a record");
+      return Error{ErrorId::kModelShape,
+                   "model.layers: begins with " + std::to_string(wanted) + ", but " + key +
+                       " has " + std::to_string(data.features()) + " features a record"};
     }
   } else if (!spec.model.input_shape.empty()) {
     std::uint64_t wanted = 1;
     for (const auto extent : spec.model.input_shape) wanted *= static_cast<std::uint64_t>(extent);
     if (wanted != data.features()) {
-      return Mismatch("model.input_shape: " + ShapeText(spec.model.input_shape) + " has " +
-                      std::to_string(wanted) + " values, but " + key + " has " +
-                      std::to_string(data.features()) + " features a record");
+      return Error{ErrorId::kModelShape, "model.input_shape: " + ShapeText(spec.model.input_shape) +
+                                             " has " + std::to_string(wanted) + " values, but " +
+                                             key + " has " + std::to_string(data.features()) +
+                                             " features a record"};
     }
   }
   return Ok();
@@ -136,8 +139,9 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
   PS_TRY(CheckData(spec, *task.train, "train"));
   if (spec.model.type == "deepfm" && task.test != nullptr &&
       task.test->features() != task.train->features()) {
-    return Mismatch("data.test: has " + std::to_string(task.test->features()) +
-                    " features a record, data.train has " + std::to_string(task.train->features()));
+    return Error{ErrorId::kDataDisagree, "data.test: has " + std::to_string(task.test->features()) +
+                                             " features a record, data.train has " +
+                                             std::to_string(task.train->features())};
   }
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
   auto model = PS_TRY(Model::Create(spec, task.train->features()));
@@ -152,6 +156,7 @@ control::PreflightResultT Preflight(const JobSpec& spec) {
   if (tried.ok()) return std::move(tried).value();
   control::PreflightResultT result;
   result.error = tried.error().message;
+  result.error_id = static_cast<std::uint16_t>(tried.error().id);
   return result;
 }
 

@@ -13,6 +13,7 @@
 #include <map>
 #include <utility>
 
+#include "common/error_id.h"
 #include "common/job/document.h"
 
 namespace ps::worker {
@@ -23,7 +24,7 @@ using job::Node;
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 constexpr std::size_t kDimensionsMax = 32;
 
-Error Bad(const std::string& what) { return Error{ErrorCode::kInvalid, what}; }
+Error Bad(const std::string& what) { return Error{ErrorId::kInitialValues, what}; }
 
 // Bytes of an element; 0: not a type of the format.
 std::uint64_t BytesOf(const std::string& type) {

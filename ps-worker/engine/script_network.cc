@@ -12,6 +12,7 @@
 #include <mutex>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/network.h"
 
 namespace ps::worker {
@@ -56,7 +57,7 @@ class ScriptNetwork final : public Network {
 Result<std::uint64_t> HashFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    return Error{ErrorCode::kInvalid, path + ": cannot be opened (model.file)"};
+    return Error{ErrorId::kModelFile, path + ": cannot be opened (model.file)"};
   }
   struct Free {
     void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
@@ -86,7 +87,7 @@ bool LooksLikeZip(const std::string& path) {
 Result<std::unique_ptr<Network>> LoadScriptNetwork(const ModelSpec& spec) {
   const auto salt = PS_TRY(HashFile(spec.file));
   if (!LooksLikeZip(spec.file)) {
-    return Error{ErrorCode::kInvalid, spec.file +
+    return Error{ErrorId::kModelFile, spec.file +
                                           ": not a TorchScript file (model.file wants what "
                                           "torch.jit.script(model).save(path) writes)"};
   }
@@ -97,10 +98,10 @@ Result<std::unique_ptr<Network>> LoadScriptNetwork(const ModelSpec& spec) {
   try {
     auto module = torch::jit::load(spec.file, c10::Device(c10::kCPU));
     if (!module.find_method("forward")) {
-      return Error{ErrorCode::kInvalid, spec.file + ": the module has no forward()"};
+      return Error{ErrorId::kModelFile, spec.file + ": the module has no forward()"};
     }
     if (!module.hasattr("training")) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kModelFile,
                    spec.file +
                        ": is a frozen module (torch.jit.freeze) and cannot be trained; "
                        "save it without freezing"};
@@ -108,7 +109,7 @@ Result<std::unique_ptr<Network>> LoadScriptNetwork(const ModelSpec& spec) {
     return std::unique_ptr<Network>(std::make_unique<ScriptNetwork>(std::move(module), spec, salt));
   } catch (const std::exception& error) {
     return Error{
-        ErrorCode::kInvalid,
+        ErrorId::kModelFile,
         spec.file + ": not a TorchScript file this LibTorch can read: " + FirstLine(error.what())};
   }
 }

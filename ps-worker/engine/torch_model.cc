@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/error_id.h"
 #include "ps-worker/core/loss_scaler.h"
 #include "ps-worker/engine/model.h"
 #include "ps-worker/engine/network.h"
@@ -98,16 +99,17 @@ class TorchModel final : public Model {
     model->column_tables_ = IdColumnTables(spec.embedding_tables);
     for (const auto& table : spec.embedding_tables) model->row_widths_.push_back(table.width);
     if (model->accuracy_ && model->loss_ == Loss::kMse) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kJobFileContradiction,
                    "training.metric: accuracy needs classes, so training.loss: cross_entropy or "
                    "binary_cross_entropy"};
     }
     if ((model->curve_ || model->log_loss_) && model->loss_ != Loss::kBinaryCrossEntropy) {
-      return Error{ErrorCode::kInvalid, "training.metric: " + spec.training.metric +
-                                            " needs training.loss: binary_cross_entropy"};
+      return Error{ErrorId::kJobFileContradiction,
+                   "training.metric: " + spec.training.metric +
+                       " needs training.loss: binary_cross_entropy"};
     }
     if (model->squared_error_ && model->loss_ != Loss::kMse) {
-      return Error{ErrorCode::kInvalid, "training.metric: mse needs training.loss: mse"};
+      return Error{ErrorId::kJobFileContradiction, "training.metric: mse needs training.loss: mse"};
     }
     try {
       PS_TRY(model->MakeFlat(spec.sparsification.small_tensor_elements));
@@ -208,7 +210,7 @@ class TorchModel final : public Model {
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
     const std::string text =
         torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
-    return Error{ErrorCode::kInvalid, network_->description() + ": " + ScriptError(text)};
+    return Error{ErrorId::kModelOutput, network_->description() + ": " + ScriptError(text)};
   }
 
   // TorchScript puts the reason last, below the traceback of the script.
@@ -300,12 +302,12 @@ class TorchModel final : public Model {
     const auto named = network_->Parameters();
     for (const auto& [key, tensor] : named) {
       if (tensor.scalar_type() != at::kFloat) {
-        return Error{ErrorCode::kInvalid, name + ": parameter " + key + " is " +
-                                              c10::toString(tensor.scalar_type()) +
-                                              ", only Float is trained; save model.float()"};
+        return Error{ErrorId::kModelParameters, name + ": parameter " + key + " is " +
+                                                    c10::toString(tensor.scalar_type()) +
+                                                    ", only Float is trained; save model.float()"};
       }
       if (tensor.numel() == 0) {
-        return Error{ErrorCode::kInvalid, name + ": parameter " + key + " has no elements"};
+        return Error{ErrorId::kModelParameters, name + ": parameter " + key + " has no elements"};
       }
       const void* data = tensor.data_ptr();
       const auto elements_here = static_cast<std::uint64_t>(tensor.numel());
@@ -314,9 +316,9 @@ class TorchModel final : public Model {
       });
       if (same != slots.end()) {
         if (shapes[same->tensor].shape != tensor.sizes().vec()) {
-          return Error{ErrorCode::kInvalid, name + ": parameter " + key + " shares memory with " +
-                                                shapes[same->tensor].name +
-                                                " in another shape, which is not supported"};
+          return Error{ErrorId::kModelParameters,
+                       name + ": parameter " + key + " shares memory with " +
+                           shapes[same->tensor].name + " in another shape, which is not supported"};
         }
         slots.push_back({data, same->tensor});
         continue;
@@ -325,7 +327,7 @@ class TorchModel final : public Model {
       shapes.push_back({key, tensor.sizes().vec()});
     }
     if (shapes.empty()) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kModelParameters,
                    name + ": has no trainable float parameters (a frozen module has none)"};
     }
 
@@ -355,9 +357,9 @@ class TorchModel final : public Model {
       if (tensor.numel() == 0) continue;
       const bool is_float = at::isFloatingType(tensor.scalar_type());
       if (!is_float && !at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true)) {
-        return Error{ErrorCode::kInvalid, name + ": buffer " + key + " is " +
-                                              c10::toString(tensor.scalar_type()) +
-                                              ", which is neither float nor integer"};
+        return Error{ErrorId::kModelParameters, name + ": buffer " + key + " is " +
+                                                    c10::toString(tensor.scalar_type()) +
+                                                    ", which is neither float nor integer"};
       }
       auto& total = is_float ? buffer_elements_ : counter_elements_;
       (is_float ? buffers_ : counters_).push_back({tensor, total});
@@ -411,35 +413,35 @@ class TorchModel final : public Model {
       return text.empty() ? std::string("[]") : text + "]";
     };
     if (output.scalar_type() != at::kFloat) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kModelOutput,
                    name + ": the output is " + c10::toString(output.scalar_type()) + ", not Float"};
     }
     if (loss_ != Loss::kCrossEntropy) {
       const bool binary = loss_ == Loss::kBinaryCrossEntropy;
       if (output.numel() != batch.records) {
-        return Error{ErrorCode::kInvalid, name + ": output " + shape() + " for " +
-                                              std::to_string(batch.records) + " records, loss " +
-                                              (binary ? "binary_cross_entropy" : "mse") +
-                                              " wants one number a record"};
+        return Error{ErrorId::kModelOutput, name + ": output " + shape() + " for " +
+                                                std::to_string(batch.records) + " records, loss " +
+                                                (binary ? "binary_cross_entropy" : "mse") +
+                                                " wants one number a record"};
       }
       for (const float label : batch.labels) {
         if (binary && label != 0 && label != 1) {
-          return Error{ErrorCode::kInvalid, name + ": the data has the label " +
-                                                std::to_string(label) +
-                                                ", binary_cross_entropy wants 0 and 1"};
+          return Error{ErrorId::kDataLabels, name + ": the data has the label " +
+                                                 std::to_string(label) +
+                                                 ", binary_cross_entropy wants 0 and 1"};
         }
       }
       return Ok();
     }
     if (output.dim() != 2 || output.size(0) != batch.records) {
-      return Error{ErrorCode::kInvalid, name + ": output " + shape() + " for " +
-                                            std::to_string(batch.records) +
-                                            " records, cross_entropy wants [records, classes]"};
+      return Error{ErrorId::kModelOutput, name + ": output " + shape() + " for " +
+                                              std::to_string(batch.records) +
+                                              " records, cross_entropy wants [records, classes]"};
     }
     const auto classes = static_cast<float>(output.size(1));
     for (const float label : batch.labels) {
       if (!(label >= 0) || label >= classes || label != std::floor(label)) {
-        return Error{ErrorCode::kInvalid,
+        return Error{ErrorId::kDataLabels,
                      name + ": the data has the label " + std::to_string(label) +
                          ", the model has the classes 0 to " + std::to_string(output.size(1) - 1)};
       }
@@ -524,7 +526,7 @@ Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec, std::uint64_t 
     auto network = PS_TRY(LoadScriptNetwork(spec.model));
     return TorchModel::Build(spec, std::move(network));
   }
-  return Error{ErrorCode::kInvalid, "model.type: " + type + " is not a model of the engine"};
+  return Error{ErrorId::kJobFileValue, "model.type: " + type + " is not a model of the engine"};
 }
 
 void SetComputeThreads(std::int64_t threads) {

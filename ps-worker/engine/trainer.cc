@@ -11,6 +11,7 @@
 #include "common/codec/block_codec.h"
 #include "common/codec/increment.h"
 #include "common/codec/row_codec.h"
+#include "common/error_id.h"
 
 namespace ps::worker {
 namespace {
@@ -67,7 +68,7 @@ Result<std::string> Trainer::Run() {
   // session knows more than we do.
   if (!result.ok() && result.error().code != ErrorCode::kClosed) {
     session_.Failed(/*permanent=*/result.error().code == ErrorCode::kInvalid,
-                    result.error().message);
+                    ErrorLine(result.error()));
   }
   return result;
 }
@@ -317,7 +318,7 @@ Status Trainer::Judge(const ComputeResult& computed, std::uint64_t position,
                              std::to_string(position + step_.records.size() - 1) + " (epoch " +
                              std::to_string(position / train_.records()) + ", first record " +
                              std::to_string(step_.records.front()) + ")";
-    if (spec_.training.on_nonfinite == "stop") return Error{ErrorCode::kInvalid, text};
+    if (spec_.training.on_nonfinite == "stop") return Error{ErrorId::kNotFinite, text};
     spdlog::warn("step skipped: {}", text);
     ++report.nonfinite;
     report.position = position;

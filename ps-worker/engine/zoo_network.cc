@@ -6,6 +6,7 @@
 #include <exception>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/initializer.h"
 #include "ps-worker/engine/network.h"
 
@@ -94,30 +95,30 @@ std::unique_ptr<ZooNetwork> MakeCnn(const ModelSpec& spec) {
 
 Status CheckMlp(const ModelSpec& spec) {
   if (spec.layers.size() < 2) {
-    return Error{ErrorCode::kInvalid, "model.layers: an mlp needs an input and an output width"};
+    return Error{ErrorId::kModelShape, "model.layers: an mlp needs an input and an output width"};
   }
   for (const auto width : spec.layers) {
-    if (width < 1) return Error{ErrorCode::kInvalid, "model.layers: a width is below 1"};
+    if (width < 1) return Error{ErrorId::kModelShape, "model.layers: a width is below 1"};
   }
   return Ok();
 }
 
 Status CheckCnn(const ModelSpec& spec) {
   if (spec.input_shape.size() != 3) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kModelShape,
                  "model.input_shape: a cnn needs [channels, height, width], e.g. [1, 28, 28]"};
   }
   std::int64_t least = 1;
   for (const auto channels : spec.channels) {
-    if (channels < 1) return Error{ErrorCode::kInvalid, "model.channels: a number is below 1"};
+    if (channels < 1) return Error{ErrorId::kModelShape, "model.channels: a number is below 1"};
     least *= 2;
   }
-  if (spec.channels.empty()) return Error{ErrorCode::kInvalid, "model.channels: is empty"};
+  if (spec.channels.empty()) return Error{ErrorId::kModelShape, "model.channels: is empty"};
   if (spec.input_shape[0] < 1 || spec.input_shape[1] < least || spec.input_shape[2] < least) {
-    return Error{ErrorCode::kInvalid, "model.input_shape: smaller than the cnn's poolings need"};
+    return Error{ErrorId::kModelShape, "model.input_shape: smaller than the cnn's poolings need"};
   }
   if (spec.hidden < 1 || spec.classes < 1) {
-    return Error{ErrorCode::kInvalid, "model.hidden and model.classes must be at least 1"};
+    return Error{ErrorId::kModelShape, "model.hidden and model.classes must be at least 1"};
   }
   return Ok();
 }
@@ -156,7 +157,7 @@ Result<std::unique_ptr<Network>> MakeZooNetwork(const ModelSpec& spec, std::uint
     network->Initialize(spec.initialization, seed);
     return std::unique_ptr<Network>(std::move(network));
   } catch (const std::exception& error) {
-    return Error{ErrorCode::kInvalid, "cannot build the model: " + FirstLine(error.what())};
+    return Error{ErrorId::kModelShape, "cannot build the model: " + FirstLine(error.what())};
   }
 }
 

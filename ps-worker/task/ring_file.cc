@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/core/retention_ring.h"
 
 namespace ps::worker {
@@ -78,10 +79,10 @@ Status RingFile::Back(std::size_t begin, std::size_t end) {
   const int error =
       posix_fallocate(fd_.get(), static_cast<off_t>(from), static_cast<off_t>(to - from));
   if (error != 0) {
-    return Error{ErrorCode::kIo, "retention ring " + path_ + ": no memory for " +
-                                     std::to_string(to) + " bytes (" + std::strerror(error) +
-                                     "); make room there or lower "
-                                     "resources.retention_mebibytes of the job"};
+    return Error{ErrorId::kRingMemory, "retention ring " + path_ + ": no memory for " +
+                                           std::to_string(to) + " bytes (" + std::strerror(error) +
+                                           "); make room there or lower "
+                                           "resources.retention_mebibytes of the job"};
   }
   backed_ = to;
   return Ok();

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/error_id.h"
 #include "common/net/loop.h"
 #include "common/net/socket_pair_channel.h"
 #include "common/net/zmq_socket.h"
@@ -704,10 +705,10 @@ class TaskSessionImpl final : public TaskSession {
         WantCheckpoint("the retention ring is full");
         return std::optional<std::span<std::byte>>();
       case RetentionRing::ReserveStatus::kTooLarge:
-        return Error{ErrorCode::kInvalid, "a push of up to " + std::to_string(reserve_bytes_) +
-                                              " bytes does not fit into the retention ring of " +
-                                              std::to_string(ring_->capacity_bytes()) +
-                                              " bytes; raise resources.retention_mebibytes"};
+        return Error{ErrorId::kRingTooSmall, "a push of up to " + std::to_string(reserve_bytes_) +
+                                                 " bytes does not fit into the retention ring of " +
+                                                 std::to_string(ring_->capacity_bytes()) +
+                                                 " bytes; raise resources.retention_mebibytes"};
     }
     if (Status backed = ring_file_->Back(reservation.region_begin, reservation.region_end);
         !backed.ok()) {

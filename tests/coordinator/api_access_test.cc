@@ -108,6 +108,7 @@ TEST_F(ApiAccessTest, ARoleAllowsWhatThoseBelowItMayDo) {
   }
   EXPECT_EQ(As(viewer, "POST", "/v1/jobs"), 403);
   EXPECT_THAT(answer_, HasSubstr("one of a submitter would"));
+  EXPECT_THAT(answer_, HasSubstr(R"("code":"DS-E0503","kind":"denied")"));
   EXPECT_THAT(log_.str(), HasSubstr("refused 10.0.0.3:4711: grafana (viewer) is no submitter (POST "
                                     "/v1/jobs)"));
   EXPECT_THAT(log_.str(), HasSubstr("anna (submitter) at 10.0.0.3:4711: POST /v1/jobs/7/cancel"));

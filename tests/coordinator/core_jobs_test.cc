@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "common/error_id.h"
 #include "tests/coordinator/core_fixture.h"
 
 namespace ps::coordinator {
@@ -27,10 +28,12 @@ TEST_F(CoreTest, SubmissionThatFailsItsCheckCreatesNothing) {
   control::PreflightResultT bad;
   bad.request = asked[0].body.AsPreflight()->request;
   bad.error = "no such file: x";
+  bad.error_id = 301;
   Say("p-a0", std::move(bad));
   ASSERT_EQ(answers_.size(), 1u);
   EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kInvalid);
   EXPECT_EQ(answers_[0].body.error().message, "no such file: x");
+  EXPECT_EQ(answers_[0].body.error().id, ErrorId::kDataFileMissing);
   EXPECT_TRUE(nodes_.empty());
 }
 

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/data/input_file.h"
 #include "ps-worker/engine/data/memory_dataset.h"
 
@@ -72,7 +73,7 @@ class CsvReader {
       PS_TRY(RecordLine());
     }
     if (labels_.empty()) {
-      return Error{ErrorCode::kInvalid, source_.file + ": the file holds no record"};
+      return Error{ErrorId::kDataFileFormat, source_.file + ": the file holds no record"};
     }
     return std::unique_ptr<Dataset>(
         std::make_unique<MemoryDataset>(std::vector<std::int64_t>{features_}, std::move(values_),
@@ -81,7 +82,7 @@ class CsvReader {
 
  private:
   Error At(const std::string& what) const {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kDataFileFormat,
                  source_.file + ":" + std::to_string(line_number_) + ": " + what};
   }
 

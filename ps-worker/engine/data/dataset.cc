@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/data/memory_dataset.h"
 
 namespace ps::worker {
@@ -51,13 +52,13 @@ Result<std::unique_ptr<Dataset>> Dataset::Open(const DataSourceSpec& source, con
   if (source.format == "idx") return OpenIdx(source, data);
   if (source.format == "csv") return OpenCsv(source, data, id_columns);
   if (source.format != "counter") {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kJobFileValue,
                  "data: format `" + source.format + "`, one of idx, csv, counter expected"};
   }
   if (source.records < 1 || static_cast<std::uint64_t>(source.records) > kMaxRecords) {
-    return Error{ErrorCode::kInvalid, "data: " + std::to_string(source.records) +
-                                          " records, 1 to " + std::to_string(kMaxRecords) +
-                                          " expected"};
+    return Error{ErrorId::kJobFileValue, "data: " + std::to_string(source.records) +
+                                             " records, 1 to " + std::to_string(kMaxRecords) +
+                                             " expected"};
   }
   return std::unique_ptr<Dataset>(
       std::make_unique<CounterDataset>(static_cast<std::uint64_t>(source.records)));

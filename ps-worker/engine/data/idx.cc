@@ -2,6 +2,7 @@
 #include <cmath>
 #include <utility>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/data/input_file.h"
 #include "ps-worker/engine/data/memory_dataset.h"
 
@@ -62,7 +63,7 @@ double ElementAt(const Idx& idx, std::size_t at) {
 }
 
 Error Bad(const InputFile& file, const std::string& what) {
-  return Error{ErrorCode::kInvalid, file.path() + ": " + what};
+  return Error{ErrorId::kDataFileFormat, file.path() + ": " + what};
 }
 
 Result<Idx> ReadIdx(const std::string& path) {
@@ -104,14 +105,14 @@ Result<std::vector<double>> ReadLabels(const std::string& path) {
   const Idx idx = PS_TRY(ReadIdx(path));
   if (idx.dimensions.size() != 1) {
     return Error{
-        ErrorCode::kInvalid,
+        ErrorId::kDataFileFormat,
         path + ": labels of " + std::to_string(idx.dimensions.size()) + " dimensions, 1 expected"};
   }
   std::vector<double> labels(idx.dimensions[0]);
   for (std::size_t i = 0; i < labels.size(); ++i) {
     labels[i] = ElementAt(idx, i);
     if (!std::isfinite(labels[i])) {
-      return Error{ErrorCode::kInvalid, path + ": label " + std::to_string(i) + " is not finite"};
+      return Error{ErrorId::kDataLabels, path + ": label " + std::to_string(i) + " is not finite"};
     }
   }
   return labels;
@@ -123,9 +124,9 @@ Result<std::unique_ptr<Dataset>> OpenIdx(const DataSourceSpec& source, const Dat
   std::vector<double> labels = PS_TRY(ReadLabels(source.labels));
   Idx images = PS_TRY(ReadIdx(source.images));
   if (images.dimensions[0] != labels.size()) {
-    return Error{ErrorCode::kInvalid, source.images + ": " + std::to_string(images.dimensions[0]) +
-                                          " records, but " + source.labels + " has " +
-                                          std::to_string(labels.size()) + " labels"};
+    return Error{ErrorId::kDataDisagree,
+                 source.images + ": " + std::to_string(images.dimensions[0]) + " records, but " +
+                     source.labels + " has " + std::to_string(labels.size()) + " labels"};
   }
   std::vector<std::int64_t> shape(images.dimensions.begin() + 1, images.dimensions.end());
   if (shape.empty()) shape.push_back(1);
@@ -139,7 +140,7 @@ Result<std::unique_ptr<Dataset>> OpenIdx(const DataSourceSpec& source, const Dat
   for (std::size_t i = 0; i < values.size(); ++i) {
     values[i] = normalisation.Apply(ElementAt(images, i));
     if (!std::isfinite(values[i])) {
-      return Error{ErrorCode::kInvalid,
+      return Error{ErrorId::kDataFileFormat,
                    source.images + ": element " + std::to_string(i) + " is not finite"};
     }
   }

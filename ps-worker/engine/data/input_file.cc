@@ -9,14 +9,17 @@
 #include <cerrno>
 #include <cstring>
 
+#include "common/error_id.h"
+
 namespace ps::worker {
 namespace {
 
 constexpr std::size_t kReadBytes = std::size_t{128} << 10;
 
 Error CannotRead(const std::string& path, int error_number) {
-  const ErrorCode code = error_number == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo;
-  return Error{code, path + ": cannot be read: " + std::strerror(error_number)};
+  const ErrorId id =
+      error_number == ENOENT ? ErrorId::kDataFileMissing : ErrorId::kDataFileUnreadable;
+  return Error{id, path + ": cannot be read: " + std::strerror(error_number)};
 }
 
 }  // namespace
@@ -29,7 +32,7 @@ Result<InputFile> InputFile::Open(const std::string& path) {
   struct stat status {};
   if (fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
     close(descriptor);
-    return Error{ErrorCode::kInvalid, path + ": is not a file"};
+    return Error{ErrorId::kDataFileFormat, path + ": is not a file"};
   }
   gzFile file = gzdopen(descriptor, "rb");
   if (file == nullptr) {
@@ -49,8 +52,9 @@ Result<std::size_t> InputFile::ReadSome(void* to, std::size_t bytes) {
     if (code == Z_ERRNO) return CannotRead(path_, errno);
     std::string found = std::to_string(position_ + static_cast<std::uint64_t>(std::max(got, 0)));
     if (expected_ > position_) found += " of " + std::to_string(expected_);
-    return Error{ErrorCode::kInvalid, path_ + ": the compressed data is cut or damaged after " +
-                                          found + " bytes of content: " + reason};
+    return Error{ErrorId::kDataFileDamaged, path_ +
+                                                ": the compressed data is cut or damaged after " +
+                                                found + " bytes of content: " + reason};
   }
   position_ += static_cast<std::uint64_t>(got);
   return static_cast<std::size_t>(got);
@@ -64,9 +68,9 @@ Status InputFile::Read(std::uint64_t bytes, std::vector<std::uint8_t>& to) {
     const std::size_t got = PS_TRY(ReadSome(to.data() + before, to.size() - before));
     to.resize(before + got);
     if (got == 0) {
-      return Error{ErrorCode::kInvalid, path_ + ": the file is cut: " + std::to_string(expected_) +
-                                            " bytes expected, " + std::to_string(position_) +
-                                            " found"};
+      return Error{ErrorId::kDataFileDamaged,
+                   path_ + ": the file is cut: " + std::to_string(expected_) + " bytes expected, " +
+                       std::to_string(position_) + " found"};
     }
   }
   return Ok();
@@ -78,8 +82,9 @@ Status InputFile::ExpectEnd() {
   while (PS_TRY(ReadSome(ignored.data(), ignored.size())) > 0) {
   }
   if (position_ == expected) return Ok();
-  return Error{ErrorCode::kInvalid, path_ + ": the file is too long: " + std::to_string(expected) +
-                                        " bytes expected, " + std::to_string(position_) + " found"};
+  return Error{ErrorId::kDataFileDamaged,
+               path_ + ": the file is too long: " + std::to_string(expected) + " bytes expected, " +
+                   std::to_string(position_) + " found"};
 }
 
 Status InputFile::ReadRest(std::string& to) {

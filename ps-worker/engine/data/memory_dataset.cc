@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/error_id.h"
 
 namespace ps::worker {
 namespace {
@@ -42,7 +43,7 @@ Result<Normalisation> Normalisation::Create(const DataSpec& data, double scale_o
   normalisation.standard_deviation = data.standard_deviation;
   if (!std::isfinite(normalisation.scale) || !std::isfinite(normalisation.mean) ||
       !std::isfinite(normalisation.standard_deviation) || normalisation.standard_deviation <= 0) {
-    return Error{ErrorCode::kInvalid,
+    return Error{ErrorId::kJobFileValue,
                  "data: scale, mean and standard_deviation must be finite, the last above 0"};
   }
   return normalisation;

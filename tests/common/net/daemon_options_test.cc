@@ -145,21 +145,22 @@ TEST_F(DaemonOptionsTest, AnUnknownKeyEndsWith78AndNamesTheFile) {
   Write("zookeeper = a:1\nlane = 3\n");
   const Ran ran = Parse({"--config", file()});
   EXPECT_EQ(ran.status, 78);
-  EXPECT_EQ(ran.err, "daemon: " + file() + ": line 2: unknown key 'lane'; did you mean 'lanes'?\n");
+  EXPECT_EQ(ran.err, "daemon: DS-E0103: " + file() +
+                         ": line 2: unknown key 'lane'; did you mean 'lanes'?\n");
 }
 
 TEST_F(DaemonOptionsTest, AValueThatTheFlagRefusesEndsWith78AndNamesTheLine) {
   Write("zookeeper = a:1\n\nlanes = 65\n");
   const Ran ran = Parse({"--config", file()});
   EXPECT_EQ(ran.status, 78);
-  EXPECT_EQ(ran.err.find("daemon: " + file() + ": line 3: --lanes: "), 0u) << ran.err;
+  EXPECT_EQ(ran.err.find("daemon: DS-E0103: " + file() + ": line 3: --lanes: "), 0u) << ran.err;
 }
 
 TEST_F(DaemonOptionsTest, AWordWhereANumberIsWantedEndsWith78AndNamesTheLine) {
   Write("zookeeper = a:1\nlanes = many\n");
   const Ran ran = Parse({"--config", file()});
   EXPECT_EQ(ran.status, 78);
-  EXPECT_EQ(ran.err.find("daemon: " + file() + ": line 2: "), 0u) << ran.err;
+  EXPECT_EQ(ran.err.find("daemon: DS-E0103: " + file() + ": line 2: "), 0u) << ran.err;
 }
 
 TEST_F(DaemonOptionsTest, TheSameValueOnTheCommandLineIsAUsageError) {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "common/check.h"
+#include "common/error_id.h"
 #include "common/net/http_client.h"
 #include "common/net/http_server.h"
 #include "common/net/unique_fd.h"
@@ -347,7 +348,7 @@ TEST_F(HttpTest, WhoMayNotAskIsAnsweredBeforeHisBodyIsRead) {
   server_->OnHeader([](const HttpRequest& request) -> std::optional<HttpResponse> {
     const auto header = request.headers.find("authorization");
     if (header != request.headers.end() && header->second == "Bearer good") return std::nullopt;
-    return ErrorResponse(401, "who are you?");
+    return ErrorResponse(401, {ErrorCode::kDenied, "who are you?"});
   });
   server_->OnRequest([&handled](const HttpRequest& request, const Responder& responder) {
     ++handled;
@@ -452,9 +453,11 @@ TEST(HttpResponseTest, ErrorCodesHaveTheirStatus) {
   EXPECT_EQ(ErrorResponse(Error{ErrorCode::kInvalid, "x"}).status, 400);
   EXPECT_EQ(ErrorResponse(Error{ErrorCode::kUnreachable, "x"}).status, 503);
   EXPECT_EQ(ErrorResponse(Error{ErrorCode::kIo, "x"}).status, 500);
-  EXPECT_EQ(ErrorResponse(404, "no \"job\"").body, R"({"error":"no \"job\""})");
+  EXPECT_EQ(ErrorResponse(404, {ErrorId::kJobUnknown, "no \"job\""}).body,
+            R"({"apiVersion":"ds/v1","error":{"code":"DS-E0801","kind":"not_found",)"
+            R"("message":"no \"job\""}})");
   // No UTF-8; must not throw.
-  EXPECT_FALSE(ErrorResponse(400, "\xff\xfe").body.empty());
+  EXPECT_FALSE(ErrorResponse({ErrorCode::kInvalid, "\xff\xfe"}).body.empty());
 }
 
 // A port that accepts, may say something, and then keeps silent.

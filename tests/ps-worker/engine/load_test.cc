@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "common/error_id.h"
 #include "ps-worker/engine/model.h"
 #include "tests/support/temp_directory.h"
 
@@ -58,6 +59,7 @@ TEST_F(LoadTest, APreflightReturnsLayoutAndData) {
 
 TEST_F(LoadTest, APrecisionThatTheDeviceLacksIsRefused) {
   spec_.training.precision = "fp16";
+  EXPECT_EQ(static_cast<ErrorId>(Preflight(spec_).error_id), ErrorId::kPrecision);
   EXPECT_THAT(PreflightError(), HasSubstr("training.precision: fp16 needs a GPU"));
   spec_.training.precision = "bf16";
   const auto result = Preflight(spec_);
