@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cctype>
 
+#include "common/error_catalogue.h"
+
 namespace ps::cli {
 namespace {
 
@@ -75,7 +77,11 @@ Error ErrorOfAnswer(int status, const std::string& body, const std::string& url)
     case 504: code = ErrorCode::kUnreachable; break;
     default: break;
   }
-  return Error{code, message};
+  Error result{code, std::move(message)};
+  // The server knows better than the status what is wrong.
+  const std::string id = TextOf(error, "code");
+  if (id.rfind("DS-E", 0) == 0) result.id = ParseErrorId(id).value_or(result.id);
+  return result;
 }
 
 Api::Api(Environment& environment, Context context)
@@ -99,6 +105,11 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
     bool wait_for_leader = false;
     bool denied = false;
     std::string asked;
+    // Of what each of them met, if it is the same.
+    std::optional<ErrorId> common;
+    const auto met = [&common](ErrorId id) {
+      common = common.value_or(id) == id ? id : ErrorId::kNoCoordinatorReady;
+    };
     for (const std::string& coordinator : std::vector<std::string>(context_.coordinators)) {
       std::string origin = coordinator;
       for (int redirects = 0; redirects <= kRedirectsMax; ++redirects) {
@@ -113,25 +124,26 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
           const bool sent =
               error.code == ErrorCode::kTimeout || error.code == ErrorCode::kMaybeApplied;
           if (sent && !repeatable) {
-            return Error{ErrorCode::kMaybeApplied,
-                         error.message +
-                             "; the request may have been carried out, look (`ds-cli "
-                             "job list`) before you try again"};
+            return Error{ErrorId::kOutcomeUnknown,
+                         error.message + "; the request may have been carried out"};
           }
           if (error.code == ErrorCode::kUsage) return error;
           denied = denied || error.code == ErrorCode::kDenied;
+          met(error.id);
           asked += (asked.empty() ? "" : "; ") + origin + " (" + error.message + ")";
           break;
         }
         if (reply->status == 307 || reply->status == 308) {
           const std::string leader = OriginOf(reply->location);
           if (leader.empty() || leader == origin) {
+            met(ErrorId::kNoLeader);
             asked += (asked.empty() ? "" : "; ") + origin + " (sends nowhere)";
             wait_for_leader = true;
             break;
           }
           if (IsHttps(origin) && !IsHttps(leader)) {
             denied = true;
+            met(ErrorId::kCoordinatorNotTrusted);
             asked += (asked.empty() ? "" : "; ") + origin + " (sends to " + Printable(leader) +
                      ", which has no TLS)";
             break;
@@ -149,16 +161,17 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
           }
           Json json = Json::parse(reply->body, nullptr, false);
           if (json.is_discarded() || !json.is_object()) {
-            return Error{ErrorCode::kInternal, origin + path +
-                                                   " answered with something that is "
-                                                   "not a JSON object; is it a "
-                                                   "coordinator?"};
+            return Error{ErrorId::kNoCoordinatorThere, origin + path +
+                                                           " answered with something that is "
+                                                           "not a JSON object; is it a "
+                                                           "coordinator?"};
           }
           return json;
         }
         Error error = ErrorOfAnswer(reply->status, reply->body, origin + path);
         if (reply->status == 504 && !repeatable) {
           error.code = ErrorCode::kMaybeApplied;
+          if (IsGeneric(error.id)) error.id = ErrorId::kOutcomeUnknown;
           return error;
         }
         if (reply->status == 401) {
@@ -169,6 +182,7 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
         if (error.code != ErrorCode::kUnreachable) return error;
         // No leader yet, or it is not ready. It did nothing, so that any request may be repeated.
         wait_for_leader = true;
+        met(error.id);
         asked += (asked.empty() ? "" : "; ") + origin + " (" + error.message + ")";
         break;
       }
@@ -176,9 +190,11 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
     if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
     if (!wait_for_leader || environment_.now_ms() + kLeaderPause.count() >= end) {
       if (asked.empty()) asked = "no time was left to ask";
-      return Error{
-          denied ? ErrorCode::kDenied : ErrorCode::kUnreachable,
+      Error error{
+          denied ? ErrorId::kCoordinatorNotTrusted : ErrorId::kNoCoordinatorReady,
           "no coordinator is ready to answer (known from " + context_.source + "): " + asked};
+      if (common && !IsGeneric(*common)) error.id = *common;
+      return error;
     }
     environment_.sleep(kLeaderPause);
   }

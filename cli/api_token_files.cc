@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cli/whole_file.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -39,9 +40,9 @@ Result<net::ApiToken> CreateApiToken(net::ApiToken token, const fs::path& token_
   const net::UniqueFd lock = PS_TRY(LockFolderOf(path));
   List list = PS_TRY(ReadList(path));
   if (Named(list, token.name) != nullptr) {
-    return Error{ErrorCode::kConflict, path.string() + ": has a token of " + token.name +
-                                           " already; `ds-cli token revoke " + token.name +
-                                           "` takes it away"};
+    return Error{ErrorId::kNameTaken, path.string() + ": has a token of " + token.name +
+                                          " already; `ds-cli token revoke " + token.name +
+                                          "` takes it away"};
   }
   const std::string secret = PS_TRY(net::MakeApiToken());
   token.hash = net::ApiTokenHash(secret);
@@ -57,8 +58,8 @@ Result<net::ApiToken> RevokeApiToken(const std::string& name, const fs::path& pa
   const List list = PS_TRY(ReadList(path));
   const net::ApiToken* const gone = Named(list, name);
   if (gone == nullptr) {
-    return Error{ErrorCode::kNotFound, path.string() + ": nobody of the name " + name +
-                                           " has a token (`ds-cli token list`)"};
+    return Error{ErrorId::kNameUnknown, path.string() + ": nobody of the name " + name +
+                                            " has a token (`ds-cli token list`)"};
   }
   PS_TRY(WriteWhole(path, WithoutEntries(list.text, {gone->hash}), 0644, /*fresh=*/false));
   return *gone;

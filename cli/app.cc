@@ -1,6 +1,7 @@
 #include "cli/app.h"
 
 #include "cli/commands.h"
+#include "common/error_id.h"
 #include "common/job/document.h"
 
 namespace ps::cli {
@@ -121,16 +122,19 @@ void AddVersionCommand(CLI::App& app, Globals& globals) {
 }
 
 ExitCode Usage(Environment& environment, const CLI::App& app, const std::string& what) {
-  environment.err << PathOf(app) << ": " << what << "\nSee `" << PathOf(app) << " --help`.\n";
+  environment.err << PathOf(app) << ": error " << ErrorIdName(ErrorId::kCommandLine) << ": " << what
+                  << "\nSee `" << PathOf(app) << " --help`.\n";
   return ExitCode::kUsage;
 }
 
-ExitCode ReportError(Environment& environment, const Error& error) {
+ExitCode ReportError(const Globals& globals, const Error& error) {
+  Environment& environment = globals.environment;
   if (environment.interrupted()) {
     environment.err << "ds-cli: interrupted\n";
     return ExitCode::kInterrupted;
   }
-  environment.err << "ds-cli: " << error.message << "\n";
+  const auto format = globals.Format();
+  WriteError(environment.err, format.ok() ? *format : OutputFormat::kTable, error);
   return ExitCodeOf(error.code);
 }
 
@@ -153,6 +157,7 @@ ExitCode RunParsed(const std::vector<std::string>& arguments, Environment& envir
   AddTokenCommands(app, globals);
   AddTopCommand(app, globals);
   AddLocalCommands(app, globals);
+  AddErrorCommand(app, globals);
   AddCompletionCommand(app, globals);
   AddVersionCommand(app, globals);
 
@@ -187,10 +192,9 @@ ExitCode RunParsed(const std::vector<std::string>& arguments, Environment& envir
   }
   const Result<ExitCode> result = globals.action();
   environment.out.flush();
-  if (!result.ok()) return ReportError(environment, result.error());
+  if (!result.ok()) return ReportError(globals, result.error());
   if (!environment.out) {
-    environment.err << "ds-cli: cannot write to standard output\n";
-    return ExitCode::kInternal;
+    return ReportError(globals, {ErrorId::kStandardOutput, "cannot write to standard output"});
   }
   return result.value();
 }
@@ -221,7 +225,8 @@ ExitCode RunCli(const std::vector<std::string>& arguments, Environment& environm
   try {
     return RunParsed(arguments, environment);
   } catch (const std::exception& error) {
-    environment.err << "ds-cli: internal error: " << error.what() << "\n";
+    WriteError(environment.err, OutputFormat::kTable,
+               {ErrorId::kInternal, std::string("internal error: ") + error.what()});
     return ExitCode::kInternal;
   }
 }

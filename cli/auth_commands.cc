@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/node_key_files.h"
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 #include "common/net/loop.h"
 
@@ -22,7 +23,7 @@ struct AuthOptions {
 Result<net::Role> ParseRole(const std::string& text) {
   const auto role = net::RoleOf(text);
   if (role) return *role;
-  return Error{ErrorCode::kUsage, "`" + text + "` is no role: " + kRoles};
+  return Error{ErrorId::kOptionValue, "`" + text + "` is no role: " + kRoles};
 }
 
 std::string UntilText(const net::TrustedKey& key) {
@@ -42,7 +43,7 @@ Result<ExitCode> Create(Globals& globals, const AuthOptions& options) {
   // The reader of the list judges role, name and date; the key comes later.
   auto key = net::ParseTrustedLine(options.role + " " + options.name + " " + std::string(40, '0') +
                                    (options.until.empty() ? "" : " until " + options.until));
-  if (!key.ok()) return Error{ErrorCode::kUsage, key.error().message};
+  if (!key.ok()) return Error{ErrorId::kOptionValue, key.error().message};
   const std::string file = options.key.empty() ? options.name + ".key" : options.key;
   const net::TrustedKey made = PS_TRY(CreateNodeKey(*key, file, options.trusted));
   std::ostream& out = globals.environment.out;

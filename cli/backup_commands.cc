@@ -9,6 +9,7 @@
 #include "cli/backup_list.h"
 #include "cli/checkpoint_files.h"
 #include "cli/commands.h"
+#include "common/error_id.h"
 #include "common/net/loop.h"
 
 namespace ps::cli {
@@ -87,7 +88,7 @@ Result<Json> ChooseRound(Api& api, const std::string& job, const std::string& ro
     if (newest == nullptr || IntegerOf(one, "round") > IntegerOf(*newest, "round")) newest = &one;
   }
   if (newest != nullptr) return *newest;
-  return Error{ErrorCode::kNotFound, "job " + job + " has no checkpoint that could be backed up"};
+  return Error{ErrorId::kNoCheckpoint, "job " + job + " has no checkpoint that could be backed up"};
 }
 
 struct BackedUp {

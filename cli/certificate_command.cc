@@ -4,6 +4,7 @@
 
 #include "cli/certificates.h"
 #include "cli/commands.h"
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 
 namespace ps::cli {
@@ -22,7 +23,7 @@ struct CertificateOptions {
 Result<ExitCode> Certify(Globals& globals, const CertificateOptions& options) {
   const OutputFormat format = PS_TRY(globals.Format());
   if (!net::IsListName(options.name)) {
-    return Error{ErrorCode::kUsage, "`" + options.name + "` is no name"};
+    return Error{ErrorId::kOptionValue, "`" + options.name + "` is no name"};
   }
   CertificateOrder order;
   order.hosts = options.hosts;

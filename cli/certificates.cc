@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cli/whole_file.h"
+#include "common/error_id.h"
 #include "common/net/certificates.h"
 #include "common/net/list_file.h"
 #include "common/secret_file.h"
@@ -17,7 +18,7 @@ constexpr int kAuthorityDays = 3650;
 Result<std::string> ReadKey(const fs::path& path) {
   PS_TRY(CheckSecretFile(path.string(), SecretReaders::kOwnerAndGroup, "secret key"));
   std::string text = PS_TRY(net::ReadListFile(path.string()));
-  if (text.empty()) return Error{ErrorCode::kInvalid, path.string() + ": is empty"};
+  if (text.empty()) return Error{ErrorId::kCertificateFile, path.string() + ": is empty"};
   return text;
 }
 
@@ -29,7 +30,7 @@ Result<Authority> FindAuthority(const CertificateOrder& order) {
   std::error_code ignored;
   const bool there = fs::exists(order.authority, ignored);
   if (there != fs::exists(order.authority_key, ignored)) {
-    return Error{ErrorCode::kNotFound,
+    return Error{ErrorId::kAuthorityIncomplete,
                  (there ? order.authority_key : order.authority).string() + ": is not there, but " +
                      (there ? order.authority : order.authority_key).string() +
                      " is; an authority is both"};

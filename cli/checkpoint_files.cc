@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/remote/remote_storage.h"
+#include "common/error_id.h"
 #include "common/net/context.h"
 #include "common/net/zmq_socket.h"
 
@@ -23,7 +24,7 @@ Result<Json> ListCheckpoints(Api& api, const std::string& job) {
 Result<Json> FindRound(Api& api, const std::string& job, const std::string& round) {
   const Json checkpoints = PS_TRY(ListCheckpoints(api, job));
   if (!checkpoints.is_array() || checkpoints.empty()) {
-    return Error{ErrorCode::kNotFound, "job " + job + " has no checkpoint yet"};
+    return Error{ErrorId::kNoCheckpoint, "job " + job + " has no checkpoint yet"};
   }
   const Json* found = nullptr;
   for (const Json& checkpoint : checkpoints) {
@@ -32,8 +33,8 @@ Result<Json> FindRound(Api& api, const std::string& job, const std::string& roun
     if (round.empty() ? newer : TextOf(checkpoint, "round") == round) found = &checkpoint;
   }
   if (found == nullptr) {
-    return Error{ErrorCode::kNotFound, "job " + job + " has no checkpoint " + round +
-                                           " (`ds-cli ckpt list " + job + "`)"};
+    return Error{ErrorId::kCheckpointUnknown, "job " + job + " has no checkpoint " + round +
+                                                  " (`ds-cli ckpt list " + job + "`)"};
   }
   return *found;
 }
@@ -46,8 +47,8 @@ Result<std::shared_ptr<const fs::path>> TemporaryFolder(Environment& environment
   if (parent.empty()) parent = "/tmp";
   std::string name = (fs::path(parent) / "ds-checkpoint-XXXXXX").string();
   if (::mkdtemp(name.data()) == nullptr) {
-    return Error{ErrorCode::kIo, "no temporary folder can be made in " + parent +
-                                     "; name another place with TMPDIR"};
+    return Error{ErrorId::kFolderNotMade, "no temporary folder can be made in " + parent +
+                                              "; name another place with TMPDIR"};
   }
   return std::shared_ptr<const fs::path>(new fs::path(name), [](const fs::path* path) {
     std::error_code error;
@@ -87,7 +88,7 @@ Result<std::uint64_t> ParseRate(const std::string& text) {
   if (suffix == "G") unit = 1'000'000'000;
   const bool known = suffix.empty() || unit > 1;
   if (error != std::errc() || !known || rate == 0 || rate > UINT64_MAX / unit / 1000) {
-    return Error{ErrorCode::kUsage,
+    return Error{ErrorId::kOptionValue,
                  "`" + text + "` is no rate; give bytes a second, as in 800k, 50M or 1G"};
   }
   return rate * unit;
@@ -103,8 +104,8 @@ Result<checkpoint::FetchReport> FetchRound(Environment& environment, Api& api,
                                            const FetchLimits& limits) {
   const std::vector<std::string> endpoints = PS_TRY(FileEndpoints(api));
   if (endpoints.empty()) {
-    return Error{ErrorCode::kUnreachable,
-                 "no ps-server that could give the checkpoint is registered (`ds-cli node list`)"};
+    return Error{ErrorId::kNoFileServer,
+                 "no ps-server that could give the checkpoint is registered"};
   }
   net::Context context;
   PS_TRY(context.Secure(api.context().security));
@@ -150,7 +151,7 @@ Result<Located> LocateRound(Globals& globals, const std::string& job, const std:
   std::error_code error;
   if (!root.empty()) {
     if (fs::is_directory(root / directory, error)) return Located{root / directory, hash, nullptr};
-    return Error{ErrorCode::kNotFound,
+    return Error{ErrorId::kCheckpointElsewhere,
                  (root / directory).string() +
                      " is not on this machine; leave out --checkpoint-dir and it is fetched from "
                      "the servers"};

@@ -7,6 +7,7 @@
 #include "cli/backup_list.h"
 #include "cli/checkpoint_files.h"
 #include "cli/commands.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -78,7 +79,7 @@ struct CheckpointOptions {
 Result<Located> Locate(Globals& globals, const CheckpointOptions& options) {
   if (!options.directory.empty()) return Located{options.directory, "", nullptr};
   if (options.name.empty()) {
-    return Error{ErrorCode::kUsage, "name a checkpoint (JOB or JOB@ROUND) or give --dir DIR"};
+    return Error{ErrorId::kCommandLine, "name a checkpoint (JOB or JOB@ROUND) or give --dir DIR"};
   }
   const auto [job, round] = SplitRound(options.name);
   return LocateRound(globals, job, round, options.root);
@@ -431,7 +432,8 @@ Result<ExitCode> Diff(Globals& globals, const DiffOptions& options,
     sides[1] = {directories[1], ""};
   } else {
     if (options.job.empty() || options.before.empty() || options.after.empty()) {
-      return Error{ErrorCode::kUsage, "name a job and two of its checkpoints, or give --dirs A B"};
+      return Error{ErrorId::kCommandLine,
+                   "name a job and two of its checkpoints, or give --dirs A B"};
     }
     const std::string rounds[2] = {options.before, options.after};
     for (int i = 0; i < 2; ++i) {
@@ -655,7 +657,7 @@ void AddCkptCommands(CLI::App& app, Globals& globals) {
     globals.action = [&globals, job, backups]() -> Result<ExitCode> {
       if (!backups->empty()) return ListBackups(globals, *backups, *job);
       if (!job->empty()) return List(globals, *job);
-      return Error{ErrorCode::kUsage, "name a job, or give --backup FOLDER"};
+      return Error{ErrorId::kCommandLine, "name a job, or give --backup FOLDER"};
     };
   });
   AddLocated(*group, globals, "describe", "Show what a checkpoint holds",

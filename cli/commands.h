@@ -46,10 +46,14 @@ void AddAuthCommands(CLI::App& app, Globals& globals);
 void AddCertificateCommand(CLI::App& auth_group, Globals& globals);
 void AddTokenCommands(CLI::App& app, Globals& globals);
 void AddLocalCommands(CLI::App& app, Globals& globals);
+void AddErrorCommand(CLI::App& app, Globals& globals);
 void AddCompletionCommand(CLI::App& app, Globals& globals);
 
 // Every field of the job file, as `job explain` takes it: "training.workers".
 std::vector<std::string> JobFields();
+
+// Every code of the catalogue, as `explain` takes it: "DS-E0801".
+std::vector<std::string> ErrorCodes();
 
 // The script for a shell, from the commands and options of the App. kUsage for another shell.
 Result<std::string> CompletionScript(const CLI::App& app, const std::string& shell);

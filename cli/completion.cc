@@ -1,6 +1,7 @@
 #include <set>
 
 #include "cli/commands.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -54,6 +55,11 @@ _ds_cli_jobs() {
     awk 'NR > 1 {print $1; print $2}'
 }
 
+# Codes of errors.
+_ds_cli_codes() {
+  echo '@codes@'
+}
+
 # Fields of the job file.
 _ds_cli_fields() {
   echo '@fields@'
@@ -94,6 +100,7 @@ _ds_cli() {
       job|checkpoint) COMPREPLY=($(compgen -W "$(_ds_cli_jobs)" -- "$current")) ;;
       shell) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$current")) ;;
       field) COMPREPLY=($(compgen -W "$(_ds_cli_fields)" -- "$current")) ;;
+      code) COMPREPLY=($(compgen -W "$(_ds_cli_codes)" -- "$current")) ;;
       file) COMPREPLY=($(compgen -f -- "$current")) ;;
       *) COMPREPLY=() ;;
     esac
@@ -121,6 +128,7 @@ std::string BashScript(const std::vector<CommandWords>& all) {
   }
   std::string script = kBash;
   ReplaceAll(script, "@fields@", Joined(JobFields()));
+  ReplaceAll(script, "@codes@", Joined(ErrorCodes()));
   ReplaceAll(script, "@valued@", Joined({valued.begin(), valued.end()}, "|"));
   ReplaceAll(script, "@paths@", Joined(paths, "|"));
   ReplaceAll(script, "@commands@", commands);
@@ -150,6 +158,8 @@ std::string FishScript(const std::vector<CommandWords>& all) {
                 "' -a \"(ds-cli job list 2>/dev/null | awk 'NR > 1 {print \\$1; print \\$2}')\"\n";
     } else if (words.argument == "field") {
       script += "complete -c ds-cli -f -n '" + condition + "' -a '" + Joined(JobFields()) + "'\n";
+    } else if (words.argument == "code") {
+      script += "complete -c ds-cli -f -n '" + condition + "' -a '" + Joined(ErrorCodes()) + "'\n";
     } else if (words.argument == "shell") {
       script += "complete -c ds-cli -f -n '" + condition + "' -a 'bash zsh fish'\n";
     }
@@ -174,7 +184,7 @@ Result<std::string> CompletionScript(const CLI::App& app, const std::string& she
            BashScript(all);
   }
   if (shell == "fish") return FishScript(all);
-  return Error{ErrorCode::kUsage, "`" + shell + "`: the shells are bash, zsh and fish"};
+  return Error{ErrorId::kOptionValue, "`" + shell + "`: the shells are bash, zsh and fish"};
 }
 
 void AddCompletionCommand(CLI::App& app, Globals& globals) {

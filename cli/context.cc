@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "cli/output.h"
+#include "common/error_id.h"
 #include "common/net/api_tokens.h"
 
 namespace ps::cli {
@@ -42,15 +43,15 @@ Result<Context> ReadContextFile(const Environment& environment) {
   const auto size = fs::file_size(path, error);
   std::ifstream stream(path, std::ios::binary);
   if (error || !stream) return Error{ErrorCode::kNotFound, path.string() + " does not exist"};
-  if (size > kContextBytesMax) return Error{ErrorCode::kInvalid, path.string() + " is too large"};
+  if (size > kContextBytesMax) return Error{ErrorId::kContextFile, path.string() + " is too large"};
   std::stringstream text;
   text << stream.rdbuf();
   const Json json = Json::parse(text.str(), nullptr, false);
   const Json& urls = MemberOf(json, "coordinators");
   if (!urls.is_array() || urls.empty()) {
-    return Error{ErrorCode::kInvalid, path.string() +
-                                          " names no coordinators; `ds-cli local down` "
-                                          "and `ds-cli local up` write it anew"};
+    return Error{ErrorId::kContextFile, path.string() +
+                                            " names no coordinators; `ds-cli local down` "
+                                            "and `ds-cli local up` write it anew"};
   }
   Context context;
   for (const Json& url : urls) {
@@ -78,10 +79,12 @@ Status WriteContextFile(const Environment& environment, const Context& context) 
                             {"ca", context.access.authorities},
                             {"token_file", context.token_file}});
     stream.flush();
-    if (!stream) return Error{ErrorCode::kIo, "cannot write " + temporary.string()};
+    if (!stream) return Error{ErrorId::kFileNotWritten, "cannot write " + temporary.string()};
   }
   fs::rename(temporary, path, error);
-  if (error) return Error{ErrorCode::kIo, "cannot write " + path.string() + ": " + error.message()};
+  if (error)
+    return Error{ErrorId::kFileNotWritten,
+                 "cannot write " + path.string() + ": " + error.message()};
   return Ok();
 }
 
@@ -89,7 +92,7 @@ Status RemoveContextFile(const Environment& environment) {
   std::error_code error;
   fs::remove(ContextPath(environment), error);
   if (error) {
-    return Error{ErrorCode::kIo,
+    return Error{ErrorId::kFileNotWritten,
                  "cannot remove " + ContextPath(environment).string() + ": " + error.message()};
   }
   return Ok();
@@ -114,9 +117,9 @@ Result<Context> FindCoordinators(const Environment& environment,
   }
   auto file = ReadContextFile(environment);
   if (file.ok() || file.error().code == ErrorCode::kInvalid) return file;
-  return Error{ErrorCode::kUnreachable,
+  return Error{ErrorId::kNoCoordinatorKnown,
                "no coordinator is known: neither --coordinator nor DS_COORDINATOR is given, and " +
-                   file.error().message + " (`ds-cli local up` starts a cluster and writes it)"};
+                   file.error().message};
 }
 
 }  // namespace
@@ -136,7 +139,8 @@ Result<Context> FindContext(const Environment& environment, const std::vector<st
   if (const std::string token = environment.variable("DS_TOKEN"); !token.empty()) {
     // Not repeated: it may be a secret all the same.
     if (!net::IsApiToken(token)) {
-      return Error{ErrorCode::kUsage, "DS_TOKEN is no token as `ds-cli token create` makes it"};
+      return Error{ErrorId::kTokenVariable,
+                   "DS_TOKEN is no token as `ds-cli token create` makes it"};
     }
     context.access.token = token;
   } else if (!context.token_file.empty()) {

@@ -14,6 +14,7 @@
 #include "checkpoint/verify.h"
 #include "cli/commands.h"
 #include "cli/job_wait.h"
+#include "common/error_id.h"
 #include "common/net/context.h"
 #include "common/net/http_client.h"
 #include "common/net/zmq_socket.h"
@@ -32,7 +33,7 @@ struct ImportOptions {
 // The address of this machine from which the coordinator is reached: servers reach it there, too.
 Result<std::string> AddressTowards(const std::string& url) {
   const net::HttpUrl place = PS_TRY(net::ParseHttpUrl(url));
-  const Error unknown{ErrorCode::kUnreachable,
+  const Error unknown{ErrorId::kImportAddress,
                       "it is not known by which address the servers reach this machine; give it "
                       "with --bind"};
   addrinfo hints{};
@@ -69,13 +70,13 @@ Result<fs::path> FindCheckpoint(const std::string& text) {
   std::error_code error;
   fs::path path = fs::canonical(text, error);
   if (error) {
-    return Error{
-        error == std::errc::no_such_file_or_directory ? ErrorCode::kNotFound : ErrorCode::kIo,
-        text + ": " + error.message()};
+    return Error{error == std::errc::no_such_file_or_directory ? ErrorId::kBackupMissing
+                                                               : ErrorId::kFileUnreadable,
+                 text + ": " + error.message()};
   }
   if (IsRoundDirectory(path)) {
     if (IsJobDirectory(path.parent_path())) return path;
-    return Error{ErrorCode::kUsage,
+    return Error{ErrorId::kImportFolder,
                  path.string() +
                      ": a checkpoint that is imported lies in a folder job-..., as `ckpt backup` "
                      "and `ckpt fetch` make it"};
@@ -88,14 +89,14 @@ Result<fs::path> FindCheckpoint(const std::string& text) {
            (one_job && one.directory.parent_path().filename() != path.filename());
   });
   if (backups.empty()) {
-    return Error{ErrorCode::kNotFound, path.string() + ": there is no whole backup in it"};
+    return Error{ErrorId::kBackupMissing, path.string() + ": there is no whole backup in it"};
   }
   std::set<fs::path> jobs;
   for (const checkpoint::Backup& one : backups) jobs.insert(one.directory.parent_path());
   if (jobs.size() == 1) return folder / backups.back().directory;  // by round
   std::string names;
   for (const fs::path& job : jobs) names += "\n  " + (folder / job).string();
-  return Error{ErrorCode::kUsage,
+  return Error{ErrorId::kImportFolder,
                path.string() + " has backups of several jobs; name one of them:" + names};
 }
 
@@ -111,7 +112,7 @@ Status VerifyAll(Environment& environment, const fs::path& directory, std::strin
   if (report->findings.empty()) return Ok();
   std::string text = directory.string() + " is damaged, nothing was imported:";
   for (const std::string& finding : report->findings) text += "\n  " + finding;
-  return Error{ErrorCode::kInvalid, text};
+  return Error{ErrorId::kCheckpointDamaged, text};
 }
 
 Result<ExitCode> Import(Globals& globals, const ImportOptions& options) {
@@ -138,7 +139,7 @@ Result<ExitCode> Import(Globals& globals, const ImportOptions& options) {
   const std::string id = TextOf(made, "id");
   const Json job = PS_TRY(WaitForJob(api, environment, id, {std::nullopt, /*quiet=*/true}));
   if (TextOf(job, "phase") != "imported") {
-    return Error{TextOf(job, "phase") == "cancelled" ? ErrorCode::kClosed : ErrorCode::kInvalid,
+    return Error{TextOf(job, "phase") == "cancelled" ? ErrorId::kClosed : ErrorId::kImportFailed,
                  "nothing was imported, job " + id + " " + TextOf(job, "phase") + ": " +
                      TextOf(job, "reason")};
   }

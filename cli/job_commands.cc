@@ -8,6 +8,7 @@
 #include "cli/job_tables.h"
 #include "cli/job_wait.h"
 #include "cli/progress.h"
+#include "common/error_id.h"
 #include "common/job/document.h"
 #include "common/job/job_spec.h"
 
@@ -36,16 +37,16 @@ Result<std::string> ReadJobFile(const std::string& file) {
   if (file != "-") {
     std::error_code error;
     if (fs::is_directory(file, error)) {
-      return Error{ErrorCode::kUsage, file + " is a directory, not a job file"};
+      return Error{ErrorId::kOptionValue, file + " is a directory, not a job file"};
     }
     opened.open(file, std::ios::binary);
-    if (!opened) return Error{ErrorCode::kNotFound, "cannot read the job file " + file};
+    if (!opened) return Error{ErrorId::kJobFileUnreadable, "cannot read the job file " + file};
     stream = &opened;
   }
   std::string text(job::kDocumentBytesMax + 1, '\0');
   stream->read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<std::size_t>(stream->gcount()));
-  if (stream->bad()) return Error{ErrorCode::kIo, "cannot read the job file " + file};
+  if (stream->bad()) return Error{ErrorId::kFileUnreadable, "cannot read the job file " + file};
   return text;
 }
 
@@ -81,7 +82,7 @@ Result<std::vector<JobOverride>> ParseSets(const std::vector<std::string>& sets)
   for (const std::string& set : sets) {
     const std::size_t sign = set.find('=');
     if (sign == std::string::npos || sign == 0) {
-      return Error{ErrorCode::kUsage,
+      return Error{ErrorId::kOptionValue,
                    "--set " + set + ": must be PATH=VALUE, such as training.workers=4"};
     }
     overrides.push_back({set.substr(0, sign), set.substr(sign + 1)});
@@ -146,11 +147,7 @@ Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
   Environment& environment = globals.environment;
   const OutputFormat format = PS_TRY(globals.Format());
   const WaitOptions wait = PS_TRY(ParseWaitOptions(options.timeout, options.quiet));
-  if (!spec.ok()) {
-    // Each line stands for itself, as a compiler's does.
-    environment.err << spec.error().message << "\n";
-    return ExitCodeOf(spec.error().code);
-  }
+  if (!spec.ok()) return spec.error();
   for (const auto& warning : JobWarnings(*spec)) {
     environment.err << options.file << ": warning: " << warning << "\n";
   }
@@ -439,7 +436,7 @@ Result<ExitCode> ShowLogs(Globals& globals, const LogOptions& options) {
       for (const LogReader& log : logs) {
         if (!log.rest.empty()) environment.out << log.prefix << log.rest << "\n";
       }
-      if (missing == logs.size()) return Error{ErrorCode::kNotFound, reason};
+      if (missing == logs.size()) return Error{ErrorId::kNoLog, reason};
       return ExitCode::kOk;
     }
     environment.sleep(kPollPause);
@@ -594,7 +591,7 @@ Result<ExitCode> Restart(Globals& globals, RestartCommand& command) {
   const Json job = PS_TRY(GetJob(api, command.job));
   const std::string id = TextOf(job, "id", command.job);
   if (!IsFinished(job)) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kJobNotOver,
                  "job " + id + " is " + TextOf(job, "phase") + ": " +
                      (TextOf(job, "phase") == "suspended"
                           ? "`ds-cli job resume " + id + "` goes on with it"

@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/job_schema.h"
+#include "common/error_id.h"
 #include "common/job/document.h"
 
 namespace ps::cli {
@@ -176,10 +177,10 @@ Error UnknownField(const std::string& path, const std::vector<Field>& all) {
   }
   std::string what = "the job file has no field `" + Printable(path) + "`";
   if (!same_end.empty())
-    return Error{ErrorCode::kNotFound, what + ", did you mean " + same_end + "?"};
+    return Error{ErrorId::kFieldUnknown, what + ", did you mean " + same_end + "?"};
   const std::string nearest = job::NearestWord(path, paths);
   if (!nearest.empty()) what += ", did you mean `" + nearest + "`?";
-  return Error{ErrorCode::kNotFound, what};
+  return Error{ErrorId::kFieldUnknown, what};
 }
 
 void WriteKeys(std::ostream& out, const std::vector<Field>& keys, std::size_t skip) {

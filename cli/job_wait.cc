@@ -1,6 +1,7 @@
 #include "cli/job_wait.h"
 
 #include "cli/progress.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -69,7 +70,7 @@ Result<Json> WaitForJob(Api& api, Environment& environment, const std::string& j
       return Error{ErrorCode::kClosed, "interrupted"};
     }
     if (options.timeout_ms && environment.now_ms() - start >= *options.timeout_ms) {
-      return Error{ErrorCode::kTimeout,
+      return Error{ErrorId::kJobWaitTimeout,
                    "job " + job + " is not " + (options.phase.empty() ? "over" : options.phase) +
                        " after " + DurationText(static_cast<double>(*options.timeout_ms) / 1000.0) +
                        "; it goes on (`ds-cli job wait " + job + "`)"};

@@ -19,6 +19,7 @@
 #include "cli/certificates.h"
 #include "cli/node_key_files.h"
 #include "cli/output.h"
+#include "common/error_id.h"
 #include "common/net/api_tokens.h"
 #include "common/net/http_client.h"
 #include "common/net/unique_fd.h"
@@ -61,7 +62,7 @@ Result<net::UniqueFd> HoldPort(int& port) {
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
       ::listen(socket.get(), 1) != 0 ||
       ::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kPortTaken,
                  "port " + std::to_string(port) + " of 127.0.0.1: " + std::strerror(errno)};
   }
   port = ntohs(address.sin_port);
@@ -106,11 +107,13 @@ Status WriteFile(const fs::path& path, const std::string& text) {
     std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
     stream << text;
     stream.flush();
-    if (!stream) return Error{ErrorCode::kIo, "cannot write " + temporary.string()};
+    if (!stream) return Error{ErrorId::kFileNotWritten, "cannot write " + temporary.string()};
   }
   std::error_code error;
   fs::rename(temporary, path, error);
-  if (error) return Error{ErrorCode::kIo, "cannot write " + path.string() + ": " + error.message()};
+  if (error)
+    return Error{ErrorId::kFileNotWritten,
+                 "cannot write " + path.string() + ": " + error.message()};
   return Ok();
 }
 
@@ -163,7 +166,7 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
   const fs::path path = directory_ / "cluster.json";
   std::ifstream stream(path, std::ios::binary);
   if (!stream)
-    return Error{ErrorCode::kNotFound, "there is no local cluster in " + directory_.string()};
+    return Error{ErrorId::kNoLocalCluster, "there is no local cluster in " + directory_.string()};
   std::stringstream text;
   text << stream.rdbuf();
   const Json json = Json::parse(text.str(), nullptr, false);
@@ -188,7 +191,7 @@ Result<LocalConfig> LocalCluster::ReadConfig() const {
     good = ports[i].is_number_unsigned() && ports[i] <= 65535;
     if (good) config.http_ports.push_back(ports[i].get<int>());
   }
-  if (!good) return Error{ErrorCode::kInvalid, path.string() + " is damaged"};
+  if (!good) return Error{ErrorId::kLocalFileDamaged, path.string() + " is damaged"};
   return config;
 }
 
@@ -288,9 +291,9 @@ Result<LocalCluster::Programs> LocalCluster::FindPrograms() const {
   find("ps-worker", programs.worker);
   find("ps-task", programs.task);
   if (!missing.empty()) {
-    return Error{ErrorCode::kNotFound, "not found beside ds-cli in " +
-                                           environment_.program_directory + ": " + missing +
-                                           "; build them (scripts/quickstart does)"};
+    return Error{ErrorId::kProgramsMissing, "not found beside ds-cli in " +
+                                                environment_.program_directory + ": " + missing +
+                                                "; build them (scripts/quickstart does)"};
   }
   if (const std::string home = environment_.variable("JAVA_HOME");
       !home.empty() && IsExecutable(fs::path(home) / "bin" / "java")) {
@@ -304,13 +307,13 @@ Result<LocalCluster::Programs> LocalCluster::FindPrograms() const {
     }
   }
   if (programs.java.empty()) {
-    return Error{ErrorCode::kNotFound,
+    return Error{ErrorId::kZooKeeperMissing,
                  std::string("no java in JAVA_HOME or PATH, which ZooKeeper needs: ") + kPackages};
   }
   std::error_code error;
   for (const char* jar : kJars) {
     if (!fs::exists(jar, error)) {
-      return Error{ErrorCode::kNotFound,
+      return Error{ErrorId::kZooKeeperMissing,
                    std::string(jar) + " is missing, which ZooKeeper needs: " + kPackages};
     }
   }
@@ -322,7 +325,7 @@ Status LocalCluster::Prepare(const LocalConfig& config) const {
   for (const char* name : {"run", "logs", "zookeeper/data", "checkpoints", "workers"}) {
     fs::create_directories(directory_ / name, error);
     if (error) {
-      return Error{ErrorCode::kIo,
+      return Error{ErrorId::kFolderNotMade,
                    "cannot create " + (directory_ / name).string() + ": " + error.message()};
     }
   }
@@ -375,8 +378,8 @@ Status LocalCluster::WaitFor(const std::string& what, std::int64_t patience_ms,
   while (true) {
     for (const auto& process : started_) {
       if (!process.IsAlive()) {
-        return Error{ErrorCode::kInternal, process.name + " ended while " + what +
-                                               " was waited for; " + LogTail(process.name)};
+        return Error{ErrorId::kProcessEnded, process.name + " ended while " + what +
+                                                 " was waited for; " + LogTail(process.name)};
       }
     }
     missing = PS_TRY(ready());
@@ -384,7 +387,7 @@ Status LocalCluster::WaitFor(const std::string& what, std::int64_t patience_ms,
     if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
     const std::int64_t left = end - environment_.now_ms();
     if (left <= 0) {
-      return Error{ErrorCode::kTimeout,
+      return Error{ErrorId::kLocalTimeout,
                    "waited " + DurationText(static_cast<double>(patience_ms) / 1000) + " for " +
                        what + ": " + missing + " (logs in " + (directory_ / "logs").string() + ")"};
     }
@@ -506,12 +509,13 @@ Result<net::UniqueFd> LocalCluster::Lock() const {
   std::error_code error;
   fs::create_directories(directory_ / "run", error);
   if (error) {
-    return Error{ErrorCode::kIo, "cannot create " + directory_.string() + ": " + error.message()};
+    return Error{ErrorId::kFolderNotMade,
+                 "cannot create " + directory_.string() + ": " + error.message()};
   }
   net::UniqueFd lock(
       ::open((directory_ / "run" / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (lock.get() < 0 || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kLocalBusy,
                  "another `ds-cli local` is at work in " + directory_.string()};
   }
   return lock;
@@ -556,7 +560,7 @@ Status LocalCluster::UpLocked(const LocalSizes& sizes, std::int64_t patience_ms,
     if (running.empty() || all || environment_.now_ms() >= end) break;
   }
   if (!running.empty()) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kClusterRuns,
                  "a cluster runs in " + directory_.string() + " (" + running +
                      "); `ds-cli local down` stops it" +
                      (all ? "" : ", `ds-cli local up --repair` starts what died")};
@@ -613,7 +617,7 @@ Status LocalCluster::Down() {
 
 Status LocalCluster::Purge() {
   if (PS_TRY(AnyAlive())) {
-    return Error{ErrorCode::kConflict, "a cluster runs in " + directory_.string()};
+    return Error{ErrorId::kClusterRuns, "a cluster runs in " + directory_.string()};
   }
   // Only what a cluster made is removed: a wrong --dir must not cost anybody's files.
   std::error_code error;
@@ -621,7 +625,7 @@ Status LocalCluster::Purge() {
        {"run", "logs", "zookeeper", "checkpoints", "workers", "keys", "cluster.json"}) {
     fs::remove_all(directory_ / name, error);
     if (error) {
-      return Error{ErrorCode::kIo,
+      return Error{ErrorId::kFileNotWritten,
                    "cannot remove " + (directory_ / name).string() + ": " + error.message()};
     }
   }

@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/local_cluster.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -26,7 +27,7 @@ Result<fs::path> ChosenDirectory(const Environment& environment, const std::stri
                                                             : DefaultLocalDirectory(environment);
   }
   directory = fs::absolute(directory, error).lexically_normal();
-  if (error) return Error{ErrorCode::kUsage, "--dir " + flag + ": " + error.message()};
+  if (error) return Error{ErrorId::kOptionValue, "--dir " + flag + ": " + error.message()};
   if (!directory.has_filename()) directory = directory.parent_path();
   return directory;
 }
@@ -37,9 +38,9 @@ Status CheckNoOtherCluster(Environment& environment, const fs::path& directory) 
   const LocalCluster other(environment, context->directory);
   const auto alive = other.AnyAlive();
   if (alive.ok() && *alive) {
-    return Error{ErrorCode::kConflict, "another local cluster runs in " + context->directory +
-                                           "; `ds-cli local down` stops it, or set DS_STATE to "
-                                           "another file to have two"};
+    return Error{ErrorId::kClusterRuns, "another local cluster runs in " + context->directory +
+                                            "; `ds-cli local down` stops it, or set DS_STATE to "
+                                            "another file to have two"};
   }
   return Ok();
 }
@@ -52,7 +53,7 @@ Result<ExitCode> Up(Globals& globals, const UpOptions& options) {
   if (!options.session.empty()) {
     const std::int64_t session_ms = PS_TRY(ParseDuration(options.session));
     if (session_ms < 1000 || session_ms > 10'000) {
-      return Error{ErrorCode::kUsage, "--session-timeout " + options.session + ": 1s to 10s"};
+      return Error{ErrorId::kOptionValue, "--session-timeout " + options.session + ": 1s to 10s"};
     }
     sizes.session_ms = static_cast<int>(session_ms);
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cli/whole_file.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -38,9 +39,9 @@ Result<net::TrustedKey> CreateNodeKey(net::TrustedKey key, const fs::path& key_f
     return entry.second.role == key.role && entry.second.name == key.name;
   });
   if (taken) {
-    return Error{ErrorCode::kConflict, trusted.string() + ": has a " + net::RoleName(key.role) +
-                                           " " + key.name + " already; `ds-cli auth revoke " +
-                                           key.name + "` takes it away"};
+    return Error{ErrorId::kNameTaken, trusted.string() + ": has a " + net::RoleName(key.role) +
+                                          " " + key.name + " already; `ds-cli auth revoke " +
+                                          key.name + "` takes it away"};
   }
   const net::KeyPair pair = PS_TRY(net::MakeKeyPair());
   key.public_key = pair.public_key;
@@ -68,8 +69,8 @@ Result<std::vector<net::TrustedKey>> RevokeNodeKeys(const std::string& name,
     if (key.name == name && of_role) gone.push_back(key);
   }
   if (gone.empty()) {
-    return Error{ErrorCode::kNotFound, trusted.string() + ": nobody of the name " + name +
-                                           " is trusted (`ds-cli auth list`)"};
+    return Error{ErrorId::kNameUnknown, trusted.string() + ": nobody of the name " + name +
+                                            " is trusted (`ds-cli auth list`)"};
   }
   std::vector<std::string> words;
   for (const net::TrustedKey& key : gone) words.push_back(key.public_key);

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <set>
 
+#include "common/error_catalogue.h"
+
 namespace ps::cli {
 namespace {
 
@@ -97,7 +99,7 @@ Result<OutputFormat> ParseOutputFormat(const std::string& word) {
   if (word == "json") return OutputFormat::kJson;
   if (word == "yaml") return OutputFormat::kYaml;
   if (word == "name") return OutputFormat::kName;
-  return Error{ErrorCode::kUsage,
+  return Error{ErrorId::kOptionValue,
                "-o " + word + ": the formats are table, wide, json, yaml and name"};
 }
 
@@ -161,6 +163,28 @@ bool WriteStructured(std::ostream& out, OutputFormat format, const Json& json) {
     return true;
   }
   return false;
+}
+
+void WriteError(std::ostream& err, OutputFormat format, const Error& error) {
+  const ErrorEntry* const entry = FindError(error.id);
+  const bool tells = entry != nullptr && !IsGeneric(error.id);
+  const std::string id = ErrorIdName(error.id);
+  if (format == OutputFormat::kJson || format == OutputFormat::kYaml) {
+    Json json{{"code", id}, {"kind", ErrorCodeName(error.code)}, {"message", error.message}};
+    if (tells) json["next"] = entry->next;
+    json = Json{{"apiVersion", "ds/v1"}, {"error", std::move(json)}};
+    if (format == OutputFormat::kYaml) {
+      err << YamlText(json);
+    } else {
+      err << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
+    }
+    return;
+  }
+  err << "ds-cli: error " << id << ": ";
+  // Lines stand for themselves, as those of a compiler do.
+  if (tells && error.message.find('\n') != std::string::npos) err << entry->title << ":\n";
+  err << error.message << "\n";
+  if (tells) err << "  next: " << entry->next << "\n";
 }
 
 std::string Printable(const std::string& text) {
@@ -287,7 +311,7 @@ Result<std::int64_t> ParseDuration(const std::string& text) {
   if (unit == "m") factor = 60'000;
   if (unit == "h") factor = 3'600'000;
   if (failure != std::errc() || factor == 0 || !(value >= 0) || value * factor > 1e14) {
-    return Error{ErrorCode::kUsage,
+    return Error{ErrorId::kOptionValue,
                  "`" + text + "` is not a duration such as 90s, 10m or 2h (a number is seconds)"};
   }
   return static_cast<std::int64_t>(value * factor);

@@ -42,6 +42,10 @@ std::string YamlText(const Json& json);
 // JSON or YAML if that is the format; else nothing was written and false is returned.
 bool WriteStructured(std::ostream& out, OutputFormat format, const Json& json);
 
+// "ds-cli: error DS-E0801: there is no job x" and, for an error with an id of its own, a line with
+// what to do next. As JSON one line with an object, as YAML a document: {"error": {"code", ...}}.
+void WriteError(std::ostream& err, OutputFormat format, const Error& error);
+
 // Control characters become `?`.
 std::string Printable(const std::string& text);
 

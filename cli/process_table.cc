@@ -15,6 +15,7 @@
 #include <set>
 #include <sstream>
 
+#include "common/error_id.h"
 #include "common/net/unique_fd.h"
 
 namespace ps::cli {
@@ -189,7 +190,8 @@ Result<std::vector<DaemonProcess>> ProcessTable::List() const {
     processes.push_back(process);
   }
   if (error) {
-    return Error{ErrorCode::kIo, "cannot list " + directory_.string() + ": " + error.message()};
+    return Error{ErrorId::kFileUnreadable,
+                 "cannot list " + directory_.string() + ": " + error.message()};
   }
   std::sort(processes.begin(), processes.end(),
             [](const DaemonProcess& a, const DaemonProcess& b) { return a.name < b.name; });
@@ -234,7 +236,7 @@ Status ProcessTable::Stop(const std::vector<DaemonProcess>& processes,
     fs::remove(PidFile(process.name), ignored);
   }
   if (!survivors.empty()) {
-    return Error{ErrorCode::kInternal, "these processes do not end:" + survivors};
+    return Error{ErrorId::kProcessesSurvive, "these processes do not end:" + survivors};
   }
   return Ok();
 }

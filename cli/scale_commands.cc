@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/progress.h"
 #include "cli/wait_until.h"
+#include "common/error_id.h"
 #include "common/job/job_spec.h"
 
 namespace ps::cli {
@@ -32,7 +33,8 @@ Result<std::string> MissingWorkers(const Json& job, std::int64_t wanted) {
   const std::int64_t live = LiveWorkers(job);
   if (live == wanted) return std::string();
   if (IsFinished(job) || TextOf(job, "phase") == "suspended") {
-    return Error{ErrorCode::kConflict, "job " + TextOf(job, "id") + " is " + TextOf(job, "phase")};
+    return Error{IsFinished(job) ? ErrorId::kJobOver : ErrorId::kJobNotTraining,
+                 "job " + TextOf(job, "id") + " is " + TextOf(job, "phase")};
   }
   return std::to_string(live) + " of " + std::to_string(wanted) + " workers train";
 }
@@ -110,7 +112,7 @@ Result<Plan> PlanServers(const Json& nodes, std::int64_t number) {
   const auto there = static_cast<std::int64_t>(full.size());
   const auto away = static_cast<std::int64_t>(leaving.size());
   if (number > there + away) {
-    return Error{ErrorCode::kConflict,
+    return Error{ErrorId::kTooFewServers,
                  "there are " + CountText(there + away) +
                      " servers: `scripts/scale_out` brings another host in, and with it a server"};
   }

@@ -2,6 +2,7 @@
 
 #include "cli/api_token_files.h"
 #include "cli/commands.h"
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 #include "common/net/loop.h"
 
@@ -37,7 +38,7 @@ Result<ExitCode> Create(Globals& globals, const TokenOptions& options) {
   auto token =
       net::ParseApiTokenLine(options.role + " " + options.name + " " + std::string(64, '0') +
                              (options.until.empty() ? "" : " until " + options.until));
-  if (!token.ok()) return Error{ErrorCode::kUsage, token.error().message};
+  if (!token.ok()) return Error{ErrorId::kOptionValue, token.error().message};
   const std::string file = options.to.empty() ? options.name + ".token" : options.to;
   const net::ApiToken made = PS_TRY(CreateApiToken(*token, file, options.tokens));
   std::ostream& out = globals.environment.out;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cli/output.h"
+#include "common/error_id.h"
 
 namespace ps::cli {
 namespace {
@@ -48,8 +49,8 @@ Result<Json> WaitUntil(Api& api, Environment& environment, const std::string& pa
     if (still != told) environment.err << Printable(still) << std::endl;
     told = still;
     if (environment.now_ms() - begun >= timeout_ms) {
-      return Error{ErrorCode::kTimeout, still + " after " + std::to_string(timeout_ms / 1000) +
-                                            " s; it goes on: " + next};
+      return Error{ErrorId::kWaitTimeout, still + " after " + std::to_string(timeout_ms / 1000) +
+                                              " s; it goes on: " + next};
     }
     environment.sleep(std::chrono::milliseconds(500));
     if (environment.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "common/error_id.h"
 #include "common/net/list_file.h"
 
 namespace ps::cli {
@@ -18,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 Error Failed(const fs::path& path, const char* what) {
-  return Error{errno == EACCES || errno == EPERM ? ErrorCode::kDenied : ErrorCode::kIo,
+  return Error{errno == EACCES || errno == EPERM ? ErrorId::kFileDenied : ErrorId::kFileNotWritten,
                path.string() + ": cannot be " + what + ": " + std::strerror(errno)};
 }
 
@@ -50,9 +51,9 @@ Status WriteWhole(const fs::path& path, const std::string& text, mode_t mode, bo
       fresh ? ::link(temporary.c_str(), path.c_str()) : ::rename(temporary.c_str(), path.c_str());
   if (done != 0) {
     const Error error = errno == EEXIST
-                            ? Error{ErrorCode::kConflict, path.string() +
-                                                              ": is there already; a key "
-                                                              "is not overwritten"}
+                            ? Error{ErrorId::kSecretExists, path.string() +
+                                                                ": is there already; a key "
+                                                                "is not overwritten"}
                             : Failed(path, "made");
     ::unlink(temporary.c_str());
     return error;

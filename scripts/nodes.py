@@ -339,7 +339,7 @@ class Cluster:
             if done.returncode in (0, 10):
                 return json.loads(done.stdout)
             if done.returncode != 6 or time.monotonic() > end:
-                raise Trouble("the cluster", "ds-cli " + " ".join(words[:2]), done.stderr.strip()[-800:],
+                raise Trouble("the cluster", "ds-cli " + " ".join(words[:2]), self.said(done)[-800:],
                               "DS_COORDINATOR, DS_CA and DS_TOKEN_FILE say how it is reached; ds-cli node doctor")
             time.sleep(1)
 
@@ -351,8 +351,18 @@ class Cluster:
             if done.returncode == 6 and time.monotonic() < end:
                 time.sleep(1)
                 continue
-            lines = done.stderr.strip().splitlines() or ["status %d" % done.returncode]
-            return lines[-1] if done.returncode else ""
+            return self.said(done) if done.returncode else ""
+
+    @staticmethod
+    def said(done):
+        """Why a command has failed: its last line, but for what to do next; with -o json that is an object."""
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("  next: ")]
+        last = lines[-1] if lines else "status %d" % done.returncode
+        try:
+            error = json.loads(last)["error"]
+            return "%s: %s" % (error["code"], error["message"])
+        except (ValueError, LookupError, TypeError):
+            return last
 
     def nodes(self, seconds=30):
         return self.ask("node", "list", seconds=seconds)["nodes"]

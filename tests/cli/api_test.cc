@@ -62,6 +62,27 @@ TEST(ApiTest, TheMessageOfAnErrorComesFromItsBody) {
   EXPECT_EQ(ErrorOfAnswer(500, "{}", "u").message, "u answered with HTTP status 500");
 }
 
+TEST(ApiTest, TheCodeOfAnErrorIsTheServers) {
+  const auto id = [](const std::string& code, int status = 404) {
+    return ErrorOfAnswer(status, R"({"error": {"code": ")" + code + R"(", "message": "x"}})", "u")
+        .id;
+  };
+  EXPECT_EQ(id("DS-E0801"), ErrorId::kJobUnknown);
+  EXPECT_EQ(ErrorIdName(id("DS-E9998")), "DS-E9998");  // of a newer one
+  EXPECT_EQ(id("not_found"), ErrorId::kNotFound);      // of an older one
+  EXPECT_EQ(id("DS-Exyz", 409), ErrorId::kConflict);
+}
+
+TEST(ApiTest, WhatAllCoordinatorsAnswerAlikeIsTheError) {
+  TestEnvironment test;
+  EXPECT_EQ(MakeApi(test, {"http://127.0.0.1:1"}).Get("/").error().id, ErrorId::kNothingListens);
+  FakeCoordinator fake(
+      [](const net::HttpRequest&) { return AnswerError(503, ErrorId::kNoLeader, "no leader"); });
+  EXPECT_EQ(MakeApi(test, {fake.url()}).Get("/").error().id, ErrorId::kNoLeader);
+  EXPECT_EQ(MakeApi(test, {"http://127.0.0.1:1", fake.url()}).Get("/").error().id,
+            ErrorId::kNoCoordinatorReady);
+}
+
 TEST(ApiTest, ARedirectIsFollowedWithItsBodyAndRemembered) {
   FakeCoordinator leader([](const net::HttpRequest& request) {
     return Answer(200, nlohmann::json{{"got", request.body}}.dump());
@@ -120,7 +141,7 @@ TEST(ApiTest, NobodyThereNamesEveryPlaceAtOnce) {
 TEST(ApiTest, ACallIsRepeatedUntilThereIsALeader) {
   std::atomic<int> calls{0};
   FakeCoordinator fake([&calls](const net::HttpRequest&) {
-    return ++calls < 4 ? AnswerError(503, "unreachable", "no leader") : Answer(200, "{}");
+    return ++calls < 4 ? AnswerError(503, ErrorId::kNoLeader, "no leader") : Answer(200, "{}");
   });
   TestEnvironment test;
   EXPECT_TRUE(MakeApi(test, {fake.url()}).Get("/").ok());
@@ -129,7 +150,7 @@ TEST(ApiTest, ACallIsRepeatedUntilThereIsALeader) {
 
 TEST(ApiTest, WithoutALeaderTheCallEndsAfterItsDeadline) {
   FakeCoordinator fake(
-      [](const net::HttpRequest&) { return AnswerError(503, "unreachable", "no leader"); });
+      [](const net::HttpRequest&) { return AnswerError(503, ErrorId::kNoLeader, "no leader"); });
   TestEnvironment test;
   const std::int64_t start = test.environment().now_ms();
   const auto answer = MakeApi(test, {fake.url()}).Get("/");
@@ -140,7 +161,7 @@ TEST(ApiTest, WithoutALeaderTheCallEndsAfterItsDeadline) {
 
 TEST(ApiTest, AnInterruptionEndsTheCall) {
   FakeCoordinator fake(
-      [](const net::HttpRequest&) { return AnswerError(503, "unreachable", "no leader"); });
+      [](const net::HttpRequest&) { return AnswerError(503, ErrorId::kNoLeader, "no leader"); });
   TestEnvironment test;
   test.InterruptAfterSleeps(2);
   EXPECT_EQ(MakeApi(test, {fake.url()}).Get("/").error().code, ErrorCode::kClosed);
@@ -148,7 +169,8 @@ TEST(ApiTest, AnInterruptionEndsTheCall) {
 
 TEST(ApiTest, ASubmissionWhoseOutcomeIsUnknownIsNotSentTwice) {
   FakeCoordinator fake([](const net::HttpRequest& request) {
-    return request.method == "GET" ? Answer(200, "{}") : AnswerError(504, "timeout", "too late");
+    return request.method == "GET" ? Answer(200, "{}")
+                                   : AnswerError(504, ErrorId::kTimeout, "too late");
   });
   TestEnvironment test;
   const auto answer = MakeApi(test, {fake.url()}).Post("/v1/jobs", Json::object());
@@ -240,7 +262,7 @@ TEST_F(SecureApiTest, AServerThatIsNotTrustedGetsNothingAndTheNextIsAsked) {
 TEST_F(SecureApiTest, ADenialNamesWhereTheTokenIsFrom) {
   FakeCoordinator fake(
       [](const net::HttpRequest& request) {
-        return AnswerError(request.path == "/v1/nodes" ? 403 : 401, "denied", "no");
+        return AnswerError(request.path == "/v1/nodes" ? 403 : 401, ErrorId::kDenied, "no");
       },
       tls_);
   auto answer = Make({fake.url()}).Get("/v1/jobs");
@@ -256,8 +278,9 @@ TEST_F(SecureApiTest, ADenialNamesWhereTheTokenIsFrom) {
 TEST(ApiTest, WhoIsToldToWaitAsksAgain) {
   std::atomic<int> calls{0};
   FakeCoordinator fake([&calls](const net::HttpRequest& request) {
-    return request.method == "POST" && ++calls < 3 ? AnswerError(429, "x", "too many requests")
-                                                   : Answer(200, "{}");
+    return request.method == "POST" && ++calls < 3
+               ? AnswerError(429, ErrorId::kTooManyRequests, "too many requests")
+               : Answer(200, "{}");
   });
   TestEnvironment test;
   EXPECT_TRUE(MakeApi(test, {fake.url()}).Post("/v1/jobs", Json::object()).ok());

@@ -17,7 +17,7 @@ const std::vector<std::vector<std::string>> kCommands = {
     {"job", "explain"}, {"ckpt", "list"},  {"ckpt", "describe"}, {"ckpt", "verify"},
     {"ckpt", "export"}, {"node", "list"},  {"local", "up"},      {"local", "down"},
     {"job", "suspend"}, {"job", "resume"}, {"job", "restart"},   {"local", "status"},
-    {"completion"},     {"version"}};
+    {"completion"},     {"version"},       {"explain"}};
 
 TEST(AppTest, WithoutArgumentsTheHelpIsShown) {
   TestEnvironment test;
@@ -63,7 +63,7 @@ TEST(AppTest, AGroupWithoutCommandShowsItsCommands) {
   TestEnvironment test;
   EXPECT_EQ(test.Run({"job"}), 2);
   EXPECT_THAT(test.errors(), HasSubstr("submit"));
-  EXPECT_THAT(test.errors(), HasSubstr("ds-cli job: a command is missing"));
+  EXPECT_THAT(test.errors(), HasSubstr("ds-cli job: error DS-E0101: a command is missing"));
   EXPECT_EQ(test.output(), "");
 }
 

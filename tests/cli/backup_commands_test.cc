@@ -84,7 +84,7 @@ class BackupTest : public ::testing::Test {
       checkpoint["pinned"] = request.path == path + "/pin";
       return Answer(200, json{{"checkpoint", checkpoint}}.dump());
     }
-    return AnswerError(404, "not_found", "there is no " + request.path);
+    return AnswerError(404, ErrorId::kNotFound, "there is no " + request.path);
   }
   std::vector<std::uint64_t> Pinned() {
     const std::lock_guard lock(mutex_);
@@ -270,7 +270,7 @@ class ImportTest : public ::testing::Test {
       if (phases_.size() > 1) phases_.erase(phases_.begin());
       return Answer(200, json{{"job", Job(phase)}}.dump());
     }
-    return AnswerError(404, "not_found", "there is no " + request.path);
+    return AnswerError(404, ErrorId::kNotFound, "there is no " + request.path);
   }
   static json Job(const std::string& phase) {
     json job{{"id", 9}, {"name", "fashion"}, {"phase", phase}, {"reason", "nobody has room"}};

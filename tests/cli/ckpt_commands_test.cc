@@ -22,7 +22,7 @@ using testing::HasSubstr;
 FakeCoordinator::Handler WithCheckpoint(const std::string& hash) {
   return [hash](const net::HttpRequest& request) {
     if (request.path != "/v1/jobs/fashion/checkpoints") {
-      return AnswerError(404, "not_found", "there is no job");
+      return AnswerError(404, ErrorId::kJobUnknown, "there is no job");
     }
     return Answer(200, nlohmann::json{{"checkpoints",
                                        {{{"round", 2}, {"directory", "7/2"}},
@@ -225,7 +225,7 @@ TEST(CkptCommandsTest, PinsArePostedAndShown) {
         request.path == "/v1/jobs/fashion/checkpoints/3/unpin") {
       return Answer(200, R"({"checkpoint": {"round": 3, "pinned": true}})");
     }
-    return AnswerError(404, "not_found", "job fashion has no checkpoint 9");
+    return AnswerError(404, ErrorId::kCheckpointUnknown, "job fashion has no checkpoint 9");
   });
   TestEnvironment test;
   test.Set("DS_COORDINATOR", fake.url());
@@ -271,7 +271,8 @@ TEST(CkptCommandsTest, ARollbackWithoutYesOnlySaysWhatItCosts) {
     if (request.path == "/v1/version") return Answer(200, R"({"version": "9.9"})");
     EXPECT_EQ(request.path, "/v1/jobs/fashion/rollback");
     if (!nlohmann::json::parse(request.body)["confirm"].get<bool>()) {
-      return AnswerError(409, "conflict", "checkpoints 4, 5 are discarded; confirm it");
+      return AnswerError(409, ErrorId::kRollbackUnconfirmed,
+                         "checkpoints 4, 5 are discarded; confirm it");
     }
     return Answer(200, R"({"round": 3, "step": 1500, "discarded": [4, 5], "job": {}})");
   });

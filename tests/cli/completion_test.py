@@ -96,6 +96,10 @@ class CompletionTest(unittest.TestCase):
         self.assertEqual(self.complete("job", "submit", "a.yaml", "--set", "training.wor"),
                          ["training.workers="])
 
+    def test_codes_of_errors(self):
+        self.assertEqual(self.complete("explain", "DS-E080")[0], "DS-E0801")
+        self.assertIn("DS-E1001", self.complete("explain", "DS-E10"))
+
     def test_files_and_directories(self):
         with open(os.path.join(self.folder, "train.yaml"), "w"):
             pass

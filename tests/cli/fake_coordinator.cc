@@ -50,10 +50,8 @@ net::HttpResponse Answer(int status, const std::string& json) {
   return response;
 }
 
-net::HttpResponse AnswerError(int status, const std::string& code, const std::string& message) {
-  return Answer(status, nlohmann::json{{"apiVersion", "ds/v1"},
-                                       {"error", {{"code", code}, {"message", message}}}}
-                            .dump());
+net::HttpResponse AnswerError(int status, ErrorId id, const std::string& message) {
+  return net::ErrorResponse(status, {id, message});
 }
 
 }  // namespace ps::cli

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/error_id.h"
 #include "common/net/http_server.h"
 #include "common/net/loop.h"
 
@@ -43,6 +44,6 @@ class FakeCoordinator {
 
 net::HttpResponse Answer(int status, const std::string& json);
 // As the coordinator writes errors.
-net::HttpResponse AnswerError(int status, const std::string& code, const std::string& message);
+net::HttpResponse AnswerError(int status, ErrorId id, const std::string& message);
 
 }  // namespace ps::cli

@@ -102,7 +102,7 @@ class JobCoordinator {
     }
     if (request.path == "/v1/jobs/7" || request.path == "/v1/jobs/fashion") {
       const std::size_t look = std::min<std::size_t>(looks_++, phases_.size() - 1);
-      if (phases_[look] == "away") return AnswerError(503, "unreachable", "no leader");
+      if (phases_[look] == "away") return AnswerError(503, ErrorId::kNoLeader, "no leader");
       json job = Job(phases_[look]);
       if (phases_[look] == "failed") {
         job["reason"] = "the loss is not finite";
@@ -171,7 +171,7 @@ class JobCoordinator {
     if (request.path == "/v1/jobs/7/cancel") {
       return Answer(200, json{{"job", Job("cancelled")}}.dump());
     }
-    return AnswerError(404, "not_found", "there is no job of this name");
+    return AnswerError(404, ErrorId::kJobUnknown, "there is no job of this name");
   }
 
   const std::vector<std::string> phases_;
@@ -219,8 +219,9 @@ TEST_F(JobCommandsTest, WhatIsSetTakesThePlaceOfWhatTheFileSays) {
   EXPECT_EQ(Run(coordinator,
                 {"job", "submit", file, "--dry-run", "--offline", "--set", "training.workers=0"}),
             7);
-  EXPECT_EQ(test_.errors(),
-            "--set training.workers=0: training.workers: must be 1 to 1024, found 0\n");
+  EXPECT_THAT(test_.errors(),
+              HasSubstr("DS-E0205: --set training.workers=0: training.workers: must "
+                        "be 1 to 1024, found 0\n  next: "));
   EXPECT_EQ(Run(coordinator, {"job", "submit", file, "--set", "training.workers"}), 2);
   EXPECT_THAT(test_.errors(), HasSubstr("must be PATH=VALUE"));
 }
@@ -507,7 +508,14 @@ TEST_F(JobCommandsTest, OneJobIsShown) {
   EXPECT_EQ(Run(coordinator, {"job", "get", "fashion", "-o", "json"}), 0);
   EXPECT_EQ(json::parse(test_.output())["job"]["id"], 7);
   EXPECT_EQ(Run(coordinator, {"job", "get", "other"}), 3);
-  EXPECT_EQ(test_.errors(), "ds-cli: there is no job of this name\n");
+  EXPECT_THAT(test_.errors(),
+              HasSubstr("ds-cli: error DS-E0801: there is no job of this name\n  next: `ds-cli "));
+  EXPECT_EQ(Run(coordinator, {"job", "get", "other", "-o", "json"}), 3);
+  const json error = json::parse(test_.errors())["error"];
+  EXPECT_EQ(error["code"], "DS-E0801");
+  EXPECT_EQ(error["kind"], "not_found");
+  EXPECT_EQ(error["message"], "there is no job of this name");
+  EXPECT_EQ(test_.output(), "");
   EXPECT_EQ(Run(coordinator, {"job", "describe", "fashion"}), 0);
   for (const char* part : {"Workers\n", "worker-2", "Checkpoints\n", "event 2"}) {
     EXPECT_THAT(test_.output(), HasSubstr(part));
@@ -616,7 +624,7 @@ TEST_F(JobCommandsTest, AStatusBecomesTheExitCode) {
            {400, 7}, {422, 7}, {401, 5}, {403, 5}, {404, 3}, {409, 4}, {500, 1}}) {
     const int answered = status;
     FakeCoordinator fake([answered](const net::HttpRequest&) {
-      return AnswerError(answered, "code", "because of this");
+      return AnswerError(answered, ErrorId::kConflict, "because of this");
     });
     test_.Set("DS_COORDINATOR", fake.url());
     EXPECT_EQ(test_.Run({"job", "get", "7"}), code) << status;
