@@ -141,10 +141,10 @@ constexpr ErrorEntry kEntries[] = {
     {ErrorId::kDataFileMissing, ErrorCode::kNotFound, "a data file is not there",
      "Every worker reads the files itself: the path must exist on each node, and begins in the "
      "folder of the job file if it is relative.",
-     "`ls -l FILE` on the node that the message names; a shared folder serves all nodes."},
+     "`ls -l FILE` on each node with a ps-worker; a shared folder serves all nodes."},
     {ErrorId::kDataFileUnreadable, ErrorCode::kIo, "a data file cannot be read",
      "The user of ps-worker may not read it, or its disk or share fails.",
-     "`sudo -u ds head -c 1 FILE` on the node that the message names."},
+     "`sudo -u ds head -c 1 FILE` on each node with a ps-worker."},
     {ErrorId::kDataFileDamaged, ErrorCode::kInvalid, "a data file is cut or damaged",
      "A download or a copy ended early, or the file was changed.",
      "Fetch it again, and compare its size or digest with that of the source."},
@@ -419,7 +419,7 @@ constexpr ErrorEntry kEntries[] = {
     // Jobs.
     {ErrorId::kJobUnknown, ErrorCode::kNotFound, "there is no such job",
      "The name or number is misspelt, or the job is another cluster's.",
-     "`ds-cli job list` shows all; `ds-cli version --cluster` says which cluster is asked."},
+     "`ds-cli job list` shows all; --coordinator or DS_COORDINATOR says which cluster is asked."},
     {ErrorId::kJobOver, ErrorCode::kConflict, "the job is over",
      "It has succeeded, failed or was cancelled, and is not trained any more.",
      "`ds-cli job restart JOB` begins it again, from its newest checkpoint, as a new job."},
