@@ -183,7 +183,7 @@ class BootedHosts:
         self.cli("job", "submit", self.path(name + ".yaml"))
 
     def sums(self, job, at_least):
-        """(exit status, first line) of ledger_check for the job's newest checkpoint, once it has that number."""
+        """What ledger_check says of the job's newest checkpoint, once that has this number: (exact, findings, figures)."""
         until("checkpoint %d of %s" % (at_least, job),
               lambda: self.job(job)["last_checkpoint"]["round"] >= at_least, 300, every=1)
         body = self.job(job)
@@ -191,7 +191,9 @@ class BootedHosts:
         last = body["last_checkpoint"]
         self.cli("ckpt", "fetch", "%s@%d" % (job, last["round"]), "--to", self.path("copy"))
         done = run([self.check_program, self.path("copy", last["directory"])], check=False)
-        return done.returncode, done.stdout
+        lines = done.stdout.splitlines()
+        expect(lines and lines[-1].startswith("{"), "ledger_check: " + done.stdout[-1500:])
+        return done.returncode == 0, lines[:-1], json.loads(lines[-1])
 
     # ---- the first cluster
 
