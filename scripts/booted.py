@@ -136,13 +136,13 @@ class Base:
 
 
 class Container:
-    def __init__(self, base, name, space=None, binds=()):
+    def __init__(self, base, name, space=None, binds=(), shares=256):
         """`space` is a network namespace; without one there is a loopback only. `binds` are folders of ours that are
-        there, too."""
+        there, too. `shares` of the processors: another process of this machine has 1024."""
         self.base = base
         self.name = name
         self.space = space
-        self.binds = binds
+        self.binds, self.shares = binds, shares
         self.root = os.path.join(base.work, name, "root")
         self.layer = os.path.join(base.work, name, "layer")
         self.group = "ds-%d-%s" % (os.getpid(), name)
@@ -199,7 +199,7 @@ class Container:
                 shares = os.path.join(group, "cpu.shares")
                 if os.path.exists(shares):  # what else runs on this machine goes first
                     with open(shares, "w") as file:
-                        file.write("256")
+                        file.write("%d" % self.shares)
                 with open(os.path.join(group, "cgroup.procs"), "w") as procs:
                     procs.write("%d" % os.getpid())
             except OSError:

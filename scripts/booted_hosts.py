@@ -58,11 +58,12 @@ class BootedHosts:
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.path("ssh.key")])
         self.net.up()
         for number, name in enumerate(self.names):
-            self.boxes[name] = box = Container(base, "ds-" + name, self.net.space(name))
+            self.boxes[name] = box = Container(base, "ds-" + name, self.net.space(name), shares=self.options.shares)
             box.make()
             self.prepare(box, name, number + 1)
             box.boot()
-        self.operator = Container(base, "ds-" + OPERATOR, self.net.space(OPERATOR), binds=[self.folder])
+        self.operator = Container(base, "ds-" + OPERATOR, self.net.space(OPERATOR), binds=[self.folder],
+                                  shares=self.options.shares)
         self.operator.make()
         self.prepare_operator(self.operator, base)
         self.operator.boot()
