@@ -3,6 +3,7 @@
 #   ds-common       user, directories, the slice; for the daemons
 #   ds-coordinator  ds-server  ds-worker   a daemon each, with unit and /etc/ds/*.conf
 #   ds-cli          ds-cli and ds-bench, with completions
+#   ds-operator     ds-scale-out and ds-rolling-upgrade
 #   ds-doc          the documents and examples
 
 # Only packages for the system itself have configuration and units.
@@ -25,6 +26,19 @@ foreach(component coordinator server worker)
   endif()
   install(FILES packaging/conf/${name}.conf DESTINATION /etc/ds COMPONENT ${component})
 endforeach()
+# What works on many hosts over ssh: scripts with a module beside them, found through a link.
+set(operator ${PROJECT_BINARY_DIR}/operator)
+configure_file(scripts/nodes.py ${operator}/share/ds-operator/nodes.py @ONLY)
+foreach(script scale_out rolling_upgrade)
+  configure_file(scripts/${script} ${operator}/share/ds-operator/${script} COPYONLY)
+  string(REPLACE "_" "-" command ds-${script})
+  install(PROGRAMS ${operator}/share/ds-operator/${script} DESTINATION share/ds-operator COMPONENT operator)
+  file(MAKE_DIRECTORY ${operator}/bin)
+  file(CREATE_LINK ../share/ds-operator/${script} ${operator}/bin/${command} SYMBOLIC)
+  install(FILES ${operator}/bin/${command} DESTINATION bin COMPONENT operator)
+  ps_man_page(packaging/man/${command}.1 COMPONENT operator)
+endforeach()
+install(FILES ${operator}/share/ds-operator/nodes.py DESTINATION share/ds-operator COMPONENT operator)
 install(FILES README.md checkpoint/FORMAT.md DESTINATION share/doc/ds-doc COMPONENT doc)
 install(FILES CHANGELOG.md DESTINATION share/doc/ds-doc RENAME CHANGES.md COMPONENT doc)
 install(DIRECTORY docs DESTINATION share/doc/ds-doc COMPONENT doc)
@@ -43,7 +57,7 @@ set(CPACK_SET_DESTDIR ON)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_DEB_COMPONENT_INSTALL ON)
 set(CPACK_COMPONENTS_GROUPING IGNORE)
-set(CPACK_COMPONENTS_ALL common coordinator server worker cli doc)
+set(CPACK_COMPONENTS_ALL common coordinator server worker cli operator doc)
 if(NOT PS_ENGINE)
   list(REMOVE_ITEM CPACK_COMPONENTS_ALL worker)  # without ps-task it is of no use
 endif()
@@ -139,6 +153,10 @@ ps_package(worker SECTION admin DEPENDS "ds-common (= ${full_version})" RECOMMEN
 ps_package(cli SECTION utils SUGGESTS "ds-doc, default-jre-headless"
   SUMMARY "parameter-server cluster (command line)"
   TEXT "${of_the_cluster}\n.\nThis package has ds-cli, which submits and watches jobs, and ds-bench.")
+ps_package(operator ALL SECTION admin DEPENDS "ds-cli (>= ${full_version}), openssh-client, python3"
+  SUMMARY "parameter-server cluster (many hosts)"
+  TEXT "${of_the_cluster}\n.\nThis package has ds-scale-out, which brings machines into a cluster over ssh,\n\
+and ds-rolling-upgrade. It is for the operator's machine, not for the nodes.")
 ps_package(doc ALL SECTION doc
   SUMMARY "parameter-server cluster (documents)"
   TEXT "${of_the_cluster}\n.\nThis package has the documents and example jobs.")

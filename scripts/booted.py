@@ -17,7 +17,7 @@ import time
 BASE_PACKAGES = ["systemd", "systemd-sysv", "dbus", "iproute2", "procps", "zookeeperd",
                  "default-jre-headless", "libopenblas0-pthread", "dataset-fashion-mnist",
                  "openssh-server", "sudo"]
-PACKAGES = ["ds-common", "ds-coordinator", "ds-server", "ds-worker", "ds-cli"]
+PACKAGES = ["ds-common", "ds-coordinator", "ds-server", "ds-worker", "ds-cli", "ds-operator"]
 PROGRAMS = ["mmdebstrap", "systemd-nspawn", "nsenter", "dpkg-deb"]
 
 
@@ -136,11 +136,13 @@ class Base:
 
 
 class Container:
-    def __init__(self, base, name, space=None):
-        """`space` is a network namespace; without one there is a loopback only."""
+    def __init__(self, base, name, space=None, binds=(), shares=256):
+        """`space` is a network namespace; without one there is a loopback only. `binds` are folders of ours that are
+        there, too. `shares` of the processors: another process of this machine has 1024."""
         self.base = base
         self.name = name
         self.space = space
+        self.binds, self.shares = binds, shares
         self.root = os.path.join(base.work, name, "root")
         self.layer = os.path.join(base.work, name, "layer")
         self.group = "ds-%d-%s" % (os.getpid(), name)
@@ -176,7 +178,7 @@ class Container:
     def words(self):
         network = ["--network-namespace-path=/run/netns/" + self.space] if self.space else ["--private-network"]
         return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", *network,
-                "--machine=" + self.name, "-D", self.root]
+                *["--bind=" + folder for folder in self.binds], "--machine=" + self.name, "-D", self.root]
 
     def groups(self):
         """Its own control group in each hierarchy: two systemds in one would end each other's units."""
@@ -197,7 +199,7 @@ class Container:
                 shares = os.path.join(group, "cpu.shares")
                 if os.path.exists(shares):  # what else runs on this machine goes first
                     with open(shares, "w") as file:
-                        file.write("256")
+                        file.write("%d" % self.shares)
                 with open(os.path.join(group, "cgroup.procs"), "w") as procs:
                     procs.write("%d" % os.getpid())
             except OSError:

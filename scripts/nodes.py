@@ -3,6 +3,7 @@
 Commands on a host are scripts of sh that run as root, by sudo if need be. What is secret goes by their
 standard input, and is on no command line.
 """
+import argparse
 import glob
 import hashlib
 import json
@@ -18,6 +19,7 @@ PROGRAM = {"coordinator": "coordinator", "server": "ps-server", "worker": "ps-wo
 UNIT = {"coordinator": "ps-coordinator.service", "server": "ps-server@%s.service",
         "worker": "ps-worker@%s.service"}
 ROLES = list(PROGRAM)  # in the order of their start
+VERSION = "@PROJECT_VERSION@"  # filled in where it is installed
 OVER = ("succeeded", "failed", "cancelled", "imported")
 WAITING = ("queued", "suspended")  # on no node
 JOINED = ("ready", "unsteady")
@@ -63,6 +65,17 @@ systemctl {verb} {unit} 2> /dev/null || {{
   exit 1
 }}
 """
+
+
+def command(name):
+    """How a script of ours is called here: as a package has it, or as the source tree."""
+    installed = os.path.basename(sys.argv[0]).startswith("ds-")
+    return "ds-" + name.replace("_", "-") if installed else "scripts/" + name
+
+
+def add_version(parser):
+    parser.add_argument("--version", action="version", version="%s %s" % (
+        parser.prog, "of a source tree" if VERSION.startswith("@") else VERSION), help=argparse.SUPPRESS)
 
 
 class Trouble(Exception):

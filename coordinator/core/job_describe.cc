@@ -112,6 +112,7 @@ nlohmann::json Job::Describe() const {
                     {"retained_limit", progress.retained_limit},
                     {"wait_data_ms", progress.wait_data_ms},
                     {"wait_pull_ms", progress.wait_pull_ms},
+                    {"longest_pull_ms", progress.longest_pull_ms},
                     {"wait_push_ms", progress.wait_push_ms},
                     {"compute_ms", progress.compute_ms},
                     {"precision", progress.precision}});

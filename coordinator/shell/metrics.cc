@@ -83,6 +83,8 @@ constexpr JobMetric kWorkerMetrics[] = {
      1e-3},
     {"worker_wait_pull_seconds_total", "Waited for pulls.", MetricType::Counter, "/wait_pull_ms",
      1e-3},
+    {"worker_longest_pull_seconds", "Longest time from a pull to its answer, of the last 30 s.",
+     MetricType::Gauge, "/longest_pull_ms", 1e-3},
     {"worker_wait_push_seconds_total", "Waited for room for pushes.", MetricType::Counter,
      "/wait_push_ms", 1e-3},
     {"worker_compute_seconds_total", "Computed gradients.", MetricType::Counter, "/compute_ms",

@@ -48,6 +48,7 @@ constexpr std::int64_t kFlushForCutMs = 20'000;
 constexpr auto kFlushOnExit = std::chrono::seconds(2);
 constexpr std::size_t kGapsKept = 2048;
 constexpr std::size_t kRateSamples = 10;
+constexpr std::int64_t kLongestPullMs = 30'000;  // how long the longest pull is reported
 
 double Percentile(std::vector<std::uint32_t>& values, double part) {
   if (values.empty()) return 0;
@@ -185,6 +186,8 @@ class TaskSessionImpl final : public TaskSession {
     const std::uint64_t number = ++pull_number_;
     loop_.Post([this, number, pull = std::move(pull)] {
       pull_number_on_loop_ = number;
+      pull_since_ms_ = loop_.NowMs();
+      pull_waits_ = true;
       if (client_ != nullptr) client_->StartPull(pull);
     });
   }
@@ -544,6 +547,8 @@ class TaskSessionImpl final : public TaskSession {
       Publish();
     };
     callbacks.pulled = [this](PullResult result) {
+      NotePull();
+      pull_waits_ = false;
       {
         const std::lock_guard lock(mutex_);
         shared_.pulled = std::move(result);
@@ -930,7 +935,20 @@ class TaskSessionImpl final : public TaskSession {
     progress_.wait_data_ms = wait_data_us_ / 1000;
     progress_.wait_pull_ms = wait_pull_us_ / 1000;
     progress_.wait_push_ms = wait_push_us_ / 1000;
+    if (pull_waits_) NotePull();
+    longest_pulls_.emplace_back(now, std::exchange(longest_pull_ms_, 0));
+    while (longest_pulls_.front().first < now - kLongestPullMs) longest_pulls_.pop_front();
+    progress_.longest_pull_ms = 0;
+    for (const auto& [at, ms] : longest_pulls_) {
+      progress_.longest_pull_ms = std::max(progress_.longest_pull_ms, ms);
+    }
     Tell(progress_);
+  }
+
+  // How long the newest pull has taken so far.
+  void NotePull() {
+    const auto ms = static_cast<std::uint64_t>(loop_.NowMs() - pull_since_ms_);
+    longest_pull_ms_ = std::max(longest_pull_ms_, ms);
   }
 
   void FlushAndStop() {
@@ -1014,6 +1032,10 @@ class TaskSessionImpl final : public TaskSession {
   double loss_sum_ = 0;
   std::uint64_t loss_count_ = 0;
   std::deque<std::pair<std::int64_t, std::uint64_t>> rate_;
+  std::int64_t pull_since_ms_ = 0;
+  bool pull_waits_ = false;
+  std::uint64_t longest_pull_ms_ = 0;                                 // since the last report
+  std::deque<std::pair<std::int64_t, std::uint64_t>> longest_pulls_;  // of each report
   std::vector<std::uint32_t> gaps_;
   std::int64_t next_lease_request_ms_ = 0;
   std::int64_t next_lease_progress_ms_ = 0;

@@ -25,9 +25,9 @@ def run(*words):
 def options_of_help(text):
     found = set()
     for line in text.splitlines():
-        match = re.match(r" {2,4}(%s(?:,%s)*)" % (OPTION, OPTION), line)
+        match = re.match(r" {2,4}(%s(?:, ?%s)*)" % (OPTION, OPTION), line)
         if match:
-            found.update(match.group(1).split(","))
+            found.update(re.split(", ?", match.group(1)))
     return found
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""scale_out and rolling_upgrade as far as they go without a host: many_hosts_test.py SCRIPTS PROGRAM=FILE...
+"""scale_out and rolling_upgrade as far as they go without a host: many_hosts_test.py SCRIPTS OPERATOR PROGRAM=FILE...
 
-SCRIPTS is their folder; PROGRAM=FILE a daemon and its /etc/ds/*.conf. scripts/hosts_test runs them on booted
+SCRIPTS is their folder; OPERATOR the tree of the package ds-operator; PROGRAM=FILE a daemon and its /etc/ds/*.conf. scripts/hosts_test runs them on booted
 hosts.
 """
 import importlib.machinery
@@ -14,8 +14,8 @@ import sys
 import tempfile
 import unittest
 
-SCRIPTS = sys.argv[1]
-FILES = dict(argument.split("=", 1) for argument in sys.argv[2:])
+SCRIPTS, OPERATOR = sys.argv[1:3]
+FILES = dict(argument.split("=", 1) for argument in sys.argv[3:])
 sys.dont_write_bytecode = True
 sys.path.insert(0, SCRIPTS)
 
@@ -120,6 +120,39 @@ class ArgumentsTest(unittest.TestCase):
                 self.assertIn("refused", answer["error"]["cause"])
                 self.assertIn("ssh left", answer["error"]["next"])
                 self.assertEqual([host["state"] for host in answer["hosts"]], ["failed", "untouched"])
+
+
+class PackagedTest(unittest.TestCase):
+    """As ds-operator has them: OPERATOR is the tree of /usr that it is made of."""
+
+    def test_links_lead_to_the_scripts_which_call_themselves_so(self):
+        for script in ("scale_out", "rolling_upgrade"):
+            command = "ds-" + script.replace("_", "-")
+            path = os.path.join(OPERATOR, "bin", command)
+            self.assertEqual(os.readlink(path), "../share/ds-operator/" + script)
+            with tempfile.TemporaryDirectory() as folder:
+                for words, status, expected in [(["--help"], 0, "usage: %s --packages" % command),
+                                                (["--version"], 0, command + " "),
+                                                (["a", "--packages", folder, "--conf", folder] if script == "scale_out"
+                                                 else ["a", "--packages", folder], 1, command + ": this machine: ")]:
+                    done = subprocess.run([path, *words], text=True, timeout=60, stdin=subprocess.DEVNULL,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                    self.assertEqual(done.returncode, status, (command, words, done.stderr))
+                    self.assertIn(expected, done.stdout + done.stderr)
+                    self.assertNotIn("scripts/" + script, done.stdout + done.stderr)
+
+    def test_what_is_installed_is_of_a_version(self):
+        for command in ("ds-scale-out", "ds-rolling-upgrade"):
+            done = subprocess.run([os.path.join(OPERATOR, "bin", command), "--version"], text=True, timeout=60,
+                                  stdout=subprocess.PIPE, check=True)
+            self.assertRegex(done.stdout, r"^%s \d+\.\d+\.\d+\n$" % command)
+        self.assertIn("of a source tree", run("scale_out", "--version")[1])
+
+    def test_nothing_is_written_beside_what_a_package_installed(self):
+        subprocess.run([os.path.join(OPERATOR, "bin/ds-scale-out"), "--help"], timeout=60, check=True,
+                       stdout=subprocess.DEVNULL)
+        self.assertEqual(sorted(os.listdir(os.path.join(OPERATOR, "share/ds-operator"))),
+                         ["nodes.py", "rolling_upgrade", "scale_out"])
 
 
 class ConfigurationTest(unittest.TestCase):

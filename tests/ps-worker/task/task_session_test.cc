@@ -282,6 +282,24 @@ TEST_F(TaskSessionTest, AJobRunsFromTheFirstPullToTheLastEvaluation) {
   EXPECT_EQ(session->stop_reason(), stop.reason);
 }
 
+TEST_F(TaskSessionTest, TheLongestPullIsReportedWhileItWaitsAndAfterwards) {
+  ASSERT_TRUE(session->Ready(control::TaskReadyT()).ok());
+  session->RequestPull({});
+  const auto waiting = cluster->Await<control::ProgressT>(
+      control::Body::Progress, [](const auto& p) { return p.longest_pull_ms >= 600; });
+  ASSERT_TRUE(waiting.has_value()) << "no shard has values yet";
+  EXPECT_EQ(waiting->pulls, 0u);
+  session->SetInitialValues(
+      [](ShardId, std::span<float> values) { std::fill(values.begin(), values.end(), 0.0F); });
+  ASSERT_TRUE(session->WaitPull().ok());
+  session->RequestPull({});
+  ASSERT_TRUE(session->WaitPull().ok());
+  const auto after = cluster->Await<control::ProgressT>(control::Body::Progress,
+                                                        [](const auto& p) { return p.pulls >= 2; });
+  ASSERT_TRUE(after.has_value());
+  EXPECT_GE(after->longest_pull_ms, waiting->longest_pull_ms);
+}
+
 TEST_F(TaskSessionTest, WhatAShardFindsNotFiniteIsReportedWithItsDataPosition) {
   Start();
   cluster->GiveLeases({3, 3});
