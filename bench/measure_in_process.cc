@@ -30,7 +30,7 @@ LaneMessage MessageOf(const EncodedPush& push) {
   message.payload = push.payload;
   message.header = wire::LaneHeader(wire::kMagic, wire::kProtocolVersion,
                                     static_cast<std::uint8_t>(wire::Kind::Push), wire::kCoversLane,
-                                    1, 0, kIncarnation, 0, 1, 1, 0, 1, push.payload.size());
+                                    1, 0, kIncarnation, 0, 1, 1, 0, 1, push.payload.size(), 0);
   return message;
 }
 
@@ -69,7 +69,7 @@ void InitShards(server::LaneCore& lane, const Plan& plan) {
                                 static_cast<std::uint32_t>(payload.size()));
     const wire::LaneHeader header(wire::kMagic, wire::kProtocolVersion,
                                   static_cast<std::uint8_t>(wire::Kind::Init), 0, 1, 0,
-                                  kIncarnation, 0, 1, 1, 0, 1, payload.size());
+                                  kIncarnation, 0, 1, 1, 0, 1, payload.size(), 0);
     lane.OnMessage("w", wire::BuildHead(header, {&segment, 1}), payload);
   }
   std::vector<server::LaneReply> replies;

@@ -12,6 +12,7 @@ constexpr std::int64_t kOneServerMs = 5'000;
 // A submission loads the model and looks through the data first.
 constexpr std::int64_t kPostMs = 60'000;
 constexpr int kRedirectsMax = 5;
+constexpr int kAgainMax = 3;
 constexpr std::chrono::milliseconds kLeaderPause{300};
 
 std::string WithoutSlash(std::string url) {
@@ -89,18 +90,31 @@ Api::Api(Environment& environment, Context context)
   for (auto& url : context_.coordinators) url = WithoutSlash(url);
 }
 
-Result<Json> Api::Get(const std::string& path) { return Call("GET", path, "", kOneServerMs); }
+Result<Json> Api::Get(const std::string& path) {
+  return Call("GET", path, "", kOneServerMs, /*repeatable=*/true);
+}
 
 Result<Json> Api::Post(const std::string& path, const Json& body) {
+  return Send(path, body, /*repeatable=*/false);
+}
+
+Result<Json> Api::PostRepeatable(const std::string& path, const Json& body) {
+  return Send(path, body, /*repeatable=*/true);
+}
+
+Result<Json> Api::Send(const std::string& path, const Json& body, bool repeatable) {
   // Finds the leader with a call that is answered at once, so that the long one meets no dead host.
   PS_TRY(Get("/v1/version"));
-  return Call("POST", path, body.dump(-1, ' ', false, Json::error_handler_t::replace), kPostMs);
+  return Call("POST", path, body.dump(-1, ' ', false, Json::error_handler_t::replace), kPostMs,
+              repeatable);
 }
 
 Result<Json> Api::Call(const std::string& method, const std::string& path, const std::string& body,
-                       std::int64_t one_server_ms) {
-  const std::int64_t end = environment_.now_ms() + deadline_ms_;
-  const bool repeatable = method == "GET";
+                       std::int64_t one_server_ms, bool repeatable) {
+  std::int64_t end = environment_.now_ms() + deadline_ms_;
+  // One that the leader took, before it was gone, has time for the next leader.
+  int again = method == "POST" && repeatable ? kAgainMax : 0;
+  bool taken = false;
   while (true) {
     bool wait_for_leader = false;
     bool denied = false;
@@ -116,7 +130,7 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
         if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
         const std::int64_t left = end - environment_.now_ms();
         if (left <= 0) break;
-        const std::int64_t limit = repeatable ? std::min(left, one_server_ms) : one_server_ms;
+        const std::int64_t limit = method == "GET" ? std::min(left, one_server_ms) : one_server_ms;
         const auto reply = net::HttpCall(method, origin + path, body,
                                          std::chrono::milliseconds(limit), context_.access);
         if (!reply.ok()) {
@@ -128,6 +142,12 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
                          error.message + "; the request may have been carried out"};
           }
           if (error.code == ErrorCode::kUsage) return error;
+          taken = taken || (sent && method == "POST");
+          if (sent && again > 0) {
+            --again;
+            end = environment_.now_ms() + deadline_ms_;
+            wait_for_leader = true;
+          }
           denied = denied || error.code == ErrorCode::kDenied;
           met(error.id);
           asked += (asked.empty() ? "" : "; ") + origin + " (" + error.message + ")";
@@ -190,6 +210,10 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
     if (environment_.interrupted()) return Error{ErrorCode::kClosed, "interrupted"};
     if (!wait_for_leader || environment_.now_ms() + kLeaderPause.count() >= end) {
       if (asked.empty()) asked = "no time was left to ask";
+      if (taken) {
+        return Error{ErrorId::kOutcomeUnknown,
+                     "it was sent, and no coordinator is ready to say what became of it: " + asked};
+      }
       Error error{
           denied ? ErrorId::kCoordinatorNotTrusted : ErrorId::kNoCoordinatorReady,
           "no coordinator is ready to answer (known from " + context_.source + "): " + asked};

@@ -33,6 +33,8 @@ class Api {
   Result<Json> Get(const std::string& path);
   // kMaybeApplied: sent, but no answer came. It is not sent twice then.
   Result<Json> Post(const std::string& path, const Json& body);
+  // The same of a request that the coordinator knows again when it comes twice: it is sent again.
+  Result<Json> PostRepeatable(const std::string& path, const Json& body);
 
   const Context& context() const { return context_; }
 
@@ -40,8 +42,9 @@ class Api {
   void set_deadline_ms(std::int64_t deadline_ms) { deadline_ms_ = deadline_ms; }
 
  private:
+  Result<Json> Send(const std::string& path, const Json& body, bool repeatable);
   Result<Json> Call(const std::string& method, const std::string& path, const std::string& body,
-                    std::int64_t one_server_ms);
+                    std::int64_t one_server_ms, bool repeatable);
 
   Environment& environment_;
   Context context_;

@@ -21,6 +21,7 @@
 #include <memory>
 #include <utility>
 
+#include "common/net/api_tokens.h"
 #include "common/net/list_file.h"
 #include "common/net/loop.h"
 #include "common/net/node_keys.h"
@@ -314,6 +315,45 @@ Finding CheckKey(const std::string& file, const std::string& trusted, std::int64
   const char* const next = "make a new one in time: ds-cli auth create";
   if (now_ms >= *key.until_ms) return Fail(check, text + ": over", next);
   if (now_ms + kMonthMs >= *key.until_ms) return Warn(check, text, next);
+  return Good(check, text);
+}
+
+Finding CheckCertificate(const net::TlsFiles& files, std::int64_t now_ms) {
+  const std::string check = "certificate " + files.certificate;
+  const char* const next = "make a new one: ds-cli auth certificate";
+  const auto tls = net::OpenServerTls(files);
+  if (!tls.ok()) return Fail(check, tls.error().message, next);
+  const std::string text = "until " + net::DateText(tls->until_ms);
+  if (now_ms >= tls->until_ms) return Fail(check, text + ": over", next);
+  if (now_ms + kMonthMs >= tls->until_ms) return Warn(check, text, next);
+  return Good(check, text);
+}
+
+Finding CheckTokens(const std::string& file, std::int64_t now_ms) {
+  const std::string check = "tokens " + file;
+  const auto list = net::ApiTokens::ReadFile(file);
+  if (!list.ok()) return Fail(check, list.error().message, "");
+  std::string over;
+  std::string soon;
+  std::size_t admins = 0;
+  for (const net::ApiToken& token : list->tokens()) {
+    const bool expired = token.expired(now_ms);
+    if (!expired && token.role == net::ApiRole::kAdmin) ++admins;
+    if (!expired && !token.expired(now_ms + kMonthMs)) continue;
+    std::string& names = expired ? over : soon;
+    names += (names.empty() ? "" : ", ") + token.name;
+  }
+  std::string text = CountText(static_cast<std::int64_t>(list->tokens().size())) + " tokens";
+  if (!over.empty()) text += "; over: " + over;
+  if (!soon.empty()) text += "; over within a month: " + soon;
+  if (admins == 0) {
+    return Fail(check, text + "; none of an admin that is valid",
+                "nobody can drain a node: ds-cli token create admin NAME --tokens " + file);
+  }
+  if (!over.empty() || !soon.empty()) {
+    return Warn(check, text,
+                "ds-cli token create and revoke, and bring the list to all coordinators");
+  }
   return Good(check, text);
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/api.h"
+#include "common/net/tls.h"
 #include "common/result.h"
 
 namespace ps::cli {
@@ -30,6 +31,8 @@ struct DoctorOptions {
   std::vector<std::string> keys;         // files with the pairs of daemons of this node
   std::string trusted = "/etc/ds/trusted";
   std::string zookeeper_secret;     // file; empty: none
+  net::TlsFiles api_tls;            // of a coordinator on this node; none: it has none
+  std::string api_tokens;           // the list of a coordinator on this node; empty: none
   std::int64_t deadline_ms = 5000;  // of each check that waits for others
 };
 
@@ -45,6 +48,11 @@ Finding CheckDirectory(const std::string& directory);
 Finding CheckPort(int port);
 // The pair that a daemon has, and whether the list trusts it, now and in a month.
 Finding CheckKey(const std::string& file, const std::string& trusted, std::int64_t now_ms);
+
+// What a coordinator's API begins with: whether certificate and key belong together and when they
+// expire; whether the list of tokens makes sense, and whose have expired or do so within a month.
+Finding CheckCertificate(const net::TlsFiles& files, std::int64_t now_ms);
+Finding CheckTokens(const std::string& file, std::int64_t now_ms);
 
 // Of what it talks to. Each server's first lane and the coordinator are connected to.
 std::vector<Finding> CheckCluster(Api& api, const DoctorOptions& options);

@@ -11,6 +11,7 @@
 #include "common/error_id.h"
 #include "common/job/document.h"
 #include "common/job/job_spec.h"
+#include "common/unguessable.h"
 
 namespace ps::cli {
 namespace {
@@ -157,8 +158,9 @@ Result<ExitCode> SubmitSpec(Globals& globals, const Result<JobSpec>& spec,
   }
   Api api = PS_TRY(globals.OpenApi());
   const Json body{{"spec", Json::parse(ResolvedJson(*spec), nullptr, false)},
-                  {"dry_run", options.dry_run}};
-  auto answer = api.Post("/v1/jobs", body);
+                  {"dry_run", options.dry_run},
+                  {"request", std::to_string(UnguessableNumber())}};
+  auto answer = api.PostRepeatable("/v1/jobs", body);
   if (!answer.ok()) {
     return answer.error().code == ErrorCode::kInvalid
                ? Annotate(answer.error(), options.file + ": ")

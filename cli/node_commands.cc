@@ -132,6 +132,14 @@ Result<ExitCode> Doctor(Globals& globals, const DoctorCommand& command) {
   for (const std::string& key : options.keys) {
     findings.push_back(CheckKey(key, options.trusted, net::WallClockMs()));
   }
+  const net::TlsFiles& tls = options.api_tls;
+  if (tls.given() != !tls.key.empty()) {
+    return Error{ErrorCode::kUsage, "--api-cert and --api-key go together"};
+  }
+  if (tls.given()) findings.push_back(CheckCertificate(tls, net::WallClockMs()));
+  if (!options.api_tokens.empty()) {
+    findings.push_back(CheckTokens(options.api_tokens, net::WallClockMs()));
+  }
   if (command.offline) {
     if (!options.zookeeper.empty()) {
       findings.push_back(
@@ -179,6 +187,8 @@ void AddDoctorCommand(CLI::App& group, Globals& globals) {
       "  ds-cli node doctor --dir /var/lib/ds/checkpoints --port 7070\n"
       "  ds-cli node doctor --key /etc/ds/keys/ps-server.key --zookeeper-secret "
       "/etc/ds/keys/zookeeper.secret\n"
+      "  ds-cli node doctor --api-cert /etc/ds/keys/api.crt --api-key /etc/ds/keys/api.key "
+      "--api-tokens /etc/ds/tokens\n"
       "  ds-cli node doctor --offline --zookeeper zk1:2181,zk2:2181/ds   # before a start\n",
       globals);
   const auto options = std::make_shared<DoctorCommand>();
@@ -204,6 +214,16 @@ void AddDoctorCommand(CLI::App& group, Globals& globals) {
   command
       ->add_option("--zookeeper-secret", options->options.zookeeper_secret,
                    "What guards the cluster's nodes in ZooKeeper")
+      ->type_name("FILE");
+  command
+      ->add_option("--api-cert", options->options.api_tls.certificate,
+                   "The certificate of a coordinator of this node")
+      ->type_name("FILE");
+  command->add_option("--api-key", options->options.api_tls.key, "The key that belongs to it")
+      ->type_name("FILE");
+  command
+      ->add_option("--api-tokens", options->options.api_tokens,
+                   "The list of tokens of a coordinator of this node")
       ->type_name("FILE");
   command->add_option("--deadline", options->deadline, "Of each check that waits for others")
       ->type_name("TIME")

@@ -236,8 +236,8 @@ constexpr ErrorEntry kEntries[] = {
      "`ds-cli token list` on the coordinator's host shows names and dates; `ds-cli token create "
      "ROLE NAME` makes a new one."},
     {ErrorId::kTokenForbids, ErrorCode::kDenied, "the token does not allow that",
-     "A viewer reads, a submitter starts and ends jobs, an admin does all.",
-     "Use a token of the role that the message names: `ds-cli token create ROLE NAME`."},
+     "A viewer reads, a submitter starts jobs and ends his own, an admin does all.",
+     "Use a token of the role or person that the message names: `ds-cli token create ROLE NAME`."},
     {ErrorId::kTokenInTheClear, ErrorCode::kDenied, "the token would be sent without TLS",
      "Who listens on the way could read it, and use it.",
      "Give an https:// URL (--coordinator, DS_COORDINATOR) and the authority in DS_CA."},

@@ -17,7 +17,7 @@
 namespace ps::wire {
 
 inline constexpr std::uint32_t kMagic = 0x31505344;  // "DSP1"
-inline constexpr std::uint16_t kProtocolVersion = 1;
+inline constexpr std::uint16_t kProtocolVersion = 2;
 inline constexpr std::uint32_t kMaxSegments = 4096;
 inline constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{1} << 30;
 inline constexpr std::uint32_t kBlockElements = 65536;
@@ -42,7 +42,7 @@ inline constexpr std::uint8_t kReplicateRelease = 32;
 // ReplicaImage: the last piece.
 inline constexpr std::uint8_t kLastPiece = 64;
 
-static_assert(sizeof(LaneHeader) == 64);
+static_assert(sizeof(LaneHeader) == 72);
 static_assert(sizeof(Segment) == 32);
 static_assert(sizeof(BlockHeader) == 16);
 

@@ -201,6 +201,15 @@ class Context::Gate {
     return false;
   }
 
+  // Empty if it is nobody of the list.
+  std::string NameOf(zmq_msg_t* frame) {
+    const char* const key = zmq_msg_gets(frame, "User-Id");
+    if (key == nullptr) return {};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const TrustedKey* const known = trusted_.Find(key, WallClockMs());
+    return known == nullptr ? std::string() : RoleName(known->role) + (" " + known->name);
+  }
+
   Status LogFailures(void* socket, const std::string& name) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const std::string address = "inproc://ps-gate-" + std::to_string(next_monitor_++);
@@ -413,6 +422,13 @@ Result<std::string> Context::Reach(void* socket, const std::string& endpoint,
 }
 
 bool Context::Trusts(zmq_msg_t* frame) { return gate_ == nullptr || gate_->Trusts(frame); }
+
+std::string Context::Sender(zmq_msg_t* frame) {
+  const char* const address = zmq_msg_gets(frame, "Peer-Address");
+  const std::string at = address == nullptr ? "an unknown address" : address;
+  const std::string name = gate_ == nullptr ? std::string() : gate_->NameOf(frame);
+  return name.empty() ? at : "the " + name + " at " + at;
+}
 
 std::uint64_t Context::refused() const { return gate_ == nullptr ? 0 : gate_->refused(); }
 

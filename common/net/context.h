@@ -70,6 +70,8 @@ class Context {
   Result<std::string> Reach(void* socket, const std::string& endpoint, std::span<const Role> roles);
   // Who sent the message may (still) be here. Any frame of it.
   bool Trusts(zmq_msg_t* frame);
+  // Who that is, for people: "10.0.0.7", "the worker node3 at 10.0.0.7".
+  std::string Sender(zmq_msg_t* frame);
 
   // Connections and messages that were refused.
   std::uint64_t refused() const;

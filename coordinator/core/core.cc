@@ -517,10 +517,37 @@ void Core::Fail(Ticket ticket, Error error) {
   answers_.push_back({ticket, std::move(error), false});
 }
 
-void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std::uint64_t now_ms) {
+bool Core::AnswerRepeated(Ticket ticket, const SubmitOrder& order, const JobSpec& spec) {
+  if (order.dry_run || order.origin.request.empty()) return false;
+  const auto is_ours = [&](const JobOrigin& origin) {
+    return origin.request == order.origin.request && origin.owner == order.origin.owner;
+  };
+  for (const auto& [id, job] : jobs_) {
+    if (!is_ours(job->state().origin)) continue;
+    if (job->state().name == spec.name) {
+      answers_.push_back({ticket, nlohmann::json{{"job", job->Describe()}}, false});
+    } else {
+      Fail(ticket,
+           {ErrorCode::kConflict, "request " + order.origin.request +
+                                      " was for another job, number " + std::to_string(id)});
+    }
+    return true;
+  }
+  for (auto& [request, submission] : submissions_) {
+    if (submission.dry_run || !is_ours(submission.origin)) continue;
+    // Whoever asked first is not there any more, or would not ask again.
+    Fail(std::exchange(submission.ticket, ticket),
+         {ErrorCode::kUnreachable, "the request was sent again, and that one is answered"});
+    return true;
+  }
+  return false;
+}
+
+void Core::Submit(Ticket ticket, SubmitOrder order, std::uint64_t now_ms) {
   now_ms_ = now_ms;
-  auto spec = ParseJobJson(spec_json);
+  auto spec = ParseJobJson(order.spec_json);
   if (!spec.ok()) return Fail(ticket, spec.error());
+  if (AnswerRepeated(ticket, order, *spec)) return;
   if (!spec->checkpoint.from.empty()) {
     const std::string& from = spec->checkpoint.from;
     const Job* source = Find(from.substr(0, from.find('@')));
@@ -552,7 +579,8 @@ void Core::Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std
   submission.ticket = ticket;
   submission.spec_json = ResolvedJson(*spec);
   submission.spec = std::move(spec).value();
-  submission.dry_run = dry_run;
+  submission.dry_run = order.dry_run;
+  submission.origin = std::move(order.origin);
   submission.agent = chosen->procid;
   submission.deadline_ms = now_ms + options_.preflight_ms;
   const std::uint64_t request = next_request_++;
@@ -632,6 +660,7 @@ void Core::OnPreflightResult(const control::PreflightResultT& result) {
     from_places = found->places;
   }
   auto job = std::make_unique<Job>(*this, std::move(definition), JobId(next_job_++), options_.job);
+  job->SetOrigin(std::move(submission.origin));
   if (from_round.value() != 0) {
     job->StartFrom(from_job, from_round, from_directory, std::move(from_places));
   }
@@ -653,7 +682,8 @@ void Core::AddJob(Ticket ticket, std::unique_ptr<Job> job, control::PreflightRes
   jobs_[id] = std::move(job);
 }
 
-void Core::Import(Ticket ticket, ImportOrder order, const std::string& name, std::uint64_t now_ms) {
+void Core::Import(Ticket ticket, ImportOrder order, const std::string& name,
+                  const std::string& owner, std::uint64_t now_ms) {
   now_ms_ = now_ms;
   if (order.endpoint.rfind("tcp://", 0) != 0) {
     return Fail(ticket, {ErrorId::kRequestBody, "`" + order.endpoint + "` is no endpoint"});
@@ -675,6 +705,7 @@ void Core::Import(Ticket ticket, ImportOrder order, const std::string& name, std
   layout.data = control::ClonePtr(definition->data);
   auto job = std::make_unique<Job>(*this, std::move(*definition), JobId(next_job_++), options_.job,
                                    std::move(order), std::move(*manifest));
+  job->SetOrigin({.owner = owner});
   AddJob(ticket, std::move(job), std::move(layout));
 }
 
@@ -810,6 +841,11 @@ const Job* Core::Find(const std::string& name_or_id) const {
 
 Job* Core::Find(const std::string& name_or_id) {
   return const_cast<Job*>(std::as_const(*this).Find(name_or_id));
+}
+
+std::optional<std::string> Core::OwnerOf(const std::string& name) const {
+  const Job* job = Find(name);
+  return job == nullptr ? std::nullopt : std::optional(job->state().origin.owner);
 }
 
 Result<nlohmann::json> Core::DescribeJob(const std::string& name) const {

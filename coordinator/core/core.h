@@ -25,6 +25,13 @@ namespace ps::coordinator {
 // Names one open request of an operator; the shell answers it once.
 using Ticket = std::uint64_t;
 
+// A job that is to be.
+struct SubmitOrder {
+  std::string spec_json;
+  bool dry_run = false;
+  JobOrigin origin = {};
+};
+
 struct NodeWrite {
   std::string path;  // below the chroot
   std::string data;
@@ -103,7 +110,9 @@ class Core final : public Cluster {
   void Tick(std::uint64_t now_ms);
 
   // Operators. Each is answered through Output::answers.
-  void Submit(Ticket ticket, const std::string& spec_json, bool dry_run, std::uint64_t now_ms);
+  // An order that is repeated (the same owner and request, which has a name) is answered with the
+  // job that there is; kConflict if that has another name.
+  void Submit(Ticket ticket, SubmitOrder order, std::uint64_t now_ms);
   void Cancel(Ticket ticket, const std::string& job, const std::string& reason,
               std::uint64_t now_ms);
   void ReadLog(Ticket ticket, const std::string& job, std::uint32_t worker, std::uint64_t offset,
@@ -121,11 +130,15 @@ class Core final : public Cluster {
   void PruneCheckpoints(Ticket ticket, const std::string& job, std::optional<std::size_t> keep,
                         bool all, bool dry_run, std::uint64_t now_ms);
   // Makes a job for a checkpoint of elsewhere and has servers copy it. `name` empty: that of its
-  // job there. The answer comes at once; the job's phase says when it is there.
-  void Import(Ticket ticket, ImportOrder order, const std::string& name, std::uint64_t now_ms);
+  // job there. `owner` as in JobOrigin. The answer comes at once; the job's phase says when it is
+  // there.
+  void Import(Ticket ticket, ImportOrder order, const std::string& name, const std::string& owner,
+              std::uint64_t now_ms);
   void RollBack(Ticket ticket, const std::string& job, Round round, bool confirmed,
                 std::uint64_t now_ms);
   // Answered at once.
+  // JobOrigin::owner; nothing if there is no such job.
+  std::optional<std::string> OwnerOf(const std::string& job) const;
   Result<nlohmann::json> DescribeJob(const std::string& job) const;
   nlohmann::json DescribeJobs() const;
   std::vector<nlohmann::json> DescribeOpenJobs() const;  // each as DescribeJob() has it
@@ -151,6 +164,7 @@ class Core final : public Cluster {
     std::string spec_json;
     JobSpec spec;
     bool dry_run = false;
+    JobOrigin origin;
     std::string agent;
     std::uint64_t deadline_ms = 0;
   };
@@ -160,6 +174,8 @@ class Core final : public Cluster {
     std::uint64_t deadline_ms = 0;
   };
 
+  // True if the order is one that is known, and is answered.
+  bool AnswerRepeated(Ticket ticket, const SubmitOrder& order, const JobSpec& spec);
   const Job* Find(const std::string& name_or_id) const;
   Job* Find(const std::string& name_or_id);
   void SetPresent(Members& members, const std::vector<Presence>& present, bool servers);

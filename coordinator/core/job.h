@@ -84,6 +84,9 @@ class Job {
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
 
+  // Before the first Tick.
+  void SetOrigin(JobOrigin origin) { state_.origin = std::move(origin); }
+
   // The checkpoint to start from; before the first Tick.
   void StartFrom(JobId job, Round round, std::string directory, PartPlaces places);
 

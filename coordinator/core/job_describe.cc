@@ -179,6 +179,7 @@ nlohmann::json Job::Describe() const {
       {"id", state_.id.value()},
       {"name", state_.name},
       {"phase", PhaseName(state_.phase)},
+      {"owner", state_.origin.owner},
       {"reason", state_.reason},
       {"created", TimeText(state_.created_ms)},
       {"started", TimeText(state_.started_ms)},

@@ -50,6 +50,7 @@ control::JobStartT Job::JobStart() const {
   const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
   start.committed_round = newest == nullptr ? 0 : newest->round.value();
   start.checkpoint_dir = checkpoint::JobFolder(state_.id);
+  start.token = state_.origin.token;
   return start;
 }
 

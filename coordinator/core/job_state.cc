@@ -157,8 +157,10 @@ std::string StateToJson(const JobState& state) {
   out.Member("next_event", state.next_event);
   out.Member("next_incarnation", state.next_incarnation);
   out.Member("next_round", state.next_round);
+  if (!state.origin.owner.empty()) out.Member("owner", state.origin.owner);
   out.Member("phase", PhaseName(state.phase));
   out.Member("reason", state.reason);
+  if (!state.origin.request.empty()) out.Member("request", state.origin.request);
   out.Member("restarts", state.restarts);
   if (state.result) {
     out.Key("result");
@@ -176,6 +178,7 @@ std::string StateToJson(const JobState& state) {
   out.Member("start_round", state.start_round);
   out.Member("started_ms", state.started_ms);
   if (state.suspending) out.Member("suspending", true);
+  if (state.origin.token != 0) out.Member("token", state.origin.token);
   out.Member("version", 1U);
   out.Key("workers");
   out.BeginArray();
@@ -274,6 +277,9 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
     state.start_places = PS_TRY(PlacesFromJson(json, "start_places"));
     state.suspending = json.value("suspending", false);
     state.imported = json.value("imported", false);
+    state.origin.owner = json.value("owner", std::string());
+    state.origin.request = json.value("request", std::string());
+    state.origin.token = json.value("token", std::uint64_t{0});
     if (json.contains("result")) {
       const auto& result = json.at("result");
       state.result = JobResult{result.at("metric").get<double>(), result.at("loss").get<double>(),

@@ -129,6 +129,13 @@ struct JobResult {
   std::string metric_name;
 };
 
+// With whose request a job began.
+struct JobOrigin {
+  std::string owner = {};    // empty: nobody in particular
+  std::string request = {};  // what its sender called it, so that it may be sent again; or empty
+  std::uint64_t token = 0;   // of the job's data plane (LaneHeader.token); in no answer and no log
+};
+
 struct JobState {
   JobId id;
   std::string name;
@@ -154,6 +161,7 @@ struct JobState {
   PartPlaces start_places;
   bool suspending = false;  // with the next checkpoint
   bool imported = false;    // it is there for a checkpoint that came from elsewhere
+  JobOrigin origin;
   std::optional<JobResult> result;
   std::deque<JobEvent> events;  // a node of its own, the newest kMaxEvents
 

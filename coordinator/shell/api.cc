@@ -6,12 +6,15 @@
 
 #include "common/error_id.h"
 #include "common/net/metric_families.h"
+#include "common/unguessable.h"
 #include "coordinator/shell/api_roles.h"
 #include "coordinator/shell/coordinator.h"
 #include "coordinator/shell/metrics.h"
 
 namespace ps::coordinator {
 namespace {
+
+constexpr std::size_t kRequestMax = 128;
 
 int HttpStatus(ErrorCode code) {
   switch (code) {
@@ -191,7 +194,7 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       }
       *text = found->get<std::string>();
     }
-    return core_->Import(ticket(), std::move(order), name, now);
+    return core_->Import(ticket(), std::move(order), name, access_->OwnerOf(request), now);
   }
   if (parts.size() >= 2 && parts[1] == "jobs") {
     if (parts.size() == 2 && get) return responder.Answer(Json(core_->DescribeJobs()));
@@ -203,9 +206,23 @@ void Coordinator::Route(const net::HttpRequest& request, const net::Responder& r
       }
       const bool dry_run = json->contains("dry_run") && json->at("dry_run").is_boolean() &&
                            json->at("dry_run").get<bool>();
-      return core_->Submit(ticket(), json->at("spec").dump(), dry_run, now);
+      SubmitOrder order{json->at("spec").dump(), dry_run, {access_->OwnerOf(request), "", 0}};
+      if (const auto named = json->find("request"); named != json->end()) {
+        if (!named->is_string() || named->get_ref<const std::string&>().size() > kRequestMax) {
+          return responder.Answer(
+              ApiError({ErrorCode::kUsage, "`request` is not a text of at most " +
+                                               std::to_string(kRequestMax) + " bytes"}));
+        }
+        order.origin.request = named->get<std::string>();
+      }
+      order.origin.token = UnguessableNumber();
+      return core_->Submit(ticket(), std::move(order), now);
     }
     if (parts.size() == 3 && get) return responder.Answer(From(core_->DescribeJob(parts[2])));
+    if (const auto owner = parts.size() > 2 ? core_->OwnerOf(parts[2]) : std::nullopt) {
+      const auto refused = access_->AdmitToJob(request, *owner);
+      if (refused) return responder.Answer(*refused);
+    }
     if (parts.size() == 4 && get && parts[3] == "events") {
       const auto after = QueryNumber(request, "after", 0);
       if (!after.ok()) return responder.Answer(ApiError(after.error()));

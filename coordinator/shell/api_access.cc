@@ -162,4 +162,26 @@ std::optional<net::HttpResponse> ApiAccess::Admit(const net::HttpRequest& reques
   return std::nullopt;
 }
 
+std::string ApiAccess::OwnerOf(const net::HttpRequest& request) const {
+  const auto token = TokenOf(request);
+  const net::ApiToken* const known = token ? tokens_.Find(*token) : nullptr;
+  return known == nullptr ? std::string() : known->name.substr(0, known->name.find(':'));
+}
+
+std::optional<net::HttpResponse> ApiAccess::AdmitToJob(const net::HttpRequest& request,
+                                                       const std::string& owner) {
+  const Endpoint* const endpoint = FindEndpoint(request.method, request.path);
+  if (security_.tokens.empty() || endpoint == nullptr || !endpoint->owners) return std::nullopt;
+  const auto token = TokenOf(request);
+  const net::ApiToken* const known = token ? tokens_.Find(*token) : nullptr;
+  if (known != nullptr && known->role == net::ApiRole::kAdmin) return std::nullopt;
+  const std::string who = OwnerOf(request);
+  if (!who.empty() && who == owner) return std::nullopt;
+  const std::string whose = owner.empty() ? "an admin" : owner;
+  return Refuse(request, 403, who + " asked about a job of " + whose,
+                {ErrorId::kTokenForbids, "the job is " + whose +
+                                             "'s: " + (owner.empty() ? "" : whose + " or ") +
+                                             "an admin may do that, not " + who});
+}
+
 }  // namespace ps::coordinator

@@ -42,6 +42,12 @@ class ApiAccess {
 
   // Nothing if the request may be carried out, else the answer.
   std::optional<net::HttpResponse> Admit(const net::HttpRequest& request);
+  // The same of what is asked about a job of `owner`, once Admit() has nothing against it.
+  std::optional<net::HttpResponse> AdmitToJob(const net::HttpRequest& request,
+                                              const std::string& owner);
+  // Whose jobs those are that the request submits: its token's name up to a colon, so that a person
+  // may have several. Empty without tokens.
+  std::string OwnerOf(const net::HttpRequest& request) const;
 
   struct Counters {
     std::uint64_t refused = 0;    // no valid token

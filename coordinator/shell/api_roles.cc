@@ -10,8 +10,9 @@ constexpr auto kViewer = net::ApiRole::kViewer;
 constexpr auto kSubmitter = net::ApiRole::kSubmitter;
 constexpr auto kAdmin = net::ApiRole::kAdmin;
 
-// A viewer changes nothing. A submitter starts and ends jobs and keeps checkpoints. An admin also
-// does what cannot be undone, what concerns nodes, and what has servers connect to a given address.
+// A viewer changes nothing. A submitter starts jobs, ends his own, and keeps checkpoints. An admin
+// also does what cannot be undone, what concerns nodes, and what has servers connect to a given
+// address.
 constexpr Endpoint kEndpoints[] = {
     // For load balancers, which have no token; it says nothing but that the process lives.
     {"GET", "/healthz", std::nullopt},
@@ -23,11 +24,11 @@ constexpr Endpoint kEndpoints[] = {
     {"GET", "/v1/jobs", kViewer},
     {"POST", "/v1/jobs", kSubmitter},
     {"GET", "/v1/jobs/{job}", kViewer},
-    {"POST", "/v1/jobs/{job}/rebalance", kSubmitter},
-    {"POST", "/v1/jobs/{job}/scale", kSubmitter},
-    {"POST", "/v1/jobs/{job}/cancel", kSubmitter},
-    {"POST", "/v1/jobs/{job}/suspend", kSubmitter},
-    {"POST", "/v1/jobs/{job}/resume", kSubmitter},
+    {"POST", "/v1/jobs/{job}/rebalance", kSubmitter, true},
+    {"POST", "/v1/jobs/{job}/scale", kSubmitter, true},
+    {"POST", "/v1/jobs/{job}/cancel", kSubmitter, true},
+    {"POST", "/v1/jobs/{job}/suspend", kSubmitter, true},
+    {"POST", "/v1/jobs/{job}/resume", kSubmitter, true},
     {"GET", "/v1/jobs/{job}/events", kViewer},
     {"GET", "/v1/jobs/{job}/logs", kViewer},
     {"GET", "/v1/jobs/{job}/checkpoints", kViewer},

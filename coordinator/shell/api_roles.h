@@ -14,6 +14,7 @@ struct Endpoint {
   const char* method;
   const char* path;                  // "/v1/jobs/{job}"
   std::optional<net::ApiRole> role;  // nothing: everybody
+  bool owners = false;               // a submitter only for jobs of his own
 };
 
 std::span<const Endpoint> Endpoints();

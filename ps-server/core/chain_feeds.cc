@@ -130,7 +130,7 @@ bool ChainFeeds::Has(ShardId shard, std::uint64_t changes) const {
 
 wire::LaneHeader ChainFeeds::Header(wire::Kind kind, std::uint64_t request) const {
   return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
-                          job_.value(), 0, 0, 0, request, 0, 0, 0, 0);
+                          job_.value(), 0, 0, 0, request, 0, 0, 0, 0, token_);
 }
 
 void ChainFeeds::Push(const std::string& endpoint, wire::LaneHeader header,

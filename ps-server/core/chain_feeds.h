@@ -102,8 +102,9 @@ class ChainFeeds {
   using ShardFn = std::function<const Shard*(ShardId)>;  // every one that is fed is there
 
   // `budget` outlives the feeds.
-  ChainFeeds(JobId job, ShardFn shard, ImageBudget& budget)
-      : job_(job), shard_of_(std::move(shard)), budget_(budget) {}
+  // `token`: of the job (LaneHeader.token).
+  ChainFeeds(JobId job, std::uint64_t token, ShardFn shard, ImageBudget& budget)
+      : job_(job), token_(token), shard_of_(std::move(shard)), budget_(budget) {}
 
   // The shard feeds `next` from now on, as before if it is the same; nothing: nobody. True if it
   // fed another one before.
@@ -225,6 +226,7 @@ class ChainFeeds {
   void CountBlocked();
 
   const JobId job_;
+  const std::uint64_t token_;
   const ShardFn shard_of_;
   ImageBudget& budget_;
   std::int64_t now_ms_ = 0;

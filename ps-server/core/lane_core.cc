@@ -132,9 +132,10 @@ struct LaneCore::Job {
 
   Job(JobSetup setup, const LaneMemory& lane_memory, ImageBudget& image_budget)
       : id(setup.job),
+        token(setup.token),
         plan(std::make_shared<JobPlan>(std::move(setup.layout), std::move(setup.rules))),
         feeds(
-            id, [this](ShardId shard) { return FindFed(shard); }, image_budget) {
+            id, token, [this](ShardId shard) { return FindFed(shard); }, image_budget) {
     copies.resize(layout.shard_count());
     PS_CHECK(RowRulesFit(layout, rules.rows), id, rules.rows.size(), layout.row_table_count());
     shards.resize(layout.shard_count());
@@ -211,6 +212,7 @@ struct LaneCore::Job {
   }
 
   const JobId id;
+  const std::uint64_t token;
   const std::shared_ptr<const JobPlan> plan;
   const LayoutView& layout = plan->layout;
   const JobRules& rules = plan->rules;
@@ -362,7 +364,8 @@ wire::LaneHeader AnswerTo(const wire::LaneHeader& request, wire::Kind kind,
                           std::uint64_t map_version, wire::Code code) {
   return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
                           request.job(), request.worker(), request.incarnation(), request.clock(),
-                          request.request(), map_version, 0, static_cast<std::uint32_t>(code), 0);
+                          request.request(), map_version, 0, static_cast<std::uint32_t>(code), 0,
+                          0);
 }
 
 }  // namespace
@@ -479,6 +482,10 @@ void LaneCore::Dispatch(const Peer& peer, std::span<const std::byte> payload, bo
   }
   Job* job = FindJob(JobId(header.job()));
   if (job == nullptr) return Nack(peer, wire::Code::UnknownJob);
+  if (header.token() != job->token) {
+    denied_ = job->id;
+    return Nack(peer, wire::Code::Denied);
+  }
   job->counters.bytes_in += sizeof(wire::LaneHeader) +
                             head_.segments.size() * sizeof(wire::Segment) +
                             (payload_counts ? payload.size() : 0);

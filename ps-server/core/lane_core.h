@@ -24,6 +24,7 @@
 #include <map>
 #include <memory>
 #include <memory_resource>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -160,6 +161,7 @@ struct JobSetup {
   JobRules rules;  // whose tables of rows are those of the layout (RowRulesFit)
   LaneMap map;
   LiveMembers live;
+  std::uint64_t token = 0;  // that each request about the job must have
 };
 
 // Where a lane keeps its shards.
@@ -236,6 +238,8 @@ class LaneCore {
   // All jobs, those that are gone too.
   const LaneCounters& counters() const { return counters_; }
   std::size_t parked_pulls() const;
+  // The job of a request without its token since the last call; the newest.
+  std::optional<JobId> TakeDenied() { return std::exchange(denied_, std::nullopt); }
   // nullptr if it is not on this lane.
   const Shard* FindShard(JobId job, ShardId shard) const;
   // nullptr if we keep no copy of it, or it has no values yet.
@@ -302,6 +306,7 @@ class LaneCore {
   std::vector<LaneReply> replies_;
   std::uint32_t batched_ = 0;  // heads of the last reply if it is a batch of PushReply, else 0
   std::vector<LaneEvent> events_;
+  std::optional<JobId> denied_;
   bool has_chains_ = false;
 
   // Scratch, kept to avoid allocations. The pool is shared with the buffers on their way.

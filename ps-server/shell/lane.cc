@@ -241,6 +241,11 @@ bool Lane::ReceiveOne() {
   unanswered_bytes_ += frames[1].size() + payload.size();
   core_.OnMessage(std::string_view(reinterpret_cast<const char*>(identity.data()), identity.size()),
                   BytesOf(frames[1]), payload);
+  if (const auto job = core_.TakeDenied(); job.has_value()) {
+    refusals_.Warn("lane " + std::to_string(options_.number) + ": " +
+                   context_.Sender(frames[0].handle()) + " asked for something of job " +
+                   std::to_string(job->value()) + " without the token of that job");
+  }
   return true;
 }
 

@@ -28,6 +28,7 @@
 #include <zmq.hpp>
 
 #include "common/net/context.h"
+#include "common/net/sparse_log.h"
 #include "common/net/unique_fd.h"
 #include "common/result.h"
 #include "ps-server/core/lane_core.h"
@@ -140,6 +141,7 @@ class Lane {
   std::uint64_t unroutable_ = 0;
   std::uint64_t slow_peer_ = 0;
   std::uint64_t messages_ = 0;
+  net::SparseLog refusals_{"requests with the token of another job were refused"};
 
   mutable std::mutex mutex_;
   std::vector<Command> commands_;  // guarded

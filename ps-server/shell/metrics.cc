@@ -44,6 +44,7 @@ const char* CodeName(wire::Code code) {
     case wire::Code::RoundAborted: return "round-aborted";
     case wire::Code::Overloaded: return "overloaded";
     case wire::Code::Lost: return "lost";
+    case wire::Code::Denied: return "denied";
   }
   return "unknown";
 }

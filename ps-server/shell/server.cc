@@ -63,6 +63,7 @@ struct Server::Job {
   std::string name;
   LayoutView layout;
   JobRules rules;
+  std::uint64_t token = 0;
   std::uint32_t shards = 0;
   std::uint64_t map_version = 0;
   std::uint64_t asked = 0;       // of the newest ReportWanted
@@ -316,6 +317,7 @@ void Server::OnJobStart(const control::JobStartT& start) {
                            id.value());
     }
     made->shards = shards;
+    made->token = start.token;
     if (made->rules.loads) {
       auto order = LoadOrder::Of(id, *spec, *start.layout);
       if (!order.ok()) return spdlog::error("job {}: {}", id.value(), ErrorLine(order.error()));
@@ -388,7 +390,8 @@ void Server::ApplyUpdate(Job& job, const control::MapT* map, const control::Live
   }
   for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
     // The lane ignores what is not newer than what it has.
-    JobSetup setup{job.id, job.layout, job.rules, map != nullptr ? own[lane] : LaneMap(), members};
+    JobSetup setup{job.id,  job.layout, job.rules, map != nullptr ? own[lane] : LaneMap(),
+                   members, job.token};
     const bool with_map = map != nullptr;
     const bool with_live = live != nullptr;
     PostToLane(lane, [setup = std::move(setup), with_map, with_live](LaneCore& core) {

@@ -400,9 +400,10 @@ void Agent::OnReplay(const control::ReplayT& replay) {
   auto found = ghosts_.find(key);
   if (found == ghosts_.end()) {
     Result<std::unique_ptr<Ghost>> ghost =
-        Ghost::Start(loop_, context_, rings_, key, [this](const control::ReplayDoneT& done) {
-          ToCoordinator(control::Make(control::ReplayDoneT(done)));
-        });
+        Ghost::Start(loop_, context_, rings_, key, replay.start->token,
+                     [this](const control::ReplayDoneT& done) {
+                       ToCoordinator(control::Make(control::ReplayDoneT(done)));
+                     });
     if (!ghost.ok()) {
       spdlog::error("job {}, worker {}: cannot replay: {}", replay.job, replay.worker,
                     ErrorLine(ghost.error()));

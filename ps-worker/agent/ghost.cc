@@ -10,21 +10,23 @@ namespace ps::worker {
 
 Result<std::unique_ptr<Ghost>> Ghost::Start(net::Loop& loop, net::Context& context,
                                             const RingStore& store, const RingKey& key,
-                                            DoneFn done) {
+                                            std::uint64_t token, DoneFn done) {
   const std::shared_ptr<RingFile> file = PS_TRY(RingFile::Open(store.PathOf(key).string()));
   RetentionRing ring = PS_TRY(RetentionRing::Open(file->region(), file));
   const RingIdentity& identity = ring.identity();
   if (RingKey{identity.job, identity.worker, identity.incarnation} != key) {
     return Error{ErrorCode::kInvalid, file->path() + ": holds the pushes of another task"};
   }
-  return std::make_unique<Ghost>(Private(), loop, context, std::move(ring), key, std::move(done));
+  return std::make_unique<Ghost>(Private(), loop, context, std::move(ring), key, token,
+                                 std::move(done));
 }
 
 Ghost::Ghost(Private, net::Loop& loop, net::Context& context, RetentionRing ring,
-             const RingKey& key, DoneFn done)
+             const RingKey& key, std::uint64_t token, DoneFn done)
     : key_(key), done_(std::move(done)), ring_(std::move(ring)) {
   DataClientOptions options;
   options.ghost = true;
+  options.token = token;
   DataClient::Callbacks callbacks;
   callbacks.advanced = [this] { Check(); };
   callbacks.broken = [this](const Error& error) { OnBroken(error); };

@@ -26,12 +26,12 @@ class Ghost {
   // Under this map every shard has given its verdict up to `last_clock`.
   using DoneFn = std::function<void(const control::ReplayDoneT&)>;
 
-  // kNotFound or kInvalid if there is no ring that could be replayed.
+  // kNotFound or kInvalid if there is no ring that could be replayed. `token`: of the job.
   static Result<std::unique_ptr<Ghost>> Start(net::Loop& loop, net::Context& context,
                                               const RingStore& store, const RingKey& key,
-                                              DoneFn done);
+                                              std::uint64_t token, DoneFn done);
   Ghost(Private, net::Loop& loop, net::Context& context, RetentionRing ring, const RingKey& key,
-        DoneFn done);
+        std::uint64_t token, DoneFn done);
   Ghost(const Ghost&) = delete;
   Ghost& operator=(const Ghost&) = delete;
 

@@ -283,7 +283,7 @@ void PushStream::Nack(std::uint32_t number, std::uint64_t request, wire::Code co
   const bool hello = lane.hello_pending && lane.hello_request == request;
   if (!hello && push == lane.in_flight.end() && init == lane.inits.end()) return;
   if (code == wire::Code::Malformed || code == wire::Code::BadVersion ||
-      code == wire::Code::TooLarge) {
+      code == wire::Code::TooLarge || code == wire::Code::Denied) {
     Break(lane.shards.front(), StreamBroken::Why::kMalformed, Clock(), actions);
   }
   if (code == wire::Code::NotLive && !lane.not_live_since) lane.not_live_since = now_ms_;

@@ -281,7 +281,7 @@ bool DataClient::OnAnswer(std::uint32_t number, net::ZmqSocket::Frames& frames,
         }
         const auto why = static_cast<wire::Code>(code);
         if (why == wire::Code::Malformed || why == wire::Code::TooLarge ||
-            why == wire::Code::BadVersion) {
+            why == wire::Code::BadVersion || why == wire::Code::Denied) {
           Break(Error{ErrorCode::kInvalid,
                       std::string("a lane refuses our pulls: ") + CodeName(code)});
         }
@@ -320,7 +320,7 @@ wire::LaneHeader DataClient::Header(wire::Kind kind, std::uint64_t request) cons
   const RingIdentity& me = ring_.identity();
   return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
                           me.job.value(), me.worker.value(), me.incarnation.value(), 0, request,
-                          stream_.map_version(), 0, 0, 0);
+                          stream_.map_version(), 0, 0, 0, options_.token);
 }
 
 bool DataClient::Send(std::uint32_t number, wire::LaneHeader header,

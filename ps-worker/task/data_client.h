@@ -31,6 +31,7 @@ namespace ps::worker {
 
 struct DataClientOptions {
   bool ghost = false;
+  std::uint64_t token = 0;  // of the job (LaneHeader.token)
   std::uint32_t window = 4;
   std::int64_t resend_timeout_ms = 2000;
   std::int64_t pull_retry_ms = 100;  // after a refusal of a pull

@@ -499,6 +499,7 @@ class TaskSessionImpl final : public TaskSession {
     ring_ = std::make_unique<RetentionRing>(
         PS_TRY(RetentionRing::Create(ring_file_->region(), identity, ring_file_)));
     DataClientOptions options;
+    options.token = job.token;
     options.window = std::clamp<std::uint32_t>(options_.window, 1, 32);
     options.resend_timeout_ms = options_.resend_timeout.count();
     client_ = std::make_unique<DataClient>(loop_, zmq_, *ring_, &*layout_, options, Callbacks());

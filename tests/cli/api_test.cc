@@ -178,6 +178,18 @@ TEST(ApiTest, ASubmissionWhoseOutcomeIsUnknownIsNotSentTwice) {
   EXPECT_THAT(fake.requests(), ElementsAre("GET /v1/version", "POST /v1/jobs"));
 }
 
+TEST(ApiTest, WhatTheCoordinatorKnowsAgainIsSentUntilItIsAnswered) {
+  std::atomic<int> left = 2;
+  FakeCoordinator fake([&](const net::HttpRequest& request) {
+    if (request.method == "GET" || left-- == 0) return Answer(200, "{}");
+    return AnswerError(504, ErrorId::kTimeout, "too late");
+  });
+  TestEnvironment test;
+  EXPECT_TRUE(MakeApi(test, {fake.url()}).PostRepeatable("/v1/jobs", Json::object()).ok());
+  EXPECT_THAT(fake.requests(),
+              ElementsAre("GET /v1/version", "POST /v1/jobs", "POST /v1/jobs", "POST /v1/jobs"));
+}
+
 // Coordinators with TLS, and somebody who has a token and knows their authority.
 class SecureApiTest : public testing::Test {
  protected:

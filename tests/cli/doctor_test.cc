@@ -6,6 +6,9 @@
 #include <chrono>
 #include <filesystem>
 
+#include "common/net/api_tokens.h"
+#include "common/net/loop.h"
+#include "common/net/tls.h"
 #include "tests/cli/fake_coordinator.h"
 #include "tests/cli/test_environment.h"
 
@@ -59,6 +62,40 @@ TEST(DoctorTest, KeysAreLookedForInTheListAndAMonthAhead) {
   EXPECT_EQ(gone.state, State::kFail);
   EXPECT_THAT(gone.detail, HasSubstr("is not in "));
   EXPECT_EQ(CheckKey(path("none"), path("trusted"), 0).state, State::kFail);
+}
+
+TEST(DoctorTest, WhatACoordinatorsApiBeginsWithIsLookedAt) {
+  TestEnvironment test;
+  const auto path = [&](const std::string& name) { return (test.directory() / name).string(); };
+  const auto now = net::WallClockMs();
+  constexpr std::int64_t kDayMs = std::int64_t{24} * 3600 * 1000;
+  ASSERT_EQ(test.Run({"auth", "certificate", "node1", "--host", "node1", "--cert",
+                      path("node1-api.crt"), "--key", path("node1-api.key"), "--ca", path("ca.crt"),
+                      "--ca-key", path("ca.key")}),
+            0)
+      << test.errors();
+  const net::TlsFiles files{path("node1-api.crt"), path("node1-api.key")};
+  const std::int64_t until = net::OpenServerTls(files)->until_ms;
+  EXPECT_EQ(CheckCertificate(files, now).state, State::kOk);
+  EXPECT_EQ(CheckCertificate(files, until - 20 * kDayMs).state, State::kWarn);
+  EXPECT_EQ(CheckCertificate(files, until).state, State::kFail);
+  EXPECT_EQ(CheckCertificate({path("node1-api.crt"), path("ca.key")}, now).state, State::kFail);
+
+  const auto create = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"token", "create"});
+    words.insert(words.end(), {"--tokens", path("tokens"), "--to", path(words[3])});
+    return test.Run(words);
+  };
+  EXPECT_EQ(CheckTokens(path("tokens"), now).state, State::kFail);
+  ASSERT_EQ(create({"submitter", "anna", "--until", "2099-01-31"}), 0) << test.errors();
+  EXPECT_EQ(CheckTokens(path("tokens"), now).state, State::kFail) << "nobody is an admin";
+  ASSERT_EQ(create({"admin", "bob"}), 0) << test.errors();
+  EXPECT_EQ(CheckTokens(path("tokens"), now).state, State::kOk);
+  const auto end = net::ApiTokens::ReadFile(path("tokens"))->tokens()[0].until_ms.value();
+  const Finding soon = CheckTokens(path("tokens"), end - 3 * kDayMs);
+  EXPECT_EQ(soon.state, State::kWarn);
+  EXPECT_THAT(soon.detail, HasSubstr("2 tokens; over within a month: anna"));
+  EXPECT_THAT(CheckTokens(path("tokens"), end).detail, HasSubstr("2 tokens; over: anna"));
 }
 
 TEST(DoctorTest, AZooKeeperThatIsAwayIsGivenUpInTime) {

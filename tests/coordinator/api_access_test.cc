@@ -117,6 +117,44 @@ TEST_F(ApiAccessTest, ARoleAllowsWhatThoseBelowItMayDo) {
   }
 }
 
+TEST_F(ApiAccessTest, ASubmitterEndsHisOwnJobsOnly) {
+  const std::string viewer = Make(ApiRole::kViewer, "grafana");
+  const std::string anna = Make(ApiRole::kSubmitter, "anna");
+  const std::string laptop = Make(ApiRole::kSubmitter, "anna:laptop");
+  const std::string bert = Make(ApiRole::kSubmitter, "bert");
+  const std::string admin = Make(ApiRole::kAdmin, "root");
+  Open();
+  const auto request = [](const std::string& token, const std::string& path) {
+    net::HttpRequest made;
+    made.method = "POST";
+    made.path = path;
+    made.peer = "10.0.0.3:4711";
+    made.headers["authorization"] = "Bearer " + token;
+    return made;
+  };
+  const auto about = [&](const std::string& token, const char* what, const std::string& owner) {
+    const auto answer =
+        access_->AdmitToJob(request(token, std::string("/v1/jobs/7/") + what), owner);
+    if (answer) answer_ = answer->body;
+    return answer ? answer->status : 0;
+  };
+  EXPECT_EQ(access_->OwnerOf(request(laptop, "/v1/jobs")), "anna");
+  EXPECT_EQ(access_->OwnerOf(request("nobody", "/v1/jobs")), "");
+  for (const char* what : {"cancel", "suspend", "resume", "scale", "rebalance"}) {
+    EXPECT_EQ(about(anna, what, "anna"), 0) << what;
+    EXPECT_EQ(about(laptop, what, "anna"), 0) << what;
+    EXPECT_EQ(about(admin, what, "anna"), 0) << what;
+    EXPECT_EQ(about(bert, what, "anna"), 403) << what;
+    EXPECT_EQ(about(bert, what, ""), 403) << what;
+    EXPECT_EQ(about("nobody", what, ""), 403) << what;
+  }
+  EXPECT_EQ(about(bert, "checkpoints/3/pin", "anna"), 0) << "who makes backups keeps what he reads";
+  EXPECT_EQ(about(bert, "cancel", "anna"), 403);
+  EXPECT_THAT(answer_, HasSubstr("the job is anna's: anna or an admin may do that, not bert"));
+  EXPECT_THAT(log_.str(), HasSubstr("refused 10.0.0.3:4711: bert asked about a job of anna (POST "
+                                    "/v1/jobs/7/cancel)"));
+}
+
 TEST_F(ApiAccessTest, WithoutAValidTokenEverythingLooksTheSame) {
   const std::string late = Make(ApiRole::kAdmin, "late", 1'600'000'000'000);
   const std::string good = Make(ApiRole::kAdmin, "root");

@@ -380,7 +380,7 @@ TEST_F(CoreTest, WhatAnotherJobStartsFromStaysUntilThatHasACheckpointOfItsOwn) {
   text.replace(text.find(from), from.size(), "{from: count@1}");
   text.replace(text.find("name: count"), 11, "name: heir");
   answers_.clear();
-  core_->Submit(2, SpecJson(text), false, now_);
+  core_->Submit(2, {SpecJson(text), false}, now_);
   Flush();
   for (const auto& name : agents_) {
     for (const auto& message : Take("p-" + name, Body::Preflight)) {

@@ -177,7 +177,7 @@ class CoreTest : public ::testing::Test {
   }
 
   void Submit() {
-    core_->Submit(1, SpecJson(std::string(spec_) + spec_more_), false, now_);
+    core_->Submit(1, {SpecJson(std::string(spec_) + spec_more_), false}, now_);
     Flush();
     for (const auto& name : agents_) {
       for (const auto& message : Take("p-" + name, Body::Preflight)) {

@@ -58,7 +58,7 @@ class ImportTest : public CoreTest {
   Result<nlohmann::json> Import(const std::string& name = "",
                                 const std::string& manifest = ManifestText()) {
     answers_.clear();
-    core_->Import(9, Order(manifest), name, now_);
+    core_->Import(9, Order(manifest), name, "", now_);
     Flush();
     PS_CHECK(answers_.size() == 1, answers_.size());
     Result<nlohmann::json> body = std::move(answers_[0].body);
@@ -232,7 +232,7 @@ TEST_F(ImportTest, WhatCannotBeUnderstoodMakesNoJob) {
   EXPECT_EQ(Import("../x").error().code, ErrorCode::kInvalid);
   ImportOrder order = Order(ManifestText());
   order.endpoint = "/etc/passwd";
-  core_->Import(9, order, "", now_);
+  core_->Import(9, order, "", "", now_);
   Flush();
   EXPECT_EQ(answers_.at(0).body.error().code, ErrorCode::kUsage);
   EXPECT_EQ(core_->DescribeJobs()["jobs"].size(), 0u);

@@ -11,7 +11,7 @@ namespace ps::coordinator {
 namespace {
 
 TEST_F(CoreTest, SubmissionWithoutAnAgentSaysWhatIsMissing) {
-  core_->Submit(9, SpecJson(), false, now_);
+  core_->Submit(9, {SpecJson(), false}, now_);
   Flush();
   ASSERT_EQ(answers_.size(), 1u);
   EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
@@ -21,7 +21,7 @@ TEST_F(CoreTest, SubmissionWithoutAnAgentSaysWhatIsMissing) {
 
 TEST_F(CoreTest, SubmissionThatFailsItsCheckCreatesNothing) {
   AddAgent("a0");
-  core_->Submit(9, SpecJson(), false, now_);
+  core_->Submit(9, {SpecJson(), false}, now_);
   Flush();
   const auto asked = Take("p-a0", Body::Preflight);
   ASSERT_EQ(asked.size(), 1u);
@@ -39,7 +39,7 @@ TEST_F(CoreTest, SubmissionThatFailsItsCheckCreatesNothing) {
 
 TEST_F(CoreTest, CheckThatNeverEndsIsAnsweredInTheEnd) {
   AddAgent("a0");
-  core_->Submit(9, SpecJson(), false, now_);
+  core_->Submit(9, {SpecJson(), false}, now_);
   Flush();
   Tick(91'000);
   ASSERT_EQ(answers_.size(), 1u);
@@ -48,7 +48,7 @@ TEST_F(CoreTest, CheckThatNeverEndsIsAnsweredInTheEnd) {
 
 TEST_F(CoreTest, DryRunCreatesNothing) {
   AddAgent("a0");
-  core_->Submit(9, SpecJson(), true, now_);
+  core_->Submit(9, {SpecJson(), true}, now_);
   Flush();
   const auto asked = Take("p-a0", Body::Preflight);
   Say("p-a0", GoodPreflight(asked[0].body.AsPreflight()->request));
@@ -77,7 +77,7 @@ TEST_F(CoreTest, AJobWithALabelIsCheckedAndRunByAgentsThatHaveItAlone) {
   spec->training.workers = 1;
   spec->resources.label = "bench";
   spec->resources.max_restarts = 0;
-  core_->Submit(1, ResolvedJson(*spec), false, now_);
+  core_->Submit(1, {ResolvedJson(*spec), false}, now_);
   Flush();
   EXPECT_TRUE(Take("p-a0", Body::Preflight).empty());
   EXPECT_TRUE(Take("p-a2", Body::Preflight).empty());
@@ -97,7 +97,7 @@ TEST_F(CoreTest, AJobWithALabelIsCheckedAndRunByAgentsThatHaveItAlone) {
 TEST_F(CoreTest, AJobWithoutALabelLeavesAgentsWithOneAlone) {
   AddServer("s0");
   AddAgent("a0", {}, "bench");
-  core_->Submit(9, SpecJson(), false, now_);
+  core_->Submit(9, {SpecJson(), false}, now_);
   Flush();
   ASSERT_EQ(answers_.size(), 1u);
   EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
@@ -116,7 +116,7 @@ TEST_F(CoreTest, AQueuedJobNamesTheLabelItWaitsFor) {
   AddAgent("a0", {}, "bench");
   auto spec = ParseJobJson(SpecJson());
   spec->resources.label = "bench";
-  core_->Submit(1, ResolvedJson(*spec), false, now_);
+  core_->Submit(1, {ResolvedJson(*spec), false}, now_);
   Flush();
   for (const auto& message : Take("p-a0", Body::Preflight)) {
     Say("p-a0", GoodPreflight(message.body.AsPreflight()->request));
@@ -124,6 +124,76 @@ TEST_F(CoreTest, AQueuedJobNamesTheLabelItWaitsFor) {
   Tick();
   const std::string reason = Describe()["reason"];
   EXPECT_NE(reason.find("with the label `bench`, 1 free now"), std::string::npos) << reason;
+}
+
+TEST_F(CoreTest, ASubmissionThatIsSentAgainIsTheSameJob) {
+  AddServer("s0");
+  AddAgent("a0");
+  const auto submit = [&](Ticket ticket, const std::string& owner, const std::string& request,
+                          const std::string& spec) {
+    core_->Submit(ticket, {spec, false, {owner, request, 77}}, now_);
+    Flush();
+    for (const auto& message : Take("p-a0", Body::Preflight)) {
+      Say("p-a0", GoodPreflight(message.body.AsPreflight()->request));
+    }
+  };
+  // While an agent looks at it the newest one gets the answer.
+  core_->Submit(1, {SpecJson(), false, {"anna", "r1", 77}}, now_);
+  submit(2, "anna", "r1", SpecJson());
+  ASSERT_EQ(answers_.size(), 2u);
+  EXPECT_EQ(answers_[0].ticket, 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kUnreachable);
+  EXPECT_EQ(answers_[1].ticket, 2u);
+  EXPECT_TRUE(answers_[1].created);
+  EXPECT_EQ((*answers_[1].body)["job"]["owner"], "anna");
+  const auto id = (*answers_[1].body)["job"]["id"];
+  // The next leader knows it as well.
+  Start(2);
+  ASSERT_TRUE(core_->Load({Record()}, now_).ok());
+  Announce();
+  Register("s0");
+  AddAgent("a0");
+  answers_.clear();
+  submit(3, "anna", "r1", SpecJson());
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_FALSE(answers_[0].created);
+  EXPECT_EQ((*answers_[0].body)["job"]["id"], id);
+  EXPECT_EQ(core_->OwnerOf("1"), "anna");
+  // Of somebody else, or of no name, it is another one.
+  answers_.clear();
+  submit(4, "bert", "r1", SpecJson());
+  submit(5, "anna", "", SpecJson());
+  submit(6, "anna", "", SpecJson());
+  ASSERT_EQ(answers_.size(), 3u);
+  for (const Answer& answer : answers_) EXPECT_TRUE(answer.created);
+  EXPECT_EQ(core_->DescribeJobs()["jobs"].size(), 4u);
+  answers_.clear();
+  auto other = ParseJobJson(SpecJson());
+  other->name = "another";
+  submit(7, "anna", "r1", ResolvedJson(*other));
+  ASSERT_EQ(answers_.size(), 1u);
+  EXPECT_EQ(answers_[0].body.error().code, ErrorCode::kConflict);
+}
+
+TEST_F(CoreTest, TheTokenOfAJobGoesToThoseWhoTakePartAndNowhereElse) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  constexpr std::uint64_t kToken = 7777777777777777777U;
+  core_->Submit(1, {SpecJson(), false, {"anna", "r1", kToken}}, now_);
+  Flush();
+  for (const auto& message : Take("p-a0", Body::Preflight)) {
+    Say("p-a0", GoodPreflight(message.body.AsPreflight()->request));
+  }
+  Tick();
+  const auto starts = Take("p-s0", Body::JobStart);
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts[0].body.AsJobStart()->token, kToken);
+  const std::string text = std::to_string(kToken);
+  for (const auto& json : {core_->DescribeJob("1").value(), core_->DescribeJobs(),
+                           core_->DescribeEvents("1", 0).value(), core_->DescribeNodes()}) {
+    EXPECT_EQ(json.dump().find(text), std::string::npos);
+  }
 }
 
 TEST_F(CoreTest, JobStartsOnceServersAndWorkersAreThere) {

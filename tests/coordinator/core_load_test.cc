@@ -26,7 +26,7 @@ class CoreLoadTest : public CoreTest {
     text.replace(text.find(own), own.size(), checkpoint);
     text.replace(text.find("name: count"), 11, "name: heir");
     answers_.clear();
-    core_->Submit(2, SpecJson(text), dry_run, now_);
+    core_->Submit(2, {SpecJson(text), dry_run}, now_);
     Flush();
     for (const auto& name : agents_) {
       for (const auto& message : Take("p-" + name, Body::Preflight)) {

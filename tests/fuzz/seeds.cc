@@ -73,7 +73,7 @@ Bytes Rows(std::uint32_t table, ps::codec::RowContent content, ps::wire::ValueCo
 Bytes Message(ps::wire::Kind kind, const Bytes& payload, std::size_t segments) {
   const ps::wire::LaneHeader header(ps::wire::kMagic, ps::wire::kProtocolVersion,
                                     static_cast<std::uint8_t>(kind), 0, 1, 0, 1, 5, 9, 1, 0, 32,
-                                    payload.size());
+                                    payload.size(), 0);
   const auto length = static_cast<std::uint32_t>(payload.size());
   const Bytes head = ps::wire::BuildHead(
       header,

@@ -55,7 +55,7 @@ wire::LaneHeader SimulatedWorker::Header(wire::Kind kind, std::uint64_t request)
   const worker::RingIdentity& me = ring_->identity();
   return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
                           me.job.value(), me.worker.value(), me.incarnation.value(), 0, request,
-                          stream_->map_version(), 0, 0, 0);
+                          stream_->map_version(), 0, 0, 0, 0);
 }
 
 void SimulatedWorker::Send(std::uint32_t lane, wire::LaneHeader header,

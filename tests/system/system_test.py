@@ -1665,6 +1665,29 @@ class Secure(WithStores):
             self.assertNotIn("coordinator is ready", fetched.stderr)
         self.exact(job)
 
+    def test_a_worker_without_the_token_of_a_job_gets_nothing_of_it(self):
+        job = self.start("tokens", checkpoints=1)
+        other = self.start("others", checkpoints=1)
+
+        def ask(*more):
+            done = subprocess.run(
+                [BIN + "/lane_probe", "--zookeeper", self.zookeeper(), "--secret", self.keys("zookeeper.key"),
+                 "--key", self.keys("worker-1.key"), "--trusted", self.keys("trusted"), "--job", job, *more],
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout.strip()
+
+        self.assertIn(ask("--token-of", job), ("HelloReply", "NotLive"))
+        self.assertEqual(ask("--token-of", other), "Denied")
+        self.assertEqual(ask(), "Denied")
+        logs = ""
+        for number in (1, 2, 3):
+            with open(os.path.join(self.cluster.directory, "logs", "server-%d.log" % number)) as log:
+                logs += log.read()
+        self.assertRegex(logs, "the worker worker-1 at 127.0.0.1 asked for something of job %s without the token" % job)
+        self.exact(job)
+        self.exact(other)
+
     def test_a_benchmark_needs_the_key_of_a_worker(self):
         key = self.keys("bench.key")
         done = self.cluster.ds("auth", "create", "worker", "bench", "--key", key, "--trusted", self.keys("trusted"))

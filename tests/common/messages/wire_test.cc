@@ -20,7 +20,7 @@ using Bytes = std::vector<std::byte>;
 // A push of one segment of 10 bytes.
 LaneHeader PushHeader() {
   return LaneHeader(kMagic, kProtocolVersion, static_cast<std::uint8_t>(Kind::Push), kCoversLane, 7,
-                    1, 3, 42, 99, 2, 0, 128, 10);
+                    1, 3, 42, 99, 2, 0, 128, 10, 0x1122334455667788);
 }
 
 Bytes PushFrame(std::size_t segments = 1) {
@@ -83,7 +83,7 @@ TEST(WireTest, EveryCutOrLongerFrameIsRefused) {
   }
   EXPECT_EQ(ErrorOf(frame), "");
   frame.push_back(std::byte{0});
-  EXPECT_THAT(ErrorOf(frame), HasSubstr("has 129 bytes, 128 expected for 2 segments"));
+  EXPECT_THAT(ErrorOf(frame), HasSubstr("has 137 bytes, 136 expected for 2 segments"));
 }
 
 TEST(WireTest, WrongMagicIsRefused) {
@@ -92,8 +92,8 @@ TEST(WireTest, WrongMagicIsRefused) {
 }
 
 TEST(WireTest, OtherProtocolVersionIsNamed) {
-  EXPECT_THAT(ErrorOf(With<std::uint16_t>(4, 2)),
-              HasSubstr("protocol version 2, this program speaks 1"));
+  EXPECT_THAT(ErrorOf(With<std::uint16_t>(4, 1)),
+              HasSubstr("protocol version 1, this program speaks 2"));
 }
 
 TEST(WireTest, UnknownKindIsRefused) {
@@ -139,8 +139,10 @@ TEST(WireTest, FieldsLieWhereTheDocumentSays) {
   EXPECT_EQ(at(32), 99);
   EXPECT_EQ(at(48), 1);
   EXPECT_EQ(at(52), 128);
-  EXPECT_EQ(at(64), 4);
-  EXPECT_EQ(at(92), 10);
+  EXPECT_EQ(at(64), 0x88);
+  EXPECT_EQ(at(71), 0x11);
+  EXPECT_EQ(at(72), 4);
+  EXPECT_EQ(at(100), 10);
 }
 
 // The lines of a block ```hex NAME of docs/wire-format.md: an offset, then bytes.
@@ -176,6 +178,7 @@ TEST(WireTest, ExampleOfTheDocumentIsThePushItDescribes) {
   EXPECT_EQ(head.header.request(), (std::uint64_t{1} << 40) + 5);
   EXPECT_EQ(head.header.map_version(), 2u);
   EXPECT_EQ(head.header.samples(), 128u);
+  EXPECT_EQ(head.header.token(), 0x1122334455667788u);
   const Bytes payload = DocumentedBytes("frame2");
   EXPECT_EQ(head.header.payload_bytes(), payload.size());
   ASSERT_EQ(head.segments.size(), 1u);

@@ -89,8 +89,36 @@ TEST_F(LaneCoreHostileTest, AnswersAreNotRequestsAndGetNoAnswer) {
 
 TEST_F(LaneCoreHostileTest, AnotherProtocolVersionIsNamed) {
   TestMessage message(wire::Kind::Hello, 0, 11);
-  message.header.mutate_version(2);
+  message.header.mutate_version(wire::kProtocolVersion + 1);
   ExpectRefused(message, wire::Code::BadVersion);
+}
+
+TEST_F(LaneCoreHostileTest, WithoutTheTokenOfItsJobNobodyGetsAnything) {
+  constexpr std::uint64_t kToken = 0x1234567890;
+  lane_.SetJob(JobSetup{JobId(2), layout_, ConstantRules(1.0), MapOf(1, {0, 1}),
+                        LiveOf(1, {MakeMember(0, 11)}), kToken});
+  for (const wire::Kind kind :
+       {wire::Kind::Hello, wire::Kind::Init, wire::Kind::Push, wire::Kind::Pull, wire::Kind::Marker,
+        wire::Kind::Hold, wire::Kind::Replicate, wire::Kind::ReplicaHello,
+        wire::Kind::ReplicaImage}) {
+    for (const std::uint64_t token : {std::uint64_t{0}, kToken + 1}) {
+      TestMessage message(kind, 0, 11, 2);
+      message.Segment(0, kEpoch, ConstantShard(layout_, ShardId(0), 1));
+      const TestReply reply = SendOne(lane_, message.Token(token));
+      EXPECT_EQ(reply.kind(), wire::Kind::Nack);
+      EXPECT_EQ(reply.code(), wire::Code::Denied);
+      EXPECT_TRUE(reply.head.segments.empty());
+      EXPECT_EQ(lane_.TakeDenied(), JobId(2));
+      EXPECT_EQ(lane_.TakeDenied(), std::nullopt);
+    }
+  }
+  EXPECT_EQ(Refused(wire::Code::Denied), 18u);
+  EXPECT_EQ(lane_.FindShard(JobId(2), ShardId(0))->state(), wire::Code::Blank);
+  // The token of a job is good for that job alone.
+  ExpectRefused(TestMessage(wire::Kind::Hello, 0, 11).Token(kToken), wire::Code::Denied);
+  const TestReply hello = SendOne(lane_, TestMessage(wire::Kind::Hello, 0, 11, 2).Token(kToken));
+  EXPECT_EQ(hello.kind(), wire::Kind::HelloReply);
+  EXPECT_EQ(hello.head.header.token(), 0u);  // answers tell it to nobody
 }
 
 TEST_F(LaneCoreHostileTest, BytesThatAreNotOursAreCountedAndNotAnswered) {

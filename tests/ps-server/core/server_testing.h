@@ -210,7 +210,7 @@ struct TestMessage {
   TestMessage(wire::Kind kind, std::uint32_t worker, std::uint32_t incarnation,
               std::uint64_t job = 1)
       : header(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0, job,
-               worker, incarnation, 0, 1, 1, 0, 1, 0) {}
+               worker, incarnation, 0, 1, 1, 0, 1, 0, 0) {}
 
   TestMessage& Clock(std::uint64_t clock) {
     header.mutate_clock(clock);
@@ -226,6 +226,10 @@ struct TestMessage {
   }
   TestMessage& MapVersion(std::uint64_t version) {
     header.mutate_map_version(version);
+    return *this;
+  }
+  TestMessage& Token(std::uint64_t token) {
+    header.mutate_token(token);
     return *this;
   }
   TestMessage& Samples(std::uint32_t samples) {

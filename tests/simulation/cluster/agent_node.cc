@@ -311,8 +311,8 @@ void AgentNode::OnReplay(const control::ReplayT& replay) {
                           " broke: " + why);
     };
     ghost.client = std::make_unique<SimulatedDataClient>(
-        world_.schedule, world_.network, world_.history, machine_, *ghost.ring, /*ghost=*/true,
-        kGhostWindow, world_.Lacks(Mutant::kKeepRefused), std::move(callbacks));
+        world_.schedule, world_.network, world_.history, machine_, *ghost.ring, replay.start->token,
+        /*ghost=*/true, kGhostWindow, world_.Lacks(Mutant::kKeepRefused), std::move(callbacks));
   }
   Ghost& ghost = ghosts_[key];
   ghost.client->SetMap(*replay.start->map);

@@ -689,6 +689,9 @@ ClusterReport Cluster::Run() {
       world_.history.Fail("does not end: " + WaitsFor());
     }
   }
+  if (world_.zookeeper.ListChildren("/jobs").size() > 1) {
+    world_.history.Fail("one submission that was repeated became two jobs");
+  }
   report_.violation = history.violation();
   report_.trace_hash = world_.schedule.trace_hash();
   report_.events = world_.schedule.events_run();

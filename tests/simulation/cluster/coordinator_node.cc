@@ -166,7 +166,6 @@ void CoordinatorNode::Begin(const std::vector<coordinator::JobRecord>& records) 
 void CoordinatorNode::StepDown() {
   term_.reset();
   core_.reset();
-  submission_.reset();
   pending_ = {};
   identity_of_.clear();
   procid_of_.clear();
@@ -240,10 +239,10 @@ void CoordinatorNode::OnTick() {
 }
 
 void CoordinatorNode::Submit() {
-  // Who asks twice gets two jobs, and an agent may take long to look at the first one.
-  if (core_ == nullptr || submission_.has_value()) return;
-  submission_ = next_ticket_++;
-  core_->Submit(*submission_, world_.spec_json, false, Now());
+  // As an operator who gets no answer does, again and again: an agent may take long to look at it.
+  if (core_ == nullptr) return;
+  core_->Submit(next_ticket_++,
+                {world_.spec_json, false, {.request = "the job", .token = world_.token}}, Now());
   Flush(false);
 }
 
@@ -333,9 +332,7 @@ void CoordinatorNode::Release(const coordinator::Output& output) {
     if (identity != identity_of_.end()) world_.network.Reply(identity->second, {send.bytes, {}});
   }
   for (const coordinator::Answer& answer : output.answers) {
-    if (answer.body.ok()) continue;
-    world_.history.Log("answer: " + answer.body.error().message);
-    if (submission_ == answer.ticket) submission_.reset();
+    if (!answer.body.ok()) world_.history.Log("answer: " + answer.body.error().message);
   }
 }
 

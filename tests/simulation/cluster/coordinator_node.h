@@ -70,7 +70,6 @@ class CoordinatorNode {
   std::uint64_t next_watch_ = 1;
   std::int64_t last_lazy_ms_ = 0;
   coordinator::Ticket next_ticket_ = 1;
-  std::optional<coordinator::Ticket> submission_;  // not refused so far
   // The store: one write at a time, those that come meanwhile are joined.
   coordinator::Output pending_;
   bool writing_ = false;

@@ -31,14 +31,15 @@ worker::StreamOptions OptionsOf(const worker::RetentionRing& ring, bool ghost,
 }  // namespace
 
 SimulatedDataClient::SimulatedDataClient(Schedule& schedule, Network& network, History& history,
-                                         MachineId machine, worker::RetentionRing& ring, bool ghost,
-                                         std::uint32_t window, bool keep_refused,
-                                         Callbacks callbacks)
+                                         MachineId machine, worker::RetentionRing& ring,
+                                         std::uint64_t token, bool ghost, std::uint32_t window,
+                                         bool keep_refused, Callbacks callbacks)
     : schedule_(schedule),
       network_(network),
       history_(history),
       machine_(machine),
       ring_(ring),
+      token_(token),
       ghost_(ghost),
       keep_refused_(keep_refused),
       callbacks_(std::move(callbacks)),
@@ -232,7 +233,7 @@ wire::LaneHeader SimulatedDataClient::Header(wire::Kind kind, std::uint64_t requ
   const worker::RingIdentity& me = ring_.identity();
   return wire::LaneHeader(wire::kMagic, wire::kProtocolVersion, static_cast<std::uint8_t>(kind), 0,
                           me.job.value(), me.worker.value(), me.incarnation.value(), 0, request,
-                          stream_.map_version(), 0, 0, 0);
+                          stream_.map_version(), 0, 0, 0, token_);
 }
 
 void SimulatedDataClient::Send(std::uint32_t lane, wire::LaneHeader header,

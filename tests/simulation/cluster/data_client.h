@@ -47,8 +47,8 @@ class SimulatedDataClient {
   };
 
   SimulatedDataClient(Schedule& schedule, Network& network, History& history, MachineId machine,
-                      worker::RetentionRing& ring, bool ghost, std::uint32_t window,
-                      bool keep_refused, Callbacks callbacks);
+                      worker::RetentionRing& ring, std::uint64_t token, bool ghost,
+                      std::uint32_t window, bool keep_refused, Callbacks callbacks);
   ~SimulatedDataClient();
 
   void SetMap(const control::MapT& map);
@@ -105,6 +105,7 @@ class SimulatedDataClient {
   History& history_;
   const MachineId machine_;
   worker::RetentionRing& ring_;
+  const std::uint64_t token_;
   const bool ghost_;
   const bool keep_refused_;
   const Callbacks callbacks_;

@@ -332,6 +332,7 @@ void ServerNode::OnJobStart(const control::JobStartT& start) {
     made.shards = static_cast<std::uint32_t>(start.map->shards.size());
     made.layout = LayoutView::Create(*start.layout, made.shards).value();
     made.rules = server::JobRules::Of(ParseJobJson(start.spec_json).value(), start.data->records);
+    made.token = start.token;
     made.rules.loads = world_.history.loads() && !world_.Lacks(Mutant::kInitWithoutLoad);
   }
   const control::LiveSetT nobody;
@@ -378,8 +379,9 @@ void ServerNode::ApplyUpdate(JobId id, Job& job, const control::MapT* map,
     });
   }
   for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) {
-    server::JobSetup setup{id, job.layout, job.rules,
-                           map != nullptr ? own[lane] : server::LaneMap(), members};
+    server::JobSetup setup{id,        job.layout,
+                           job.rules, map != nullptr ? own[lane] : server::LaneMap(),
+                           members,   job.token};
     PostToLane(lane, [setup, with_map = map != nullptr,
                       with_live = live != nullptr](server::LaneCore& core) {
       if (with_map && with_live) {

@@ -36,6 +36,7 @@ class ServerNode {
     };
     LayoutView layout;
     server::JobRules rules;
+    std::uint64_t token = 0;
     std::uint32_t shards = 0;
     std::uint64_t map_version = 0;
     std::uint64_t asked = 0;

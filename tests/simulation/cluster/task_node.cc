@@ -151,8 +151,8 @@ void SimulatedTask::Begin(const control::TaskStartT& start) {
     Fatal(why);
   };
   client_ = std::make_unique<SimulatedDataClient>(
-      world_.schedule, world_.network, world_.history, machine_, *ring_, /*ghost=*/false, window_,
-      world_.Lacks(Mutant::kKeepRefused), std::move(callbacks));
+      world_.schedule, world_.network, world_.history, machine_, *ring_, start.start->token,
+      /*ghost=*/false, window_, world_.Lacks(Mutant::kKeepRefused), std::move(callbacks));
   client_->SetMap(*start.start->map);
   client_->StartPull(Clock(0), /*snapshot=*/true);
   doing_ = Doing::kFirstPull;

@@ -64,6 +64,7 @@ struct World {
 
   JobSpec spec;
   std::string spec_json;
+  const std::uint64_t token = 0x746f6b656eU;  // of the job's data plane
   control::LayoutT layout;
   control::DataInfoT data;
   std::uint64_t total_positions = 0;
