@@ -264,6 +264,7 @@ void BenchAgent::OnTaskStart(std::uint64_t number, const control::TaskStartT& st
   if (start.start == nullptr || start.start->map == nullptr) return;
   found->second.started = true;
   found->second.first_clock = Clock(start.first_clock);
+  found->second.token = start.start->token;
   if (!map_) map_ = control::Clone(*start.start->map);
 }
 

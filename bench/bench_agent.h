@@ -46,6 +46,7 @@ class BenchAgent {
     Incarnation incarnation;
     std::uint32_t generation = 0;
     Clock first_clock;
+    std::uint64_t token = 0;  // of the job's data plane
     bool started = false;
   };
   struct Started {

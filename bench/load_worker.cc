@@ -158,6 +158,7 @@ Status LoadWorker::SetUp() {
   };
   worker::DataClientOptions options;
   options.window = settings_.window;
+  options.token = settings_.token;
   client_ = std::make_unique<worker::DataClient>(loop_, context_, *ring_, &plan_.layout, options,
                                                  std::move(callbacks));
   PS_TRY(client_->SetMap(map_));

@@ -40,6 +40,7 @@ class LoadWorker {
     std::uint32_t number = 0;
     Incarnation incarnation;
     std::uint32_t generation = 1;
+    std::uint64_t token = 0;  // of the job's data plane
     Clock first_clock;
     bool fills = false;  // makes all rows of the plan's table before it counts as connected
     std::uint32_t window = 4;

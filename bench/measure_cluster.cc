@@ -253,6 +253,7 @@ Result<Row> ClusterBench::MeasureJob(const Options& options, Operation operation
     settings.number = task.worker;
     settings.incarnation = task.incarnation;
     settings.generation = task.generation;
+    settings.token = task.token;
     settings.first_clock = task.first_clock;
     settings.fills = plan.row_width > 0 && task.worker == 0;
     settings.window = options.window;

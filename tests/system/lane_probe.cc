@@ -6,6 +6,8 @@
 // Reads from ZooKeeper where job N's first shard is, says Hello there as a live worker of the job
 // with the token of job M (none: 0), and prints the name of the answer's kind, of a Nack its
 // code's. Exit 1 and why, if there is no answer within 10 s.
+#include <spdlog/spdlog.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -127,6 +129,7 @@ int Main(int argc, char** argv) {
   app.add_option("--job", options.job)->required();
   app.add_option("--token-of", options.token_of);
   CLI11_PARSE(app, argc, argv);
+  spdlog::set_level(spdlog::level::off);  // the answer is all that is on stdout
   const auto answer = Probe(options).Ask();
   if (!answer.ok()) {
     std::fprintf(stderr, "lane_probe: %s\n", answer.error().message.c_str());

@@ -1666,8 +1666,8 @@ class Secure(WithStores):
         self.exact(job)
 
     def test_a_worker_without_the_token_of_a_job_gets_nothing_of_it(self):
-        job = self.start("tokens", checkpoints=1)
         other = self.start("others", checkpoints=1)
+        job = self.start("tokens", checkpoints=1)
 
         def ask(*more):
             done = subprocess.run(
