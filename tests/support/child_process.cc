@@ -138,7 +138,15 @@ void ChildProcess::Kill() {
   if (!ended) Wait(milliseconds(10'000));
 }
 
-void ChildProcess::Stop() { SignalGroup(SIGSTOP); }
+void ChildProcess::Stop() {
+  if (!Running()) return;
+  SignalGroup(SIGSTOP);
+  // Threads that run on other processors go on for a moment: what is sent meanwhile is handled.
+  siginfo_t info{};
+  while (waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WEXITED | WNOWAIT) < 0 &&
+         errno == EINTR) {
+  }
+}
 void ChildProcess::Continue() { SignalGroup(SIGCONT); }
 
 int ChildProcess::Terminate(milliseconds grace) {
