@@ -38,6 +38,7 @@ JobRules JobRules::Of(const JobSpec& spec, std::uint64_t records) {
                                ? spec.training.max_version_gap
                                : std::max<std::int64_t>(8, 2 * spec.training.workers);
   rules.version_gap_max = static_cast<std::uint64_t>(gap);
+  rules.version_gap_follows = spec.training.max_version_gap == 0;
   rules.bulk_synchronous = spec.training.staleness == 0;
   rules.loads = std::any_of(spec.checkpoint.load.begin(), spec.checkpoint.load.end(),
                             [](const LoadSourceSpec& source) { return !source.from.empty(); });
@@ -192,10 +193,13 @@ PushVerdict Shard::Push(const Member& member, const PushFacts& facts,
   wire::Code verdict = wire::Code::Applied;
   if (!blocks.empty() || !rows.empty()) {
     const bool finite = AllFinite(blocks, rows);
+    const std::uint64_t gap_max =
+        rules_.version_gap_follows
+            ? std::max(rules_.version_gap_max, std::uint64_t{2} * live_workers)
+            : rules_.version_gap_max;
     // After a restore the base may lie ahead of the shard: that is not old.
     const bool too_old = !facts.replay && !rules_.bulk_synchronous &&
-                         facts.base_version < version_ &&
-                         version_ - facts.base_version > rules_.version_gap_max;
+                         facts.base_version < version_ && version_ - facts.base_version > gap_max;
     if (!finite) {
       verdict = wire::Code::NonFinite;
     } else if (too_old) {

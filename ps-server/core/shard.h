@@ -55,6 +55,8 @@ struct JobRules {
   bool increments = false;
   // A push computed on values that are more than this many pushes old is TooOld.
   std::uint64_t version_gap_max = 8;
+  // The bound is twice the live workers if that is more: a job may be scaled.
+  bool version_gap_follows = false;
   // Staleness 0: the pushes of a clock are summed and applied at once; none is TooOld.
   bool bulk_synchronous = false;
   // A shard without values first gets what checkpoint.load says of other jobs' checkpoints.

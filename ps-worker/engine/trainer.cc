@@ -88,6 +88,9 @@ Result<std::string> Trainer::RunLoop() {
       PS_TRY(FlushForCut());
     } else if (std::get_if<DrainWork>(&work) != nullptr) {
       PS_TRY(Drain());
+    } else if (const auto* leave = std::get_if<LeaveWork>(&work)) {
+      PS_TRY(Leave());
+      return leave->reason;
     } else if (const auto* evaluate = std::get_if<EvaluateWork>(&work)) {
       PS_TRY(EvaluateFinal(*evaluate));
     } else {
@@ -174,6 +177,7 @@ Status Trainer::Train(const control::LeaseT& lease) {
   SetPushRecords(PushRecords(lease));
   for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
     PS_TRY(EvaluateLive(lease.begin + done));
+    if (session_.leave_wanted()) break;
     if (session_.cut_wanted()) PS_TRY(FlushForCut());
     PS_TRY(Step(lease, done));
   }
@@ -437,6 +441,16 @@ Result<bool> Trainer::PushResidual() {
 
 Status Trainer::FlushForCut() {
   session_.Flushed(PS_TRY(PushResidual()));
+  return Ok();
+}
+
+// What is left in the residual stays with the job. Others do not wait for this task any more.
+Status Trainer::Leave() {
+  PS_TRY(SetHold(true));
+  if (!PS_TRY(PushResidual())) {
+    spdlog::warn("some of the residual came back as too old {} times, and goes with this task",
+                 kFlushesMax);
+  }
   return Ok();
 }
 

@@ -84,6 +84,7 @@ class Trainer {
   // too old each time.
   Result<bool> PushResidual();
   Status FlushForCut();
+  Status Leave();
   Status Drain();
   Status EvaluateFinal(const EvaluateWork& work);
 

@@ -115,7 +115,7 @@ class TaskSessionImpl final : public TaskSession {
     std::unique_lock lock(mutex_);
     const auto some = [this] {
       return !shared_.leases.empty() || shared_.drain || shared_.evaluate.has_value() ||
-             FlushDue() || shared_.cut_wanted;
+             FlushDue() || shared_.cut_wanted || shared_.leave.has_value();
     };
     const auto begin = Clock_::now();
     if (!changed_.wait_for(lock, kIdleBeforeHold, [&] { return Ended() || some(); })) {
@@ -128,6 +128,7 @@ class TaskSessionImpl final : public TaskSession {
     wait_data_us_ += Since(begin);
     if (shared_.fatal) return Error{ErrorCode::kClosed, *shared_.fatal};
     if (shared_.stop) return Work(StopWork{*shared_.stop});
+    if (shared_.leave) return Work(LeaveWork{*shared_.leave});
     if (shared_.cut_wanted) return Work(CutWork{});
     if (!shared_.leases.empty()) {
       TrainLease work{std::move(shared_.leases.front())};
@@ -152,6 +153,11 @@ class TaskSessionImpl final : public TaskSession {
   bool cut_wanted() const override {
     const std::lock_guard lock(mutex_);
     return shared_.cut_wanted;
+  }
+
+  bool leave_wanted() const override {
+    const std::lock_guard lock(mutex_);
+    return shared_.leave.has_value();
   }
 
   void Flushed(bool whole) override {
@@ -449,13 +455,7 @@ class TaskSessionImpl final : public TaskSession {
       case control::Body::RoundCommitted: OnCommitted(*message.body.AsRoundCommitted()); break;
       case control::Body::Drain: OnDrain(); break;
       case control::Body::Evaluate: OnEvaluate(*message.body.AsEvaluate()); break;
-      case control::Body::StopTask: {
-        const std::lock_guard lock(mutex_);
-        const std::string& reason = message.body.AsStopTask()->reason;
-        shared_.stop = reason.empty() ? "the job wants this task to stop" : reason;
-        changed_.notify_all();
-        break;
-      }
+      case control::Body::StopTask: OnStopTask(message.body.AsStopTask()->reason); break;
       case control::Body::Ping: {
         control::PongT pong;
         pong.sent_ms = message.body.AsPing()->sent_ms;
@@ -464,6 +464,16 @@ class TaskSessionImpl final : public TaskSession {
       }
       default: spdlog::debug("no use for a {} here", control::BodyName(message)); break;
     }
+  }
+
+  // With what it holds back, if it can push that alone: with staleness 0 others would have to wait
+  // for it. The agent sees to it that it does not take too long.
+  void OnStopTask(const std::string& text) {
+    const std::string reason = text.empty() ? "the job wants this task to stop" : text;
+    const std::lock_guard lock(mutex_);
+    const bool holds = client_ != nullptr && !options_.bulk_synchronous && !shared_.drained_at;
+    (holds ? shared_.leave : shared_.stop) = reason;
+    changed_.notify_all();
   }
 
   void OnTaskStart(const control::TaskStartT& start) {
@@ -982,6 +992,7 @@ class TaskSessionImpl final : public TaskSession {
   struct Shared {
     std::optional<std::string> fatal;
     std::optional<std::string> stop;
+    std::optional<std::string> leave;
     std::optional<TaskContext> context;
     std::deque<control::LeaseT> leases;
     bool no_more = false;  // the last grant said that nothing is left for this task

@@ -71,6 +71,10 @@ struct FlushWork {};
 // A checkpoint waits for the residual: push it, then Flushed().
 struct CutWork {};
 struct DrainWork {};  // flush the residual, then Drained()
+// The job goes on without this task: push the residual, then end the process with success.
+struct LeaveWork {
+  std::string reason;
+};
 struct EvaluateWork {
   std::uint64_t round;
   std::vector<std::string> digests;
@@ -78,7 +82,8 @@ struct EvaluateWork {
 struct StopWork {
   std::string reason;
 };  // end the process with success
-using Work = std::variant<TrainLease, FlushWork, CutWork, DrainWork, EvaluateWork, StopWork>;
+using Work =
+    std::variant<TrainLease, FlushWork, CutWork, DrainWork, EvaluateWork, LeaveWork, StopWork>;
 
 // One shard's part of a pull. Views into the received message, which `PullResult` keeps alive.
 struct PulledShard {
@@ -177,6 +182,8 @@ class TaskSession {
   virtual Result<Work> NextWork() = 0;
   // CutWork is due, also within a lease.
   virtual bool cut_wanted() const = 0;
+  // LeaveWork is due, also within a lease, which others go on with.
+  virtual bool leave_wanted() const = 0;
   // The residual is pushed, all of it if `whole`, and nothing was since: the checkpoint's cut is
   // here. Does nothing if the checkpoint did not wait so long.
   virtual void Flushed(bool whole) = 0;

@@ -50,7 +50,8 @@ class ChildProcess {
   void Signal(int signal);
   // SIGKILL to the whole process group, and waits.
   void Kill();
-  // SIGSTOP and SIGCONT to the whole process group; Stop() returns once no thread of the child runs.
+  // SIGSTOP and SIGCONT to the whole process group; Stop() returns once no thread of the child
+  // runs.
   void Stop();
   void Continue();
   // SIGTERM, then SIGKILL after `grace`. The result as of Wait.

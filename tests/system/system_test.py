@@ -886,7 +886,8 @@ class Scaling(WithCluster):
     arguments = ("--servers", "3", "--workers", "3")
 
     def test_workers_and_servers_scale_and_every_push_counts_once(self):
-        job = self.cluster.submit(ledger("scaled", records=400000, epochs=12, every=3000) +
+        # So tight a bound that much comes back as too old: who leaves may have some to push.
+        job = self.cluster.submit(ledger("scaled", records=400000, epochs=12, every=3000, gap=5) +
                                   "resources: {replicas: 1}\n")
         trained_more_than(self, self.cluster, job, 0)
         for words in (("workers", job, "3"), ("servers", "2"), ("workers", job, "1"), ("servers", "3"),
@@ -897,6 +898,7 @@ class Scaling(WithCluster):
         described = self.finish(job)
         self.assertEqual(described["restarts"], 0)
         self.assertEqual(described["progress"]["repeated_samples"], 0)
+        self.assertGreater(described["progress"]["too_old"], 0)
         code, said, result = self.cluster.ledger(described)
         self.assertEqual(code, 0, said)
         self.assertEqual((result["lost"], result["doubled"]), (0, 0))

@@ -118,6 +118,21 @@ TEST_F(ShardTest, TooOldBeyondTheBoundConsumesTheClockAndIsRepeated) {
   EXPECT_EQ(shard_.values()[5], 1);
 }
 
+TEST_F(ShardTest, ABoundThatFollowsTheWorkersIsTwiceTheirNumber) {
+  rules_.version_gap_max = 2;
+  rules_.version_gap_follows = true;
+  const Member fast = MakeMember(1, 12);
+  for (std::uint64_t clock = 1; clock <= 6; ++clock) PushTo(shard_, fast, clock, One(1, 0), clock);
+  const Bytes bytes = One(5, -1);
+  const auto push = [&](std::uint64_t clock, std::uint32_t workers) {
+    const PushFacts facts{Clock(clock), shard_.version() - 6, 1, false};
+    return shard_.Push(member_, facts, Parse(layout_, bytes), workers).code;
+  };
+  EXPECT_EQ(push(1, 3), wire::Code::Applied);
+  EXPECT_EQ(push(2, 2), wire::Code::TooOld);
+  EXPECT_EQ(push(3, 1), wire::Code::TooOld);
+}
+
 TEST_F(ShardTest, ReplayAndEmptyPushesAreNeverTooOld) {
   rules_.version_gap_max = 1;
   const Member fast = MakeMember(1, 12);

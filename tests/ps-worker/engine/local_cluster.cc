@@ -78,6 +78,7 @@ class LocalSession final : public worker::TaskSession {
     const auto until = std::chrono::steady_clock::now() + cluster_.options_.deadline;
     while (true) {
       if (cluster_.stopped_) return Finish(state, worker::StopWork{"the job has ended"}, was_held);
+      if (LeaveDue()) return Finish(state, worker::LeaveWork{"fewer are wanted"}, was_held);
       if (!cluster_.outcome_.failures.empty()) {
         return Error{ErrorCode::kClosed, "another worker failed"};
       }
@@ -118,6 +119,11 @@ class LocalSession final : public worker::TaskSession {
     const std::lock_guard lock(cluster_.mutex_);
     const std::uint64_t after = cluster_.options_.cut_after_pushes;
     return after > 0 && cluster_.outcome_.pushes >= after && !cluster_.workers_[worker_].cut;
+  }
+
+  bool leave_wanted() const override {
+    const std::lock_guard lock(cluster_.mutex_);
+    return LeaveDue();
   }
 
   void Flushed(bool whole) override {
@@ -296,6 +302,11 @@ class LocalSession final : public worker::TaskSession {
   }
 
  private:
+  // Under the mutex.
+  bool LeaveDue() const {
+    const std::uint64_t after = cluster_.options_.leave_after_pushes;
+    return after > 0 && cluster_.outcome_.pushes >= after;
+  }
   server::Member& Member() { return cluster_.MemberOf(worker_); }
 
   worker::Work Finish(LocalCluster::WorkerState& state, worker::Work work, bool held) {

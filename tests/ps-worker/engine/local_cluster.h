@@ -44,7 +44,8 @@ struct LocalClusterOptions {
   std::uint64_t checkpoint_after_pushes = 0;
   std::uint64_t lose_shards_after_pushes = 0;
   std::uint64_t cut_after_pushes = 0;  // then each worker flushes its residual once; 0: it does not
-  std::uint64_t stop_after_pushes = 0;  // then the job ends every task; 0: it does not
+  std::uint64_t leave_after_pushes = 0;  // then each worker is to leave; 0: it is not
+  std::uint64_t stop_after_pushes = 0;   // then the job ends every task; 0: it does not
 };
 
 class LocalCluster {

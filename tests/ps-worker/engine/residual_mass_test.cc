@@ -188,6 +188,19 @@ TEST_P(ResidualMassTest, ACutThatWaitsForTheResidualHasEveryGradient) {
   ExpectTheExactSum();
 }
 
+// One worker, that is to leave when the first epoch is over: all it has computed stays.
+TEST_P(ResidualMassTest, AWorkerThatLeavesTakesNothingWithIt) {
+  spec_.training.workers = 1;
+  const auto pushes = kRecords / static_cast<std::uint64_t>(kBatch * spec_.training.local_steps);
+  test::LocalClusterOptions options;
+  options.leave_after_pushes = pushes;
+  options.too_old_clocks = {pushes - 1, pushes, pushes + 1, pushes + 2};
+  Train(options);
+  ExpectSumsOf(1, cluster_->Table(0));
+  EXPECT_GE(outcome().returned, 3u);
+  EXPECT_EQ(outcome().drained, 0u);
+}
+
 // What waits was computed in batches of other sizes than those it is pushed with. Powers of two, so
 // that all stays exact.
 TEST_P(ResidualMassTest, BatchesOfChangingSizesAreWeighedAsTheirSamples) {

@@ -282,6 +282,27 @@ TEST_F(TaskSessionTest, AJobRunsFromTheFirstPullToTheLastEvaluation) {
   EXPECT_EQ(session->stop_reason(), stop.reason);
 }
 
+TEST_F(TaskSessionTest, ATaskThatIsToLeavePushesWhatItHoldsFirst) {
+  Start();
+  cluster->GiveLeases({4});
+  ASSERT_TRUE(session->NextWork().ok());
+  Step(1, 1);
+  EXPECT_FALSE(session->leave_wanted());
+  control::StopTaskT stop;
+  stop.reason = "the node drains";
+  cluster->Tell(stop);
+  for (int i = 0; i < 1000 && !session->leave_wanted(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ASSERT_TRUE(session->leave_wanted());
+  Step(1, 1);
+  ASSERT_TRUE(session->WaitVerdicts().ok());
+  const auto work = session->NextWork();
+  ASSERT_TRUE(work.ok());
+  ASSERT_NE(std::get_if<LeaveWork>(&*work), nullptr);
+  EXPECT_EQ(std::get_if<LeaveWork>(&*work)->reason, "the node drains");
+}
+
 TEST_F(TaskSessionTest, TheLongestPullIsReportedWhileItWaitsAndAfterwards) {
   ASSERT_TRUE(session->Ready(control::TaskReadyT()).ok());
   session->RequestPull({});
