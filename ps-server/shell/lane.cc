@@ -290,7 +290,7 @@ void* Lane::ChainSocket(const std::string& endpoint) {
   set = set && zmq_getsockopt(socket, ZMQ_FD, &chain.fd, &size) == 0;
   const auto address = context_.Reach(socket, endpoint, kServers);
   if (!address.ok() && denied_.insert(endpoint).second) {
-    spdlog::error("lane {}: {}", options_.number, address.error().message);
+    spdlog::error("lane {}: {}", options_.number, ErrorLine(address.error()));
   }
   if (!set || !address.ok() || zmq_connect(socket, address->c_str()) != 0) return nullptr;
   return chains_.emplace(endpoint, std::move(chain)).first->second.socket.get();

@@ -343,7 +343,7 @@ void Agent::ReportExit(std::uint64_t number, const Task& task, int status, std::
   const Result<std::optional<control::RingInfoT>> ring = rings_.Describe(task.key);
   if (!ring.ok()) {
     // Absent: what it had pushed since the last checkpoint cannot be replayed.
-    spdlog::error("{}; its pushes are lost", ring.error().message);
+    spdlog::error("{}; its pushes are lost", ErrorLine(ring.error()));
   } else if (ring->has_value()) {
     exited.ring = std::make_unique<control::RingInfoT>(**ring);
   } else {

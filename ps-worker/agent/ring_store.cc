@@ -150,7 +150,7 @@ std::vector<control::RingInfoT> RingStore::Scan(const std::set<RingKey>& running
     if (!key.has_value() || running.count(*key) != 0) continue;
     const Result<std::optional<control::RingInfoT>> info = Describe(*key);
     if (!info.ok()) {
-      spdlog::error("{}; its pushes are lost", info.error().message);
+      spdlog::error("{}; its pushes are lost", ErrorLine(info.error()));
     } else if (info->has_value()) {
       rings.push_back(**info);
     }

@@ -550,7 +550,7 @@ void DataClient::Do(const StreamBroken& broken) {
 void DataClient::Break(Error error) {
   if (broken_) return;
   broken_ = true;
-  spdlog::error("{}", error.message);
+  spdlog::error("{}", ErrorLine(error));
   if (callbacks_.broken) callbacks_.broken(error);
 }
 

@@ -578,7 +578,7 @@ class TaskSessionImpl final : public TaskSession {
 
   void SetMap(const control::MapT& map) {
     if (const Status status = client_->SetMap(map); !status.ok()) {
-      spdlog::error("a map is left out: {}", status.error().message);
+      spdlog::error("a map is left out: {}", ErrorLine(status.error()));
     }
   }
 
