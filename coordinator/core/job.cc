@@ -260,8 +260,8 @@ bool Job::NeedsAgent(const std::string& agent) const {
                      [&](const DeadWorker& dead) { return !over() && dead.agent == agent; });
 }
 
-// They end as they would if they were killed: what they have pushed is replayed by their agents,
-// and the slots are given to others.
+// They push what they hold back, if their agents' patience suffices for that, and end as they would
+// if they were killed: what has no verdict is replayed by their agents, the slots go to others.
 void Job::EvictTasks() {
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     const WorkerSlot& worker = state_.workers[slot];
