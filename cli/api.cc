@@ -189,6 +189,7 @@ Result<Json> Api::Call(const std::string& method, const std::string& path, const
           return json;
         }
         Error error = ErrorOfAnswer(reply->status, reply->body, origin + path);
+        taken = taken || (reply->status == 504 && method == "POST");
         if (reply->status == 504 && !repeatable) {
           error.code = ErrorCode::kMaybeApplied;
           if (IsGeneric(error.id)) error.id = ErrorId::kOutcomeUnknown;

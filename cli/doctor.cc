@@ -143,6 +143,14 @@ std::pair<std::string, std::string> HostAndPort(const std::string& keyed_endpoin
   return {host, endpoint.substr(colon + 1)};
 }
 
+// Over, or over within a month.
+Finding JudgeEnd(const std::string& check, const std::string& text, std::int64_t until_ms,
+                 std::int64_t now_ms, const std::string& next) {
+  if (now_ms >= until_ms) return Fail(check, text + ": over", next);
+  if (now_ms + kMonthMs >= until_ms) return Warn(check, text, next);
+  return Good(check, text);
+}
+
 Finding CheckSkew(const Json& version, double took_ms, std::int64_t wall_ms) {
   const auto theirs = NumberOf(version, "time_ms");
   if (!theirs) return Warn("clock of the coordinator", "it does not say what time it is", "");
@@ -311,11 +319,8 @@ Finding CheckKey(const std::string& file, const std::string& trusted, std::int64
   const net::TrustedKey& key = found->second;
   const std::string who = std::string(net::RoleName(key.role)) + " " + key.name;
   if (!key.until_ms) return Good(check, who);
-  const std::string text = who + ", until " + net::DateText(*key.until_ms);
-  const char* const next = "make a new one in time: ds-cli auth create";
-  if (now_ms >= *key.until_ms) return Fail(check, text + ": over", next);
-  if (now_ms + kMonthMs >= *key.until_ms) return Warn(check, text, next);
-  return Good(check, text);
+  return JudgeEnd(check, who + ", until " + net::DateText(*key.until_ms), *key.until_ms, now_ms,
+                  "make a new one in time: ds-cli auth create");
 }
 
 Finding CheckCertificate(const net::TlsFiles& files, std::int64_t now_ms) {
@@ -323,10 +328,7 @@ Finding CheckCertificate(const net::TlsFiles& files, std::int64_t now_ms) {
   const char* const next = "make a new one: ds-cli auth certificate";
   const auto tls = net::OpenServerTls(files);
   if (!tls.ok()) return Fail(check, tls.error().message, next);
-  const std::string text = "until " + net::DateText(tls->until_ms);
-  if (now_ms >= tls->until_ms) return Fail(check, text + ": over", next);
-  if (now_ms + kMonthMs >= tls->until_ms) return Warn(check, text, next);
-  return Good(check, text);
+  return JudgeEnd(check, "until " + net::DateText(tls->until_ms), tls->until_ms, now_ms, next);
 }
 
 Finding CheckTokens(const std::string& file, std::int64_t now_ms) {

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/doctor.h"
 #include "cli/wait_until.h"
+#include "common/error_id.h"
 #include "common/net/loop.h"
 
 namespace ps::cli {
@@ -122,6 +123,10 @@ Result<ExitCode> Doctor(Globals& globals, const DoctorCommand& command) {
   const OutputFormat format = PS_TRY(globals.Format());
   DoctorOptions options = command.options;
   options.deadline_ms = PS_TRY(ParseDuration(command.deadline));
+  const net::TlsFiles& tls = options.api_tls;
+  if (tls.given() != !tls.key.empty()) {
+    return Error{ErrorId::kFlagsTogether, "--api-cert and --api-key go together"};
+  }
   spdlog::set_level(spdlog::level::off);  // what the session says is in the findings
   std::vector<Finding> findings = {CheckProcessor(), CheckMemory(), CheckSharedMemory(),
                                    CheckOpenFiles(), CheckClock(),  CheckGpus()};
@@ -131,10 +136,6 @@ Result<ExitCode> Doctor(Globals& globals, const DoctorCommand& command) {
   for (const int port : options.ports) findings.push_back(CheckPort(port));
   for (const std::string& key : options.keys) {
     findings.push_back(CheckKey(key, options.trusted, net::WallClockMs()));
-  }
-  const net::TlsFiles& tls = options.api_tls;
-  if (tls.given() != !tls.key.empty()) {
-    return Error{ErrorCode::kUsage, "--api-cert and --api-key go together"};
   }
   if (tls.given()) findings.push_back(CheckCertificate(tls, net::WallClockMs()));
   if (!options.api_tokens.empty()) {

@@ -43,6 +43,11 @@ std::optional<std::string> TokenOf(const net::HttpRequest& request) {
   return header->second.substr(kScheme.size());
 }
 
+// Who has the token; empty if nobody does.
+std::string OwnerName(const net::ApiToken* token) {
+  return token == nullptr ? std::string() : token->name.substr(0, token->name.find(':'));
+}
+
 }  // namespace
 
 Status ApiSecurity::Check(const std::string& bind, bool insecure) const {
@@ -162,20 +167,22 @@ std::optional<net::HttpResponse> ApiAccess::Admit(const net::HttpRequest& reques
   return std::nullopt;
 }
 
-std::string ApiAccess::OwnerOf(const net::HttpRequest& request) const {
+const net::ApiToken* ApiAccess::Find(const net::HttpRequest& request) const {
   const auto token = TokenOf(request);
-  const net::ApiToken* const known = token ? tokens_.Find(*token) : nullptr;
-  return known == nullptr ? std::string() : known->name.substr(0, known->name.find(':'));
+  return token ? tokens_.Find(*token) : nullptr;
+}
+
+std::string ApiAccess::OwnerOf(const net::HttpRequest& request) const {
+  return OwnerName(Find(request));
 }
 
 std::optional<net::HttpResponse> ApiAccess::AdmitToJob(const net::HttpRequest& request,
                                                        const std::string& owner) {
   const Endpoint* const endpoint = FindEndpoint(request.method, request.path);
   if (security_.tokens.empty() || endpoint == nullptr || !endpoint->owners) return std::nullopt;
-  const auto token = TokenOf(request);
-  const net::ApiToken* const known = token ? tokens_.Find(*token) : nullptr;
+  const net::ApiToken* const known = Find(request);
   if (known != nullptr && known->role == net::ApiRole::kAdmin) return std::nullopt;
-  const std::string who = OwnerOf(request);
+  const std::string who = OwnerName(known);
   if (!who.empty() && who == owner) return std::nullopt;
   const std::string whose = owner.empty() ? "an admin" : owner;
   return Refuse(request, 403, who + " asked about a job of " + whose,

@@ -58,6 +58,8 @@ class ApiAccess {
   std::int64_t certificate_until_ms() const { return until_ms_; }
 
  private:
+  // Whose token the request has; null: nobody's. It may have expired.
+  const net::ApiToken* Find(const net::HttpRequest& request) const;
   void Look(bool again);
   Status ReadTls();
   Status ReadTokens();

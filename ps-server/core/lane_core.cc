@@ -374,8 +374,10 @@ void LaneCore::Nack(const Peer& peer, wire::Code code, std::span<const wire::Seg
   ++counters_.refused[static_cast<std::size_t>(code)];
   Job* job = FindJob(JobId(peer.header.job()));
   if (job != nullptr) ++job->counters.refused[static_cast<std::size_t>(code)];
-  Reply(peer, AnswerTo(peer.header, wire::Kind::Nack, job != nullptr ? job->map_version : 0, code),
-        segments, {});
+  // Who is denied learns nothing of the job.
+  const bool tells = job != nullptr && code != wire::Code::Denied;
+  Reply(peer, AnswerTo(peer.header, wire::Kind::Nack, tells ? job->map_version : 0, code), segments,
+        {});
 }
 
 void LaneCore::TakeReplies(std::vector<LaneReply>& replies) {

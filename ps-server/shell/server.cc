@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <random>
 #include <utility>
 
 #include "checkpoint/part_directory.h"
@@ -15,6 +14,7 @@
 #include "common/job/job_spec.h"
 #include "common/net/metric_families.h"
 #include "common/net/zmq_socket.h"
+#include "common/unguessable.h"
 #include "ps-server/core/lane_map.h"
 #include "ps-server/core/shard_load.h"
 
@@ -30,11 +30,6 @@ constexpr std::uint32_t kRestoreThreadsMax = 4;
 // A checkpoint that cannot be opened may be on a file system that is not quite there yet.
 constexpr int kRestoreAttempts = 3;
 constexpr std::chrono::milliseconds kRestoreRetryWait{500};
-
-std::uint64_t DrawSeed() {
-  std::random_device random;
-  return std::uint64_t{random()} << 32 | random();
-}
 
 // To ask again would not help.
 bool IsDamage(const Error& error) {
@@ -83,7 +78,7 @@ Server::Server(Private, net::Loop& loop, net::Context& context, ServerConfig con
     : loop_(loop),
       context_(context),
       config_(std::move(config)),
-      row_hash_seed_(DrawSeed()),
+      row_hash_seed_(UnguessableNumber()),
       report_timer_(loop),
       alive_(std::make_shared<int>(0)),
       store_(config_.checkpoint_dir, config_.procid) {}

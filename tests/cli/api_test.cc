@@ -190,6 +190,17 @@ TEST(ApiTest, WhatTheCoordinatorKnowsAgainIsSentUntilItIsAnswered) {
               ElementsAre("GET /v1/version", "POST /v1/jobs", "POST /v1/jobs", "POST /v1/jobs"));
 }
 
+TEST(ApiTest, WhatIsNeverAnsweredMayHaveBeenCarriedOut) {
+  FakeCoordinator fake([](const net::HttpRequest& request) {
+    return request.method == "GET" ? Answer(200, "{}")
+                                   : AnswerError(504, ErrorId::kTimeout, "too late");
+  });
+  TestEnvironment test;
+  const auto answer = MakeApi(test, {fake.url()}).PostRepeatable("/v1/jobs", Json::object());
+  EXPECT_EQ(answer.error().code, ErrorCode::kMaybeApplied);
+  EXPECT_GT(fake.requests().size(), 3u);
+}
+
 // Coordinators with TLS, and somebody who has a token and knows their authority.
 class SecureApiTest : public testing::Test {
  protected:

@@ -108,6 +108,7 @@ TEST_F(LaneCoreHostileTest, WithoutTheTokenOfItsJobNobodyGetsAnything) {
       EXPECT_EQ(reply.kind(), wire::Kind::Nack);
       EXPECT_EQ(reply.code(), wire::Code::Denied);
       EXPECT_TRUE(reply.head.segments.empty());
+      EXPECT_EQ(reply.head.header.map_version(), 0u);
       EXPECT_EQ(lane_.TakeDenied(), JobId(2));
       EXPECT_EQ(lane_.TakeDenied(), std::nullopt);
     }
