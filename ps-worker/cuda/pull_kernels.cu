@@ -58,6 +58,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+struct SetTo {
+  __device__ float operator()(float, float value) const { return value; }
+};
+
 struct AddIncrementTo {
   __device__ float operator()(float held, float increment) const {
     return codec::Bf16ToFloat(codec::AddIncrement(codec::FloatToBf16(held), increment));
@@ -110,6 +114,10 @@ cudaError_t LaunchWidenPieces(const CopyPiece* pieces, std::uint32_t count,
                               const std::uint16_t* from, float* to, cudaStream_t stream) {
   return Enqueue(CopyKernel<std::uint16_t>, std::uint64_t{count} * kPartsOfPiece, stream, pieces,
                  from, to);
+}
+
+cudaError_t LaunchSet(const EntryList& entries, float* parameters, cudaStream_t stream) {
+  return Enqueue(EntriesKernel<SetTo>, entries.count, stream, entries, SetTo{}, parameters);
 }
 
 cudaError_t LaunchAddIncrements(const EntryList& entries, float* parameters, cudaStream_t stream) {

@@ -47,6 +47,9 @@ struct EntryList {
   const float* values = nullptr;
 };
 
+// The values become those of the list.
+cudaError_t LaunchSet(const EntryList& entries, float* parameters, cudaStream_t stream);
+
 // Increments of the shadow (common/codec/increment.h): parameters stay values of bf16.
 cudaError_t LaunchAddIncrements(const EntryList& entries, float* parameters, cudaStream_t stream);
 

@@ -70,6 +70,11 @@ class DeepFm final : public Network {
   }
   std::vector<NamedTensor> Buffers() override { return {}; }
   void SetTraining(bool on) override { layers_->train(on); }
+  void MoveTo(const at::Device& device) override {
+    layers_->to(device);
+    bias_.set_data(bias_.detach().to(device));
+    if (weights_.defined()) weights_.set_data(weights_.detach().to(device));
+  }
 
  private:
   const DeepFmShape shape_;

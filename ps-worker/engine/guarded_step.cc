@@ -69,13 +69,12 @@ Result<StepValues> GuardedStep::Compute(const Batch& batch, Precision precision)
   StepValues values;
   values.loss = PS_TRY(model_.Step(batch, mode));
   if (!scaler_ && !calibration_) return values;
-  double squares = 0;
-  const auto add = [&squares](std::span<const float> gradient) {
-    squares += kernels::Fastest().squares(gradient.data(), gradient.size());
-  };
-  add(model_.gradients());
+  double squares = model_.GradientSquares();
   const std::size_t tables = batch.rows == nullptr ? 0 : batch.rows->tables.size();
-  for (std::uint32_t table = 0; table < tables; ++table) add(model_.row_gradients(table));
+  for (std::uint32_t table = 0; table < tables; ++table) {
+    const auto gradient = model_.row_gradients(table);
+    squares += kernels::Fastest().squares(gradient.data(), gradient.size());
+  }
   values.gradient_norm = std::sqrt(squares);
   return values;
 }

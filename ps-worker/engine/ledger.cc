@@ -33,16 +33,27 @@ Ledger::Ledger(const ModelSpec& spec, std::vector<EmbeddingTableSpec> row_tables
   values_.assign(static_cast<std::size_t>(layout_.parameters), 0.0f);
 }
 
-void Ledger::Prepare(const LayoutView& layout, WorkerId worker, Incarnation) {
+Status Ledger::Prepare(const LayoutView& layout, WorkerId worker, Incarnation) {
   view_ = layout;
   rows_ = std::make_unique<RowPush>(*view_, RowCodecs(tables_));
   element_ = static_cast<std::uint16_t>(worker.value() % wire::kBlockElements);
   owed_.assign(view_->block_count(), 0.0f);
   selected_.assign(view_->block_count(), 0.0f);
+  return Ok();
 }
 
 std::span<float> Ledger::table(std::uint32_t index) {
   return index == 0 ? std::span<float>(values_) : std::span<float>();
+}
+
+Status Ledger::Apply(const Block& block, const codec::BlockView& view, bool increments) {
+  writer_.Write(view, increments, std::span(values_).subspan(block.table_offset, block.elements));
+  return Ok();
+}
+
+Status Ledger::Read(const Block& block, std::span<float> values) const {
+  std::copy_n(values_.data() + block.table_offset, block.elements, values.data());
+  return Ok();
 }
 
 void Ledger::FindRows(const Batch& batch, BatchRows& rows) const {
@@ -74,10 +85,11 @@ Result<ComputeResult> Ledger::Compute(const Batch& batch, double) {
   return ComputeResult();
 }
 
-void Ledger::SelectAll() {
+Status Ledger::SelectAll() {
   selected_ = owed_;
   std::fill(owed_.begin(), owed_.end(), 0.0f);
   rows_->Select({});
+  return Ok();
 }
 
 std::uint64_t Ledger::SelectedBlocks() const {
@@ -123,12 +135,13 @@ Status Ledger::TakeBack(std::span<const std::byte> payload, float weight) {
   return Ok();
 }
 
-void Ledger::ScaleResidual(float factor) {
+Status Ledger::ScaleResidual(float factor) {
   for (float& steps : owed_) steps *= factor;
   rows_->ScaleResidual(factor);
+  return Ok();
 }
 
-double Ledger::ResidualNorm() const {
+Result<double> Ledger::ResidualNorm() const {
   return std::sqrt(
       std::inner_product(owed_.begin(), owed_.end(), owed_.begin(), rows_->ResidualSumOfSquares()));
 }

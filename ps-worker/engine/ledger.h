@@ -15,6 +15,7 @@
 #include <span>
 #include <vector>
 
+#include "common/codec/block_writer.h"
 #include "common/job/job_spec.h"
 #include "ps-worker/engine/workload.h"
 
@@ -25,19 +26,22 @@ class Ledger final : public Workload {
   explicit Ledger(const ModelSpec& spec, std::vector<EmbeddingTableSpec> row_tables = {});
 
   const control::LayoutT& layout() const override { return layout_; }
-  void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
+  // Of this model they stay, and show what pulls brought.
   std::span<float> table(std::uint32_t index) override;
+  Status Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
+  Status Apply(const Block& block, const codec::BlockView& view, bool increments) override;
+  Status Read(const Block& block, std::span<float> values) const override;
   void AdoptBuffers() override {}
   void FindRows(const Batch& batch, BatchRows& rows) const override;
   Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
-  void SelectAll() override;
+  Status SelectAll() override;
   void SelectBuffers() override {}
   std::size_t max_push_bytes() const override;
   std::uint64_t selected_entries() const override;
   std::size_t WriteShard(ShardId shard, std::span<std::byte> out) override;
   Status TakeBack(std::span<const std::byte> payload, float weight) override;
-  void ScaleResidual(float factor) override;
-  double ResidualNorm() const override;
+  Status ScaleResidual(float factor) override;
+  Result<double> ResidualNorm() const override;
   Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) override;
 
  private:
@@ -50,6 +54,7 @@ class Ledger final : public Workload {
   std::unique_ptr<RowPush> rows_;
   std::uint16_t element_ = 0;  // of each block: the worker's slot
   std::vector<float> values_;
+  codec::BlockWriter writer_;
   std::vector<float> owed_;      // per block: steps that came back and were not pushed again
   std::vector<float> selected_;  // per block: steps of the push being written
 };

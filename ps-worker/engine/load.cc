@@ -80,10 +80,10 @@ Result<Batch> TriedBatch(const Dataset& data, std::uint64_t size, BatchBuffer& b
   return batch;
 }
 
-Result<control::PreflightResultT> Try(const JobSpec& spec) {
-  auto task = PS_TRY(LoadTask(spec));
+Result<control::PreflightResultT> Try(const JobSpec& spec, const TaskDevice& device) {
+  auto task = PS_TRY(LoadTask(spec, device));
   if (spec.model.type != "ledger") {
-    auto model = PS_TRY(Model::Create(spec, task.train->features()));
+    auto model = PS_TRY(Model::Create(spec, task.train->features(), device.model));
     BatchBuffer buffer;
     std::vector<float> labels;
     const auto size =
@@ -124,7 +124,7 @@ Result<control::PreflightResultT> Try(const JobSpec& spec) {
 
 }  // namespace
 
-Result<LoadedTask> LoadTask(const JobSpec& spec) {
+Result<LoadedTask> LoadTask(const JobSpec& spec, const TaskDevice& device) {
   LoadedTask task;
   const auto id_columns = IdColumns(spec.embedding_tables);
   task.train = PS_TRY(Dataset::Open(spec.data.train, spec.data, id_columns));
@@ -144,15 +144,16 @@ Result<LoadedTask> LoadTask(const JobSpec& spec) {
                                              std::to_string(task.train->features())};
   }
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
-  auto model = PS_TRY(Model::Create(spec, task.train->features()));
+  auto model = PS_TRY(Model::Create(spec, task.train->features(), device.model));
   const auto precision = PS_TRY(ChoosePrecision(spec.training.precision, model->device()));
-  task.workload = std::make_unique<TensorWorkload>(spec, std::move(model), precision);
+  task.workload =
+      std::make_unique<TensorWorkload>(spec, std::move(model), precision, device.make_parameters);
   task.files = PS_TRY(LoadFileValues(spec, *task.workload));
   return task;
 }
 
-control::PreflightResultT Preflight(const JobSpec& spec) {
-  auto tried = Try(spec);
+control::PreflightResultT Preflight(const JobSpec& spec, const TaskDevice& device) {
+  auto tried = Try(spec, device);
   if (tried.ok()) return std::move(tried).value();
   control::PreflightResultT result;
   result.error = tried.error().message;

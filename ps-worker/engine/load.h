@@ -10,7 +10,9 @@
 #include "common/messages/control.h"
 #include "common/result.h"
 #include "ps-worker/engine/data/dataset.h"
+#include "ps-worker/engine/dense_parameters.h"
 #include "ps-worker/engine/file_values.h"
+#include "ps-worker/engine/model.h"
 #include "ps-worker/engine/workload.h"
 
 namespace ps::worker {
@@ -22,11 +24,17 @@ struct LoadedTask {
   FileValues files;
 };
 
+// Where a task computes, and who keeps its parameters there; by default on the CPU.
+struct TaskDevice {
+  ModelDevice model;
+  MakeDenseParameters make_parameters;
+};
+
 // Reads the data, builds the model. Call SetComputeThreads (model.h) before.
-Result<LoadedTask> LoadTask(const JobSpec& spec);
+Result<LoadedTask> LoadTask(const JobSpec& spec, const TaskDevice& device = {});
 
 // Loads the task and tries it: one batch forward and backward, one in evaluation. `ok` and `error`
 // of the result say what came of it; layout and data are set if it is ok.
-control::PreflightResultT Preflight(const JobSpec& spec);
+control::PreflightResultT Preflight(const JobSpec& spec, const TaskDevice& device = {});
 
 }  // namespace ps::worker

@@ -1,11 +1,11 @@
 // A model as the trainer sees it: flat parameters, flat gradients, one step.
 //
 // All trainable parameters lie in one flat fp32 buffer and their gradients in
-// another; the tensors inside the engine are views of these, which every Step
-// asserts. Their order is that of the table `parameters` in layout(): first the
-// large tensors (the selected region, gradients()[0, selected_elements())), then
-// the small and one-dimensional ones. Parameters that share memory share one
-// range. Buffers (batch-norm statistics and the like) are copied in and out.
+// another, both in the memory of the device that computes; the tensors inside the engine are views
+// of these, which every Step asserts. Their order is that of the table `parameters` in layout():
+// first the large tensors (the selected region, gradients()[0, selected_elements())), then the
+// small and one-dimensional ones. Parameters that share memory share one range. Buffers (batch-norm
+// statistics and the like) are copied in and out.
 //
 // One thread at a time. Torch's exceptions end at this interface: what a job
 // file, a model file or the data can cause is kInvalid and names the file.
@@ -60,6 +60,12 @@ struct StepMode {
   float loss_scale = 1;
 };
 
+// Where a model computes, and where that is for LibTorch.
+struct ModelDevice {
+  ComputeDevice compute;
+  int cuda = -1;  // number of the device; less than 0: LibTorch computes on the CPU
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -67,7 +73,8 @@ class Model {
   // Builds the model with its initial values: those of `spec.training.seed`, or with a TorchScript
   // file those of the file. The same on every task of a job. Not for the ledger (ledger.h).
   // `features` of a record: only deepfm, whose file does not say it, needs them.
-  static Result<std::unique_ptr<Model>> Create(const JobSpec& spec, std::uint64_t features = 0);
+  static Result<std::unique_ptr<Model>> Create(const JobSpec& spec, std::uint64_t features = 0,
+                                               const ModelDevice& device = {});
 
   const control::LayoutT& layout() const { return layout_; }
   // Elements of the large tensors; the first of the table `parameters`.
@@ -78,9 +85,16 @@ class Model {
   // Where it computes.
   virtual ComputeDevice device() const { return {}; }
 
-  // Valid and at the same place as long as the model lives.
+  // Valid and at the same place as long as the model lives. Addresses of the device's memory: with
+  // a GPU nothing of the host may read them, and what is enqueued on the default stream comes after
+  // the model's own work and before its next.
   virtual std::span<float> parameters() = 0;
   virtual std::span<const float> gradients() const = 0;
+  // Copies all parameters, to and from the host.
+  virtual void ReadParameters(std::span<float> values);
+  virtual void WriteParameters(std::span<const float> values);
+  // The sum of the gradients' squares, on the host.
+  virtual double GradientSquares() const;
 
   // After Step(): the gradients of batch.rows->tables[table], for its keys in their order. Valid
   // until the next step; empty if the model reads no rows.

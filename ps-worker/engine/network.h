@@ -5,6 +5,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include <cstdint>
 #include <memory>
@@ -40,6 +41,8 @@ class Network {
   virtual std::vector<NamedTensor> Parameters() = 0;
   virtual std::vector<NamedTensor> Buffers() = 0;
   virtual void SetTraining(bool on) = 0;
+  // Its parameters and buffers from now on, and whatever else it holds.
+  virtual void MoveTo(const at::Device& device) = 0;
 
   // Shape of one record; empty: a flat vector of what the data has.
   const std::vector<std::int64_t>& input_shape() const { return input_shape_; }

@@ -49,6 +49,7 @@ class ScriptNetwork final : public Network {
   }
 
   void SetTraining(bool on) override { module_.train(on); }
+  void MoveTo(const at::Device& device) override { module_.to(device); }
 
  private:
   torch::jit::Module module_;

@@ -9,6 +9,7 @@
 #include "common/codec/block_codec.h"
 #include "common/codec/row_codec.h"
 #include "ps-worker/engine/batches.h"
+#include "ps-worker/engine/host_parameters.h"
 
 namespace ps::worker {
 namespace {
@@ -34,13 +35,21 @@ SparsifierOptions OptionsOf(const JobSpec& spec, WorkerId worker) {
   return options;
 }
 
+// Where the gradient is not finite the step does not count.
+Status KeptUnlessNotFinite(const Status& status, ComputeResult& result) {
+  if (status.ok() || status.error().code != ErrorCode::kInvalid) return status;
+  result.nonfinite = status.error().message;
+  return Ok();
+}
+
 }  // namespace
 
 TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model,
-                               Precision precision)
+                               Precision precision, MakeDenseParameters make_parameters)
     : spec_(spec),
       model_(std::move(model)),
       step_(spec_.training, *model_, precision, [this] { AdoptBuffers(); }),
+      make_parameters_(std::move(make_parameters)),
       ratio_(spec.sparsification.ratio,
              std::max(spec.sparsification.ratio, spec.sparsification.ratio_max)) {
   for (const auto& table : layout().tables) {
@@ -48,24 +57,48 @@ TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model
     pulled_.emplace_back(parameters ? 0 : static_cast<std::size_t>(table->elements));
     own_.emplace_back(pulled_.back());
   }
-  if (local_steps()) {
-    const auto parameters = model_->parameters();
-    pulled_[0].assign(parameters.begin(), parameters.end());
+  if (model_->device().gpu) {
+    initial_.resize(static_cast<std::size_t>(layout().tables[0]->elements));
+    model_->ReadParameters(initial_);
   }
   model_->ReadBuffers(Pulled("buffers"), Pulled("counters"));
 }
 
-void TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) {
+Status TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) {
   view_ = layout;
-  sparsifier_ = std::make_unique<Sparsifier>(*view_, 0, model_->selected_elements(),
-                                             OptionsOf(spec_, worker));
+  const SparsifierOptions options = OptionsOf(spec_, worker);
+  if (make_parameters_) {
+    parameters_ = PS_TRY(make_parameters_(*model_, *view_, options));
+  } else {
+    parameters_ = std::make_unique<HostParameters>(*model_, *view_, options, local_steps());
+  }
+  if (!initial_.empty()) model_->WriteParameters(initial_);
+  initial_ = std::vector<float>();
   rows_ = std::make_unique<RowPush>(*view_, RowCodecs(spec_.embedding_tables));
   model_->SeedTraining(static_cast<std::uint64_t>(spec_.training.seed) * 1'000'003u +
                        incarnation.value());
+  return Ok();
 }
 
 std::span<float> TensorWorkload::table(std::uint32_t index) {
-  return index == 0 && !local_steps() ? model_->parameters() : std::span<float>(pulled_[index]);
+  PS_CHECK(parameters_ == nullptr, "the initial values are no longer there");
+  if (index > 0) return pulled_[index];
+  return model_->device().gpu ? std::span<float>(initial_) : model_->parameters();
+}
+
+Status TensorWorkload::Apply(const Block& block, const codec::BlockView& view, bool increments) {
+  if (block.table == 0) return parameters_->Apply(block, view, increments);
+  writer_.Write(view, increments,
+                std::span(pulled_[block.table]).subspan(block.table_offset, block.elements));
+  return Ok();
+}
+
+Status TensorWorkload::EndPull() { return parameters_->EndPull(); }
+
+Status TensorWorkload::Read(const Block& block, std::span<float> values) const {
+  if (block.table == 0) return parameters_->Read(block, values);
+  std::copy_n(pulled_[block.table].data() + block.table_offset, block.elements, values.data());
+  return Ok();
 }
 
 std::span<float> TensorWorkload::Pulled(const char* name) {
@@ -83,9 +116,7 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) 
   std::vector<TableRows> gradients;
   if (result.kept()) result.nonfinite = RowGradients(batch, gradients);
   if (result.kept()) {
-    if (auto status = sparsifier_->Step(model_->gradients(), RatioAt(epoch)); !status.ok()) {
-      result.nonfinite = status.error().message;
-    }
+    PS_TRY(KeptUnlessNotFinite(parameters_->Step(RatioAt(epoch)), result));
   }
   // What made the gradient infinite has gone through the running statistics as well.
   if (result.kept()) {
@@ -102,25 +133,19 @@ double TensorWorkload::RatioAt(double epoch) const {
 }
 
 Result<ComputeResult> TensorWorkload::ComputeLocal(const Batch& batch, const LocalStep& step) {
-  PS_CHECK(local_steps(), "the weights that were pulled are kept for local steps only");
   buffers_selected_ = false;
-  const std::span<float> parameters = model_->parameters();
-  if (step.first) std::copy(pulled_[0].begin(), pulled_[0].end(), parameters.begin());
+  if (step.first) parameters_->UndoLocalSteps();
   ComputeResult result = PS_TRY(step_.Run(batch));
   if (result.kept()) {
-    if (auto status =
-            sparsifier_->AddLocalStep(model_->gradients(), step.weight, step.rate, parameters);
-        !status.ok()) {
-      result.nonfinite = status.error().message;
-    }
+    PS_TRY(KeptUnlessNotFinite(parameters_->AddLocalStep(step.weight, step.rate), result));
   }
   if (!result.kept()) AdoptBuffers();
   return result;
 }
 
-void TensorWorkload::SelectLocal(double epoch) {
-  sparsifier_->Select(RatioAt(epoch));
+Status TensorWorkload::SelectLocal(double epoch) {
   rows_->Select({});
+  return parameters_->Select(RatioAt(epoch));
 }
 
 // Copies the gradients of the batch's rows; says what is wrong if one is not finite.
@@ -145,17 +170,18 @@ void TensorWorkload::FindRows(const Batch& batch, BatchRows& rows) const {
   worker::FindRows(spec_.embedding_tables, batch.ids, rows);
 }
 
-void TensorWorkload::Observe(std::uint32_t pushes_without_verdict) {
-  if (!ratio_.Observe(pushes_without_verdict)) return;
+Status TensorWorkload::Observe(std::uint32_t pushes_without_verdict) {
+  if (!ratio_.Observe(pushes_without_verdict)) return Ok();
   // The norm of the residual costs a pass over it.
   const bool adaptive = spec_.sparsification.ratio_max > spec_.sparsification.ratio;
-  ratio_.Adjust(sparsifier_->SentNorm(), adaptive ? sparsifier_->ResidualNorm() : 0);
+  ratio_.Adjust(parameters_->SentNorm(), adaptive ? PS_TRY(parameters_->ResidualNorm()) : 0);
+  return Ok();
 }
 
-void TensorWorkload::SelectAll() {
+Status TensorWorkload::SelectAll() {
   buffers_selected_ = false;
-  sparsifier_->Flush();
   rows_->Select({});
+  return parameters_->Flush();
 }
 
 void TensorWorkload::SelectBuffers() {
@@ -170,7 +196,7 @@ void TensorWorkload::SelectBuffers() {
 }
 
 std::size_t TensorWorkload::max_push_bytes() const {
-  std::size_t bytes = sparsifier_->MaxBytes() + rows_->MaxBytes();
+  std::size_t bytes = parameters_->MaxBytes() + rows_->MaxBytes();
   if (!buffers_selected_) return bytes;
   for (std::uint32_t block = 0; block < view_->block_count(); ++block) {
     if (IsParameters(block)) continue;
@@ -182,11 +208,11 @@ std::size_t TensorWorkload::max_push_bytes() const {
 }
 
 std::uint64_t TensorWorkload::selected_entries() const {
-  return sparsifier_->entries() + rows_->entries();
+  return parameters_->entries() + rows_->entries();
 }
 
 std::size_t TensorWorkload::WriteShard(ShardId shard, std::span<std::byte> out) {
-  std::size_t used = sparsifier_->EncodeShard(shard, out.data(), out.size());
+  std::size_t used = parameters_->EncodeShard(shard, out.data(), out.size());
   if (buffers_selected_) used += WriteBuffers(shard, out.subspan(used));
   return used + rows_->EncodeShard(shard, out.subspan(used));
 }
@@ -211,17 +237,17 @@ std::size_t TensorWorkload::WriteBuffers(ShardId shard, std::span<std::byte> out
 // Buffers are not taken back: the next ones say the same, and newer.
 Status TensorWorkload::TakeBack(std::span<const std::byte> payload, float weight) {
   const auto parts = PS_TRY(codec::SplitSegment(payload));
-  PS_TRY(sparsifier_->TakeBack(parts.blocks, weight));
+  PS_TRY(parameters_->TakeBack(parts.blocks, weight));
   return rows_->TakeBack(parts.rows, weight);
 }
 
-void TensorWorkload::ScaleResidual(float factor) {
-  sparsifier_->ScaleResidual(factor);
+Status TensorWorkload::ScaleResidual(float factor) {
   rows_->ScaleResidual(factor);
+  return parameters_->ScaleResidual(factor);
 }
 
-double TensorWorkload::ResidualNorm() const {
-  const double dense = sparsifier_->ResidualNorm();
+Result<double> TensorWorkload::ResidualNorm() const {
+  const double dense = PS_TRY(parameters_->ResidualNorm());
   return std::sqrt(dense * dense + rows_->ResidualSumOfSquares());
 }
 
@@ -231,9 +257,7 @@ Result<EvaluationSums> TensorWorkload::Evaluate(const Dataset* data, const PullR
   std::vector<float> own_counters(model_->counter_elements());
   model_->ReadBuffers(own_buffers, own_counters);
   AdoptBuffers();
-  if (local_steps()) {
-    std::copy(pulled_[0].begin(), pulled_[0].end(), model_->parameters().begin());
-  }
+  parameters_->UndoLocalSteps();
   EvaluationSums sums;
   const bool has_rows = !spec_.embedding_tables.empty();
   const std::uint32_t size = has_rows ? kEvaluationBatchWithRows : kEvaluationBatch;

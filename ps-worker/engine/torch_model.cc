@@ -46,11 +46,12 @@ struct BufferView {
   std::uint64_t offset = 0;
 };
 
-// Operations that gain by it compute in `type` on the CPU as long as this lives; parameters that
+// Operations that gain by it compute in `type` on the device as long as this lives; parameters that
 // were converted for it are kept until then.
 class Autocast {
  public:
-  explicit Autocast(at::ScalarType type) : before_(Enabled()), type_before_(Type()) {
+  Autocast(const at::Device& device, at::ScalarType type)
+      : device_(device.type()), before_(Enabled()), type_before_(Type()) {
     Set(true, type);
     at::autocast::increment_nesting();
   }
@@ -63,31 +64,46 @@ class Autocast {
 
  private:
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 4)
-  static bool Enabled() { return at::autocast::is_autocast_enabled(at::kCPU); }
-  static at::ScalarType Type() { return at::autocast::get_autocast_dtype(at::kCPU); }
-  static void Set(bool on, at::ScalarType type) {
-    at::autocast::set_autocast_enabled(at::kCPU, on);
-    at::autocast::set_autocast_dtype(at::kCPU, type);
+  bool Enabled() const { return at::autocast::is_autocast_enabled(device_); }
+  at::ScalarType Type() const { return at::autocast::get_autocast_dtype(device_); }
+  void Set(bool on, at::ScalarType type) {
+    at::autocast::set_autocast_enabled(device_, on);
+    at::autocast::set_autocast_dtype(device_, type);
   }
 #else
-  static bool Enabled() { return at::autocast::is_cpu_enabled(); }
-  static at::ScalarType Type() { return at::autocast::get_autocast_cpu_dtype(); }
-  static void Set(bool on, at::ScalarType type) {
-    at::autocast::set_cpu_enabled(on);
-    at::autocast::set_autocast_cpu_dtype(type);
+  bool Enabled() const {
+    return device_ == at::kCPU ? at::autocast::is_cpu_enabled() : at::autocast::is_enabled();
+  }
+  at::ScalarType Type() const {
+    return device_ == at::kCPU ? at::autocast::get_autocast_cpu_dtype()
+                               : at::autocast::get_autocast_gpu_dtype();
+  }
+  void Set(bool on, at::ScalarType type) {
+    if (device_ == at::kCPU) {
+      at::autocast::set_cpu_enabled(on);
+      at::autocast::set_autocast_cpu_dtype(type);
+    } else {
+      at::autocast::set_enabled(on);
+      at::autocast::set_autocast_gpu_dtype(type);
+    }
   }
 #endif
 
+  const at::DeviceType device_;
   const bool before_;
   const at::ScalarType type_before_;
 };
 
 class TorchModel final : public Model {
  public:
-  static Result<std::unique_ptr<Model>> Build(const JobSpec& spec,
-                                              std::unique_ptr<Network> network) {
+  static Result<std::unique_ptr<Model>> Build(const JobSpec& spec, std::unique_ptr<Network> network,
+                                              const ModelDevice& device) {
     auto model = std::make_unique<TorchModel>();
     model->network_ = std::move(network);
+    model->compute_ = device.compute;
+    if (device.cuda >= 0) {
+      model->device_ = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device.cuda));
+    }
     model->loss_ = LossOfName(spec.training.loss);
     if (spec.training.accumulate > 1) {
       model->part_records_ = static_cast<std::uint32_t>(spec.training.batch_size);
@@ -120,11 +136,24 @@ class TorchModel final : public Model {
     return std::unique_ptr<Model>(std::move(model));
   }
 
+  ComputeDevice device() const override { return compute_; }
+
   std::span<float> parameters() override {
     return {flat_.data_ptr<float>(), static_cast<std::size_t>(flat_.numel())};
   }
   std::span<const float> gradients() const override {
     return {flat_gradient_.data_ptr<float>(), static_cast<std::size_t>(flat_gradient_.numel())};
+  }
+
+  void ReadParameters(std::span<float> values) override { OnHost(values).copy_(flat_.detach()); }
+  void WriteParameters(std::span<const float> values) override {
+    flat_.detach().copy_(OnHost(values));
+  }
+  // In double, as the CPU's.
+  double GradientSquares() const override {
+    if (device_.is_cpu()) return Model::GradientSquares();
+    const double norm = flat_gradient_.norm(2, at::kDouble).item<double>();
+    return norm * norm;
   }
 
   void ReadBuffers(std::span<float> buffers, std::span<float> counters) const override {
@@ -140,7 +169,7 @@ class TorchModel final : public Model {
   Result<double> Step(const Batch& batch, const StepMode& mode) override {
     try {
       network_->SetTraining(true);
-      std::memset(flat_gradient_.data_ptr<float>(), 0, flat_gradient_.nbytes());
+      flat_gradient_.zero_();
       for (const auto& view : parameters_) AssertView(view);
       PS_TRY(LoadRows(batch, /*gradients=*/true));
       double mean = 0;
@@ -174,7 +203,7 @@ class TorchModel final : public Model {
       sums.records = batch.records;
       sums.loss = LossOf(output, batch, at::Reduction::Sum).item<double>();
       if (curve_) {
-        const auto scores = output.reshape({-1}).contiguous();
+        const auto scores = output.reshape({-1}).to(at::kCPU).contiguous();
         for (std::uint32_t i = 0; i < batch.records; ++i) {
           (batch.labels[i] == 1 ? sums.positive_scores : sums.negative_scores)
               .push_back(scores.data_ptr<float>()[i]);
@@ -237,7 +266,7 @@ class TorchModel final : public Model {
                rows.values.size(), rows.keys.size());
       auto leaf =
           at::from_blob(const_cast<float*>(rows.values.data()), {count, row_widths_[i]}, at::kFloat)
-              .clone();
+              .to(device_, at::kFloat, /*non_blocking=*/false, /*copy=*/true);
       row_leaves_.push_back(leaf.requires_grad_(gradients));
     }
     return Ok();
@@ -245,8 +274,8 @@ class TorchModel final : public Model {
 
   void KeepRowGradients() {
     for (const auto& leaf : row_leaves_) {
-      row_gradients_.push_back(leaf.grad().defined() ? leaf.grad().contiguous()
-                                                     : at::zeros_like(leaf));
+      row_gradients_.push_back(leaf.grad().defined() ? leaf.grad().to(at::kCPU).contiguous()
+                                                     : at::zeros(leaf.sizes()));
     }
   }
 
@@ -268,7 +297,7 @@ class TorchModel final : public Model {
   // Ends in fp32, where the loss is computed. The backward pass takes the precisions of this one.
   at::Tensor ForwardIn(Precision precision, const Batch& part, std::uint32_t first) {
     if (precision == Precision::kFp32) return Forward(part, first);
-    const Autocast autocast(precision == Precision::kBf16 ? at::kBFloat16 : at::kHalf);
+    const Autocast autocast(device_, precision == Precision::kBf16 ? at::kBFloat16 : at::kHalf);
     return Forward(part, first).to(at::kFloat);
   }
 
@@ -280,7 +309,8 @@ class TorchModel final : public Model {
     std::vector<std::int64_t> wide(index_of, index_of + std::int64_t{batch.records} * columns);
     const auto index =
         at::from_blob(wide.data(), {static_cast<std::int64_t>(batch.records), columns}, at::kLong)
-            .clone();  // the backward pass reads it again
+            // A copy in any case: the backward pass reads it again.
+            .to(device_, at::kLong, /*non_blocking=*/false, /*copy=*/true);
     std::vector<at::Tensor> parts;
     for (std::int64_t column = 0; column < columns; ++column) {
       const auto& leaf = row_leaves_[column_tables_[static_cast<std::size_t>(column)]];
@@ -331,10 +361,12 @@ class TorchModel final : public Model {
                    name + ": has no trainable float parameters (a frozen module has none)"};
     }
 
+    // Not before: what shares memory on the host may not there.
+    network_->MoveTo(device_);
     auto table = BuildParameterTable(shapes, small_tensor_elements);
     const auto elements = static_cast<std::int64_t>(table.table.elements);
-    flat_ = at::zeros({elements}, at::kFloat);
-    flat_gradient_ = at::zeros({elements}, at::kFloat);
+    flat_ = at::zeros({elements}, Floats());
+    flat_gradient_ = at::zeros({elements}, Floats());
     selected_elements_ = table.selected_elements;
     for (std::size_t i = 0; i < named.size(); ++i) {
       auto tensor = named[i].tensor;
@@ -400,7 +432,14 @@ class TorchModel final : public Model {
                   " features a record, the data has ", features);
     }
     // The tensor is only read; from_blob has no const form.
-    return at::from_blob(const_cast<float*>(batch.features.data()), shape, at::kFloat);
+    return at::from_blob(const_cast<float*>(batch.features.data()), shape, at::kFloat).to(device_);
+  }
+
+  at::TensorOptions Floats() const { return at::TensorOptions(at::kFloat).device(device_); }
+  // Floats of the host as a tensor, without a copy.
+  static at::Tensor OnHost(std::span<const float> values) {
+    return at::from_blob(const_cast<float*>(values.data()),
+                         {static_cast<std::int64_t>(values.size())}, at::kFloat);
   }
 
   Status CheckOutput(const at::Tensor& output, const Batch& batch) const {
@@ -449,10 +488,10 @@ class TorchModel final : public Model {
     return Ok();
   }
 
-  static at::Tensor Labels(const Batch& batch) {
-    return at::from_blob(const_cast<float*>(batch.labels.data()), {batch.records}, at::kFloat);
+  at::Tensor Labels(const Batch& batch) const {
+    return OnHost(batch.labels.first(batch.records)).to(device_);
   }
-  static at::Tensor ClassLabels(const Batch& batch) { return Labels(batch).to(at::kLong); }
+  at::Tensor ClassLabels(const Batch& batch) const { return Labels(batch).to(at::kLong); }
 
   at::Tensor LossOf(const at::Tensor& output, const Batch& batch,
                     at::Reduction::Reduction how) const {
@@ -465,7 +504,7 @@ class TorchModel final : public Model {
 
   static void CopyOut(const std::vector<BufferView>& views, std::span<float> out) {
     for (const auto& view : views) {
-      const auto values = view.tensor.detach().to(at::kFloat).contiguous();
+      const auto values = view.tensor.detach().to(at::kCPU, at::kFloat).contiguous();
       std::memcpy(out.data() + view.offset, values.data_ptr<float>(), values.nbytes());
     }
   }
@@ -486,6 +525,8 @@ class TorchModel final : public Model {
     }
   }
 
+  ComputeDevice compute_;
+  at::Device device_ = at::Device(at::kCPU);
   std::unique_ptr<Network> network_;
   std::uint32_t part_records_ = std::numeric_limits<std::uint32_t>::max();  // computed at once
   Loss loss_ = Loss::kCrossEntropy;
@@ -506,12 +547,13 @@ class TorchModel final : public Model {
 
 }  // namespace
 
-Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec, std::uint64_t features) {
+Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec, std::uint64_t features,
+                                             const ModelDevice& device) {
   const auto& type = spec.model.type;
   if (type == "mlp" || type == "cnn") {
     auto network =
         PS_TRY(MakeZooNetwork(spec.model, static_cast<std::uint64_t>(spec.training.seed)));
-    return TorchModel::Build(spec, std::move(network));
+    return TorchModel::Build(spec, std::move(network), device);
   }
   if (type == "deepfm") {
     DeepFmShape shape;
@@ -520,11 +562,11 @@ Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec, std::uint64_t 
     shape.width = spec.embedding_tables.empty() ? 0 : spec.embedding_tables.front().width;
     auto network =
         PS_TRY(MakeDeepFm(spec.model, shape, static_cast<std::uint64_t>(spec.training.seed)));
-    return TorchModel::Build(spec, std::move(network));
+    return TorchModel::Build(spec, std::move(network), device);
   }
   if (type == "torchscript") {
     auto network = PS_TRY(LoadScriptNetwork(spec.model));
-    return TorchModel::Build(spec, std::move(network));
+    return TorchModel::Build(spec, std::move(network), device);
   }
   return Error{ErrorId::kJobFileValue, "model.type: " + type + " is not a model of the engine"};
 }

@@ -108,11 +108,6 @@ Status Trainer::Start() {
   context_ = PS_TRY(session_.Ready(ready));
   clock_ = context_.first_clock;
   view_ = PS_TRY(LayoutView::Create(workload_.layout(), context_.shards));
-  workload_.Prepare(*view_, context_.worker, context_.incarnation);
-  session_.SetPrecision(PrecisionName(workload_.precision()));
-  if (context_.start.loss_scale > 0) {
-    workload_.RestoreLossScale({context_.start.loss_scale, context_.start.growth_tracker});
-  }
 
   // The communication thread reads a copy: the tables change while it does.
   auto initial = std::make_shared<std::vector<std::vector<float>>>();
@@ -130,6 +125,11 @@ Status Trainer::Start() {
     }
   });
 
+  PS_TRY(workload_.Prepare(*view_, context_.worker, context_.incarnation));
+  session_.SetPrecision(PrecisionName(workload_.precision()));
+  if (context_.start.loss_scale > 0) {
+    workload_.RestoreLossScale({context_.start.loss_scale, context_.start.growth_tracker});
+  }
   PS_TRY(Pull(pull_fp32(), /*snapshot=*/true));
   workload_.AdoptBuffers();
   spdlog::info("worker {} starts at clock {} with {} shards", context_.worker.value(),
@@ -165,16 +165,17 @@ std::uint64_t Trainer::BatchRecords(const control::LeaseT& lease) const {
   return local ? static_cast<std::uint64_t>(spec_.training.step_records()) : PushRecords(lease);
 }
 
-void Trainer::SetPushRecords(std::uint32_t records) {
-  if (records == push_records_) return;
-  workload_.ScaleResidual(static_cast<float>(push_records_) / static_cast<float>(records));
+Status Trainer::SetPushRecords(std::uint32_t records) {
+  if (records == push_records_) return Ok();
+  PS_TRY(workload_.ScaleResidual(static_cast<float>(push_records_) / static_cast<float>(records)));
   push_records_ = records;
+  return Ok();
 }
 
 Status Trainer::Train(const control::LeaseT& lease) {
   PS_TRY(CheckLease(lease));
   PS_TRY(SetHold(false));
-  SetPushRecords(PushRecords(lease));
+  PS_TRY(SetPushRecords(PushRecords(lease)));
   for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
     PS_TRY(EvaluateLive(lease.begin + done));
     if (session_.leave_wanted()) break;
@@ -245,7 +246,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   }
 
   const auto begin = std::chrono::steady_clock::now();
-  workload_.Observe(session_.pushes_without_verdict());
+  PS_TRY(workload_.Observe(session_.pushes_without_verdict()));
   StepReport report;
   PS_TRY(Compute(lease, done, report));
   ++steps_;
@@ -265,7 +266,7 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
   } else {
     PS_TRY(Push(report.samples));
   }
-  if (steps_ % kResidualSteps == 0) report.residual_norm = workload_.ResidualNorm();
+  if (steps_ % kResidualSteps == 0) report.residual_norm = PS_TRY(workload_.ResidualNorm());
   session_.Report(report);
   return Ok();
 }
@@ -303,7 +304,7 @@ Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepR
   }
   report.skipped = good == 0;
   if (good == 0) return Ok();
-  if (local) workload_.SelectLocal(epoch);
+  if (local) PS_TRY(workload_.SelectLocal(epoch));
   report.loss = loss / static_cast<double>(good);
   report.entries = workload_.selected_entries();
   return Ok();
@@ -415,7 +416,7 @@ Status Trainer::PushSelected() {
 
 Status Trainer::FlushOnce() {
   if (flushed_at_ == clock_) return Ok();
-  workload_.SelectAll();
+  PS_TRY(workload_.SelectAll());
   workload_.SelectBuffers();
   PS_TRY(PushSelected());
   PS_TRY(session_.WaitVerdicts());
@@ -428,7 +429,7 @@ Result<bool> Trainer::PushResidual() {
     // Brings the base version of the push up to date, so that it is not too old.
     PS_TRY(Pull(/*fp32=*/false, /*snapshot=*/false));
     PS_TRY(TakeReturned());
-    workload_.SelectAll();
+    PS_TRY(workload_.SelectAll());
     if (flush == 0) workload_.SelectBuffers();
     PS_TRY(PushSelected());
     PS_TRY(session_.WaitVerdicts());
@@ -476,7 +477,7 @@ Status Trainer::EvaluateFinal(const EvaluateWork& work) {
   PS_TRY(Pull(/*fp32=*/true, /*snapshot=*/true));
   control::EvaluatedT result;
   result.round = work.round;
-  result.error = CheckDigests(work.digests);
+  result.error = PS_TRY(CheckDigests(work.digests));
   if (result.error.empty()) {
     const auto sums = PS_TRY(workload_.Evaluate(
         test_, [this](BatchRows& rows) { return Pull(/*fp32=*/true, /*snapshot=*/false, &rows); }));
@@ -488,8 +489,8 @@ Status Trainer::EvaluateFinal(const EvaluateWork& work) {
   return Ok();
 }
 
-std::string Trainer::CheckDigests(const std::vector<std::string>& digests) const {
-  if (digests.empty()) return {};
+Result<std::string> Trainer::CheckDigests(const std::vector<std::string>& digests) {
+  if (digests.empty()) return std::string();
   if (digests.size() != context_.shards) {
     return "digests of " + std::to_string(digests.size()) + " shards, the job has " +
            std::to_string(context_.shards);
@@ -500,15 +501,16 @@ std::string Trainer::CheckDigests(const std::vector<std::string>& digests) const
     for (auto number = view_->shard_first_block(ShardId(shard));
          number < view_->shard_last_block(ShardId(shard)); ++number) {
       const Block& block = view_->block(number);
-      XXH3_128bits_update(state.get(), workload_.table(block.table).data() + block.table_offset,
-                          block.elements * sizeof(float));
+      values_.resize(block.elements);
+      PS_TRY(workload_.Read(block, values_));
+      XXH3_128bits_update(state.get(), values_.data(), block.elements * sizeof(float));
     }
     if (const auto digest = HexDigest(state.get()); digest != digests[shard]) {
       return "shard " + std::to_string(shard) + " has the values " + digest +
              ", the manifest says " + digests[shard];
     }
   }
-  return {};
+  return std::string();
 }
 
 Clock Trainer::Needed(Clock clock) const {
@@ -547,7 +549,7 @@ Status Trainer::WaitPull() {
   const auto pull = PS_TRY(session_.WaitPull());
   pull_pending_ = false;
   BatchRows* const rows = std::exchange(pull_rows_, nullptr);
-  holds_shadow_ = Apply(pull) && !pull_is_fp32_;
+  holds_shadow_ = PS_TRY(Apply(pull)) && !pull_is_fp32_;
   if (rows != nullptr) ApplyRows(pull, *rows);
   if (pull_increments() && !pull_is_fp32_ && !holds_shadow_) {
     return Pull(/*fp32=*/false, /*snapshot=*/true, rows);
@@ -590,8 +592,7 @@ void Trainer::ApplyRows(const PullResult& pull, BatchRows& rows) const {
   }
 }
 
-bool Trainer::Apply(const PullResult& pull) {
-  bool good = true;
+Result<bool> Trainer::Apply(const PullResult& pull) {
   for (const auto& shard : pull.shards) {
     if (shard.content == wire::PullContent::Unchanged) continue;
     const bool increments = shard.content == wire::PullContent::Increments;
@@ -599,41 +600,30 @@ bool Trainer::Apply(const PullResult& pull) {
       const std::uint32_t number = view.header.block();
       // The session has validated the segment against the layout of the job.
       PS_CHECK(number < view_->block_count(), number);
-      const Block& block = view_->block(number);
-      const auto values = workload_.table(block.table).subspan(block.table_offset, block.elements);
-      codec::DecodeValues(view, values_);
-      if (view.dense()) {
-        std::copy(values_.begin(), values_.end(), values.begin());
-        continue;
-      }
-      codec::DecodeIndices(view, indices_);
-      if (!increments) {
-        for (std::size_t i = 0; i < indices_.size(); ++i) values[indices_[i]] = values_[i];
-        continue;
-      }
-      for (std::size_t i = 0; i < indices_.size(); ++i) {
-        float& at = values[indices_[i]];
-        at = codec::Bf16ToFloat(codec::AddIncrement(codec::FloatToBf16(at), values_[i]));
-      }
+      PS_TRY(workload_.Apply(view_->block(number), view, increments));
     }
-    if (shard.hash.has_value() && !HashHolds(shard)) {
-      spdlog::error("shard {} at version {}: this task does not hold what the server says it does",
-                    shard.shard.value(), shard.version);
-      good = false;
-    }
+  }
+  PS_TRY(workload_.EndPull());
+  bool good = true;
+  for (const auto& shard : pull.shards) {
+    if (!shard.hash.has_value() || PS_TRY(HashHolds(shard))) continue;
+    spdlog::error("shard {} at version {}: this task does not hold what the server says it does",
+                  shard.shard.value(), shard.version);
+    good = false;
   }
   return good;
 }
 
-bool Trainer::HashHolds(const PulledShard& shard) {
+Result<bool> Trainer::HashHolds(const PulledShard& shard) {
   codec::HeldHash hash;
   for (auto number = view_->shard_first_block(shard.shard);
        number < view_->shard_last_block(shard.shard); ++number) {
     const Block& block = view_->block(number);
     if (block.rule != TableRule::Sgd) continue;
-    const auto values = workload_.table(block.table).subspan(block.table_offset, block.elements);
-    halves_.resize(values.size());
-    std::transform(values.begin(), values.end(), halves_.begin(), codec::FloatToBf16);
+    values_.resize(block.elements);
+    PS_TRY(workload_.Read(block, values_));
+    halves_.resize(values_.size());
+    std::transform(values_.begin(), values_.end(), halves_.begin(), codec::FloatToBf16);
     hash.Add(halves_);
   }
   return hash.Digest() == *shard.hash;

@@ -73,7 +73,7 @@ class Trainer {
   std::uint32_t PushRecords(const control::LeaseT& lease) const;
   std::uint64_t BatchRecords(const control::LeaseT& lease) const;
   // Pushes have so many records from now on.
-  void SetPushRecords(std::uint32_t records);
+  Status SetPushRecords(std::uint32_t records);
   Status EvaluateLive(std::uint64_t position);
   // Bulk-synchronous: pushes what is held back, dense, and waits for the verdicts; nothing if the
   // last push was such a flush.
@@ -99,15 +99,16 @@ class Trainer {
   Status WaitPull();
   Status Pull(bool fp32, bool snapshot, BatchRows* rows = nullptr);
   // False if the task does not hold of some shard what it should.
-  bool Apply(const PullResult& pull);
-  bool HashHolds(const PulledShard& shard);
+  Result<bool> Apply(const PullResult& pull);
+  Result<bool> HashHolds(const PulledShard& shard);
   void ApplyRows(const PullResult& pull, BatchRows& rows) const;
   bool has_rows() const { return view_->row_table_count() > 0; }
   Status TakeReturned(bool* any = nullptr);
   // Writes what the workload has selected and hands it over.
   Status Push(std::uint32_t samples);
   Status SetHold(bool on);
-  std::string CheckDigests(const std::vector<std::string>& digests) const;
+  // What disagrees; empty: nothing.
+  Result<std::string> CheckDigests(const std::vector<std::string>& digests);
 
   const JobSpec& spec_;
   TaskSession& session_;
@@ -138,9 +139,8 @@ class Trainer {
   const LearningRate learning_rate_;  // of local steps
   Permutation order_;
   StepBatch step_;
-  StepBatch ahead_;  // with rows: the batch after step_, if it is known
-  std::vector<std::uint16_t> indices_;
-  std::vector<float> values_;
+  StepBatch ahead_;            // with rows: the batch after step_, if it is known
+  std::vector<float> values_;  // of a block
   std::vector<std::uint16_t> halves_;
 };
 

@@ -1,8 +1,8 @@
 // What a task trains: a model with its sparsifier, or the ledger. The trainer
 // drives it and moves what it writes and reads between the shards.
 //
-// Values that pulls bring are written into table(i), one flat span for each
-// table of the layout; table 0 are the weights that Compute uses. One thread.
+// Values that pulls bring go through Apply(); those of table 0 are the weights that
+// Compute uses, and may be on a GPU. One thread.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 
+#include "common/codec/block_codec.h"
 #include "common/ids.h"
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
@@ -43,9 +44,18 @@ class Workload {
 
   virtual const control::LayoutT& layout() const = 0;
 
-  // Call once, before what follows. Until then table() holds the initial values.
-  virtual void Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) = 0;
+  // The initial values of a table, one flat span, to read and to change until Prepare().
   virtual std::span<float> table(std::uint32_t index) = 0;
+  // Call once, before what follows. An error is that of a device.
+  virtual Status Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) = 0;
+
+  // What a pull brought of a block, for which `view` was verified; after the last block of a pull
+  // EndPull(), before anything else. An error is that of a device.
+  virtual Status Apply(const Block& block, const codec::BlockView& view, bool increments) = 0;
+  virtual Status EndPull() { return Ok(); }
+  // Copies the values of a block, as many as it has elements.
+  virtual Status Read(const Block& block, std::span<float> values) const = 0;
+
   // Takes what pulls wrote into the tables of buffers as the task's own buffers.
   virtual void AdoptBuffers() = 0;
 
@@ -72,7 +82,10 @@ class Workload {
     static_cast<void>(step);
     return Error{ErrorCode::kInvalid, "this model makes no local steps"};
   }
-  virtual void SelectLocal(double epoch) { static_cast<void>(epoch); }
+  virtual Status SelectLocal(double epoch) {
+    static_cast<void>(epoch);
+    return Ok();
+  }
 
   // In which numbers steps are computed.
   virtual Precision precision() const { return Precision::kFp32; }
@@ -82,11 +95,12 @@ class Workload {
   virtual void RestoreLossScale(const LossScale& state) { static_cast<void>(state); }
 
   // How many pushes have no verdict yet: call it before each step.
-  virtual void Observe(std::uint32_t pushes_without_verdict) {
+  virtual Status Observe(std::uint32_t pushes_without_verdict) {
     static_cast<void>(pushes_without_verdict);
+    return Ok();
   }
   // Selects everything that was not pushed yet.
-  virtual void SelectAll() = 0;
+  virtual Status SelectAll() = 0;
   // Adds the task's own buffers to what the next push holds.
   virtual void SelectBuffers() = 0;
 
@@ -100,13 +114,13 @@ class Workload {
   virtual Status TakeBack(std::span<const std::byte> payload, float weight) = 0;
   // What waits to be pushed is multiplied: from now on pushes have another number of samples, by
   // which the servers weigh them.
-  virtual void ScaleResidual(float factor) = 0;
-  virtual double ResidualNorm() const = 0;
+  virtual Status ScaleResidual(float factor) = 0;
+  virtual Result<double> ResidualNorm() const = 0;
 
-  // Sets the values of the rows whose keys it is given to those of now. It may change what table()
-  // holds as well.
+  // Sets the values of the rows whose keys it is given to those of now. It may bring
+  // other values as well.
   using PullRows = std::function<Status(BatchRows&)>;
-  // Metric and loss of what table() holds, over all records of `data` (null: the job has none),
+  // Metric and loss of what pulls brought, over all records of `data` (null: the job has none),
   // with the rows that `pull` gets piece by piece. Without records where there is nothing to
   // evaluate.
   virtual Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) = 0;

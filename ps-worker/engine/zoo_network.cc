@@ -40,6 +40,7 @@ class ZooNetwork final : public Network {
   }
 
   void SetTraining(bool on) override { layers_->train(on); }
+  void MoveTo(const at::Device& device) override { layers_->to(device); }
 
   void Initialize(const std::string& how, std::uint64_t seed) {
     FillLinearLayers(*layers_, how, seed);

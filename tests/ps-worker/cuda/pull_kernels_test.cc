@@ -131,6 +131,11 @@ TEST_F(PullKernelsTest, IncrementsAreAddedPushByPushAsTheServersDo) {
       });
 }
 
+TEST_F(PullKernelsTest, EntriesTakeThePlaceOfWhatWasThere) {
+  ExpectAdded([](const EntryList& list, float* to) { return LaunchSet(list, to, nullptr); },
+              [](float, float value) { return value; });
+}
+
 TEST_F(PullKernelsTest, EntriesAreAddedByTheirWeight) {
   ExpectAdded(
       [](const EntryList& list, float* to) { return LaunchAddWeighted(list, 0.3f, to, nullptr); },

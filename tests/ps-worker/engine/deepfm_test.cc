@@ -184,7 +184,7 @@ TEST(DeepFmTest, AStepWhoseRowsAreNotFiniteSelectsNothing) {
   const JobSpec spec = Job({});
   TensorWorkload workload(spec, Make(spec));
   const auto view = LayoutView::Create(workload.layout(), 64).value();
-  workload.Prepare(view, WorkerId(0), Incarnation(1));
+  ASSERT_TRUE(workload.Prepare(view, WorkerId(0), Incarnation(1)).ok());
   Data data = MakeData(spec);
   const float good = data.rows.tables[1].values[0];
   data.rows.tables[1].values[0] = std::numeric_limits<float>::infinity();
@@ -198,14 +198,14 @@ TEST(DeepFmTest, AStepWhoseRowsAreNotFiniteSelectsNothing) {
   computed = workload.Compute(data.batch(), 0);
   ASSERT_TRUE(computed.ok());
   EXPECT_NE(computed->nonfinite, "");
-  EXPECT_EQ(workload.ResidualNorm(), 0);
+  EXPECT_EQ(workload.ResidualNorm().value(), 0);
 }
 
 TEST(DeepFmTest, APushHoldsEveryRowOfTheBatchBehindTheBlocks) {
   const JobSpec spec = Job({8});
   TensorWorkload workload(spec, Make(spec));
   const auto view = LayoutView::Create(workload.layout(), 64).value();
-  workload.Prepare(view, WorkerId(0), Incarnation(1));
+  ASSERT_TRUE(workload.Prepare(view, WorkerId(0), Incarnation(1)).ok());
   const Data data = MakeData(spec);
   const auto computed = workload.Compute(data.batch(), 0);
   ASSERT_TRUE(computed.ok());
@@ -228,7 +228,7 @@ TEST(DeepFmTest, APushHoldsEveryRowOfTheBatchBehindTheBlocks) {
     ASSERT_TRUE(workload.TakeBack(out.first(bytes), 1).ok());
   }
   EXPECT_EQ(rows, data.rows.tables[0].keys.size() + data.rows.tables[1].keys.size());
-  EXPECT_GT(workload.ResidualNorm(), 0);
+  EXPECT_GT(workload.ResidualNorm().value(), 0);
 }
 
 }  // namespace

@@ -40,6 +40,9 @@ class LinearModel final : public worker::Model {
     layout_ = worker::BuildLayout(std::move(tables), 0);
   }
 
+  // As if it computed there.
+  void set_device(const worker::ComputeDevice& device) { device_ = device; }
+  worker::ComputeDevice device() const override { return device_; }
   std::span<float> parameters() override { return parameters_; }
   std::span<const float> gradients() const override { return gradients_; }
 
@@ -103,6 +106,7 @@ class LinearModel final : public worker::Model {
     return p;
   }
 
+  worker::ComputeDevice device_;
   const std::size_t features_;
   const std::size_t classes_;
   std::size_t bias_ = 0;

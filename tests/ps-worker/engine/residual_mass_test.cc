@@ -124,7 +124,7 @@ class ResidualMassTest : public ::testing::TestWithParam<MassCase> {
       });
     }
     for (auto& thread : threads) thread.join();
-    for (const auto& workload : workloads) EXPECT_EQ(workload->ResidualNorm(), 0.0);
+    for (const auto& workload : workloads) EXPECT_EQ(workload->ResidualNorm().value(), 0.0);
   }
 
   // The servers hold minus the sum of every record's part in every epoch.

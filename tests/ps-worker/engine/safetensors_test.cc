@@ -238,18 +238,20 @@ class Tables : public Workload {
   }
 
   const control::LayoutT& layout() const override { return layout_; }
-  void Prepare(const LayoutView&, WorkerId, Incarnation) override {}
+  Status Prepare(const LayoutView&, WorkerId, Incarnation) override { return Ok(); }
+  Status Apply(const Block&, const codec::BlockView&, bool) override { return Ok(); }
+  Status Read(const Block&, std::span<float>) const override { return Ok(); }
   std::span<float> table(std::uint32_t index) override { return values_[index]; }
   void AdoptBuffers() override {}
   Result<ComputeResult> Compute(const Batch&, double) override { return ComputeResult(); }
-  void SelectAll() override {}
+  Status SelectAll() override { return Ok(); }
   void SelectBuffers() override {}
   std::size_t max_push_bytes() const override { return 0; }
   std::uint64_t selected_entries() const override { return 0; }
   std::size_t WriteShard(ShardId, std::span<std::byte>) override { return 0; }
   Status TakeBack(std::span<const std::byte>, float) override { return Ok(); }
-  void ScaleResidual(float) override {}
-  double ResidualNorm() const override { return 0; }
+  Status ScaleResidual(float) override { return Ok(); }
+  Result<double> ResidualNorm() const override { return 0.0; }
   Result<EvaluationSums> Evaluate(const Dataset*, const PullRows&) override {
     return EvaluationSums();
   }

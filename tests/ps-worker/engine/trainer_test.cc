@@ -14,6 +14,9 @@
 
 #include "ps-worker/core/loss_scaler.h"
 #include "ps-worker/engine/data/memory_dataset.h"
+#ifdef PS_EMULATED_DEVICE
+#include "ps-worker/engine/device_parameters.h"
+#endif
 #include "ps-worker/engine/ledger.h"
 #include "ps-worker/engine/tensor_workload.h"
 #include "tests/ps-worker/engine/linear_model.h"
@@ -75,6 +78,8 @@ class TrainerTest : public ::testing::Test {
                                                spec.sparsification.small_tensor_elements);
   }
 
+  virtual MakeDenseParameters MakeParameters() { return {}; }
+
   // Trains with a thread for each worker and returns what their Run() returned.
   std::vector<Result<std::string>> Train(const JobSpec& spec,
                                          const test::LocalClusterOptions& options) {
@@ -83,7 +88,8 @@ class TrainerTest : public ::testing::Test {
       if (spec.model.type == "ledger") {
         workloads_.push_back(std::make_unique<Ledger>(spec.model, spec.embedding_tables));
       } else {
-        workloads_.push_back(std::make_unique<TensorWorkload>(spec, MakeModel(spec)));
+        workloads_.push_back(std::make_unique<TensorWorkload>(spec, MakeModel(spec),
+                                                              Precision::kFp32, MakeParameters()));
       }
     }
     cluster_ = std::make_unique<test::LocalCluster>(spec, workloads_[0]->layout(),
@@ -304,7 +310,7 @@ TEST_F(TrainerTest, TheDrainPushesTheWholeResidual) {
   spec.sparsification.ratio = 0.02;
   TrainWell(spec);
   EXPECT_EQ(outcome().drained, 2u);
-  for (const auto& workload : workloads_) EXPECT_EQ(workload->ResidualNorm(), 0.0);
+  for (const auto& workload : workloads_) EXPECT_EQ(workload->ResidualNorm().value(), 0.0);
 }
 
 TEST_F(TrainerTest, PushesThatComeBackAsTooOldAreSentAgain) {
@@ -645,6 +651,78 @@ TEST_F(TrainerTest, TheLedgerLosesNothingThatComesBackAsTooOld) {
   const auto values = cluster_->Table(0);
   EXPECT_EQ(std::accumulate(values.begin(), values.end(), 0.0), 240.0);
 }
+
+#ifdef PS_EMULATED_DEVICE
+// The same job on the CPU and on a GPU, which the CPU plays. The model's arithmetic is the same, so
+// what the servers hold in the end must be, bit for bit.
+class DeviceTrainerTest : public TrainerTest {
+ protected:
+  std::unique_ptr<Model> MakeModel(const JobSpec& spec) override {
+    auto model = std::make_unique<test::LinearModel>(kFeatures, kClasses,
+                                                     spec.sparsification.small_tensor_elements);
+    if (on_device_) model->set_device({true, 9, 0});
+    return model;
+  }
+  MakeDenseParameters MakeParameters() override {
+    return on_device_ ? DeviceParameters::Create : MakeDenseParameters();
+  }
+
+  // One worker, as the emulation has one thread; bulk-synchronous, so that no pull is early or
+  // late.
+  static JobSpec DeviceJob() {
+    auto spec = CloudsJob();
+    spec.training.workers = 1;
+    spec.training.staleness = 0;
+    spec.training.epochs = 2;
+    return spec;
+  }
+
+  void ExpectTheSameOnBoth(const JobSpec& spec) {
+    on_device_ = false;
+    ASSERT_NO_FATAL_FAILURE(TrainWell(spec));
+    const auto values = cluster_->Table(0);
+    const double metric = outcome().evaluated->metric;
+    const double residual = workloads_[0]->ResidualNorm().value();
+    on_device_ = true;
+    ASSERT_NO_FATAL_FAILURE(TrainWell(spec));
+    EXPECT_EQ(cluster_->Table(0), values);
+    EXPECT_EQ(outcome().evaluated->metric, metric);
+    EXPECT_GT(metric, 0.5);
+    EXPECT_NEAR(workloads_[0]->ResidualNorm().value(), residual, 1e-6 * residual);
+  }
+
+  bool on_device_ = false;
+};
+
+TEST_F(DeviceTrainerTest, TrainsAsOnTheCpu) { ExpectTheSameOnBoth(DeviceJob()); }
+
+TEST_F(DeviceTrainerTest, ByEveryRuleAndWithPullsOfEveryKind) {
+  for (const char* rule : {"sgd", "worker_nesterov", "worker_adam"}) {
+    for (const char* values : {"fp32", "bf16", "increments"}) {
+      SCOPED_TRACE(std::string(rule) + ", " + values);
+      auto spec = DeviceJob();
+      spec.training.epochs = 0.5;
+      spec.optimizer.type = rule;
+      if (spec.optimizer.type == "worker_adam") spec.optimizer.learning_rate.base = 0.01;
+      spec.training.pull_values = values;
+      spec.sparsification.value_codec = "2bit";
+      ExpectTheSameOnBoth(spec);
+    }
+  }
+}
+
+TEST_F(DeviceTrainerTest, WhatComesBackAsTooOldIsPushedAgain) {
+  on_device_ = true;
+  test::LocalClusterOptions options;
+  options.too_old_clocks = {1, 2, 3, 20, 40};
+  auto spec = CloudsJob();
+  spec.training.workers = 1;
+  TrainWell(spec, options);
+  EXPECT_GT(outcome().returned, 0u);
+  EXPECT_GT(outcome().evaluated->metric, 0.9);
+  EXPECT_EQ(workloads_[0]->ResidualNorm().value(), 0.0);
+}
+#endif
 
 TEST_F(TrainerTest, TheLedgerStartsFromZero) {
   Ledger ledger(LedgerJob().model);
