@@ -18,6 +18,13 @@ std::string SizeText(const Json& node) {
                           : TextOf(node, "lanes", TextOf(node, "slots"));
 }
 
+// "1 of 4 free"; nothing for a node without.
+std::string GpusText(const Json& node) {
+  const Json& gpus = MemberOf(node, "gpus");
+  if (!gpus.is_array() || gpus.empty()) return "";
+  return TextOf(node, "free_gpus") + " of " + std::to_string(gpus.size()) + " free";
+}
+
 Result<ExitCode> ListNodes(Globals& globals) {
   const OutputFormat format = PS_TRY(globals.Format());
   Api api = PS_TRY(globals.OpenApi());
@@ -31,7 +38,7 @@ Result<ExitCode> ListNodes(Globals& globals) {
   }
   const bool wide = format == OutputFormat::kWide;
   std::vector<std::string> header = {"NAME", "KIND", "STATE", "HOST", "LANES/SLOTS", "JOBS"};
-  if (wide) header.insert(header.end(), {"LABEL", "RACK", "PROCESS"});
+  if (wide) header.insert(header.end(), {"GPUS", "LABEL", "RACK", "PROCESS"});
   Table table(header);
   for (const Json& node : nodes) {
     std::string state = TextOf(node, "state");
@@ -40,7 +47,8 @@ Result<ExitCode> ListNodes(Globals& globals) {
         TextOf(node, "name"), TextOf(node, "kind"), state,
         TextOf(node, "host"), SizeText(node),       JobNames(MemberOf(node, "jobs"))};
     if (wide)
-      row.insert(row.end(), {TextOf(node, "label"), TextOf(node, "rack"), TextOf(node, "procid")});
+      row.insert(row.end(), {GpusText(node), TextOf(node, "label"), TextOf(node, "rack"),
+                             TextOf(node, "procid")});
     table.Add(row);
   }
   out << table.ToString();

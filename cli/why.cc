@@ -143,6 +143,8 @@ class Diagnosis {
     int ready = 0;
     int others = 0;
     double free_slots = 0;
+    double gpus = 0;
+    double free_gpus = 0;
     std::string busy_with;
   };
   Nodes NodesOf(const std::string& kind) const {
@@ -152,6 +154,9 @@ class Diagnosis {
       const std::string state = TextOf(node, "state");
       ++(state == "ready" || state == "unsteady" ? found.ready : found.others);
       found.free_slots += Value(node, "free_slots");
+      found.free_gpus += Value(node, "free_gpus");
+      const Json& gpus = MemberOf(node, "gpus");
+      if (gpus.is_array()) found.gpus += static_cast<double>(gpus.size());
       for (const Json& job : MemberOf(node, "jobs")) {
         const std::string name = job.is_string() ? job.get<std::string>() : "";
         if (!name.empty() && found.busy_with.find(name) == std::string::npos) {
@@ -177,6 +182,16 @@ class Diagnosis {
               " agents are ready" +
               (agents.busy_with.empty() ? "" : ", busy with " + agents.busy_with),
           "start a ps-worker, or end another job: ds-cli node list -o wide");
+    }
+    const double wanted_gpus = Value(job_, "gpus_per_worker") * static_cast<double>(wanted);
+    if (agents.free_gpus < wanted_gpus) {
+      Add(Weight::kBlocked, "there are too few free GPUs",
+          TextOf(job_, "reason") + "; the agents have " +
+              CountText(static_cast<std::int64_t>(agents.gpus)) + ", " +
+              CountText(static_cast<std::int64_t>(agents.free_gpus)) + " of them free",
+          "start a ps-worker on a node with GPUs (`ps-task --devices` there says what it can use), "
+          "or end "
+          "another job: ds-cli node list -o wide");
     }
     if (causes_.empty()) {
       Add(Weight::kBlocked, "the job is queued", TextOf(job_, "reason", "no reason is given"),

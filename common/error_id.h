@@ -181,6 +181,7 @@ enum class ErrorId : std::uint16_t {
   kRetentionDirectory = 1009,
   kRingMemory = 1010,
   kRingTooSmall = 1011,
+  kNoGpu = 1012,
 
   // Disks and files.
   kDiskFull = 1101,

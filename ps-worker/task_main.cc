@@ -2,11 +2,13 @@
 //
 //   ps-task --spec FILE --control-fd 3 --ring PATH [--ring-bytes N]   trains
 //   ps-task --preflight --spec FILE [--result FILE]                   checks model and data
+//   ps-task --devices [--result FILE]                                 says which GPUs it can use
 //
 // FILE holds the resolved job as JSON. Preflight writes a control message with a PreflightResult to
-// --result and one line of JSON to stdout. Exit status: 0 done or fine; 7 the preflight found
-// something wrong; 64 usage; 65 the job, its model or its data is wrong; 75 ended by the agent, the
-// coordinator or a failure that another try may not meet. Log lines go to stderr.
+// --result and one line of JSON to stdout, --devices likewise a DeviceReport. Exit status: 0 done
+// or fine; 7 the preflight found something wrong; 64 usage; 65 the job, its model or its data is
+// wrong; 75 ended by the agent, the coordinator or a failure that another try may not meet. Log
+// lines go to stderr.
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -24,6 +26,7 @@
 #include "common/net/log.h"
 #include "ps-worker/engine/load.h"
 #include "ps-worker/engine/model.h"
+#include "ps-worker/engine/task_device.h"
 #include "ps-worker/engine/trainer.h"
 #include "ps-worker/task/task_session.h"
 
@@ -37,6 +40,7 @@ constexpr int kExitTemporary = 75;
 
 struct Flags {
   bool preflight = false;
+  bool devices = false;
   std::string spec_file;
   int spec_fd = -1;
   std::string result_file;
@@ -90,7 +94,16 @@ int RunPreflight(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   ps::control::PreflightResultT result;
   if (spec.ok()) {
     ps::worker::SetComputeThreads(spec.value().training.threads_per_worker);
-    result = ps::worker::Preflight(spec.value());
+    // Where the job's tasks will compute, or where that is not here on the CPU: model and data can
+    // be looked at all the same.
+    auto device = ps::worker::ChooseDevice(spec.value());
+    ps::JobSpec tried = spec.value();
+    if (!device.ok()) {
+      spdlog::info("checked on the CPU: {}", device.error().message);
+      tried.resources.gpus = 0;
+      tried.training.precision = "auto";
+    }
+    result = ps::worker::Preflight(tried, device.ok() ? *device : ps::worker::TaskDevice());
   } else {
     result.error = spec.error().message;
     result.error_id = static_cast<std::uint16_t>(spec.error().id);
@@ -114,6 +127,25 @@ int RunPreflight(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
     }
   }
   return ok ? kExitOk : kExitPreflight;
+}
+
+int RunDevices(const Flags& flags) {
+  auto report = ps::worker::FindDevices();
+  nlohmann::json gpus = nlohmann::json::array();
+  for (const auto& gpu : report.gpus) {
+    gpus.push_back({{"uuid", gpu->uuid},
+                    {"name", gpu->name},
+                    {"memory_bytes", gpu->memory_bytes},
+                    {"capability", std::to_string(gpu->major) + "." + std::to_string(gpu->minor)}});
+  }
+  const nlohmann::json line{{"gpus", std::move(gpus)}, {"note", report.note}};
+  std::puts(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  if (flags.result_file.empty()) return kExitOk;
+  if (!WriteFile(flags.result_file, ps::control::Encode(ps::control::Make(std::move(report))))) {
+    spdlog::error("{}: cannot be written", flags.result_file);
+    return kExitTemporary;
+  }
+  return kExitOk;
 }
 
 int ExitStatus(const ps::Error& error) {
@@ -141,10 +173,13 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   };
   if (!spec.ok()) return fail(spec.error());
   ps::worker::SetComputeThreads(spec.value().training.threads_per_worker);
-  auto task = ps::worker::LoadTask(spec.value());
+  const auto device = ps::worker::ChooseDevice(spec.value());
+  if (!device.ok()) return fail(device.error());
+  auto task = ps::worker::LoadTask(spec.value(), *device);
   if (!task.ok()) return fail(task.error());
-  spdlog::info("{}, {} parameters, {} records", ps::worker::EngineVersion(),
-               task->workload->layout().parameters, task->train->records());
+  spdlog::info("{} on {}, {} parameters, {} records", ps::worker::EngineVersion(),
+               device->model.compute.gpu ? "a GPU" : "the CPU", task->workload->layout().parameters,
+               task->train->records());
   ps::worker::Trainer trainer(spec.value(), *session.value(), *task->workload, *task->train,
                               task->test.get(), task->files.fingerprint);
   const auto ended = trainer.Run();
@@ -167,7 +202,10 @@ int main(int argc, char** argv) {
   auto* spec_file = app.add_option("--spec", flags.spec_file, "The resolved job, JSON");
   app.add_option("--spec-fd", flags.spec_fd, "The same from an inherited descriptor")
       ->excludes(spec_file);
-  app.add_option("--result", flags.result_file, "Where the preflight's result goes");
+  app.add_flag("--devices", flags.devices, "Say which GPUs tasks can compute on")
+      ->excludes("--preflight")
+      ->excludes(spec_file);
+  app.add_option("--result", flags.result_file, "Where the result of these goes");
   app.add_option("--control-fd", flags.control_fd, "Socket to the agent")->capture_default_str();
   app.add_option("--ring", flags.ring, "File of the retention ring");
   app.add_option("--ring-bytes", flags.ring_bytes, "Its size")->capture_default_str();
@@ -184,6 +222,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", status.error().message.c_str());
     return kExitUsage;
   }
+  if (flags.devices) return RunDevices(flags);
   if (flags.spec_file.empty() && flags.spec_fd < 0) {
     spdlog::error("--spec FILE is missing");
     return kExitUsage;

@@ -339,6 +339,7 @@ void Visit(Visitor& v, JobResources& r) {
   v.Integer("retention_mebibytes", r.retention_mebibytes, Whole{1, 1'048'576});
   v.Integer("replicas", r.replicas, Whole{0, 2});
   v.Integer("max_restarts", r.max_restarts, Whole{0, 1'000'000});
+  v.Integer("gpus", r.gpus, Whole{0, 1});
   v.Text("label", r.label, TextRule::kLabel, Need::kOptional);
 }
 
@@ -1078,6 +1079,22 @@ void CheckData(const JobSpec& spec, Report& report) {
   }
 }
 
+// What the kernels of a GPU do not do.
+void CheckGpus(const JobSpec& spec, Report& report) {
+  if (spec.resources.gpus == 0) return;
+  if (spec.model.type == "ledger") {
+    report.AddAt("resources.gpus", "is not for the ledger model, which computes nothing");
+  }
+  if (spec.training.local_steps > 1) {
+    report.AddAt("training.local_steps", "is not computed on GPUs: use 1, or resources.gpus: 0");
+  }
+  const std::string& codec = spec.sparsification.value_codec;
+  if (codec != "fp32" && codec != "bf16" && codec != "2bit") {
+    report.AddAt("sparsification.value_codec",
+                 codec + " is not computed on GPUs: use 2bit, bf16 or fp32, or resources.gpus: 0");
+  }
+}
+
 void CheckTraining(const JobSpec& spec, Report& report) {
   const TrainingSpec& training = spec.training;
   if (training.local_steps > 1) {
@@ -1384,6 +1401,7 @@ Result<JobSpec> ReadJob(const Node& root, const std::string& file,
   CheckTables(spec, report);
   CheckData(spec, report);
   CheckTraining(spec, report);
+  CheckGpus(spec, report);
   CheckSchedules(spec, report);
   CheckLoad(spec.checkpoint, report);
   if (!report.findings.empty()) return report.ToError();

@@ -197,6 +197,7 @@ struct JobResources {
   std::int64_t retention_mebibytes = 1024;  // per task
   std::int64_t replicas = 1;                // backups of every shard, on other servers
   std::int64_t max_restarts = 100;          // of worker tasks, per job
+  std::int64_t gpus = 0;                    // of each task; 0: it computes on the CPU
   std::string label;                        // only agents that have it run the tasks, and only them
 };
 

@@ -352,6 +352,11 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
   Member& member = Introduce(procid, message, false);
   member.slots = message.slots;
   member.label = message.label;
+  member.gpus.clear();
+  for (const auto& gpu : message.gpus) {
+    member.gpus.push_back({gpu->uuid, gpu->name, gpu->memory_bytes,
+                           std::to_string(gpu->major) + "." + std::to_string(gpu->minor)});
+  }
   for (const auto& ring : message.rings) {
     if (jobs_.contains(ring->job)) continue;
     control::DropRingT drop;
@@ -437,6 +442,19 @@ std::uint32_t Core::FreeSlots(const std::string& agent) const {
   std::uint32_t used = 0;
   for (const auto& [id, job] : jobs_) used += job->TasksOn(agent);
   return at->second.slots > used ? at->second.slots - used : 0;
+}
+
+std::vector<std::string> Core::FreeGpus(const std::string& agent) const {
+  std::vector<std::string> free;
+  const auto at = agents_.find(agent);
+  if (at == agents_.end()) return free;
+  for (const Gpu& gpu : at->second.gpus) {
+    const bool used = std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
+      return entry.second->UsesGpu(agent, gpu.uuid);
+    });
+    if (!used) free.push_back(gpu.uuid);
+  }
+  return free;
 }
 
 std::set<Round> Core::RoundsHeldOf(JobId job) const {
@@ -562,10 +580,15 @@ void Core::Submit(Ticket ticket, SubmitOrder order, std::uint64_t now_ms) {
   }
   const Status pinned = PinLoadSources(*spec, [this](const std::string& job) { return Find(job); });
   if (!pinned.ok()) return Fail(ticket, pinned.error());
+  // Where there is what the job wants, else where its model and data can be looked at.
+  const auto fitness = [&](const Member& agent) {
+    const bool has_gpus = agent.gpus.size() >= static_cast<std::size_t>(spec->resources.gpus);
+    return std::pair(has_gpus, FreeSlots(agent.procid));
+  };
   const Member* chosen = nullptr;
   for (const auto& [procid, agent] : agents_) {
     if (agent.alive() && agent.label == spec->resources.label &&
-        (chosen == nullptr || FreeSlots(procid) > FreeSlots(chosen->procid))) {
+        (chosen == nullptr || fitness(agent) > fitness(*chosen))) {
       chosen = &agent;
     }
   }
@@ -917,6 +940,15 @@ nlohmann::json Core::DescribeNodes() const {
         entry["slots"] = member.slots;
         entry["free_slots"] = FreeSlots(procid);
         entry["label"] = member.label;
+        nlohmann::json gpus = nlohmann::json::array();
+        for (const Gpu& gpu : member.gpus) {
+          gpus.push_back({{"uuid", gpu.uuid},
+                          {"name", gpu.name},
+                          {"memory_bytes", gpu.memory_bytes},
+                          {"capability", gpu.capability}});
+        }
+        entry["gpus"] = std::move(gpus);
+        entry["free_gpus"] = FreeGpus(procid).size();
       }
       list.push_back(std::move(entry));
     }

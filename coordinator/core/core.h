@@ -154,6 +154,7 @@ class Core final : public Cluster {
   bool servers_known() const override { return servers_known_; }
   const Members& agents() const override { return agents_; }
   std::uint32_t FreeSlots(const std::string& agent) const override;
+  std::vector<std::string> FreeGpus(const std::string& agent) const override;
   std::set<Round> RoundsHeldOf(JobId job) const override;
   void Send(const std::string& procid, control::MessageT message) override;
   void NoteTaskFailure(const std::string& agent) override;

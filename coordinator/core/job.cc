@@ -123,16 +123,14 @@ void Job::Tick() {
     std::uint32_t slots = 0;
     for (const auto& [procid, server] : cluster_.servers()) servers += server.alive() ? 1 : 0;
     for (const auto& [procid, agent] : cluster_.agents()) {
-      if (Takes(agent)) slots += cluster_.FreeSlots(procid);
+      slots += RoomOn(agent);
     }
     std::string reason;
     if (servers == 0) reason = "waits for a ps-server; none is registered";
     if (slots < state_.leases.workers()) {
       reason += (reason.empty() ? "" : "; ");
-      reason += "waits for " + std::to_string(state_.leases.workers()) + " free worker slots";
-      const std::string& label = definition_.spec.resources.label;
-      if (!label.empty()) reason += " on agents with the label `" + label + "`";
-      reason += ", " + std::to_string(slots) + " free now";
+      reason += "waits for " + std::to_string(state_.leases.workers()) + " " + SlotsText() + ", " +
+                std::to_string(slots) + " free now";
     }
     if (!reason.empty()) {
       if (reason != state_.reason) SetPhase(Phase::kQueued, reason);
@@ -229,6 +227,27 @@ bool Job::Takes(const Member& agent) const {
          agent.label == definition_.spec.resources.label;
 }
 
+std::uint32_t Job::RoomOn(const Member& agent) const {
+  if (!Takes(agent)) return 0;
+  const std::uint32_t slots = cluster_.FreeSlots(agent.procid);
+  const auto gpus = static_cast<std::size_t>(definition_.spec.resources.gpus);
+  if (gpus == 0 || slots == 0) return slots;
+  const std::size_t sets = cluster_.FreeGpus(agent.procid).size() / gpus;
+  return static_cast<std::uint32_t>(std::min<std::size_t>(slots, sets));
+}
+
+std::string Job::SlotsText() const {
+  const JobResources& resources = definition_.spec.resources;
+  std::string text = "free worker slots";
+  if (resources.gpus > 0) text += " with a GPU each";
+  if (!resources.label.empty()) text += " on agents with the label `" + resources.label + "`";
+  if (resources.gpus == 0) return text;
+  const bool any = std::any_of(
+      cluster_.agents().begin(), cluster_.agents().end(),
+      [this](const auto& entry) { return Takes(entry.second) && !entry.second.gpus.empty(); });
+  return any ? text : text + " (no agent that takes the job's tasks has a GPU)";
+}
+
 std::size_t Job::LiveCount() const {
   std::size_t count = 0;
   for (const WorkerSlot& slot : state_.workers) count += slot.live ? 1 : 0;
@@ -240,6 +259,14 @@ std::uint32_t Job::TasksOn(const std::string& agent) const {
   std::uint32_t count = 0;
   for (const WorkerSlot& slot : state_.workers) count += slot.agent == agent && slot.task != 0;
   return count;
+}
+
+bool Job::UsesGpu(const std::string& agent, const std::string& uuid) const {
+  if (over()) return false;
+  return std::any_of(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& slot) {
+    return slot.task != 0 && slot.agent == agent &&
+           std::find(slot.gpus.begin(), slot.gpus.end(), uuid) != slot.gpus.end();
+  });
 }
 
 std::string Job::AgentOfWorker(WorkerId worker) const {
@@ -299,8 +326,7 @@ void Job::StartMissingTasks() {
     const Member* best = nullptr;
     std::uint32_t best_free = 0;
     for (const auto& [procid, agent] : cluster_.agents()) {
-      if (!Takes(agent)) continue;
-      const std::uint32_t free = cluster_.FreeSlots(procid);
+      const std::uint32_t free = RoomOn(agent);
       if (free == 0) continue;
       if (best == nullptr ||
           std::tuple(!agent.unsteady, free) > std::tuple(!best->unsteady, best_free)) {
@@ -309,7 +335,8 @@ void Job::StartMissingTasks() {
       }
     }
     if (best == nullptr) {
-      const std::string reason = "waits for a free worker slot for worker " + std::to_string(slot);
+      std::string reason = "waits for a free worker slot for worker " + std::to_string(slot);
+      if (definition_.spec.resources.gpus > 0) reason += ", with a GPU";
       if (last_wait_reason_ != reason) {
         last_wait_reason_ = reason;
         Event("waiting", reason);
@@ -324,6 +351,9 @@ void Job::StartMissingTasks() {
 
 void Job::StartTask(std::size_t slot, const Member& agent) {
   WorkerSlot& worker = state_.workers[slot];
+  // While the slot has no task, as those of its last one may be among them.
+  worker.gpus = cluster_.FreeGpus(agent.procid);
+  worker.gpus.resize(static_cast<std::size_t>(definition_.spec.resources.gpus));
   worker.incarnation = Incarnation(state_.next_incarnation++);
   worker.agent = agent.procid;
   worker.agent_name = agent.name;
@@ -349,6 +379,7 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   start.worker = static_cast<std::uint32_t>(slot);
   start.incarnation = worker.incarnation.value();
   start.generation = state_.generation;
+  start.gpus = worker.gpus;
   // Nobody is asked for initial values any more: files that they came from may be gone.
   start.spec_json =
       state_.NewestCheckpoint() != nullptr ? SpecWithoutFiles(definition_) : definition_.spec_json;

@@ -131,6 +131,7 @@ class Job {
   // confirmed (the message says what it costs), a later one is pinned or held, or the job cannot.
   Result<nlohmann::json> RollBack(Round round, bool confirmed);
 
+  bool UsesGpu(const std::string& agent, const std::string& uuid) const;
   // Tasks of this job that occupy slots of the agent.
   std::uint32_t TasksOn(const std::string& agent) const;
   // Agent that runs or ran the worker's newest task; empty if none.
@@ -183,6 +184,10 @@ class Job {
   // Workers.
   void BeginShares();                     // speeds of as many workers as are wanted
   bool Takes(const Member& agent) const;  // tasks of this job, if it has a slot
+  // How many tasks of this job it has room for.
+  std::uint32_t RoomOn(const Member& agent) const;
+  // "free worker slots with a GPU each on agents with the label `x`".
+  std::string SlotsText() const;
   std::size_t LiveCount() const;
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
   void EvictTasks();

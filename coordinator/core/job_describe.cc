@@ -75,6 +75,7 @@ nlohmann::json Job::Describe() const {
     nlohmann::json entry = {{"worker", slot},
                             {"incarnation", worker.incarnation.value()},
                             {"node", worker.agent_name},
+                            {"gpus", worker.task != 0 ? worker.gpus.size() : 0},
                             {"state", worker.live        ? "live"
                                       : worker.task != 0 ? "starting"
                                                          : "none"}};
@@ -186,6 +187,7 @@ nlohmann::json Job::Describe() const {
       {"finished", TimeText(state_.finished_ms)},
       {"seconds", SecondsSince(state_.started_ms, over() ? state_.finished_ms : cluster_.now_ms())},
       {"generation", state_.generation},
+      {"gpus_per_worker", definition_.spec.resources.gpus},
       {"restarts", state_.restarts},
       {"parameters", definition_.layout.parameters},
       {"embedding_tables", std::move(row_tables)},

@@ -44,7 +44,7 @@ Result<nlohmann::json> Job::Scale(std::uint64_t workers, bool dry_run) {
   const std::uint64_t before = state_.leases.workers();
   std::uint64_t free = 0;
   for (const auto& [procid, agent] : cluster_.agents()) {
-    if (Takes(agent)) free += cluster_.FreeSlots(procid);
+    free += RoomOn(agent);
   }
   nlohmann::json done = {{"before", before}, {"workers", workers}, {"free_slots", free}};
   if (dry_run || workers == before) return done;

@@ -186,6 +186,7 @@ std::string StateToJson(const JobState& state) {
     out.BeginObject();
     out.Member("agent", slot.agent);
     out.Member("agent_name", slot.agent_name);
+    if (!slot.gpus.empty()) out.Member("gpus", slot.gpus);
     out.Member("incarnation", slot.incarnation.value());
     out.Member("live", slot.live);
     out.Member("retry_at_ms", slot.retry_at_ms);
@@ -224,6 +225,7 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       slot.incarnation = Incarnation(entry.at("incarnation").get<std::uint32_t>());
       slot.agent = entry.at("agent").get<std::string>();
       slot.agent_name = entry.at("agent_name").get<std::string>();
+      slot.gpus = entry.value("gpus", std::vector<std::string>());
       slot.task = entry.at("task").get<std::uint64_t>();
       slot.live = entry.at("live").get<bool>();
       slot.retry_at_ms = entry.at("retry_at_ms").get<std::uint64_t>();

@@ -48,7 +48,8 @@ struct WorkerSlot {
   std::string agent;  // procid, empty: none
   std::string agent_name;
   std::uint64_t task = 0;
-  bool live = false;  // in the live set: it has been told to train
+  std::vector<std::string> gpus;  // uuids, of the agent's; the task's as long as there is one
+  bool live = false;              // in the live set: it has been told to train
   std::uint64_t retry_at_ms = 0;
 };
 

@@ -29,6 +29,13 @@ enum class Duty {
 const char* DutyName(Duty duty);  // "full", "cordoned", "draining"
 std::optional<Duty> DutyOf(const std::string& name);
 
+struct Gpu {
+  std::string uuid;
+  std::string name;
+  std::uint64_t memory_bytes = 0;
+  std::string capability;  // "9.0"
+};
+
 struct Member {
   std::string procid;
   std::string name;
@@ -46,6 +53,7 @@ struct Member {
   std::string rack;                // with what else it may fail at once; empty: not known
   std::uint32_t slots = 0;         // agents, as the next
   std::string label;               // takes the tasks of jobs with this resources.label only
+  std::vector<Gpu> gpus;           // that its tasks can compute on
 
   bool unsteady = false;  // fails again and again: gets what nobody else can take
   Duty duty = Duty::kFull;
@@ -70,6 +78,8 @@ class Cluster {
   virtual const Members& agents() const = 0;
   // Slots of the agent that no task of any job occupies.
   virtual std::uint32_t FreeSlots(const std::string& agent) const = 0;
+  // Uuids of the agent's GPUs that no task has, in its order.
+  virtual std::vector<std::string> FreeGpus(const std::string& agent) const = 0;
   // Checkpoints of the job that other jobs start from, or load parts of, and have none of their own
   // yet.
   virtual std::set<Round> RoundsHeldOf(JobId job) const = 0;

@@ -99,8 +99,61 @@ Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, net::Context& cont
     spdlog::info("found the pushes of job {}, worker {}, incarnation {} up to clock {}", ring.job,
                  ring.worker, ring.incarnation, ring.last_clock);
   }
-  return std::unique_ptr<Agent>(
+  std::unique_ptr<Agent> agent(
       new Agent(loop, context, std::move(options), std::move(rings), std::move(lock)));
+  const std::string& gpus = agent->options_.gpus;
+  if (gpus == "on" || (gpus == "auto" && fs::exists("/proc/driver/nvidia/version", error))) {
+    PS_TRY(agent->FindDevices());
+  }
+  return agent;
+}
+
+Status Agent::FindDevices() {
+  const fs::path stem = options_.state_directory / "tasks" / "devices";
+  auto check = std::make_unique<Check>();
+  check->result = stem.string() + ".result";
+  check->log = stem.string() + ".log";
+  RemoveFile(check->result);
+  RemoveFile(check->log);
+  const net::UniqueFd log = PS_TRY(OpenTaskLog(check->log, "devices"));
+  net::ProcessSpec spec;
+  spec.argv = {options_.task_binary, "--devices", "--result", check->result.string()};
+  spec.output_fd = log.get();
+  check->child = PS_TRY(net::ChildProcess::Spawn(loop_, spec));
+  check->child->OnExit([this](net::ExitStatus status) { OnDevices(status); });
+  check->deadline = std::make_unique<net::Timer>(loop_);
+  Check* const borrowed = check.get();
+  check->deadline->After(options_.devices_deadline, [borrowed] {
+    borrowed->timed_out = true;
+    (void)borrowed->child->SignalGroup(SIGKILL).ok();
+  });
+  devices_ = std::move(check);
+  return Ok();
+}
+
+// A node whose GPUs are of no use is one without: it says so once, in its log.
+void Agent::OnDevices(net::ExitStatus status) {
+  const std::unique_ptr<Check> check = std::move(devices_);
+  std::ifstream file(check->result, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  Result<control::MessageT> message = control::Decode(std::as_bytes(std::span(bytes)));
+  if (check->timed_out) {
+    spdlog::error("no GPU is used: {} --devices did not end within {} s", options_.task_binary,
+                  options_.devices_deadline.count() / 1000);
+  } else if (!message.ok() || message->body.type != control::Body::DeviceReport) {
+    spdlog::error("no GPU is used: {} --devices {}: {}", options_.task_binary, status.ToString(),
+                  LastLogLines(check->log, kMessageLines));
+  } else {
+    const control::DeviceReportT& report = *message->body.AsDeviceReport();
+    for (const auto& gpu : report.gpus) {
+      gpus_.push_back(*gpu);
+      spdlog::info("GPU {} ({}): {}, {} GiB, sm_{}{}", gpus_.size() - 1, gpu->uuid, gpu->name,
+                   gpu->memory_bytes >> 30, gpu->major, gpu->minor);
+    }
+    if (!report.note.empty()) spdlog::warn("no GPU is used: {}", report.note);
+  }
+  for (const fs::path& path : {check->result, check->log}) RemoveFile(path);
+  SetLeader(leader_);
 }
 
 Agent::Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
@@ -124,7 +177,10 @@ Agent::~Agent() {
   }
 }
 
-void Agent::SetLeader(const std::string& endpoint) { client_.SetEndpoint(endpoint); }
+void Agent::SetLeader(const std::string& endpoint) {
+  leader_ = endpoint;
+  if (devices_known()) client_.SetEndpoint(endpoint);
+}
 
 void Agent::Stop(const std::string& reason, std::function<void()> done) {
   stopping_ = true;
@@ -136,6 +192,7 @@ void Agent::Stop(const std::string& reason, std::function<void()> done) {
     task.second.process->Stop(stop);
   }
   checks_.clear();
+  devices_.reset();
   loop_.Post([this] { MaybeStopped(); });
 }
 
@@ -155,6 +212,9 @@ control::MessageT Agent::Registration() const {
   registration.version = options_.version;
   registration.slots = stopping_ ? 0 : options_.slots;
   registration.label = options_.label;
+  for (const control::GpuInfoT& gpu : gpus_) {
+    registration.gpus.push_back(std::make_unique<control::GpuInfoT>(gpu));
+  }
   for (const auto& entry : tasks_) {
     const Task& task = entry.second;
     control::TaskInfoT info;
@@ -311,6 +371,10 @@ Result<TaskCommand> Agent::PrepareTask(const control::StartTaskT& start, Task& t
   }
   // These libraries take the number of threads from the environment before main() can say it.
   command.environment = {{"OMP_NUM_THREADS", threads}, {"OPENBLAS_NUM_THREADS", threads}};
+  // Others are not there for it, and its own is its first.
+  std::string visible;
+  for (const std::string& gpu : start.gpus) visible += (visible.empty() ? "" : ",") + gpu;
+  command.environment.emplace_back("CUDA_VISIBLE_DEVICES", visible);
   command.log = task.log;
   command.log_heading = "job " + std::to_string(start.job) + " worker " +
                         std::to_string(start.worker) + " incarnation " +

@@ -15,6 +15,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "common/net/context.h"
 #include "common/net/control_client.h"
@@ -38,11 +39,15 @@ struct AgentOptions {
   std::filesystem::path state_directory;
   std::filesystem::path retention_directory;
   std::string task_binary;
+  // Whether it is asked which GPUs it can compute on: "on", "off", or "auto", where the node has
+  // NVIDIA's driver.
+  std::string gpus = "auto";
   std::string log_level = "info";                          // of the tasks
   std::uint64_t log_keep_bytes = std::uint64_t{16} << 20;  // per worker slot of a job
   std::size_t log_files_max = 256;
   std::size_t preflights_max = 4;  // at a time
   net::Milliseconds preflight_deadline{60'000};
+  net::Milliseconds devices_deadline{120'000};  // a node of many GPUs takes long at first
   net::Milliseconds housekeeping{2'000};
   TaskTimeouts task;
   net::ControlClientOptions control;
@@ -58,7 +63,8 @@ class Agent {
   Agent& operator=(const Agent&) = delete;
   ~Agent();  // kills the tasks
 
-  // The control endpoint of the leading coordinator; empty: there is none.
+  // The control endpoint of the leading coordinator; empty: there is none. It is told of this agent
+  // as soon as the node's GPUs are known.
   void SetLeader(const std::string& endpoint);
 
   // Stops all tasks, tells the coordinator of their ends, then calls `done`, once. No new task is
@@ -66,6 +72,8 @@ class Agent {
   void Stop(const std::string& reason, std::function<void()> done);
 
   bool registered() const { return client_.registered(); }
+  // The node's GPUs are known, or that it has none.
+  bool devices_known() const { return devices_ == nullptr; }
   std::size_t running_tasks() const { return tasks_.size(); }
   std::size_t ghosts() const { return ghosts_.size(); }
 
@@ -91,6 +99,9 @@ class Agent {
   Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
         net::UniqueFd lock);
 
+  // Asks ps-task which GPUs there are.
+  Status FindDevices();
+  void OnDevices(net::ExitStatus status);
   control::MessageT Registration() const;
   void OnMessage(control::MessageT message);
   void OnWelcome();
@@ -134,6 +145,9 @@ class Agent {
   std::map<std::uint64_t, Task> tasks_;  // by the coordinator's number
   std::map<RingKey, std::unique_ptr<Ghost>> ghosts_;
   std::map<std::uint64_t, std::unique_ptr<Check>> checks_;  // by request
+  std::unique_ptr<Check> devices_;                          // as long as the GPUs are not known
+  std::vector<control::GpuInfoT> gpus_;
+  std::string leader_;
   bool stopping_ = false;
   std::function<void()> stopped_;
 };

@@ -79,6 +79,11 @@ int main(int argc, char** argv) {
   app.add_option("--slots", agent.slots, "Tasks that run here at a time")
       ->capture_default_str()
       ->check(CLI::Range(1u, 1024u));
+  app.add_option("--gpus", agent.gpus,
+                 "Offer the node's GPUs to tasks: auto (where NVIDIA's driver is), on or off")
+      ->envname("DS_GPUS")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "on", "off"}));
   app.add_option("--label", agent.label,
                  "Take only tasks of jobs with this resources.label (default: of those without)");
   app.add_option("--state-dir", state_directory, "Job files and logs of tasks")

@@ -95,7 +95,9 @@ Status Run(RunConfig config) {
     } else if (agent->registered()) {
       state.status = "registered; " + tasks;
     } else {
-      state.status = "waits: " + Missing(session, leader) + "; " + tasks;
+      const std::string missing =
+          agent->devices_known() ? Missing(session, leader) : "ps-task looks for GPUs";
+      state.status = "waits: " + missing + "; " + tasks;
     }
     return state;
   });

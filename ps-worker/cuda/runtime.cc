@@ -17,6 +17,24 @@ int DeviceCount() {
   return count;
 }
 
+Result<DeviceProperties> PropertiesOf(int device) {
+  cudaDeviceProp properties{};
+  PS_TRY(Checked(cudaGetDeviceProperties(&properties, device), "reading a device's properties"));
+  DeviceProperties result;
+  result.name = properties.name;
+  result.uuid = "GPU-";
+  for (std::size_t i = 0; i < sizeof(properties.uuid.bytes); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) result.uuid += '-';
+    const auto byte = static_cast<unsigned char>(properties.uuid.bytes[i]);
+    result.uuid += "0123456789abcdef"[byte >> 4];
+    result.uuid += "0123456789abcdef"[byte & 15];
+  }
+  result.memory_bytes = properties.totalGlobalMem;
+  result.major = properties.major;
+  result.minor = properties.minor;
+  return result;
+}
+
 Result<std::string> DeviceDescription(int device) {
   cudaDeviceProp properties{};
   PS_TRY(Checked(cudaGetDeviceProperties(&properties, device), "reading a device's properties"));

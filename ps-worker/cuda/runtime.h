@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -21,6 +22,14 @@ Status Checked(cudaError_t error, const char* what);
 
 // Devices that can be used; 0 also where there is no driver.
 int DeviceCount();
+struct DeviceProperties {
+  std::string name;
+  std::string uuid;  // "GPU-" and 32 digits in groups, as CUDA_VISIBLE_DEVICES takes it
+  std::uint64_t memory_bytes = 0;
+  int major = 0;  // compute capability
+  int minor = 0;
+};
+Result<DeviceProperties> PropertiesOf(int device);
 // "NVIDIA H100 80GB HBM3, 132 multiprocessors, sm_90, driver 13.0".
 Result<std::string> DeviceDescription(int device);
 

@@ -131,5 +131,7 @@ void SetComputeThreads(std::int64_t threads);
 
 // "LibTorch 1.13.1", for logs.
 std::string EngineVersion();
+// GPUs on which LibTorch can compute; 0 also where it was built for CPUs.
+int EngineDevices();
 
 }  // namespace ps::worker

@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <dlfcn.h>
 #include <torch/autograd.h>
+#include <torch/cuda.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 #include <torch/version.h>
@@ -103,6 +104,8 @@ class TorchModel final : public Model {
     model->compute_ = device.compute;
     if (device.cuda >= 0) {
       model->device_ = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device.cuda));
+      // Who wants fewer bits says so by training.precision.
+      at::globalContext().setAllowTF32CuDNN(false);
     }
     model->loss_ = LossOfName(spec.training.loss);
     if (spec.training.accumulate > 1) {
@@ -172,20 +175,23 @@ class TorchModel final : public Model {
       flat_gradient_.zero_();
       for (const auto& view : parameters_) AssertView(view);
       PS_TRY(LoadRows(batch, /*gradients=*/true));
-      double mean = 0;
+      // Read after the backward passes are enqueued, so that a GPU does not wait for the host.
+      std::vector<std::pair<double, at::Tensor>> losses;
       for (std::uint32_t first = 0; first < batch.records; first += part_records_) {
         const Batch part = Part(batch, first);
         const auto output = ForwardIn(mode.precision, part, first);
         PS_TRY(CheckOutput(output, part));
         auto loss = LossOf(output, part, at::Reduction::Mean);
         const double share = static_cast<double>(part.records) / batch.records;
-        mean += share * loss.item<double>();
+        losses.emplace_back(share, loss.detach());
         const double factor = share * mode.loss_scale;
         (factor == 1 ? loss : loss * factor).backward();
       }
       for (const auto& view : parameters_) AssertView(view);
       KeepRowGradients();
       if (mode.loss_scale != 1) Unscale(LossScaler::Inverse(mode.loss_scale));
+      double mean = 0;
+      for (const auto& [share, loss] : losses) mean += share * loss.item<double>();
       return mean;
     } catch (const std::exception& error) {
       return Refuse(error);
@@ -590,6 +596,8 @@ void SetComputeThreads(std::int64_t threads) {
   // The momentum of a dead unit decays into denormals, on which a processor is many times slower.
   at::globalContext().setFlushDenormal(true);
 }
+
+int EngineDevices() { return static_cast<int>(torch::cuda::device_count()); }
 
 std::string EngineVersion() { return std::string("LibTorch ") + TORCH_VERSION; }
 

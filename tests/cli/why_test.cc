@@ -94,6 +94,11 @@ TEST_F(WhyTest, AQueuedJobNamesWhatIsMissing) {
   looks_.nodes[0]["free_slots"] = 5;
   looks_.nodes.push_back({{"name", "s"}, {"kind", "server"}, {"state", "ready"}});
   EXPECT_EQ(First().what, "the job is queued");
+  looks_.after["gpus_per_worker"] = 1;
+  looks_.nodes[0]["gpus"] = Json::array({{{"uuid", "GPU-1"}}});
+  looks_.nodes[0]["free_gpus"] = 0;
+  EXPECT_EQ(First().what, "there are too few free GPUs");
+  EXPECT_THAT(First().evidence, HasSubstr("the agents have 1, 0 of them free"));
 }
 
 TEST_F(WhyTest, AJobThatRecoversSaysFromWhat) {

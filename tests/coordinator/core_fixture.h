@@ -150,6 +150,13 @@ class CoreTest : public ::testing::Test {
     message.host = "host";
     message.slots = 1;
     message.label = label;
+    for (const auto& uuid : gpus_[name]) {
+      auto gpu = std::make_unique<control::GpuInfoT>();
+      gpu->uuid = uuid;
+      gpu->major = 9;
+      message.gpus.push_back(std::move(gpu));
+    }
+    if (!message.gpus.empty()) message.slots = 4;
     for (const auto& [task, worker] : tasks_) {
       if (worker.agent != "p-" + name) continue;
       auto info = std::make_unique<control::TaskInfoT>();
@@ -536,6 +543,7 @@ class CoreTest : public ::testing::Test {
   std::set<std::string> cannot_copy_;                     // servers
   std::map<std::string, std::set<std::string>> written_;  // manifests: by server the parts
   std::set<std::string> servers_, agents_;
+  std::map<std::string, std::vector<std::string>> gpus_;  // of agents, which then have four slots
   float loss_scale_ = 0;  // that workers have in their cuts, and their slot more; 0: none
   std::map<std::string, std::string> nodes_;
   std::map<std::string, std::vector<control::MessageT>> inbox_;

@@ -126,6 +126,110 @@ TEST_F(CoreTest, AQueuedJobNamesTheLabelItWaitsFor) {
   EXPECT_NE(reason.find("with the label `bench`, 1 free now"), std::string::npos) << reason;
 }
 
+constexpr char kGpuJob[] = R"(
+apiVersion: ds/v1
+kind: TrainJob
+name: count
+model: {type: mlp, layers: [2, 2]}
+data: {train: {format: csv, file: /t.csv, label: y}}
+training: {workers: 2, batch_size: 32, epochs: 1, metric: none}
+)";
+
+class GpuJobTest : public CoreTest {
+ protected:
+  GpuJobTest() {
+    spec_ = kGpuJob;
+    spec_more_ = "resources: {replicas: 0, gpus: 1}\n";
+  }
+  // {task: uuids} of the tasks that an agent has to start.
+  std::map<std::uint64_t, std::vector<std::string>> Starts(const std::string& agent) {
+    std::map<std::uint64_t, std::vector<std::string>> starts;
+    for (const auto& message : Take("p-" + agent, Body::StartTask)) {
+      const auto& start = *message.body.AsStartTask();
+      starts[start.task] = start.gpus;
+    }
+    return starts;
+  }
+  nlohmann::json Node(const std::string& name) {
+    const nlohmann::json body = core_->DescribeNodes();
+    for (const auto& node : body["nodes"]) {
+      if (node["name"] == name) return node;
+    }
+    return {};
+  }
+};
+
+TEST_F(GpuJobTest, EachTaskHasAGpuThatNoOtherHas) {
+  gpus_["a1"] = {"g0", "g1"};
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  EXPECT_TRUE(Starts("a0").empty());
+  auto starts = Starts("a1");
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_EQ(starts.begin()->second, std::vector<std::string>{"g0"});
+  EXPECT_EQ(starts.rbegin()->second, std::vector<std::string>{"g1"});
+  EXPECT_EQ(Node("a1")["free_gpus"], 0);
+  EXPECT_EQ(Node("a1")["gpus"][1]["uuid"], "g1");
+  EXPECT_EQ(Describe()["workers"][0]["gpus"], 1);
+
+  // Who comes next waits, and says for what; a job that needs none does not.
+  auto spec = ParseJobJson(SpecJson(std::string(kGpuJob) + spec_more_));
+  spec->name = "next";
+  answers_.clear();
+  core_->Submit(2, {ResolvedJson(*spec), false}, now_);
+  Flush();
+  for (const auto& message : Take("p-a1", Body::Preflight)) {
+    Say("p-a1", GoodPreflight(message.body.AsPreflight()->request));
+  }
+  Tick();
+  const auto next = core_->DescribeJob("next")->at("job");
+  EXPECT_EQ(next["phase"], "queued");
+  EXPECT_EQ(next["reason"], "waits for 2 free worker slots with a GPU each, 0 free now");
+
+  // The task of one ends: its successor has the GPU that is free then.
+  Say("p-a1", Exited(starts.rbegin()->first, /*with_ring=*/false));
+  Tick(60'000);
+  starts = Starts("a1");
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts.begin()->second, std::vector<std::string>{"g1"});
+
+  // The next leader knows whose they are.
+  for (const std::uint32_t worker : {0u, 1u}) {
+    const auto incarnation = Describe()["workers"][worker]["incarnation"].get<std::uint32_t>();
+    tasks_[std::uint64_t{1} << 32 | incarnation] = {worker, incarnation, "p-a1"};
+  }
+  const auto record = Record();
+  Start(2);
+  ASSERT_TRUE(core_->Load({record}, now_).ok());
+  Announce();
+  Register("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Tick();
+  EXPECT_EQ(Node("a1")["free_gpus"], 0);
+  EXPECT_TRUE(Starts("a1").empty());
+}
+
+TEST_F(GpuJobTest, WithoutAGpuAnywhereItSaysSo) {
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  EXPECT_EQ(PhaseNow(), "queued");
+  EXPECT_EQ(Describe()["reason"],
+            "waits for 2 free worker slots with a GPU each (no agent that takes the job's tasks "
+            "has a GPU), 0 free now");
+  EXPECT_TRUE(Starts("a0").empty());
+  gpus_["a2"] = {"g0", "g1"};
+  AddAgent("a2");
+  Tick();
+  EXPECT_EQ(Starts("a2").size(), 2u);
+}
+
 TEST_F(CoreTest, ASubmissionThatIsSentAgainIsTheSameJob) {
   AddServer("s0");
   AddAgent("a0");

@@ -89,6 +89,7 @@ def listening_ports(pid):
 class Cluster:
     def __init__(self, *up_arguments, start=True):
         self.folder = tempfile.mkdtemp(prefix="ds system ")  # a path with a space in it
+        self.bin = BIN
         self.env = dict(os.environ, DS_STATE=os.path.join(self.folder, "context.json"))
         self.env.pop("DS_COORDINATOR", None)
         self.directory = os.path.join(self.folder, "cluster")
@@ -107,7 +108,7 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ds(self, *words, timeout=60):
-        return subprocess.run([os.path.join(BIN, "ds-cli"), *words], env=self.env, text=True,
+        return subprocess.run([os.path.join(self.bin, "ds-cli"), *words], env=self.env, text=True,
                               timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def file(self, text, name="job.yaml"):
@@ -1271,6 +1272,100 @@ class Speeds(WithCluster):
         self.assertEqual(described["progress"]["repeated_samples"], 0)
         self.assertEqual(described["last_checkpoint"]["samples"], epochs * 60000)
         self.assertGreater(described["result"]["test_accuracy"], 0.85)
+
+
+class Gpus(unittest.TestCase):
+    """Real daemons, with a ps-task whose GPUs the CPU plays."""
+
+    JOB = """
+apiVersion: ds/v1
+kind: TrainJob
+name: %s
+model: {type: mlp, layers: [784, 32, 10]}
+data:
+  train: {format: idx, images: %s/train-images-idx3-ubyte.gz, labels: %s/train-labels-idx1-ubyte.gz}
+  test: {format: idx, images: %s/t10k-images-idx3-ubyte.gz, labels: %s/t10k-labels-idx1-ubyte.gz}
+  mean: 0.2860
+  standard_deviation: 0.3530
+training: {workers: %d, batch_size: 200, epochs: %g, precision: fp32, pull_values: %s}
+optimizer: {type: worker_nesterov, learning_rate: 0.1, reference_batch: 400, clip_norm: 1.0}
+sparsification: {ratio: 0.05, value_codec: 2bit}
+resources: {gpus: %d}
+"""
+
+    def setUp(self):
+        # Programs find each other beside themselves.
+        self.bin = tempfile.mkdtemp(prefix="gpus ", dir=os.path.dirname(BIN.rstrip("/")))
+        for name in ("ds-cli", "coordinator", "ps-server", "ps-worker"):
+            os.link(os.path.join(BIN, name), os.path.join(self.bin, name))
+        os.link(os.path.join(BIN, "ps-task-emulated"), os.path.join(self.bin, "ps-task"))
+        self.cluster = None
+
+    def tearDown(self):
+        if self.cluster:
+            self.cluster.down()
+        shutil.rmtree(self.bin)
+
+    def up(self, **environment):
+        self.cluster = Cluster("--workers", "3", "--agents", "1", start=False)
+        self.cluster.bin = self.bin
+        self.cluster.env.update(environment)
+        self.cluster.up()
+
+    def text(self, name, workers, gpus, epochs=1.0, values="bf16"):
+        return self.JOB % (name, FASHION, FASHION, FASHION, FASHION, workers, epochs, values, gpus)
+
+    def agent(self):
+        nodes = json.loads(self.cluster.ds("node", "list", "-o", "json").stdout)["nodes"]
+        return [node for node in nodes if node["kind"] == "worker"][0]
+
+    def visible(self):
+        """What each task sees."""
+        found = []
+        for pid in self.cluster.tasks():
+            with open("/proc/%d/environ" % pid) as file:
+                variables = dict(word.split("=", 1) for word in file.read().split("\0") if "=" in word)
+            found.append(variables.get("CUDA_VISIBLE_DEVICES"))
+        return sorted(found)
+
+    def test_tasks_train_on_gpus_of_their_own_also_when_one_is_killed(self):
+        self.up(DS_GPUS="on", DS_EMULATED_GPUS="2")
+        self.assertEqual([gpu["uuid"] for gpu in self.agent()["gpus"]],
+                         ["GPU-emulated-0", "GPU-emulated-1"])
+        job = self.cluster.submit(self.text("on-gpus", 2, 1, epochs=3, values="increments"))
+        trained_more_than(self, self.cluster, job, 0)
+        self.assertEqual(self.visible(), ["GPU-emulated-0", "GPU-emulated-1"])
+        self.assertEqual(self.agent()["free_gpus"], 0)
+        # One that needs none goes beside it; another that does waits, and says for what.
+        beside = self.cluster.submit(self.text("beside", 1, 0, epochs=0.1))
+        waiting = self.cluster.submit(self.text("waiting", 1, 1))
+        deadline = time.time() + 20
+        while "with a GPU" not in self.cluster.job(waiting)["reason"]:
+            self.assertLess(time.time(), deadline, self.cluster.job(waiting)["reason"])
+            time.sleep(0.1)
+        why = self.cluster.ds("job", "why", waiting).stdout
+        self.assertIn("worker slots with a GPU each, 0 free now", why)
+        self.assertEqual(self.cluster.ds("job", "cancel", waiting).returncode, 0)
+        self.assertEqual(self.cluster.wait(beside), 0, self.cluster.events(beside))
+        os.kill(self.cluster.tasks()[0], signal.SIGKILL)
+        self.assertEqual(self.cluster.wait(job), 0, self.cluster.events(job))
+        described = self.cluster.job(job)
+        self.assertEqual(described["restarts"], 1)
+        self.assertGreater(described["result"]["test_accuracy"], 0.72)
+        self.assertEqual(described["progress"]["samples_trained"], 3 * 60000)
+        self.assertEqual(self.agent()["free_gpus"], 2)
+
+    def test_without_gpus_a_job_waits_for_them_and_says_so(self):
+        self.up(DS_GPUS="on", DS_EMULATED_GPUS="0")
+        self.assertEqual(self.agent()["gpus"], [])
+        job = self.cluster.submit(self.text("nowhere", 1, 1))
+        deadline = time.time() + 20
+        while "with a GPU" not in self.cluster.job(job)["reason"]:
+            self.assertLess(time.time(), deadline, self.cluster.job(job)["reason"])
+            time.sleep(0.1)
+        why = self.cluster.ds("job", "why", job).stdout
+        self.assertIn("no agent that takes the job's tasks has a GPU", why)
+        self.assertEqual(self.cluster.job(job)["phase"], "queued")
 
 
 class FourWorkers(WithCluster):

@@ -21,6 +21,54 @@ TEST_F(AgentTest, RegistersWithWhatItHas) {
   EXPECT_TRUE(registration.rings.empty());
 }
 
+class AgentWithGpusTest : public AgentTest {
+ protected:
+  void StartWith(const char* gpus) {
+    options_.gpus = "on";
+    if (gpus != nullptr) ::setenv("DS_FAKE_GPUS", gpus, 1);
+    StartAgent();
+  }
+  void TearDown() override { ::unsetenv("DS_FAKE_GPUS"); }
+};
+
+TEST_F(AgentWithGpusTest, RegistersWithThoseThatItsTasksCanUse) {
+  StartWith("2");
+  EXPECT_FALSE(agent_->devices_known());
+  const control::MessageT message = coordinator_->Await(Body::RegisterAgent);
+  const auto& gpus = message.body.AsRegisterAgent()->gpus;
+  ASSERT_EQ(gpus.size(), 2u);
+  EXPECT_EQ(gpus[1]->uuid, "GPU-1");
+}
+
+TEST_F(AgentWithGpusTest, IsANodeWithoutThemIfTheyAreOfNoUse) {
+  for (const char* gpus : {"", "none"}) {
+    StartWith(gpus);
+    const control::MessageT message = coordinator_->Await(Body::RegisterAgent);
+    EXPECT_TRUE(message.body.AsRegisterAgent()->gpus.empty());
+    agent_.reset();
+  }
+}
+
+TEST_F(AgentWithGpusTest, ATaskSeesItsOwnOnly) {
+  StartAgent();
+  coordinator_->Await(Body::RegisterAgent);
+  control::StartTaskT start;
+  start.task = kTask;
+  start.job = 3;
+  start.incarnation = 7;
+  start.spec_json = LedgerSpec("ledger");
+  start.gpus = {"GPU-4", "GPU-7"};
+  coordinator_->Send(Make(std::move(start)));
+  coordinator_->Await(Body::TaskReady);
+  control::LogReadT read;
+  read.job = 3;
+  read.limit = 1000;
+  coordinator_->Send(Make(std::move(read)));
+  const control::MessageT log = coordinator_->Await(Body::LogChunk);
+  EXPECT_NE(log.body.AsLogChunk()->text.find("GPUs GPU-4,GPU-7\n"), std::string::npos)
+      << log.body.AsLogChunk()->text;
+}
+
 TEST_F(AgentTest, CarriesMessagesBothWaysUnderTheTasksNumber) {
   StartAgent();
   coordinator_->Await(Body::RegisterAgent);

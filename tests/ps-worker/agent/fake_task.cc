@@ -109,13 +109,38 @@ int End(std::uint64_t round) {
 
 }  // namespace
 
+// DS_FAKE_GPUS of them; nothing is said if it is not a number.
+int Devices(const std::string& path) {
+  const std::string count =
+      std::getenv("DS_FAKE_GPUS") == nullptr ? "" : std::getenv("DS_FAKE_GPUS");
+  if (count.find_first_not_of("0123456789") != std::string::npos) {
+    std::fprintf(stderr, "no devices today\n");
+    return 3;
+  }
+  ps::control::DeviceReportT report;
+  if (count.empty()) report.note = "there is no driver";
+  for (int i = 0; i < std::atoi(count.c_str()); ++i) {
+    auto gpu = std::make_unique<ps::control::GpuInfoT>();
+    gpu->uuid = "GPU-" + std::to_string(i);
+    report.gpus.push_back(std::move(gpu));
+  }
+  const auto bytes = ps::control::Encode(Make(std::move(report)));
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
+  return 0;
+}
+
 int main(int argc, char** argv) {
   std::map<std::string, std::string> flags;
   bool preflight = false;
+  bool devices = false;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--preflight") {
       preflight = true;
+    } else if (flag == "--devices") {
+      devices = true;
     } else if (i + 1 < argc) {
       flags[flag] = argv[++i];
     }
@@ -123,8 +148,11 @@ int main(int argc, char** argv) {
   std::ifstream file(flags["--spec"]);
   const std::string spec{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (preflight) return Preflight(spec, flags["--result"]);
+  if (devices) return Devices(flags["--result"]);
 
   std::printf("threads %s\n", std::getenv("OMP_NUM_THREADS"));
+  const char* const gpus = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (gpus == nullptr || *gpus != '\0') std::printf("GPUs %s\n", gpus);
   std::fflush(stdout);
   ::signal(SIGTERM, [](int) {
     if (!stubborn) ::_exit(15);

@@ -129,8 +129,13 @@ using cudaStream_t = void*;
 // When it was recorded, in seconds.
 using cudaEvent_t = double*;
 
+struct cudaUUID_t {
+  char bytes[16];
+};
 struct cudaDeviceProp {
   char name[256];
+  cudaUUID_t uuid;
+  std::size_t totalGlobalMem;
   int multiProcessorCount;
   int major;
   int minor;

@@ -1,0 +1,46 @@
+// ps-task on GPUs that the CPU plays: as many as DS_EMULATED_GPUS says, each as slow as the others.
+// The model computes on the CPU, as if its memory were the device's.
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "common/error_id.h"
+#include "ps-worker/engine/device_parameters.h"
+#include "ps-worker/engine/task_device.h"
+
+namespace ps::worker {
+namespace {
+
+std::string Variable(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+}  // namespace
+
+control::DeviceReportT FindDevices() {
+  control::DeviceReportT report;
+  for (int i = 0; i < std::atoi(Variable("DS_EMULATED_GPUS").c_str()); ++i) {
+    auto gpu = std::make_unique<control::GpuInfoT>();
+    gpu->uuid = "GPU-emulated-" + std::to_string(i);
+    gpu->name = "emulated";
+    gpu->memory_bytes = std::uint64_t{1} << 30;
+    gpu->major = 9;
+    report.gpus.push_back(std::move(gpu));
+  }
+  return report;
+}
+
+Result<TaskDevice> ChooseDevice(const JobSpec& spec) {
+  if (spec.resources.gpus == 0) return TaskDevice();
+  if (Variable("DS_EMULATED_GPUS").empty() ||
+      Variable("CUDA_VISIBLE_DEVICES").find("GPU-emulated-") != 0) {
+    return Error{ErrorId::kNoGpu, "resources.gpus: no emulated device is visible"};
+  }
+  TaskDevice device;
+  device.model.compute = {true, 9, 0};
+  device.make_parameters = DeviceParameters::Create;
+  return device;
+}
+
+}  // namespace ps::worker
