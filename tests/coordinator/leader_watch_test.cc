@@ -1,10 +1,14 @@
 #include "coordinator/shell/leader_watch.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "common/net/unique_fd.h"
 
 namespace ps::coordinator {
 namespace {
@@ -14,6 +18,27 @@ using net::Milliseconds;
 constexpr Milliseconds kSoon{10'000};
 // How long a connection and its loss take at most, on a busy machine.
 constexpr Milliseconds kWhile{500};
+
+// Refuses connections as long as it lives. A socket of ZeroMQ's that was closed may still listen
+// for a moment, and then its port is anybody's.
+class DeafPort {
+ public:
+  DeafPort() : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    auto* const generic = reinterpret_cast<sockaddr*>(&address);
+    EXPECT_EQ(::bind(fd_.get(), generic, size), 0);
+    EXPECT_EQ(::getsockname(fd_.get(), generic, &size), 0);
+    number_ = ntohs(address.sin_port);
+  }
+  int number() const { return number_; }
+
+ private:
+  const net::UniqueFd fd_;
+  int number_ = 0;
+};
 
 class LeaderWatchTest : public ::testing::Test {
  protected:
@@ -50,7 +75,8 @@ TEST_F(LeaderWatchTest, ALeaderThatEndsIsDeadAtOnce) {
 }
 
 TEST_F(LeaderWatchTest, OneThatWasNeverReachedIsLeftToItsSession) {
-  const std::string endpoint = Lead().endpoint;
+  const DeafPort port;
+  const std::string endpoint = "tcp://127.0.0.1:" + std::to_string(port.number());
   watch_.Watch("c-1", endpoint);
   watch_.Watch("c-2", endpoint);
   Wait(kWhile);
