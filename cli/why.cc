@@ -190,8 +190,7 @@ class Diagnosis {
               CountText(static_cast<std::int64_t>(agents.gpus)) + ", " +
               CountText(static_cast<std::int64_t>(agents.free_gpus)) + " of them free",
           "start a ps-worker on a node with GPUs (`ps-task --devices` there says what it can use), "
-          "or end "
-          "another job: ds-cli node list -o wide");
+          "or end another job: ds-cli node list -o wide");
     }
     if (causes_.empty()) {
       Add(Weight::kBlocked, "the job is queued", TextOf(job_, "reason", "no reason is given"),

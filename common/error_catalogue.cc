@@ -561,15 +561,13 @@ constexpr ErrorEntry kEntries[] = {
     {ErrorId::kRingTooSmall, ErrorCode::kInvalid, "a push does not fit into the retention ring",
      "The model is large for the ring, or a push carries more than sparsification should leave.",
      "`ds-cli job restart JOB --set resources.retention_mebibytes=N`."},
-
-    // Disks and files.
     {ErrorId::kNoGpu, ErrorCode::kInvalid, "a task cannot compute on a GPU of its node",
      "The job has resources.gpus, and the worker's ps-task was built without GPU code, its "
-     "LibTorch "
-     "is for CPUs, or the driver is too old for them.",
+     "LibTorch is for CPUs, or the driver is too old for them.",
      "`ps-task --devices` on that node says what is missing; `ds-cli node list -o wide` who has "
-     "GPUs. "
-     "Or set resources.gpus to 0."},
+     "GPUs. Or set resources.gpus to 0."},
+
+    // Disks and files.
     {ErrorId::kDiskFull, ErrorCode::kIo, "the disk is full",
      "A write found no place, or a checkpoint would not find it.",
      "`df -h DIR`. `ds-cli ckpt prune JOB --keep 1` frees checkpoints; checkpoint.keep says how "

@@ -75,6 +75,13 @@ void RemoveFile(const fs::path& path) {
   fs::remove(path, error);
 }
 
+// What ps-task wrote to --result.
+Result<control::MessageT> ReadAnswer(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  return control::Decode(std::as_bytes(std::span(bytes)));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, net::Context& context,
@@ -109,34 +116,42 @@ Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, net::Context& cont
 }
 
 Status Agent::FindDevices() {
-  const fs::path stem = options_.state_directory / "tasks" / "devices";
+  devices_ = PS_TRY(Ask("devices", {"--devices"}, options_.devices_deadline,
+                        [this](net::ExitStatus status) { OnDevices(status); }));
+  return Ok();
+}
+
+Result<std::unique_ptr<Agent::Check>> Agent::Ask(const std::string& name,
+                                                 const std::vector<std::string>& words,
+                                                 net::Milliseconds deadline,
+                                                 std::function<void(net::ExitStatus)> on_exit) {
+  const fs::path stem = options_.state_directory / "tasks" / name;
   auto check = std::make_unique<Check>();
   check->result = stem.string() + ".result";
   check->log = stem.string() + ".log";
   RemoveFile(check->result);
   RemoveFile(check->log);
-  const net::UniqueFd log = PS_TRY(OpenTaskLog(check->log, "devices"));
+  const net::UniqueFd log = PS_TRY(OpenTaskLog(check->log, words.front().substr(2)));
   net::ProcessSpec spec;
-  spec.argv = {options_.task_binary, "--devices", "--result", check->result.string()};
+  spec.argv = {options_.task_binary};
+  spec.argv.insert(spec.argv.end(), words.begin(), words.end());
+  spec.argv.insert(spec.argv.end(), {"--result", check->result.string()});
   spec.output_fd = log.get();
   check->child = PS_TRY(net::ChildProcess::Spawn(loop_, spec));
-  check->child->OnExit([this](net::ExitStatus status) { OnDevices(status); });
+  check->child->OnExit(std::move(on_exit));
   check->deadline = std::make_unique<net::Timer>(loop_);
   Check* const borrowed = check.get();
-  check->deadline->After(options_.devices_deadline, [borrowed] {
+  check->deadline->After(deadline, [borrowed] {
     borrowed->timed_out = true;
     (void)borrowed->child->SignalGroup(SIGKILL).ok();
   });
-  devices_ = std::move(check);
-  return Ok();
+  return check;
 }
 
 // A node whose GPUs are of no use is one without: it says so once, in its log.
 void Agent::OnDevices(net::ExitStatus status) {
   const std::unique_ptr<Check> check = std::move(devices_);
-  std::ifstream file(check->result, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  Result<control::MessageT> message = control::Decode(std::as_bytes(std::span(bytes)));
+  Result<control::MessageT> message = ReadAnswer(check->result);
   if (check->timed_out) {
     spdlog::error("no GPU is used: {} --devices did not end within {} s", options_.task_binary,
                   options_.devices_deadline.count() / 1000);
@@ -539,26 +554,13 @@ Result<std::unique_ptr<Agent::Check>> Agent::StartCheck(const control::Preflight
   const std::uint64_t request = preflight.request;
   const fs::path stem =
       options_.state_directory / "tasks" / ("preflight-" + std::to_string(request));
-  auto check = std::make_unique<Check>();
-  check->spec = stem.string() + ".json";
-  check->result = stem.string() + ".result";
-  check->log = stem.string() + ".log";
-  RemoveFile(check->result);
-  RemoveFile(check->log);
-  PS_TRY(WriteFile(check->spec, preflight.spec_json));
-  const net::UniqueFd log = PS_TRY(OpenTaskLog(check->log, "preflight"));
-  net::ProcessSpec spec;
-  spec.argv = {options_.task_binary, "--preflight", "--spec",
-               check->spec.string(), "--result",    check->result.string()};
-  spec.output_fd = log.get();
-  check->child = PS_TRY(net::ChildProcess::Spawn(loop_, spec));
-  check->child->OnExit([this, request](net::ExitStatus status) { OnCheckExit(request, status); });
-  check->deadline = std::make_unique<net::Timer>(loop_);
-  Check* const borrowed = check.get();
-  check->deadline->After(options_.preflight_deadline, [borrowed] {
-    borrowed->timed_out = true;
-    (void)borrowed->child->SignalGroup(SIGKILL).ok();
-  });
+  const fs::path spec = stem.string() + ".json";
+  PS_TRY(WriteFile(spec, preflight.spec_json));
+  auto check = PS_TRY(Ask(stem.filename().string(), {"--preflight", "--spec", spec.string()},
+                          options_.preflight_deadline, [this, request](net::ExitStatus status) {
+                            OnCheckExit(request, status);
+                          }));
+  check->spec = spec;
   return check;
 }
 
@@ -568,9 +570,7 @@ void Agent::OnCheckExit(std::uint64_t request, net::ExitStatus status) {
   const std::unique_ptr<Check> check = std::move(found->second);
   checks_.erase(found);
   control::PreflightResultT result;
-  std::ifstream file(check->result, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  Result<control::MessageT> message = control::Decode(std::as_bytes(std::span(bytes)));
+  Result<control::MessageT> message = ReadAnswer(check->result);
   if (check->timed_out) {
     result.error = "the job could not be checked within " +
                    std::to_string(options_.preflight_deadline.count() / 1000) + " s on " +

@@ -87,7 +87,7 @@ class Agent {
     bool ending = false;     // was told to stop: its slot counts as free
     bool drop_ring = false;  // as soon as it has ended
   };
-  struct Check {  // a preflight
+  struct Check {  // ps-task is asked something; without a spec which GPUs there are
     std::filesystem::path spec;
     std::filesystem::path result;
     std::filesystem::path log;
@@ -99,7 +99,12 @@ class Agent {
   Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
         net::UniqueFd lock);
 
-  // Asks ps-task which GPUs there are.
+  // Runs ps-task with these words, the first of which says what is asked. Its answer, log and
+  // spec are removed by who gets it.
+  Result<std::unique_ptr<Check>> Ask(const std::string& name, const std::vector<std::string>& words,
+                                     net::Milliseconds deadline,
+                                     std::function<void(net::ExitStatus)> on_exit);
+  // Asks which GPUs there are.
   Status FindDevices();
   void OnDevices(net::ExitStatus status);
   control::MessageT Registration() const;

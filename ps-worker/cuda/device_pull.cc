@@ -119,10 +119,8 @@ Status DevicePull::Enqueue() {
   if (staged_.size() < bytes) {
     // Of a snapshot, the first time; with room to spare as pulls differ.
     bytes += bytes / 4;
-    staged_ = PinnedBuffer<std::byte>();
-    device_ = DeviceBuffer<std::byte>();
-    staged_ = PS_TRY(PinnedBuffer<std::byte>::Create(bytes));
-    device_ = PS_TRY(DeviceBuffer<std::byte>::Create(bytes));
+    PS_TRY(Grow(staged_, bytes));
+    PS_TRY(Grow(device_, bytes));
   }
   used_ = 0;
   const std::size_t pieces = Stage(pieces_);

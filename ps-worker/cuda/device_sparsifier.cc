@@ -36,22 +36,6 @@ Status CheckOptions(const SparsifierOptions& options) {
 }
 
 template <typename T>
-Status Grow(DeviceBuffer<T>& buffer, std::size_t size) {
-  if (buffer.size() >= size) return Ok();
-  buffer = DeviceBuffer<T>();  // before, as both may not fit
-  buffer = PS_TRY(DeviceBuffer<T>::Create(size));
-  return Ok();
-}
-
-template <typename T>
-Status Grow(PinnedBuffer<T>& buffer, std::size_t size) {
-  if (buffer.size() >= size) return Ok();
-  buffer = PinnedBuffer<T>();
-  buffer = PS_TRY(PinnedBuffer<T>::Create(size));
-  return Ok();
-}
-
-template <typename T>
 Result<DeviceBuffer<T>> Uploaded(const std::vector<T>& values, cudaStream_t stream) {
   auto buffer = PS_TRY(DeviceBuffer<T>::Create(values.size()));
   if (!values.empty()) {

@@ -86,4 +86,13 @@ class PinnedBuffer {
   std::size_t size_ = 0;
 };
 
+// A DeviceBuffer or PinnedBuffer that is too small is made anew, with other contents.
+template <typename Buffer>
+Status Grow(Buffer& buffer, std::size_t size) {
+  if (buffer.size() >= size) return Ok();
+  buffer = Buffer();  // before, as both may not fit
+  buffer = PS_TRY(Buffer::Create(size));
+  return Ok();
+}
+
 }  // namespace ps::worker::cuda

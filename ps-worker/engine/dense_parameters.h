@@ -1,6 +1,6 @@
 // The table `parameters` of a model while it trains: its values, and what of its gradients is
 // pushed. They are where the model computes: on the host (host_parameters.h) or on a GPU
-// (cuda/device_parameters.h).
+// (device_parameters.h).
 //
 // A step: what pulls bring through Apply() and EndPull(), the model's step, Step(); or with local
 // steps AddLocalStep() after each of the model's steps and then Select(). Then EncodeShard() for
@@ -41,7 +41,7 @@ class DenseParameters {
   // ---- of the model's gradients
 
   virtual Status Step(double ratio) = 0;
-  // kInvalid where local steps are not supported.
+  // Not on a GPU: the job file is checked for that.
   virtual Status AddLocalStep(float weight, float rate) = 0;
   virtual Status Select(double ratio) = 0;
   virtual Status Flush() = 0;
