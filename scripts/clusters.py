@@ -110,13 +110,13 @@ class Cluster:
     def events(self, name):
         return json.loads(self.ask("job", "events", name, "-o", "json"))["events"]
 
-    def ready(self, kind):
-        """Names of the registered servers or agents; none if nobody can say."""
+    def ready(self, kind, states=("ready", "unsteady")):
+        """Names of the registered servers or agents that are in such a state; none if nobody can say."""
         done = self.cli("node", "list", "-o", "json", check=False)
         if done.returncode != 0:
             return set()
         return {node["name"] for node in json.loads(done.stdout)["nodes"]
-                if node["kind"] == kind and node["state"] in ("ready", "unsteady")}
+                if node["kind"] == kind and node["state"] in states}
 
     def tasks(self):
         return [pid for name, process in self.processes().items() if name.startswith("worker")
