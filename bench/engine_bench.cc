@@ -1,20 +1,23 @@
 // What a step of a task takes on a GPU, and where its time goes.
 //
-//   bench_engine [--model mlp|FILE.pt] [--layers 1024,4096,4096,1000] [--input-shape 3,32,32]
-//                [--classes 10] [--batch 4096] [--ratio 0.01] [--precision auto] [--steps 50]
+//   bench_engine [--model mlp|transformer|FILE.pt] [--layers 1024,4096,4096,1000]
+//                [--transformer DEPTH,HEADS,WIDTH,CONTEXT] [--input-shape 3,32,32] [--classes 10]
+//                [--batch 4096] [--ratio 0.01] [--precision auto] [--steps 50]
 //                [--json]
 //
 // FILE.pt is a TorchScript module, which needs --input-shape and --classes. A step is that of
 // ps-task without the network: the batch goes to the device, the model computes, the sparsifier
 // selects, the host encodes what is packed, and what was pushed comes back as if it were pulled.
-// Records are random, and in the host's memory. Times are medians by wall clock; "compute" and
-// "select and copy" wait for the device, "encode" and "pull" are the host's part of it. Exit 0, or
-// 2 if the arguments are bad or CUDA fails, 3 if there is no device.
+// Records are random, and in the host's memory. Times are medians by wall clock. The parts are
+// measured one after the other: "compute" and "select and copy" wait for the device, "encode" and
+// "pull" are the host's. A step is measured as a task does it: these two while the device computes
+// the next one. Exit 0, or 2 if the arguments are bad or CUDA fails, 3 if there is no device.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -37,6 +40,7 @@ namespace {
 struct Options {
   std::string model = "mlp";
   std::vector<std::int64_t> layers = {1024, 4096, 4096, 1000};
+  std::vector<std::int64_t> transformer = {6, 8, 512, 256};
   std::vector<std::int64_t> input_shape;
   std::int64_t classes = 10;
   std::uint32_t batch = 4096;
@@ -72,6 +76,11 @@ JobSpec SpecOf(const Options& options) {
   if (options.model == "mlp") {
     spec.model.type = "mlp";
     spec.model.layers = options.layers;
+  } else if (options.model == "transformer") {
+    spec.model.type = "transformer";
+    spec.model.depth = options.transformer[0];
+    spec.model.heads = options.transformer[1];
+    spec.model.width = options.transformer[2];
   } else {
     spec.model.type = "torchscript";
     spec.model.file = options.model;
@@ -119,86 +128,120 @@ int Run(const Options& options) {
   auto device = worker::ChooseDevice(spec);
   if (!device.ok()) Fail(device.error(), 3);
   worker::SetComputeThreads(4);
-  const auto precision = Must(worker::ChoosePrecision(options.precision, device->model.compute));
-  const auto model = Must(worker::Model::Create(spec, 0, device->model));
+  const auto precision =
+      Must(worker::ChoosePrecision(options.precision, device->models[0].compute));
+  const bool text = options.model == "transformer";
+  const auto context = static_cast<std::uint64_t>(options.transformer[3]);
+  const auto model = Must(worker::Model::Create(spec, text ? context : 0, device->models[0]));
   const auto view =
       Must(LayoutView::Create(model->layout(), std::min(model->layout().blocks, 16u)));
   worker::SparsifierOptions sparsifier;
   sparsifier.value_codec = wire::ValueCodec::Bits2;
   const auto parameters = Must(device->make_parameters(*model, view, sparsifier));
 
-  std::uint64_t features = 1;
-  for (const auto extent :
-       options.model == "mlp" ? std::vector{options.layers.front()} : options.input_shape) {
-    features *= static_cast<std::uint64_t>(extent);
+  std::uint64_t features = text ? context : 1;
+  if (options.model == "mlp") {
+    features = static_cast<std::uint64_t>(options.layers.front());
+  } else if (!text) {
+    for (const auto extent : options.input_shape) features *= static_cast<std::uint64_t>(extent);
   }
-  const std::int64_t classes = options.model == "mlp" ? options.layers.back() : options.classes;
+  const std::int64_t classes = text                     ? 256
+                               : options.model == "mlp" ? options.layers.back()
+                                                        : options.classes;
+  const std::size_t labels_each = text ? context : 1;
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
   std::vector<float> values(kBatches * options.batch * features);
-  for (float& value : values) value = normal(random);
-  std::vector<float> labels(std::size_t{kBatches} * options.batch);
+  for (float& value : values) {
+    value = text ? static_cast<float>(random() % 256) : normal(random);
+  }
+  std::vector<float> labels(std::size_t{kBatches} * options.batch * labels_each);
   for (float& label : labels) {
     label = static_cast<float>(random() % static_cast<std::uint64_t>(classes));
   }
 
-  worker::StepMode mode;
-  mode.precision = precision;
-  std::vector<double> compute, select, encode, pull, total;
-  std::vector<std::byte> push;
-  std::vector<codec::BlockView> blocks;
-  std::size_t push_bytes = 0;
-  const auto elements_of = [&](std::uint32_t block) { return view.block(block).elements; };
-  for (int step = 0; step < kWarmUp + options.steps; ++step) {
+  const auto batch_of = [&](int step) {
     const std::size_t at = static_cast<std::size_t>(step) % kBatches * options.batch;
     worker::Batch batch;
     batch.features = std::span(values).subspan(at * features, options.batch * features);
-    batch.labels = std::span(labels).subspan(at, options.batch);
+    batch.labels = std::span(labels).subspan(at * labels_each, options.batch * labels_each);
     batch.records = options.batch;
-    Clock clock;
-    Must(model->Step(batch, mode));
-    const double computed = clock.Lap();
-    Must(parameters->Step(options.ratio));
-    const double selected = clock.Lap();
+    return batch;
+  };
+  worker::StepMode mode;
+  mode.precision = precision;
+  std::vector<std::byte> push(parameters->MaxBytes());
+  std::size_t push_bytes = 0;
+  const auto encode_push = [&] {
     push.resize(parameters->MaxBytes());
     std::size_t used = 0;
     for (std::uint32_t shard = 0; shard < view.shard_count(); ++shard) {
       used += parameters->EncodeShard(ShardId(shard), push.data() + used, push.size() - used);
     }
     push.resize(used);
-    const double encoded = clock.Lap();
-    // What another worker's push of the same entries would bring, but for its values, which are
-    // zero: the model is to stay what it is.
-    const std::vector<std::byte> answer = WithoutValues(push, view);
-    Must(codec::ParseSegment(answer, elements_of, blocks));
-    clock.Lap();
+    push_bytes = used;
+  };
+  // What another worker's push of as many entries would bring, but for its values, which are zero:
+  // the model is to stay what it is.
+  std::vector<std::byte> answer;
+  std::vector<codec::BlockView> blocks;
+  const auto apply_pull = [&] {
+    Must(codec::ParseSegment(
+        answer, [&](std::uint32_t block) { return view.block(block).elements; }, blocks));
     for (const auto& block : blocks) {
       Must(parameters->Apply(view.block(block.header.block()), block, /*increments=*/true));
     }
     Must(parameters->EndPull());
+  };
+
+  // One after the other: where the time goes.
+  std::vector<double> compute, select, encode, pull, total;
+  for (int step = 0; step < kWarmUp + options.steps; ++step) {
+    Clock clock;
+    Must(model->Step(batch_of(step), mode));
+    const double computed = clock.Lap();
+    Must(parameters->Step(options.ratio));
+    const double selected = clock.Lap();
+    encode_push();
+    const double encoded = clock.Lap();
+    if (answer.empty()) answer = WithoutValues(push, view);
+    clock.Lap();
+    apply_pull();
     const double pulled = clock.Lap();
     if (step < kWarmUp) continue;
     compute.push_back(computed);
     select.push_back(selected);
     encode.push_back(encoded);
     pull.push_back(pulled);
-    total.push_back(computed + selected + encoded + pulled);
-    push_bytes += used;
+  }
+  // As a task does it: the host's part of a step while the device computes the next one.
+  const std::function<void()> meanwhile = [&] {
+    encode_push();
+    apply_pull();
+  };
+  Must(model->Step(batch_of(0), mode));
+  Must(parameters->Step(options.ratio));
+  mode.meanwhile = &meanwhile;
+  for (int step = 0; step < kWarmUp + options.steps; ++step) {
+    Clock clock;
+    Must(model->Step(batch_of(step), mode));
+    Must(parameters->Step(options.ratio));
+    const double took = clock.Lap();
+    if (step >= kWarmUp) total.push_back(took);
   }
 
   const double step_ms = Median(total);
-  const nlohmann::json result = {
-      {"model", options.model},
-      {"parameters", model->layout().parameters},
-      {"batch", options.batch},
-      {"precision", worker::PrecisionName(precision)},
-      {"compute_ms", Median(compute)},
-      {"select_and_copy_ms", Median(select)},
-      {"encode_ms", Median(encode)},
-      {"pull_ms", Median(pull)},
-      {"step_ms", step_ms},
-      {"push_bytes", push_bytes / static_cast<std::size_t>(options.steps)},
-      {"samples_per_second", 1000.0 * options.batch / step_ms}};
+  const nlohmann::json result = {{"model", options.model},
+                                 {"parameters", model->layout().parameters},
+                                 {"batch", options.batch},
+                                 {"precision", worker::PrecisionName(precision)},
+                                 {"compute_ms", Median(compute)},
+                                 {"select_and_copy_ms", Median(select)},
+                                 {"encode_ms", Median(encode)},
+                                 {"pull_ms", Median(pull)},
+                                 {"step_ms", step_ms},
+                                 {"push_bytes", push_bytes},
+                                 {"samples_per_second", 1000.0 * options.batch / step_ms}};
   if (options.json) {
     std::puts(result.dump().c_str());
   } else {
@@ -215,8 +258,12 @@ int Run(const Options& options) {
 int main(int argc, char** argv) {
   ps::bench::Options options;
   CLI::App app("What a step of a task takes on a GPU.", "bench_engine");
-  app.add_option("--model", options.model, "mlp, or a TorchScript file")->capture_default_str();
+  app.add_option("--model", options.model, "mlp, transformer, or a TorchScript file")
+      ->capture_default_str();
   app.add_option("--layers", options.layers, "Widths of the mlp")->delimiter(',');
+  app.add_option("--transformer", options.transformer, "Its depth, heads, width and context")
+      ->delimiter(',')
+      ->expected(4);
   app.add_option("--input-shape", options.input_shape, "Of a record of the file's")->delimiter(',');
   app.add_option("--classes", options.classes, "Of the file's")->capture_default_str();
   app.add_option("--batch", options.batch, "Records of a step")

@@ -156,7 +156,8 @@ Result<std::string> ReadWholeFile(const fs::path& path, std::size_t limit, const
   return content;
 }
 
-Result<std::vector<SealedFile>> SealFiles(const fs::path& directory) {
+Result<std::vector<SealedFile>> SealFiles(
+    const fs::path& directory, const std::function<std::string(const fs::path&)>& known) {
   std::vector<SealedFile> files;
   std::error_code error;
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
@@ -167,7 +168,8 @@ Result<std::vector<SealedFile>> SealFiles(const fs::path& directory) {
     file.name = name;
     file.bytes = entry->file_size(error);
     if (error) break;
-    file.digest = PS_TRY(DigestFile(ThisHost(), entry->path(), {}));
+    if (known) file.digest = known(entry->path());
+    if (file.digest.empty()) file.digest = PS_TRY(DigestFile(ThisHost(), entry->path(), {}));
     file.tail_digest = HexDigest(PS_TRY(ReadTail(ThisHost(), entry->path(), file.bytes)));
     files.push_back(std::move(file));
   }

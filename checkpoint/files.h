@@ -63,8 +63,11 @@ struct SealedFile {
   std::string tail_digest;
 };
 
-// Lists and reads all regular files of `directory` but the seal itself, in order of their names.
-Result<std::vector<SealedFile>> SealFiles(const std::filesystem::path& directory);
+// Lists all regular files of `directory` but the seal itself, in order of their names, and reads
+// them, but for those whose digest `known` knows; for others it is empty.
+Result<std::vector<SealedFile>> SealFiles(
+    const std::filesystem::path& directory,
+    const std::function<std::string(const std::filesystem::path&)>& known = {});
 std::string EncodeSeal(const std::vector<SealedFile>& files);
 Result<std::vector<SealedFile>> DecodeSeal(std::string_view text);
 

@@ -11,8 +11,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,7 +26,7 @@ namespace ps::checkpoint {
 
 struct SourceRow {
   std::uint64_t key = 0;
-  const std::byte* record = nullptr;  // in the source
+  std::uint64_t place = 0;  // in the source
 };
 
 class ShardSource {
@@ -40,9 +42,12 @@ class ShardSource {
   virtual std::string EncodeBlock(std::size_t index) const = 0;
   // Rows lie in groups, and stay in theirs.
   virtual std::size_t row_groups(std::size_t table) const = 0;
-  // Appends all rows of a group, in any order.
-  virtual void AppendRows(std::size_t table, std::size_t group,
-                          std::vector<SourceRow>& rows) const = 0;
+  // Calls `visit` for all rows of a group, in any order, with their records, which may be elsewhere
+  // afterwards.
+  using RowVisit = std::function<void(const SourceRow& row, const std::byte* record)>;
+  virtual void VisitRows(std::size_t table, std::size_t group, const RowVisit& visit) const = 0;
+  // Copies the record of a row that was visited.
+  virtual void CopyRow(std::size_t table, const SourceRow& row, std::byte* to) const = 0;
 
   virtual std::shared_ptr<const void> identity() const = 0;
   virtual std::uint64_t cut() const = 0;
@@ -89,8 +94,8 @@ class ImageSource : public ShardSource {
   std::uint64_t rows(std::size_t table) const override { return image_.rows[table].rows(); }
   std::string EncodeBlock(std::size_t index) const override;
   std::size_t row_groups(std::size_t) const override { return 1; }
-  void AppendRows(std::size_t table, std::size_t group,
-                  std::vector<SourceRow>& rows) const override;
+  void VisitRows(std::size_t table, std::size_t group, const RowVisit& visit) const override;
+  void CopyRow(std::size_t table, const SourceRow& row, std::byte* to) const override;
 
   std::shared_ptr<const void> identity() const override { return nullptr; }
   std::uint64_t cut() const override { return 0; }

@@ -8,7 +8,9 @@
 
 #include <rocksdb/env.h>
 
+#include <filesystem>
 #include <memory>
+#include <string>
 
 #include "common/result.h"
 
@@ -29,6 +31,9 @@ class WriteBack {
 
   // Every table that was closed has reached the disk. The first error stays.
   Status Wait();
+
+  // Digester's of a table that was closed, whatever its name is by now; empty for other files.
+  std::string DigestOf(const std::filesystem::path& table) const;
 
  private:
   class Files;

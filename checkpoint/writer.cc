@@ -185,18 +185,15 @@ class Writer::Impl {
       removed->erase(std::unique(removed->begin(), removed->end()), removed->end());
       std::vector<ContentHash>& groups = made.tables[table].groups;
       std::vector<SourceRow> changed;
-      std::vector<SourceRow> all;
       for (std::size_t group = 0; group < source.row_groups(table); ++group) {
         if (group < before.groups.size() && !source.GroupChanged(table, group, base.cut)) {
           groups.push_back(before.groups[group]);
           continue;
         }
-        all.clear();
-        source.AppendRows(table, group, all);
         groups.emplace_back();
-        for (const SourceRow& row : all) {
-          const ContentHash hash = HashOf(row.record, record_bytes);
-          const std::uint32_t used = LastUsed(row);
+        source.VisitRows(table, group, [&](const SourceRow& row, const std::byte* record) {
+          const ContentHash hash = HashOf(record, record_bytes);
+          const std::uint32_t used = LastUsed(record);
           groups.back() += hash;
           if (used == head.rows[table].tick) made.tables[table].recent.push_back({row.key, hash});
           // One that went and came back is new, even if it is as it was.
@@ -206,7 +203,7 @@ class Writer::Impl {
                 std::binary_search(removed->begin(), removed->end(), row.key)))) {
             changed.push_back(row);
           }
-        }
+        });
         if (change.bytes + changed.size() * record_bytes > most) return std::nullopt;
       }
       if (head.rows[table].tick == before.tick) {
@@ -234,9 +231,9 @@ class Writer::Impl {
     }
     return bytes;
   }
-  static std::uint32_t LastUsed(const SourceRow& row) {
+  static std::uint32_t LastUsed(const std::byte* record) {
     std::uint32_t tick = 0;
-    std::memcpy(&tick, row.record + sizeof(std::uint64_t) + sizeof(std::uint32_t), sizeof(tick));
+    std::memcpy(&tick, record + sizeof(std::uint64_t) + sizeof(std::uint32_t), sizeof(tick));
     return tick;
   }
   static void SortRecent(std::vector<ShardBase::Row>& recent) {
@@ -315,19 +312,18 @@ class Writer::Impl {
         } else {
           groups.clear();
           made.tables[number].recent.clear();
-          std::vector<SourceRow> group;
+          rows.reserve(content.source.rows(number));
           for (std::size_t at = 0; at < content.source.row_groups(number); ++at) {
-            group.clear();
-            content.source.AppendRows(number, at, group);
             groups.emplace_back();
-            for (const SourceRow& row : group) {
-              const ContentHash hash = HashOf(row.record, table.record_bytes());
-              groups.back() += hash;
-              if (LastUsed(row) == table.tick) {
-                made.tables[number].recent.push_back({row.key, hash});
-              }
-            }
-            rows.insert(rows.end(), group.begin(), group.end());
+            content.source.VisitRows(
+                number, at, [&](const SourceRow& row, const std::byte* record) {
+                  const ContentHash hash = HashOf(record, table.record_bytes());
+                  groups.back() += hash;
+                  if (LastUsed(record) == table.tick) {
+                    made.tables[number].recent.push_back({row.key, hash});
+                  }
+                  rows.push_back(row);
+                });
           }
         }
         for (const ContentHash& sum : groups) made.hashes.rows[number] += sum;
@@ -343,23 +339,28 @@ class Writer::Impl {
                                                  std::to_string(twice->key) + " is there twice"};
           return;
         }
-        if (!PutRows(put, head.shard, table, rows)) return;
+        if (!PutRows(put, content.source, number, rows)) return;
       }
     }));
     return order;
   }
 
   template <typename Put>
-  static bool PutRows(const Put& put, ShardId shard, const RowTableImage& table,
+  static bool PutRows(const Put& put, const ShardSource& source, std::size_t number,
                       const std::vector<SourceRow>& rows) {
+    const RowTableImage& table = source.head().rows[number];
     const std::size_t bytes = table.record_bytes();
     const std::size_t per_record = RowsPerRecord(table);
     std::string content;
     for (std::size_t at = 0; at < rows.size(); at += per_record) {
       const std::size_t count = std::min(per_record, rows.size() - at);
-      content.clear();
-      for (std::size_t i = 0; i < count; ++i) content.append(Chars(rows[at + i].record, bytes));
-      if (!put(EncodeRowKey(RecordKind::kRows, shard, table.table, rows[at].key), content)) {
+      content.resize(count * bytes);
+      for (std::size_t i = 0; i < count; ++i) {
+        source.CopyRow(number, rows[at + i],
+                       reinterpret_cast<std::byte*>(content.data()) + i * bytes);
+      }
+      if (!put(EncodeRowKey(RecordKind::kRows, source.head().shard, table.table, rows[at].key),
+               content)) {
         return false;
       }
     }
@@ -455,7 +456,8 @@ class Writer::Impl {
     PS_TRY(Remove(partial_ / kStaging));
     PS_TRY(Remove(partial_ / "LOCK"));
     PS_TRY(RemoveLogs());
-    const std::vector<SealedFile> files = PS_TRY(SealFiles(partial_));
+    const std::vector<SealedFile> files = PS_TRY(
+        SealFiles(partial_, [this](const fs::path& file) { return write_back_.DigestOf(file); }));
     for (const SealedFile& file : files) PS_TRY(SyncFile(partial_ / file.name));
     return FinishPart(directory_, files);
   }

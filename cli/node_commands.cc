@@ -22,7 +22,10 @@ std::string SizeText(const Json& node) {
 std::string GpusText(const Json& node) {
   const Json& gpus = MemberOf(node, "gpus");
   if (!gpus.is_array() || gpus.empty()) return "";
-  return TextOf(node, "free_gpus") + " of " + std::to_string(gpus.size()) + " free";
+  const auto sick = std::count_if(gpus.begin(), gpus.end(),
+                                  [](const Json& gpu) { return !TextOf(gpu, "trouble").empty(); });
+  return TextOf(node, "free_gpus") + " of " + std::to_string(gpus.size()) + " free" +
+         (sick > 0 ? ", " + std::to_string(sick) + " sick" : "");
 }
 
 Result<ExitCode> ListNodes(Globals& globals) {

@@ -145,6 +145,7 @@ class Diagnosis {
     double free_slots = 0;
     double gpus = 0;
     double free_gpus = 0;
+    std::string sick_gpus;  // and why
     std::string busy_with;
   };
   Nodes NodesOf(const std::string& kind) const {
@@ -157,6 +158,12 @@ class Diagnosis {
       found.free_gpus += Value(node, "free_gpus");
       const Json& gpus = MemberOf(node, "gpus");
       if (gpus.is_array()) found.gpus += static_cast<double>(gpus.size());
+      for (const Json& gpu : gpus) {
+        const std::string trouble = TextOf(gpu, "trouble");
+        if (trouble.empty()) continue;
+        found.sick_gpus += (found.sick_gpus.empty() ? "" : ", ") + TextOf(gpu, "uuid") + " of " +
+                           TextOf(node, "name") + " (" + trouble + ")";
+      }
       for (const Json& job : MemberOf(node, "jobs")) {
         const std::string name = job.is_string() ? job.get<std::string>() : "";
         if (!name.empty() && found.busy_with.find(name) == std::string::npos) {
@@ -188,7 +195,8 @@ class Diagnosis {
       Add(Weight::kBlocked, "there are too few free GPUs",
           TextOf(job_, "reason") + "; the agents have " +
               CountText(static_cast<std::int64_t>(agents.gpus)) + ", " +
-              CountText(static_cast<std::int64_t>(agents.free_gpus)) + " of them free",
+              CountText(static_cast<std::int64_t>(agents.free_gpus)) + " of them free" +
+              (agents.sick_gpus.empty() ? "" : "; sick: " + agents.sick_gpus),
           "start a ps-worker on a node with GPUs (`ps-task --devices` there says what it can use), "
           "or end another job: ds-cli node list -o wide");
     }

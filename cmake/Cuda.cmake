@@ -48,5 +48,15 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 find_package(CUDAToolkit REQUIRED)
 set(PS_HAS_CUDA ON)
+# For tasks of several GPUs; a toolkit may come without it.
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
+if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY)
+  add_library(NCCL::NCCL UNKNOWN IMPORTED)
+  set_target_properties(NCCL::NCCL PROPERTIES IMPORTED_LOCATION ${NCCL_LIBRARY}
+                        INTERFACE_INCLUDE_DIRECTORIES ${NCCL_INCLUDE_DIR})
+else()
+  message(STATUS "GPU code: one GPU a task (NCCL is not found)")
+endif()
 message(STATUS "GPU code: built with nvcc ${CMAKE_CUDA_COMPILER_VERSION} for "
                "${CMAKE_CUDA_ARCHITECTURES}")

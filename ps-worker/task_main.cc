@@ -148,6 +148,11 @@ int RunDevices(const Flags& flags) {
   return kExitOk;
 }
 
+std::string Where(const ps::worker::TaskDevice& device) {
+  if (!device.models.front().compute.gpu) return "the CPU";
+  return device.models.size() == 1 ? "a GPU" : std::to_string(device.models.size()) + " GPUs";
+}
+
 int ExitStatus(const ps::Error& error) {
   return error.code == ps::ErrorCode::kInvalid ? kExitInvalid : kExitTemporary;
 }
@@ -177,9 +182,8 @@ int RunTask(const Flags& flags, const ps::Result<ps::JobSpec>& spec) {
   if (!device.ok()) return fail(device.error());
   auto task = ps::worker::LoadTask(spec.value(), *device);
   if (!task.ok()) return fail(task.error());
-  spdlog::info("{} on {}, {} parameters, {} records", ps::worker::EngineVersion(),
-               device->model.compute.gpu ? "a GPU" : "the CPU", task->workload->layout().parameters,
-               task->train->records());
+  spdlog::info("{} on {}, {} parameters, {} records", ps::worker::EngineVersion(), Where(*device),
+               task->workload->layout().parameters, task->train->records());
   ps::worker::Trainer trainer(spec.value(), *session.value(), *task->workload, *task->train,
                               task->test.get(), task->files.fingerprint);
   const auto ended = trainer.Run();

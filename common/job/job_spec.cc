@@ -82,12 +82,14 @@ struct When {
 
 template <typename Visitor>
 void Visit(Visitor& v, ModelSpec& m) {
-  v.Choice("type", m.type, {"mlp", "cnn", "torchscript", "deepfm", "ledger"}, Need::kRequired);
+  v.Choice("type", m.type, {"mlp", "cnn", "torchscript", "deepfm", "transformer", "ledger"},
+           Need::kRequired);
   const bool known = !m.type.empty();
   const When mlp{!known || m.type == "mlp", "model type mlp"};
   const When cnn{!known || m.type == "cnn", "model type cnn"};
   const When script{!known || m.type == "torchscript", "model type torchscript"};
   const When deepfm{!known || m.type == "deepfm", "model type deepfm"};
+  const When transformer{!known || m.type == "transformer", "model type transformer"};
   const When ledger{!known || m.type == "ledger", "model type ledger"};
   const When shaped{!known || m.type == "cnn" || m.type == "torchscript",
                     "model types cnn and torchscript"};
@@ -110,6 +112,10 @@ void Visit(Visitor& v, ModelSpec& m) {
   const Count dimensions = m.type == "cnn" ? Count{3, 3} : Count{1, 8};
   v.Integers("input_shape", m.input_shape, dimensions, Whole{1, 1'000'000}, need(shaped), shaped);
   v.Integer("classes", m.classes, Whole{1, 1'000'000}, cnn);
+  v.Integer("depth", m.depth, Whole{1, 256}, transformer);
+  v.Integer("heads", m.heads, Whole{1, 256}, transformer);
+  v.Integer("width", m.width, Whole{1, 65'536}, transformer);
+  v.Number("dropout", m.dropout, Range{0, 0.99, false, false}, transformer);
   v.Text("file", m.file, TextRule::kPath, need(script), script);
   v.Integer("blocks", m.blocks, Whole{1, 65'536}, ledger);
   v.Integer("rows", m.rows, Whole{1, 10'000'000}, ledger);
@@ -119,24 +125,29 @@ void Visit(Visitor& v, ModelSpec& m) {
 
 template <typename Visitor>
 void Visit(Visitor& v, DataSourceSpec& s) {
-  v.Choice("format", s.format, {"idx", "csv", "counter"},
+  v.Choice("format", s.format, {"idx", "csv", "text", "counter"},
            s.format.empty() ? Need::kRequired : Need::kOptional);
   const bool known = !s.format.empty();
   const When idx{!known || s.format == "idx", "data format idx"};
   const When csv{!known || s.format == "csv", "data format csv"};
+  const When text{!known || s.format == "text", "data format text"};
   const When counter{!known || s.format == "counter", "data format counter"};
+  const When file{csv.applies || text.applies, "data formats csv and text"};
   const auto need = [known](const When& when) {
     return known && when.applies ? Need::kRequired : Need::kOptional;
   };
   v.Text("images", s.images, TextRule::kPath, need(idx), idx);
   v.Text("labels", s.labels, TextRule::kPath, need(idx), idx);
-  v.Text("file", s.file, TextRule::kPath, need(csv), csv);
+  v.Text("file", s.file, TextRule::kPath, need(file), file);
   v.Text("label", s.label, TextRule::kColumn, s.label.empty() ? need(csv) : Need::kOptional, csv);
   v.Flag("header", s.header, csv);
   v.Character("delimiter", s.delimiter, csv);
   v.Texts("ignore", s.ignore, Count{0, 4096}, TextRule::kColumn, Need::kOptional, csv);
   v.Texts("label_positive", s.label_positive, Count{0, 1000}, TextRule::kValue, Need::kOptional,
           csv);
+  v.Integer("context", s.context, Whole{1, 65'536}, text);
+  v.Number("begin", s.begin, Range{0, 1, false, true}, text);
+  v.Number("end", s.end, Range{0, 1, true, false}, text);
   v.Integer("records", s.records, Whole{1, std::int64_t{1} << 40}, counter, need(counter));
 }
 
@@ -339,7 +350,7 @@ void Visit(Visitor& v, JobResources& r) {
   v.Integer("retention_mebibytes", r.retention_mebibytes, Whole{1, 1'048'576});
   v.Integer("replicas", r.replicas, Whole{0, 2});
   v.Integer("max_restarts", r.max_restarts, Whole{0, 1'000'000});
-  v.Integer("gpus", r.gpus, Whole{0, 1});
+  v.Integer("gpus", r.gpus, Whole{0, kGpusMax});
   v.Text("label", r.label, TextRule::kLabel, Need::kOptional);
 }
 
@@ -688,6 +699,7 @@ class Reader {
     source.delimiter = like.delimiter;
     source.ignore = like.ignore;
     source.label_positive = like.label_positive;
+    source.context = like.context;
     ReadSection(key, node, source);
     spec = source;
   }
@@ -945,6 +957,15 @@ void CheckModel(const JobSpec& spec, Report& report) {
                                        " parameters; a job may have at most 2000000000");
     }
   }
+  if (model.type == "transformer") {
+    const double width = static_cast<double>(model.width);
+    const double parameters = 12 * static_cast<double>(model.depth) * width * width +
+                              static_cast<double>(256 + spec.data.train.context) * width;
+    if (parameters > static_cast<double>(kParametersMax)) {
+      report.AddAt("model.width",
+                   "makes more than 2000000000 parameters with this depth and context");
+    }
+  }
   if (model.type == "cnn" && model.input_shape.size() == 3) {
     const auto& shape = model.input_shape;
     if (shape[0] > 4096 || shape[1] > 65'536 || shape[2] > 65'536) {
@@ -1046,6 +1067,32 @@ void CheckData(const JobSpec& spec, Report& report) {
   if (spec.data.test && (counter || spec.data.test->format == "counter")) {
     report.AddAt("data.test", "must not be given with counter data, there is nothing to test");
   }
+  const bool transformer = spec.model.type == "transformer";
+  if (transformer && !spec.data.train.format.empty() && spec.data.train.format != "text") {
+    report.AddAt("data.train.format", "must be text for a transformer, which reads bytes, found `" +
+                                          spec.data.train.format + "`");
+  }
+  if (transformer && spec.model.width % spec.model.heads != 0) {
+    report.AddAt("model.heads",
+                 "must divide model.width, which is " + std::to_string(spec.model.width));
+  }
+  if (spec.data.train.format == "text" &&
+      ((spec.data.scale != 0 && spec.data.scale != 1) || spec.data.mean != 0 ||
+       spec.data.standard_deviation != 1)) {
+    report.AddAt("data", "scale, mean and standard_deviation are not for text");
+  }
+  const auto check_text = [&](const DataSourceSpec& source, const std::string& path) {
+    if (source.format == "text" && source.begin >= source.end) {
+      report.AddAt(path + ".begin", "must be less than `end`, which is " + NumberText(source.end));
+    }
+    if (source.format == "text" && source.context != spec.data.train.context) {
+      report.AddAt(path + ".context", "is " + std::to_string(source.context) + ", " +
+                                          std::to_string(spec.data.train.context) +
+                                          " in data.train");
+    }
+  };
+  check_text(spec.data.train, "data.train");
+  if (spec.data.test) check_text(*spec.data.test, "data.test");
   const auto check_column = [&report](const DataSourceSpec& source, const std::string& path) {
     if (source.format == "csv" && !source.header && !source.label.empty() &&
         !IsNumeral(source.label)) {
@@ -1084,6 +1131,11 @@ void CheckGpus(const JobSpec& spec, Report& report) {
   if (spec.resources.gpus == 0) return;
   if (spec.model.type == "ledger") {
     report.AddAt("resources.gpus", "is not for the ledger model, which computes nothing");
+  }
+  if (spec.resources.gpus > spec.training.batch_size) {
+    report.AddAt("resources.gpus",
+                 "is more than training.batch_size: each GPU computes a part of "
+                 "every batch, of one record or more");
   }
   if (spec.training.local_steps > 1) {
     report.AddAt("training.local_steps", "is not computed on GPUs: use 1, or resources.gpus: 0");

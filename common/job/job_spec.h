@@ -17,7 +17,7 @@
 namespace ps {
 
 struct ModelSpec {
-  std::string type;                  // mlp | cnn | torchscript | deepfm | ledger
+  std::string type;                  // mlp | cnn | torchscript | deepfm | transformer | ledger
   std::vector<std::int64_t> layers;  // mlp: widths with input and output, e.g. [784, 1024, 10]
   std::string activation = "relu";   // mlp: relu | tanh
   std::vector<std::int64_t> channels = {16, 32};  // cnn: of its two convolutions
@@ -26,6 +26,10 @@ struct ModelSpec {
   bool batch_norm = true;                   // cnn
   std::vector<std::int64_t> input_shape;    // cnn, torchscript: without the batch, e.g. [1, 28, 28]
   std::int64_t classes = 10;                // cnn
+  std::int64_t depth = 6;                   // transformer: blocks
+  std::int64_t heads = 6;                   // transformer: of its attention
+  std::int64_t width = 384;                 // transformer: of what stands for a byte
+  double dropout = 0;                       // transformer
   std::string file;                         // torchscript: path on the worker nodes
   std::int64_t blocks = 16;  // ledger: counts pushes exactly, to test a cluster (docs/job-file.md)
   std::int64_t rows = 1000;  // ledger with tables of rows: their keys
@@ -33,15 +37,18 @@ struct ModelSpec {
 };
 
 struct DataSourceSpec {
-  std::string format;  // idx | csv | counter
+  std::string format;  // idx | csv | text | counter
   std::string images;  // idx: features, .gz or not
   std::string labels;  // idx
-  std::string file;    // csv
+  std::string file;    // csv, text
   std::string label;   // csv: name of the column (with header) or its number from 0
   bool header = true;  // csv
   char delimiter = ',';
   std::vector<std::string> ignore;          // csv: columns that are not used, as `label`
   std::vector<std::string> label_positive;  // csv: labels that count as 1, all others as 0
+  std::int64_t context = 256;               // text: bytes of a record
+  double begin = 0;                         // text: part of the file that is used, from 0 to 1
+  double end = 1;
   std::int64_t records = 0;  // counter: records without content, for the ledger model
 };
 
@@ -192,12 +199,15 @@ struct CheckpointSpec {
   std::vector<LoadSourceSpec> load;  // or from parts of them
 };
 
+// GPUs of a node, and so of a task.
+inline constexpr std::int64_t kGpusMax = 16;
+
 struct JobResources {
   std::int64_t shards = 0;                  // virtual shards; 0: one per block, at most 256
   std::int64_t retention_mebibytes = 1024;  // per task
   std::int64_t replicas = 1;                // backups of every shard, on other servers
   std::int64_t max_restarts = 100;          // of worker tasks, per job
-  std::int64_t gpus = 0;                    // of each task; 0: it computes on the CPU
+  std::int64_t gpus = 0;                    // of each task, on one node; 0: it computes on the CPU
   std::string label;                        // only agents that have it run the tasks, and only them
 };
 

@@ -1,6 +1,7 @@
 #include "common/net/process.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -72,6 +73,7 @@ struct ChildPlan {
   char* const* argv;
   char* const* environment;
   const char* working_directory;  // nullptr: ours
+  const cpu_set_t* cpus;          // nullptr: ours
   int inherited_fd;
   int output_fd;
   int null_fd;
@@ -138,6 +140,7 @@ struct Failure {
   constexpr unsigned kCloseOnExec = 4;  // CLOSE_RANGE_CLOEXEC
   (void)::syscall(SYS_close_range, inherited >= 0 ? kInheritedAs + 1u : 3u, ~0u, kCloseOnExec);
 #endif
+  if (plan.cpus != nullptr) (void)::sched_setaffinity(0, sizeof(*plan.cpus), plan.cpus);
   if (plan.working_directory != nullptr && ::chdir(plan.working_directory) != 0) {
     ReportAndExit(error_fd, Step::kDirectory);
   }
@@ -261,6 +264,12 @@ Result<std::unique_ptr<ChildProcess>> ChildProcess::Spawn(Loop& loop, const Proc
   plan.environment = envp.data();
   plan.working_directory =
       spec.working_directory.empty() ? nullptr : spec.working_directory.c_str();
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  for (const int cpu : spec.cpus) {
+    if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(cpu, &cpus);
+  }
+  if (!spec.cpus.empty()) plan.cpus = &cpus;
   plan.inherited_fd = spec.inherited_fd;
   plan.output_fd = spec.output_fd;
   plan.null_fd = null.get();

@@ -26,6 +26,7 @@ struct ProcessSpec {
   int inherited_fd = -1;          // the child's descriptor 3; stays the caller's to close
   int output_fd = -1;             // stdout and stderr; -1: ours. Stays the caller's to close
   std::string working_directory;  // empty: ours
+  std::vector<int> cpus;          // that it runs on, as far as it may; empty: ours
 };
 
 struct ExitStatus {

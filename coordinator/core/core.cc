@@ -1,6 +1,7 @@
 #include "coordinator/core/core.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "common/error_id.h"
@@ -25,6 +26,36 @@ std::string Text(const std::vector<std::byte>& bytes) {
 
 std::span<const std::byte> Bytes(const std::string& text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
+}
+
+Gpu GpuOf(const control::GpuInfoT& told) {
+  Gpu gpu;
+  gpu.uuid = told.uuid;
+  gpu.name = told.name;
+  gpu.memory_bytes = told.memory_bytes;
+  gpu.capability = std::to_string(told.major) + "." + std::to_string(told.minor);
+  gpu.trouble = told.trouble;
+  if (told.measured) {
+    gpu.load = Gpu::Load{told.utilization, told.memory_used, told.temperature, told.ecc_errors,
+                         told.throttled};
+  }
+  return gpu;
+}
+
+nlohmann::json DescribeGpu(const Gpu& gpu) {
+  nlohmann::json entry = {{"uuid", gpu.uuid},
+                          {"name", gpu.name},
+                          {"memory_bytes", gpu.memory_bytes},
+                          {"capability", gpu.capability},
+                          {"trouble", gpu.trouble}};
+  if (gpu.load.has_value()) {
+    entry["utilization"] = gpu.load->utilization_percent / 100.0;
+    entry["memory_used_bytes"] = gpu.load->memory_used;
+    entry["temperature_celsius"] = gpu.load->celsius;
+    entry["ecc_errors"] = gpu.load->ecc_errors;
+    entry["throttled"] = gpu.load->throttled;
+  }
+  return entry;
 }
 
 // The map node is a control message around a JobUpdate, so that one verifier serves all.
@@ -354,9 +385,12 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
   member.label = message.label;
   member.gpus.clear();
   for (const auto& gpu : message.gpus) {
-    member.gpus.push_back({gpu->uuid, gpu->name, gpu->memory_bytes,
-                           std::to_string(gpu->major) + "." + std::to_string(gpu->minor)});
+    if (member.gpus.size() < static_cast<std::size_t>(kGpusMax)) {
+      member.gpus.push_back(GpuOf(*gpu));
+    }
   }
+  member.gpu_topology =
+      GpuTopology::Of(static_cast<std::uint32_t>(member.gpus.size()), message.gpu_bandwidth);
   for (const auto& ring : message.rings) {
     if (jobs_.contains(ring->job)) continue;
     control::DropRingT drop;
@@ -366,7 +400,28 @@ void Core::RegisterAgent(const std::string& procid, const control::RegisterAgent
     Send(procid, Make(std::move(drop)));
   }
   for (auto& [id, job] : jobs_) job->OnAgentReady(procid, message);
+  LeaveSickGpus(member);
   ReplaceNamesake(agents_, member, false);
+}
+
+void Core::OnGpuReport(Member& agent, const control::GpuReportT& report) {
+  for (const auto& told : report.gpus) {
+    const auto known = std::find_if(agent.gpus.begin(), agent.gpus.end(),
+                                    [&](const Gpu& gpu) { return gpu.uuid == told->uuid; });
+    if (known != agent.gpus.end()) *known = GpuOf(*told);
+  }
+  if (report.gpu_bandwidth.size() == agent.gpus.size() * agent.gpus.size()) {
+    agent.gpu_topology =
+        GpuTopology::Of(static_cast<std::uint32_t>(agent.gpus.size()), report.gpu_bandwidth);
+  }
+  LeaveSickGpus(agent);
+}
+
+void Core::LeaveSickGpus(const Member& agent) {
+  for (const Gpu& gpu : agent.gpus) {
+    if (gpu.trouble.empty()) continue;
+    for (auto& [id, job] : jobs_) job->LeaveGpu(agent, gpu);
+  }
 }
 
 void Core::OnMessage(const std::string& procid, control::MessageT message, std::uint64_t now_ms) {
@@ -410,6 +465,7 @@ void Core::OnMessage(const std::string& procid, control::MessageT message, std::
     case control::Body::PreflightResult:
       OnPreflightResult(*message.body.AsPreflightResult());
       return;
+    case control::Body::GpuReport: OnGpuReport(agent->second, *message.body.AsGpuReport()); return;
     case control::Body::LogChunk: {
       auto& chunk = *message.body.AsLogChunk();
       const auto at = log_requests_.find(chunk.request);
@@ -444,15 +500,15 @@ std::uint32_t Core::FreeSlots(const std::string& agent) const {
   return at->second.slots > used ? at->second.slots - used : 0;
 }
 
-std::vector<std::string> Core::FreeGpus(const std::string& agent) const {
-  std::vector<std::string> free;
+GpuMask Core::FreeGpus(const std::string& agent) const {
   const auto at = agents_.find(agent);
-  if (at == agents_.end()) return free;
-  for (const Gpu& gpu : at->second.gpus) {
-    const bool used = std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
-      return entry.second->UsesGpu(agent, gpu.uuid);
-    });
-    if (!used) free.push_back(gpu.uuid);
+  if (at == agents_.end() || at->second.gpus.empty()) return 0;
+  std::set<std::string> taken;
+  for (const auto& [id, job] : jobs_) job->AddGpusOn(agent, taken);
+  GpuMask free = 0;
+  for (std::size_t i = 0; i < at->second.gpus.size(); ++i) {
+    const Gpu& gpu = at->second.gpus[i];
+    if (gpu.trouble.empty() && !taken.contains(gpu.uuid)) free |= GpuMask{1} << i;
   }
   return free;
 }
@@ -582,7 +638,7 @@ void Core::Submit(Ticket ticket, SubmitOrder order, std::uint64_t now_ms) {
   if (!pinned.ok()) return Fail(ticket, pinned.error());
   // Where there is what the job wants, else where its model and data can be looked at.
   const auto fitness = [&](const Member& agent) {
-    const bool has_gpus = agent.gpus.size() >= static_cast<std::size_t>(spec->resources.gpus);
+    const bool has_gpus = agent.well_gpus() >= spec->resources.gpus;
     return std::pair(has_gpus, FreeSlots(agent.procid));
   };
   const Member* chosen = nullptr;
@@ -942,13 +998,10 @@ nlohmann::json Core::DescribeNodes() const {
         entry["label"] = member.label;
         nlohmann::json gpus = nlohmann::json::array();
         for (const Gpu& gpu : member.gpus) {
-          gpus.push_back({{"uuid", gpu.uuid},
-                          {"name", gpu.name},
-                          {"memory_bytes", gpu.memory_bytes},
-                          {"capability", gpu.capability}});
+          gpus.push_back(DescribeGpu(gpu));
         }
         entry["gpus"] = std::move(gpus);
-        entry["free_gpus"] = FreeGpus(procid).size();
+        entry["free_gpus"] = std::popcount(FreeGpus(procid));
       }
       list.push_back(std::move(entry));
     }

@@ -154,7 +154,7 @@ class Core final : public Cluster {
   bool servers_known() const override { return servers_known_; }
   const Members& agents() const override { return agents_; }
   std::uint32_t FreeSlots(const std::string& agent) const override;
-  std::vector<std::string> FreeGpus(const std::string& agent) const override;
+  GpuMask FreeGpus(const std::string& agent) const override;
   std::set<Round> RoundsHeldOf(JobId job) const override;
   void Send(const std::string& procid, control::MessageT message) override;
   void NoteTaskFailure(const std::string& agent) override;
@@ -186,6 +186,8 @@ class Core final : public Cluster {
   Member& Introduce(const std::string& procid, const MessageT& message, bool server);
   void RegisterServer(const std::string& procid, const control::RegisterServerT& message);
   void RegisterAgent(const std::string& procid, const control::RegisterAgentT& message);
+  void OnGpuReport(Member& agent, const control::GpuReportT& report);
+  void LeaveSickGpus(const Member& agent);
   void DropUnannounced();
   void NoteFailure(const Member& member, bool server);
   bool IsUnsteady(const Member& member, bool server) const;

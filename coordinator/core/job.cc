@@ -1,6 +1,7 @@
 #include "coordinator/core/job.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <tuple>
 #include <utility>
@@ -53,6 +54,10 @@ bool HasDoubled(std::uint64_t count, std::uint64_t& told) {
   if (count == 0 || count < 2 * told) return false;
   told = count;
   return true;
+}
+
+std::string GpusText(std::int64_t gpus) {
+  return gpus == 1 ? "a GPU" : std::to_string(gpus) + " GPUs";
 }
 
 std::string WorkerText(std::size_t slot, Incarnation incarnation) {
@@ -206,7 +211,7 @@ void Job::StartRunning() {
   }
   if (ready.empty() || map_.shards.empty() || Homeless()) return;
   SetPhase(Phase::kRunning, "");
-  MakeLive(ready);
+  MakeLive(ready, bulk);
   Event("running", "training starts with " + std::to_string(ready.size()) + " workers on " +
                        std::to_string(FirstServers().size()) + " servers, " +
                        std::to_string(definition_.shards) + " shards");
@@ -232,20 +237,22 @@ std::uint32_t Job::RoomOn(const Member& agent) const {
   const std::uint32_t slots = cluster_.FreeSlots(agent.procid);
   const auto gpus = static_cast<std::size_t>(definition_.spec.resources.gpus);
   if (gpus == 0 || slots == 0) return slots;
-  const std::size_t sets = cluster_.FreeGpus(agent.procid).size() / gpus;
+  const auto sets = static_cast<std::size_t>(std::popcount(cluster_.FreeGpus(agent.procid))) / gpus;
   return static_cast<std::uint32_t>(std::min<std::size_t>(slots, sets));
 }
 
 std::string Job::SlotsText() const {
   const JobResources& resources = definition_.spec.resources;
   std::string text = "free worker slots";
-  if (resources.gpus > 0) text += " with a GPU each";
+  if (resources.gpus > 0) text += " with " + GpusText(resources.gpus) + " each";
   if (!resources.label.empty()) text += " on agents with the label `" + resources.label + "`";
   if (resources.gpus == 0) return text;
-  const bool any = std::any_of(
-      cluster_.agents().begin(), cluster_.agents().end(),
-      [this](const auto& entry) { return Takes(entry.second) && !entry.second.gpus.empty(); });
-  return any ? text : text + " (no agent that takes the job's tasks has a GPU)";
+  const bool any =
+      std::any_of(cluster_.agents().begin(), cluster_.agents().end(), [&](const auto& entry) {
+        return Takes(entry.second) && entry.second.well_gpus() >= resources.gpus;
+      });
+  if (any) return text;
+  return text + " (no agent that takes the job's tasks has " + GpusText(resources.gpus) + ")";
 }
 
 std::size_t Job::LiveCount() const {
@@ -261,12 +268,36 @@ std::uint32_t Job::TasksOn(const std::string& agent) const {
   return count;
 }
 
-bool Job::UsesGpu(const std::string& agent, const std::string& uuid) const {
-  if (over()) return false;
-  return std::any_of(state_.workers.begin(), state_.workers.end(), [&](const WorkerSlot& slot) {
-    return slot.task != 0 && slot.agent == agent &&
-           std::find(slot.gpus.begin(), slot.gpus.end(), uuid) != slot.gpus.end();
-  });
+void Job::AddGpusOn(const std::string& agent, std::set<std::string>& taken) const {
+  if (over()) return;
+  for (const WorkerSlot& slot : state_.workers) {
+    if (slot.task != 0 && slot.agent == agent) taken.insert(slot.gpus.begin(), slot.gpus.end());
+  }
+}
+
+void Job::LeaveGpu(const Member& agent, const Gpu& gpu) {
+  if (over()) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const WorkerSlot& worker = state_.workers[slot];
+    const bool has =
+        std::find(worker.gpus.begin(), worker.gpus.end(), gpu.uuid) != worker.gpus.end();
+    if (worker.task == 0 || worker.agent != agent.procid || !has) continue;
+    if (!std::exchange(slots_[slot].gpu_left, true)) {
+      Event("gpu", WorkerText(slot, worker.incarnation) + " leaves GPU " + gpu.uuid + " of " +
+                       agent.name + ": " + gpu.trouble);
+    }
+    slots_[slot].evicted = true;
+    // What it computes there may be wrong, and it may wait for the GPU for ever. Said with each
+    // report, as the message may be lost.
+    SendStopTask(worker.agent, worker.task, "GPU " + gpu.uuid + ": " + gpu.trouble, true);
+  }
+}
+
+std::tuple<std::uint16_t, std::uint64_t> Job::GpuScoreOn(const Member& agent) const {
+  const auto gpus = static_cast<std::uint32_t>(definition_.spec.resources.gpus);
+  if (gpus < 2) return {};
+  const auto best = ChooseGpus(agent.gpu_topology, cluster_.FreeGpus(agent.procid), gpus);
+  return best.has_value() ? best->Score() : GpuSet().Score();
 }
 
 std::string Job::AgentOfWorker(WorkerId worker) const {
@@ -324,19 +355,19 @@ void Job::StartMissingTasks() {
     WorkerSlot& worker = state_.workers[slot];
     if (worker.task != 0 || now < worker.retry_at_ms || (ending && present > 0)) continue;
     const Member* best = nullptr;
-    std::uint32_t best_free = 0;
+    std::tuple<bool, std::tuple<std::uint16_t, std::uint64_t>, std::uint32_t> best_rank;
     for (const auto& [procid, agent] : cluster_.agents()) {
-      const std::uint32_t free = RoomOn(agent);
-      if (free == 0) continue;
-      if (best == nullptr ||
-          std::tuple(!agent.unsteady, free) > std::tuple(!best->unsteady, best_free)) {
-        best = &agent;
-        best_free = free;
-      }
+      const std::uint32_t room = RoomOn(agent);
+      if (room == 0) continue;
+      const auto rank = std::tuple(!agent.unsteady, GpuScoreOn(agent), room);
+      if (best != nullptr && rank <= best_rank) continue;
+      best = &agent;
+      best_rank = rank;
     }
     if (best == nullptr) {
       std::string reason = "waits for a free worker slot for worker " + std::to_string(slot);
-      if (definition_.spec.resources.gpus > 0) reason += ", with a GPU";
+      const std::int64_t gpus = definition_.spec.resources.gpus;
+      if (gpus > 0) reason += ", with " + GpusText(gpus);
       if (last_wait_reason_ != reason) {
         last_wait_reason_ = reason;
         Event("waiting", reason);
@@ -352,8 +383,15 @@ void Job::StartMissingTasks() {
 void Job::StartTask(std::size_t slot, const Member& agent) {
   WorkerSlot& worker = state_.workers[slot];
   // While the slot has no task, as those of its last one may be among them.
-  worker.gpus = cluster_.FreeGpus(agent.procid);
-  worker.gpus.resize(static_cast<std::size_t>(definition_.spec.resources.gpus));
+  worker.gpus.clear();
+  const auto gpus = static_cast<std::uint32_t>(definition_.spec.resources.gpus);
+  if (gpus > 0) {
+    const auto set = ChooseGpus(agent.gpu_topology, cluster_.FreeGpus(agent.procid), gpus);
+    PS_CHECK(set.has_value(), agent.name, gpus);
+    for (std::size_t i = 0; i < agent.gpus.size(); ++i) {
+      if ((set->gpus >> i & 1) != 0) worker.gpus.push_back(agent.gpus[i].uuid);
+    }
+  }
   worker.incarnation = Incarnation(state_.next_incarnation++);
   worker.agent = agent.procid;
   worker.agent_name = agent.name;
@@ -366,6 +404,7 @@ void Job::StartTask(std::size_t slot, const Member& agent) {
   memory.failure.clear();
   memory.drained = false;
   memory.evicted = false;
+  memory.gpu_left = false;
   memory.progress.reset();
   memory.skipped_told = 0;
   memory.refused_told = 0;
@@ -442,11 +481,11 @@ void Job::SendTaskStart(std::size_t slot) {
   if (state_.phase == Phase::kDraining) SendToTask(slot, Make(control::DrainT{}));
 }
 
-void Job::MakeLive(const std::vector<std::size_t>& slots) {
+void Job::MakeLive(const std::vector<std::size_t>& slots, bool at_their_own_clocks) {
   const std::uint64_t clock = MaxClock();
   for (const std::size_t slot : slots) {
     state_.workers[slot].live = true;
-    state_.first_clocks[slot] = clock;
+    if (!at_their_own_clocks) state_.first_clocks[slot] = clock;
   }
   ++state_.live_version;
   dirty_.state = true;

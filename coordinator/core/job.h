@@ -131,7 +131,10 @@ class Job {
   // confirmed (the message says what it costs), a later one is pinned or held, or the job cannot.
   Result<nlohmann::json> RollBack(Round round, bool confirmed);
 
-  bool UsesGpu(const std::string& agent, const std::string& uuid) const;
+  // Uuids of the agent's GPUs that tasks of this job have.
+  void AddGpusOn(const std::string& agent, std::set<std::string>& taken) const;
+  // Something is wrong with it: the task that computes on it ends, and begins anew elsewhere.
+  void LeaveGpu(const Member& agent, const Gpu& gpu);
   // Tasks of this job that occupy slots of the agent.
   std::uint32_t TasksOn(const std::string& agent) const;
   // Agent that runs or ran the worker's newest task; empty if none.
@@ -171,7 +174,8 @@ class Job {
     std::uint64_t dropped_told = 0;
     // What the slot's next task begins with: of its last one, or of the checkpoint the job is at.
     std::optional<TaskLossScale> loss_scale;
-    bool evicted = false;  // was asked to end: its agent drains, or there are too many
+    bool evicted = false;   // was asked to end: its agent drains, or there are too many
+    bool gpu_left = false;  // likewise, at once: something is wrong with its GPU
   };
 
   // No server has anything of it in memory, and no agent a task.
@@ -186,7 +190,9 @@ class Job {
   bool Takes(const Member& agent) const;  // tasks of this job, if it has a slot
   // How many tasks of this job it has room for.
   std::uint32_t RoomOn(const Member& agent) const;
-  // "free worker slots with a GPU each on agents with the label `x`".
+  // How well the GPUs are connected that a task would get there; the same for all if it gets one.
+  std::tuple<std::uint16_t, std::uint64_t> GpuScoreOn(const Member& agent) const;
+  // "free worker slots with 2 GPUs each on agents with the label `x`".
   std::string SlotsText() const;
   std::size_t LiveCount() const;
   std::optional<std::size_t> SlotOfTask(const std::string& agent, std::uint64_t task) const;
@@ -198,7 +204,8 @@ class Job {
   void OnTaskReady(std::size_t slot, const control::TaskReadyT& ready);
   void OnTaskFailed(std::size_t slot, const control::TaskFailedT& failed);
   void OnTaskExited(const std::string& agent, const control::TaskExitedT& exited);
-  void MakeLive(const std::vector<std::size_t>& slots);
+  // They begin where the one that is furthest has come to, or each where its own slot has.
+  void MakeLive(const std::vector<std::size_t>& slots, bool at_their_own_clocks = false);
   void LoseTask(std::size_t slot, const control::RingInfoT* ring, const std::string& why);
   void OnRingOffered(const std::string& procid, const std::string& name,
                      const control::RingInfoT& ring);

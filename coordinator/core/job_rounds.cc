@@ -295,6 +295,7 @@ void Job::CommitRound() {
   checkpoint.remaining = committed_remaining_next_;
   for (const auto& [incarnation, cut] : round->cuts) {
     if (cut.loss_scale) checkpoint.loss_scales[cut.worker.value()] = *cut.loss_scale;
+    checkpoint.clocks[cut.worker.value()] = cut.clock.value();
   }
   checkpoint.ordinal = before == nullptr ? 1 : before->ordinal + 1;
   if (checkpoint.bases.empty()) whole_wanted_ = false;

@@ -240,7 +240,14 @@ void Job::ForgetSinceCheckpoint(const std::string& why) {
   const CommittedCheckpoint* const newest = state_.NewestCheckpoint();
   state_.leases.Reset(newest != nullptr ? newest->remaining
                                         : std::vector<Range>{{0, state_.leases.total()}});
-  for (auto& first_clock : state_.first_clocks) first_clock = newest != nullptr ? newest->step : 0;
+  // Each goes on where its own pushes end: with staleness 0 the images hold what is ahead of
+  // others.
+  state_.first_clocks.assign(state_.first_clocks.size(), newest != nullptr ? newest->step : 0);
+  if (newest != nullptr) {
+    for (const auto& [slot, clock] : newest->clocks) {
+      if (slot < state_.first_clocks.size()) state_.first_clocks[slot] = clock;
+    }
+  }
   ++state_.live_version;
   dirty_.state = true;
 }

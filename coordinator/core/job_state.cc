@@ -75,6 +75,10 @@ void AddCheckpoint(JsonWriter& out, const CommittedCheckpoint& checkpoint) {
   for (const Round base : checkpoint.bases) out.Add(base.value());
   out.EndArray();
   out.Member("bytes", checkpoint.bytes);
+  out.Key("clocks");
+  out.BeginArray();
+  for (const auto& [slot, clock] : checkpoint.clocks) out.Row(slot, clock);
+  out.EndArray();
   out.Member("damaged", checkpoint.damaged);
   out.Member("directory", checkpoint.directory);
   out.Member("duration_ms", checkpoint.duration_ms);
@@ -267,6 +271,10 @@ Result<JobState> StateFromJson(const nlohmann::json& json) {
       checkpoint.pinned = entry.value("pinned", false);
       checkpoint.ordinal = entry.value("ordinal", std::uint64_t{0});
       checkpoint.places = PS_TRY(PlacesFromJson(entry, "places"));
+      // A leader of an earlier version wrote none.
+      for (const auto& row : entry.value("clocks", nlohmann::json::array())) {
+        checkpoint.clocks[row.at(0).get<std::uint32_t>()] = row.at(1).get<std::uint64_t>();
+      }
       for (const auto& row : entry.value("loss_scales", nlohmann::json::array())) {
         checkpoint.loss_scales[row.at(0).get<std::uint32_t>()] = {row.at(1).get<float>(),
                                                                   row.at(2).get<std::uint32_t>()};

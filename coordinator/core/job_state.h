@@ -114,6 +114,7 @@ struct CommittedCheckpoint {
   std::uint64_t ordinal = 0;      // which of the job's checkpoints it is, from 1
   PartPlaces places;
   std::map<std::uint32_t, TaskLossScale> loss_scales;  // by slot, of those that had one
+  std::map<std::uint32_t, std::uint64_t> clocks;       // of the last push in it, by slot
 };
 
 struct JobEvent {

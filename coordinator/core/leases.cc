@@ -62,16 +62,26 @@ std::optional<control::LeaseT> LeaseBook::Grant(WorkerId worker, Incarnation inc
   return lease;
 }
 
+LeaseBook::Turn LeaseBook::TurnOf(std::uint64_t position) const {
+  const std::uint64_t size = options_.lease_records;
+  const std::uint64_t epoch = position / options_.records;
+  const std::uint64_t in_epoch = position % options_.records / size;
+  const std::uint64_t begin = epoch * options_.records + in_epoch * size;
+  const std::uint64_t end =
+      std::min({begin + size, options_.total, (epoch + 1) * options_.records});
+  return {epoch * ((options_.records + size - 1) / size) + in_epoch, {begin, end}};
+}
+
 std::optional<Range> LeaseBook::TakeInTurn(WorkerId worker) {
   absent_.erase(worker.value());
   if (!pool_.empty()) return Take(0);
   std::vector<Range>& own = set_aside_[worker.value()];
   while (own.empty() && cursor_ < options_.total) {
-    const std::uint64_t epoch_end = (cursor_ / options_.records + 1) * options_.records;
-    const Range next{cursor_,
-                     std::min({cursor_ + options_.lease_records, options_.total, epoch_end})};
+    const Turn turn = TurnOf(cursor_);
+    // A leader of an earlier version may have left the cursor within a lease.
+    const Range next{cursor_, turn.range.end};
     cursor_ = next.end;
-    const auto whose = static_cast<std::uint32_t>(next_turn_++ % options_.workers);
+    const auto whose = static_cast<std::uint32_t>(turn.number % options_.workers);
     set_aside_[absent_.contains(whose) ? worker.value() : whose].push_back(next);
   }
   if (own.empty()) return std::nullopt;
@@ -224,14 +234,33 @@ void LeaseBook::Reset(const std::vector<Range>& remaining) {
   pool_.clear();
   set_aside_.clear();
   absent_.clear();
-  next_turn_ = 0;
   cut_open_ = false;
   cursor_ = options_.total;
+  if (options_.in_turn) return ResetTurns(remaining);
   for (const Range& range : remaining) GiveBack(range);
   // The tail that was never granted needs no pool entry.
   if (!pool_.empty() && pool_.back().end == options_.total) {
     cursor_ = pool_.back().begin;
     pool_.pop_back();
+  }
+}
+
+void LeaseBook::ResetTurns(const std::vector<Range>& remaining) {
+  std::vector<Range> left;
+  for (const Range& range : remaining) AddRange(left, range);
+  if (!left.empty() && left.back().end == options_.total) {
+    // From the first whole lease on.
+    const Range first = TurnOf(left.back().begin).range;
+    cursor_ = first.begin == left.back().begin ? first.begin : first.end;
+    left.back().end = cursor_;
+  }
+  for (const Range& range : left) {
+    for (std::uint64_t at = range.begin; at < range.end;) {
+      const Turn turn = TurnOf(at);
+      const std::uint64_t end = std::min(turn.range.end, range.end);
+      set_aside_[static_cast<std::uint32_t>(turn.number % options_.workers)].push_back({at, end});
+      at = end;
+    }
   }
 }
 
@@ -270,7 +299,8 @@ void LeaseBook::Write(JsonWriter& out) const {
   out.Member("in_turn", options_.in_turn);
   out.Member("lease_records", options_.lease_records);
   out.Member("next_lease", next_lease_);
-  out.Member("next_turn", next_turn_);
+  // For a leader of an earlier version, which cannot do without.
+  out.Member("next_turn", options_.in_turn ? TurnOf(cursor_).number : 0);
   out.Key("pool");
   AddRanges(out, pool_);
   out.Member("records", options_.records);
@@ -312,7 +342,6 @@ Result<LeaseBook> LeaseBook::FromJson(const nlohmann::json& json) {
     book.cursor_ = json.at("cursor").get<std::uint64_t>();
     book.next_lease_ = json.at("next_lease").get<std::uint64_t>();
     book.repeated_ = json.at("repeated").get<std::uint64_t>();
-    book.next_turn_ = json.at("next_turn").get<std::uint64_t>();
     book.absent_ = json.at("absent").get<std::set<std::uint32_t>>();
     for (const auto& entry : json.at("set_aside")) {
       std::vector<Range>& ranges = book.set_aside_[entry.at(0).get<std::uint32_t>()];

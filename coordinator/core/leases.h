@@ -37,7 +37,8 @@ class LeaseBook {
     std::uint64_t lease_records = 1;  // size of a lease while there is plenty
     std::uint64_t workers = 1;  // as are wanted: leases shrink towards the end to share it out
     // Bulk-synchronous: leases of one size go to the workers in turn, so that who trains what does
-    // not depend on who asks first. What the dead leave goes to whoever asks.
+    // not depend on who asks first. What the dead leave goes to whoever asks; after a Reset() all
+    // workers have again what they would have had.
     bool in_turn = false;
   };
 
@@ -76,7 +77,7 @@ class LeaseBook {
   void SetWorkers(std::uint64_t workers);
   std::uint64_t repeated() const { return repeated_; }
 
-  // Starts over from what remained at a checkpoint.
+  // Starts over from what remained at a checkpoint, with all workers.
   void Reset(const std::vector<Range>& remaining);
 
   void Write(JsonWriter& out) const;
@@ -98,6 +99,14 @@ class LeaseBook {
     std::uint64_t done = 0;
   };
 
+  // in_turn: the lease with a position, of those that are cut off one after the other.
+  struct Turn {
+    std::uint64_t number = 0;  // from 0
+    Range range;
+  };
+  Turn TurnOf(std::uint64_t position) const;
+  void ResetTurns(const std::vector<Range>& remaining);
+
   // The next range for the worker, taken out of where it was; nothing if none is left for it.
   std::optional<Range> Take(std::uint32_t push_records);
   std::optional<Range> TakeInTurn(WorkerId worker);
@@ -110,7 +119,6 @@ class LeaseBook {
   std::uint64_t next_lease_ = 1;
   std::uint64_t repeated_ = 0;
   std::vector<Range> pool_;                                // given back; sorted, not touching
-  std::uint64_t next_turn_ = 0;                            // in_turn: whose the next new lease is
   std::map<std::uint32_t, std::vector<Range>> set_aside_;  // in_turn: by worker, oldest first
   std::set<std::uint32_t> absent_;                         // in_turn: dead, nothing is set aside
   std::map<std::uint64_t, Holding> holdings_;              // by lease id

@@ -8,6 +8,7 @@
 // that one, which hears no more pings, introduces itself again.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -17,6 +18,7 @@
 
 #include "common/ids.h"
 #include "common/messages/control.h"
+#include "coordinator/core/gpu_sets.h"
 
 namespace ps::coordinator {
 
@@ -34,6 +36,16 @@ struct Gpu {
   std::string name;
   std::uint64_t memory_bytes = 0;
   std::string capability;  // "9.0"
+  std::string trouble;     // why no task gets it; empty: it is well
+  // As its agent said last, if it can say it.
+  struct Load {
+    std::uint32_t utilization_percent = 0;
+    std::uint64_t memory_used = 0;
+    std::uint32_t celsius = 0;
+    std::uint64_t ecc_errors = 0;  // not corrected
+    bool throttled = false;
+  };
+  std::optional<Load> load;
 };
 
 struct Member {
@@ -54,11 +66,16 @@ struct Member {
   std::uint32_t slots = 0;         // agents, as the next
   std::string label;               // takes the tasks of jobs with this resources.label only
   std::vector<Gpu> gpus;           // that its tasks can compute on
+  GpuTopology gpu_topology;        // of these
 
   bool unsteady = false;  // fails again and again: gets what nobody else can take
   Duty duty = Duty::kFull;
 
   bool alive() const { return present && registered; }
+  std::int64_t well_gpus() const {
+    return std::count_if(gpus.begin(), gpus.end(),
+                         [](const Gpu& gpu) { return gpu.trouble.empty(); });
+  }
   bool awaited() const { return !present && gone_ms != 0; }
   // What it had may be there still.
   bool may_hold() const { return present || awaited(); }
@@ -78,8 +95,8 @@ class Cluster {
   virtual const Members& agents() const = 0;
   // Slots of the agent that no task of any job occupies.
   virtual std::uint32_t FreeSlots(const std::string& agent) const = 0;
-  // Uuids of the agent's GPUs that no task has, in its order.
-  virtual std::vector<std::string> FreeGpus(const std::string& agent) const = 0;
+  // GPUs of the agent, by their places among its own, that are well and that no task has.
+  virtual GpuMask FreeGpus(const std::string& agent) const = 0;
   // Checkpoints of the job that other jobs start from, or load parts of, and have none of their own
   // yet.
   virtual std::set<Round> RoundsHeldOf(JobId job) const = 0;

@@ -91,6 +91,18 @@ constexpr JobMetric kWorkerMetrics[] = {
      1e-3},
 };
 
+constexpr JobMetric kGpuMetrics[] = {
+    {"gpu_utilization_ratio", "Part of the time in which the GPU had work.", MetricType::Gauge,
+     "/utilization"},
+    {"gpu_memory_bytes", "Of the GPU.", MetricType::Gauge, "/memory_bytes"},
+    {"gpu_memory_used_bytes", "Of these, in use.", MetricType::Gauge, "/memory_used_bytes"},
+    {"gpu_temperature_celsius", "Of the GPU.", MetricType::Gauge, "/temperature_celsius"},
+    {"gpu_ecc_errors_total", "Errors of its memory that could not be corrected.",
+     MetricType::Counter, "/ecc_errors"},
+    {"gpu_throttled", "1 while heat or lack of power slows it down.", MetricType::Gauge,
+     "/throttled"},
+};
+
 struct Sample {
   const json* described;
   net::MetricFamilies::Labels labels;
@@ -106,6 +118,7 @@ void Add(net::MetricFamilies& families, const Metrics& metrics,
       if (!sample.described->contains(path)) continue;
       const json& value = sample.described->at(path);
       if (value.is_number()) families.Add(value.get<double>() * metric.scale, sample.labels);
+      if (value.is_boolean()) families.Add(value.get<bool>() ? 1 : 0, sample.labels);
     }
   }
 }
@@ -144,6 +157,20 @@ std::string MetricsText(const Core* core, std::uint64_t leader_epoch, const ApiM
   for (const auto& [member, count] : members) {
     families.Add(count, {{"kind", member.first}, {"state", member.second}});
   }
+
+  std::vector<Sample> of_gpus;
+  families.Begin("gpu_sick", "1 if something is wrong with it: no task gets it.",
+                 MetricType::Gauge);
+  for (const json& node : nodes.at("nodes")) {
+    if (!node.contains("gpus")) continue;
+    for (const json& gpu : node.at("gpus")) {
+      of_gpus.push_back({&gpu,
+                         {{"node", node.at("name").get<std::string>()},
+                          {"gpu", gpu.at("uuid").get<std::string>()}}});
+      families.Add(gpu.at("trouble").get<std::string>().empty() ? 0 : 1, of_gpus.back().labels);
+    }
+  }
+  Add(families, kGpuMetrics, of_gpus);
 
   const std::vector<json> jobs = core->DescribeOpenJobs();
   std::vector<Sample> of_jobs;

@@ -222,13 +222,14 @@ void FrozenDenseStore::SaveHead(checkpoint::ShardImage& image) const {
 std::string FrozenDenseStore::EncodeBlock(std::size_t index) const {
   const std::size_t elements = block_elements_[index];
   const Place place(shape_, elements);
-  const auto* const page = reinterpret_cast<const float*>(blocks_.Read(index));
   const bool counted = shape_.counts == UpdateCounts::kPerElement;
   std::string content(elements * (1 + shape_.slots + (counted ? 1 : 0)) * sizeof(float), '\0');
   if (!shape_.records) {
-    std::memcpy(content.data(), page, content.size());
+    PS_CHECK(content.size() == blocks_.bytes(index), content.size(), blocks_.bytes(index));
+    blocks_.Copy(index, reinterpret_cast<std::byte*>(content.data()));
     return content;
   }
+  const float* const page = Page(index);
   const auto put = [&](std::size_t array, const float* from) {
     char* to = content.data() + array * elements * sizeof(float);
     for (std::size_t i = 0; i < elements; ++i, to += sizeof(float)) {
@@ -251,7 +252,7 @@ void FrozenDenseStore::Save(checkpoint::ShardImage& image) const {
   std::size_t first = 0;
   for (std::size_t block = 0; block < block_elements_.size(); ++block) {
     const Place place(shape_, block_elements_[block]);
-    const auto* const page = reinterpret_cast<const float*>(blocks_.Read(block));
+    const float* const page = Page(block);
     for (std::size_t i = 0; i < place.elements; ++i) {
       image.values[first + i] = page[place.Value(i)];
     }
@@ -299,11 +300,33 @@ void DenseStore::Gather(std::uint32_t block, std::span<const std::uint16_t> posi
   for (std::size_t i = 0; i < positions.size(); ++i) values[i] = from[positions[i] * stride];
 }
 
+CowPages::Writing DenseStore::Open(const codec::BlockView& push, const Optimizer& optimizer,
+                                   const kernels::Step& step) {
+  const std::size_t index = push.header.block() - first_block_;
+  // What changes the whole block: values that decay, and slots that do so between pushes.
+  const bool whole =
+      push.dense() || step.decay != 0 || (!shape_.records && optimizer.keeps_ticks());
+  if (whole || !blocks_.shared(index)) return blocks_.WriteAll(index);
+  const Place place(shape_, layout_.block(push.header.block()).elements);
+  constexpr std::size_t kLineFloats = detail::kLine / sizeof(float);
+  codec::DecodeIndices(push, positions_);
+  lines_.clear();
+  for (const std::size_t position : positions_) {
+    lines_.push_back(static_cast<std::uint32_t>(place.Value(position) / kLineFloats));
+    // A record lies in one line.
+    for (std::uint32_t slot = 0; !shape_.records && slot < shape_.slots; ++slot) {
+      lines_.push_back(static_cast<std::uint32_t>(place.Slot(slot, position) / kLineFloats));
+    }
+  }
+  return blocks_.WriteLines(index, lines_);
+}
+
 void DenseStore::Update(const codec::BlockView& push, const Optimizer& optimizer,
                         const kernels::Step& step) {
   const std::uint32_t block = push.header.block();
+  const CowPages::Writing writing = Open(push, optimizer, step);
   kernels::Elements elements{};
-  elements.value = ValueAt(block);
+  elements.value = reinterpret_cast<float*>(writing.data());
   elements.stride = shape_.stride();
   if (shape_.records) {
     elements.slot0 = elements.value + 1;

@@ -72,10 +72,15 @@ class FrozenDenseStore {
  private:
   friend class DenseStore;
 
+  const float* Page(std::size_t index) const {
+    return reinterpret_cast<const float*>(blocks_.Read(index, scratch_));
+  }
+
   StoreShape shape_;
   std::vector<std::uint32_t> block_elements_;
   std::vector<std::uint32_t> block_updates_;
   FrozenPages blocks_;
+  mutable std::vector<std::byte> scratch_;
 };
 
 class DenseStore {
@@ -119,6 +124,9 @@ class DenseStore {
   void Maximum(const codec::BlockView& push);
 
  private:
+  // The page of a push's block, to write on what the push changes.
+  CowPages::Writing Open(const codec::BlockView& push, const Optimizer& optimizer,
+                         const kernels::Step& step);
   void UpdateInPieces(const codec::BlockView& push, const Optimizer& optimizer, kernels::Step step,
                       kernels::Elements elements);
   // Makes a page for each block; what is in them is not defined.
@@ -140,6 +148,8 @@ class DenseStore {
   CowPages blocks_;
   std::vector<std::uint32_t> block_updates_;  // arrays, if updates are counted
   const Optimizer* fresh_ = nullptr;          // of the load under way
+  std::vector<std::uint16_t> positions_;      // scratch
+  std::vector<std::uint32_t> lines_;          // scratch
 };
 
 }  // namespace ps::server

@@ -58,11 +58,13 @@ class FrozenShard : public checkpoint::ShardSource {
   std::size_t row_groups(std::size_t table) const override {
     return rows_.table(table).rows().slabs();
   }
-  void AppendRows(std::size_t table, std::size_t group,
-                  std::vector<checkpoint::SourceRow>& rows) const override {
-    rows_.table(table).rows().ForEachIn(group, [&rows](const RowRecord& row) {
-      rows.push_back({row.key(), reinterpret_cast<const std::byte*>(&row)});
+  void VisitRows(std::size_t table, std::size_t group, const RowVisit& visit) const override {
+    rows_.table(table).rows().ForEachIn(group, [&visit](RowNumber row, const RowRecord& record) {
+      visit({record.key(), row}, reinterpret_cast<const std::byte*>(&record));
     });
+  }
+  void CopyRow(std::size_t table, const checkpoint::SourceRow& row, std::byte* to) const override {
+    rows_.table(table).rows().Copy(static_cast<RowNumber>(row.place), to);
   }
 
   std::shared_ptr<const void> identity() const override { return identity_; }

@@ -255,6 +255,10 @@ Status Shard::Take(const DecidedPush& push, std::span<const codec::BlockView> bl
 std::optional<Clock> Shard::ApplyHeld(std::span<const Member> members, std::uint32_t live_workers,
                                       MergeScratch& scratch) {
   if (!ready() || held_.empty()) return std::nullopt;
+  // While nobody is there it is open who else pushes these clocks: whoever goes on from a
+  // checkpoint does so from clocks that say it.
+  const auto dead = [](const Member& member) { return member.draining; };
+  if (std::all_of(members.begin(), members.end(), dead)) return std::nullopt;
   const Clock slowest = SlowestClock(members);
   if (held_.OldestClock() > slowest) return std::nullopt;
   ApplyHeldUpTo(slowest, live_workers, scratch);

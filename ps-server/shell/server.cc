@@ -23,6 +23,8 @@ namespace {
 
 // Rounds that wait for the disk: of different jobs, as a job has one open round.
 constexpr std::size_t kCheckpointTasksMax = 1024;
+// Pushes come first where no core is idle: the threads that write get a third of another's share.
+constexpr int kCheckpointNice = 5;
 // Shards that wait to be read, of all jobs.
 constexpr std::size_t kRestoreTasksMax = std::size_t{64} * kMaxShards;
 // One for each lane, but no more than keep a disk busy.
@@ -93,8 +95,9 @@ Result<std::unique_ptr<Server>> Server::Start(net::Loop& loop, net::Context& con
   std::string store = PS_TRY(PrepareCheckpointRoot(config.checkpoint_dir));
   auto server = std::make_unique<Server>(Private(), loop, context, std::move(config));
   server->store_id_ = std::move(store);
-  server->checkpoint_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax, "checkpoint");
-  server->copy_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax, "copy");
+  server->checkpoint_thread_ =
+      std::make_unique<TaskThread>(kCheckpointTasksMax, "checkpoint", kCheckpointNice);
+  server->copy_thread_ = std::make_unique<TaskThread>(kCheckpointTasksMax, "copy", kCheckpointNice);
   const std::uint32_t restoring =
       std::clamp<std::uint32_t>(server->config_.lanes, 1, kRestoreThreadsMax);
   for (std::uint32_t i = 0; i < restoring; ++i) {

@@ -1,14 +1,16 @@
 #include "ps-server/shell/task_thread.h"
 
 #include <pthread.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <string>
 #include <utility>
 
 namespace ps::server {
 
-TaskThread::TaskThread(std::size_t queue_max, std::string name)
-    : queue_max_(queue_max), name_(std::move(name)), thread_([this] { Run(); }) {}
+TaskThread::TaskThread(std::size_t queue_max, std::string name, int nice)
+    : queue_max_(queue_max), name_(std::move(name)), nice_(nice), thread_([this] { Run(); }) {}
 
 TaskThread::~TaskThread() {
   {
@@ -39,6 +41,8 @@ bool TaskThread::Pause(std::chrono::milliseconds duration) {
 
 void TaskThread::Run() {
   ::pthread_setname_np(::pthread_self(), name_.c_str());
+  // On Linux, unlike POSIX, of this thread alone. Without it the work is done as well.
+  if (nice_ != 0 && ::nice(nice_) == -1) spdlog::debug("thread {}: nice is not allowed", name_);
   for (;;) {
     std::function<void()> task;
     {

@@ -18,8 +18,9 @@ namespace ps::server {
 
 class TaskThread {
  public:
-  // `name`: what ps and top call the thread, at most 15 letters.
-  TaskThread(std::size_t queue_max, std::string name);
+  // `name`: what ps and top call the thread, at most 15 letters. `nice`: how far it steps back for
+  // the other threads of the machine where no core is idle, as nice(1) has it, 0 to 19.
+  TaskThread(std::size_t queue_max, std::string name, int nice = 0);
   // Waits for the task that runs; those still queued are dropped.
   ~TaskThread();
   TaskThread(const TaskThread&) = delete;
@@ -36,6 +37,7 @@ class TaskThread {
 
   const std::size_t queue_max_;
   const std::string name_;
+  const int nice_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;  // guarded

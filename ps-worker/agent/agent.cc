@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <fstream>
 #include <iterator>
 #include <span>
@@ -70,6 +71,31 @@ bool FromTaskKind(control::Body kind) {
   }
 }
 
+// "0-3,8" as the system writes it; what is not so is nothing.
+std::vector<int> CpuList(const std::string& text) {
+  constexpr int kCpusMax = 8192;
+  std::vector<int> cpus;
+  const char* at = text.data();
+  const char* const end = text.data() + text.size();
+  while (at != end) {
+    int first = 0;
+    auto read = std::from_chars(at, end, first);
+    if (read.ec != std::errc()) return {};
+    int last = first;
+    if (read.ptr != end && *read.ptr == '-') {
+      read = std::from_chars(read.ptr + 1, end, last);
+      if (read.ec != std::errc()) return {};
+    }
+    if (first < 0 || last < first || last >= kCpusMax) return {};
+    for (int cpu = first; cpu <= last; ++cpu) cpus.push_back(cpu);
+    at = read.ptr;
+    if (at == end) break;
+    if (*at != ',') return {};
+    ++at;
+  }
+  return cpus;
+}
+
 void RemoveFile(const fs::path& path) {
   std::error_code error;
   fs::remove(path, error);
@@ -116,7 +142,7 @@ Result<std::unique_ptr<Agent>> Agent::Create(net::Loop& loop, net::Context& cont
 }
 
 Status Agent::FindDevices() {
-  devices_ = PS_TRY(Ask("devices", {"--devices"}, options_.devices_deadline,
+  devices_ = PS_TRY(Ask("devices", {"--devices"}, options_.devices_deadline, "",
                         [this](net::ExitStatus status) { OnDevices(status); }));
   return Ok();
 }
@@ -124,6 +150,7 @@ Status Agent::FindDevices() {
 Result<std::unique_ptr<Agent::Check>> Agent::Ask(const std::string& name,
                                                  const std::vector<std::string>& words,
                                                  net::Milliseconds deadline,
+                                                 const std::string& gpus,
                                                  std::function<void(net::ExitStatus)> on_exit) {
   const fs::path stem = options_.state_directory / "tasks" / name;
   auto check = std::make_unique<Check>();
@@ -137,6 +164,7 @@ Result<std::unique_ptr<Agent::Check>> Agent::Ask(const std::string& name,
   spec.argv.insert(spec.argv.end(), words.begin(), words.end());
   spec.argv.insert(spec.argv.end(), {"--result", check->result.string()});
   spec.output_fd = log.get();
+  if (!gpus.empty()) spec.environment = {{"CUDA_VISIBLE_DEVICES", gpus}};
   check->child = PS_TRY(net::ChildProcess::Spawn(loop_, spec));
   check->child->OnExit(std::move(on_exit));
   check->deadline = std::make_unique<net::Timer>(loop_);
@@ -146,6 +174,19 @@ Result<std::unique_ptr<Agent::Check>> Agent::Ask(const std::string& name,
     (void)borrowed->child->SignalGroup(SIGKILL).ok();
   });
   return check;
+}
+
+std::string Agent::IdleGpus() const {
+  std::string idle;
+  for (const control::GpuInfoT& gpu : gpus_) {
+    const bool used = std::any_of(tasks_.begin(), tasks_.end(), [&](const auto& entry) {
+      const std::vector<std::string>& of = entry.second.gpus;
+      return std::find(of.begin(), of.end(), gpu.uuid) != of.end();
+    });
+    if (gpu.trouble.empty() && !used) idle += (idle.empty() ? "" : ",") + gpu.uuid;
+  }
+  // A list that names none hides all.
+  return idle.empty() && !gpus_.empty() ? "none" : idle;
 }
 
 // A node whose GPUs are of no use is one without: it says so once, in its log.
@@ -168,7 +209,34 @@ void Agent::OnDevices(net::ExitStatus status) {
     if (!report.note.empty()) spdlog::warn("no GPU is used: {}", report.note);
   }
   for (const fs::path& path : {check->result, check->log}) RemoveFile(path);
+  if (!gpus_.empty()) {
+    gpu_look_ = std::make_unique<net::Timer>(loop_);
+    gpu_look_->After(options_.gpu_look_deadline, [this] {
+      spdlog::warn(
+          "the GPUs are used without a look at how they are: NVML did not answer within {} s",
+          options_.gpu_look_deadline.count() / 1000);
+      OnGpuReport({gpus_, {}});
+    });
+    gpu_watch_ = std::make_unique<GpuWatch>(
+        loop_, gpus_, options_.gpu_watch,
+        [this](GpuWatch::Report report) { OnGpuReport(std::move(report)); });
+  }
   SetLeader(leader_);
+}
+
+void Agent::OnGpuReport(GpuWatch::Report report) {
+  gpus_ = std::move(report.gpus);
+  gpu_bandwidth_ = std::move(report.bandwidth);
+  if (gpu_look_ != nullptr) {
+    loop_.Post([timer = std::exchange(gpu_look_, nullptr)] {});  // this may be its own call
+    return SetLeader(leader_);
+  }
+  control::GpuReportT message;
+  for (const control::GpuInfoT& gpu : gpus_) {
+    message.gpus.push_back(std::make_unique<control::GpuInfoT>(gpu));
+  }
+  message.gpu_bandwidth = gpu_bandwidth_;
+  if (client_.registered()) (void)client_.Send(control::Make(std::move(message))).ok();
 }
 
 Agent::Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
@@ -208,6 +276,8 @@ void Agent::Stop(const std::string& reason, std::function<void()> done) {
   }
   checks_.clear();
   devices_.reset();
+  gpu_look_.reset();
+  gpu_watch_.reset();
   loop_.Post([this] { MaybeStopped(); });
 }
 
@@ -230,6 +300,7 @@ control::MessageT Agent::Registration() const {
   for (const control::GpuInfoT& gpu : gpus_) {
     registration.gpus.push_back(std::make_unique<control::GpuInfoT>(gpu));
   }
+  registration.gpu_bandwidth = gpu_bandwidth_;
   for (const auto& entry : tasks_) {
     const Task& task = entry.second;
     control::TaskInfoT info;
@@ -325,6 +396,7 @@ void Agent::OnStartTask(const control::StartTaskT& start) {
   if (tasks_.count(start.task) != 0) return;  // said twice
   Task task;
   task.key = {JobId(start.job), WorkerId(start.worker), Incarnation(start.incarnation)};
+  task.gpus = start.gpus;
   task.generation = start.generation;
   task.log = LogPath(task.key.job, task.key.worker);
   if (stopping_ || BusySlots() >= options_.slots) {
@@ -390,11 +462,24 @@ Result<TaskCommand> Agent::PrepareTask(const control::StartTaskT& start, Task& t
   std::string visible;
   for (const std::string& gpu : start.gpus) visible += (visible.empty() ? "" : ",") + gpu;
   command.environment.emplace_back("CUDA_VISIBLE_DEVICES", visible);
+  if (!start.gpus.empty()) command.cpus = CpusNearGpu(start.gpus.front());
   command.log = task.log;
   command.log_heading = "job " + std::to_string(start.job) + " worker " +
                         std::to_string(start.worker) + " incarnation " +
                         std::to_string(start.incarnation);
   return command;
+}
+
+// Those of its NUMA node: its copies do not cross between processors, nor does what they are made
+// of.
+std::vector<int> Agent::CpusNearGpu(const std::string& uuid) const {
+  const auto gpu = std::find_if(gpus_.begin(), gpus_.end(),
+                                [&](const control::GpuInfoT& one) { return one.uuid == uuid; });
+  if (gpu == gpus_.end() || gpu->pci.empty() || gpu->pci.find('/') != std::string::npos) return {};
+  std::ifstream file(options_.pci_directory / gpu->pci / "local_cpulist");
+  std::string list;
+  std::getline(file, list);
+  return CpuList(list);
 }
 
 void Agent::OnTaskExit(std::uint64_t number, net::ExitStatus status) {
@@ -556,10 +641,10 @@ Result<std::unique_ptr<Agent::Check>> Agent::StartCheck(const control::Preflight
       options_.state_directory / "tasks" / ("preflight-" + std::to_string(request));
   const fs::path spec = stem.string() + ".json";
   PS_TRY(WriteFile(spec, preflight.spec_json));
-  auto check = PS_TRY(Ask(stem.filename().string(), {"--preflight", "--spec", spec.string()},
-                          options_.preflight_deadline, [this, request](net::ExitStatus status) {
-                            OnCheckExit(request, status);
-                          }));
+  auto check =
+      PS_TRY(Ask(stem.filename().string(), {"--preflight", "--spec", spec.string()},
+                 options_.preflight_deadline, IdleGpus(),
+                 [this, request](net::ExitStatus status) { OnCheckExit(request, status); }));
   check->spec = spec;
   return check;
 }

@@ -23,6 +23,7 @@
 #include "common/net/unique_fd.h"
 #include "common/result.h"
 #include "ps-worker/agent/ghost.h"
+#include "ps-worker/agent/gpu_watch.h"
 #include "ps-worker/agent/ring_store.h"
 #include "ps-worker/agent/task_process.h"
 #include "ps-worker/core/outbox.h"
@@ -42,12 +43,15 @@ struct AgentOptions {
   // Whether it is asked which GPUs it can compute on: "on", "off", or "auto", where the node has
   // NVIDIA's driver.
   std::string gpus = "auto";
+  GpuWatch::Options gpu_watch;
+  std::filesystem::path pci_directory = "/sys/bus/pci/devices";
   std::string log_level = "info";                          // of the tasks
   std::uint64_t log_keep_bytes = std::uint64_t{16} << 20;  // per worker slot of a job
   std::size_t log_files_max = 256;
   std::size_t preflights_max = 4;  // at a time
   net::Milliseconds preflight_deadline{60'000};
   net::Milliseconds devices_deadline{120'000};  // a node of many GPUs takes long at first
+  net::Milliseconds gpu_look_deadline{30'000};
   net::Milliseconds housekeeping{2'000};
   TaskTimeouts task;
   net::ControlClientOptions control;
@@ -73,7 +77,7 @@ class Agent {
 
   bool registered() const { return client_.registered(); }
   // The node's GPUs are known, or that it has none.
-  bool devices_known() const { return devices_ == nullptr; }
+  bool devices_known() const { return devices_ == nullptr && gpu_look_ == nullptr; }
   std::size_t running_tasks() const { return tasks_.size(); }
   std::size_t ghosts() const { return ghosts_.size(); }
 
@@ -83,6 +87,7 @@ class Agent {
     std::uint32_t generation = 0;
     std::filesystem::path spec;
     std::filesystem::path log;
+    std::vector<std::string> gpus;
     std::unique_ptr<TaskProcess> process;
     bool ending = false;     // was told to stop: its slot counts as free
     bool drop_ring = false;  // as soon as it has ended
@@ -99,14 +104,17 @@ class Agent {
   Agent(net::Loop& loop, net::Context& context, AgentOptions options, RingStore rings,
         net::UniqueFd lock);
 
-  // Runs ps-task with these words, the first of which says what is asked. Its answer, log and
-  // spec are removed by who gets it.
+  // Runs ps-task with these words, the first of which says what is asked, on these GPUs (empty: on
+  // all that it finds). Its answer, log and spec are removed by who gets it.
   Result<std::unique_ptr<Check>> Ask(const std::string& name, const std::vector<std::string>& words,
-                                     net::Milliseconds deadline,
+                                     net::Milliseconds deadline, const std::string& gpus,
                                      std::function<void(net::ExitStatus)> on_exit);
+  // Those that a check may use: well, and of no task.
+  std::string IdleGpus() const;
   // Asks which GPUs there are.
   Status FindDevices();
   void OnDevices(net::ExitStatus status);
+  void OnGpuReport(GpuWatch::Report report);
   control::MessageT Registration() const;
   void OnMessage(control::MessageT message);
   void OnWelcome();
@@ -116,6 +124,7 @@ class Agent {
 
   void OnStartTask(const control::StartTaskT& start);
   Result<TaskCommand> PrepareTask(const control::StartTaskT& start, Task& task) const;
+  std::vector<int> CpusNearGpu(const std::string& uuid) const;
   void OnTaskExit(std::uint64_t number, net::ExitStatus status);
   void ReportExit(std::uint64_t number, const Task& task, int status, std::string message);
   void OnStopTask(const control::StopTaskT& stop);
@@ -152,6 +161,9 @@ class Agent {
   std::map<std::uint64_t, std::unique_ptr<Check>> checks_;  // by request
   std::unique_ptr<Check> devices_;                          // as long as the GPUs are not known
   std::vector<control::GpuInfoT> gpus_;
+  std::vector<std::uint16_t> gpu_bandwidth_;
+  std::unique_ptr<net::Timer> gpu_look_;  // deadline of the first look at them, until there was one
+  std::unique_ptr<GpuWatch> gpu_watch_;
   std::string leader_;
   bool stopping_ = false;
   std::function<void()> stopped_;

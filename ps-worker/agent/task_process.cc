@@ -16,6 +16,7 @@ Result<std::unique_ptr<TaskProcess>> TaskProcess::Start(net::Loop& loop, const T
   net::ProcessSpec spec;
   spec.argv = command.argv;
   spec.environment = command.environment;
+  spec.cpus = command.cpus;
   spec.inherited_fd = sockets.second.get();
   spec.output_fd = log.get();
   auto child = PS_TRY(net::ChildProcess::Spawn(loop, spec));

@@ -29,6 +29,7 @@ struct TaskTimeouts {
 struct TaskCommand {
   std::vector<std::string> argv;
   std::vector<std::pair<std::string, std::string>> environment;
+  std::vector<int> cpus;  // empty: any
   std::filesystem::path log;
   std::string log_heading;
 };

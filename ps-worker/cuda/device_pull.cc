@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "common/check.h"
 #include "common/codec/value_codec.h"
@@ -17,7 +18,10 @@ DevicePull::DevicePull(float* parameters, cudaStream_t stream)
     : parameters_(parameters), stream_(stream) {}
 
 DevicePull::~DevicePull() {
-  if (enqueued_) (void)cudaStreamSynchronize(stream_);
+  if (buffers_[0].enqueued || buffers_[1].enqueued) (void)cudaStreamSynchronize(stream_);
+  for (Buffers& buffers : buffers_) {
+    if (buffers.done != nullptr) (void)cudaEventDestroy(buffers.done);
+  }
 }
 
 Status DevicePull::Apply(const Block& block, const codec::BlockView& view, bool increments) {
@@ -58,8 +62,9 @@ template <typename T>
 std::size_t DevicePull::Stage(const std::vector<T>& values) {
   const std::size_t at = used_;
   const std::size_t bytes = values.size() * sizeof(T);
-  PS_CHECK(at + bytes <= staged_.size(), at, bytes, staged_.size());
-  if (bytes > 0) std::memcpy(staged_.data() + at, values.data(), bytes);
+  const PinnedBuffer<std::byte>& staged = buffers_[turn_].staged;
+  PS_CHECK(at + bytes <= staged.size(), at, bytes, staged.size());
+  if (bytes > 0) std::memcpy(staged.data() + at, values.data(), bytes);
   used_ = (at + bytes + kAlignment - 1) / kAlignment * kAlignment;
   return at;
 }
@@ -87,7 +92,7 @@ DevicePull::Place DevicePull::StageEntries(Entries& entries) {
 }
 
 EntryList DevicePull::ListAt(const Place& place) const {
-  const std::byte* const base = device_.data();
+  const std::byte* const base = buffers_[turn_].device.data();
   EntryList list;
   list.count = place.count;
   list.blocks = reinterpret_cast<const EntryBlock*>(base + place.blocks);
@@ -105,9 +110,14 @@ Status DevicePull::End() {
 }
 
 Status DevicePull::Enqueue() {
+  turn_ = 1 - turn_;
+  Buffers& buffers = buffers_[turn_];
   // What is enqueued still reads the buffers.
-  if (std::exchange(enqueued_, false)) {
-    PS_TRY(Checked(cudaStreamSynchronize(stream_), "waiting for the pull before"));
+  if (std::exchange(buffers.enqueued, false)) {
+    PS_TRY(Checked(cudaEventSynchronize(buffers.done), "waiting for the pull before the last"));
+  }
+  if (buffers.done == nullptr) {
+    PS_TRY(Checked(cudaEventCreate(&buffers.done), "making an event"));
   }
   std::size_t bytes = 12 * kAlignment;
   bytes += (pieces_.size() + wide_pieces_.size()) * sizeof(CopyPiece);
@@ -116,11 +126,11 @@ Status DevicePull::Enqueue() {
     bytes += entries->runs.size() * (sizeof(EntryBlock) + sizeof(EntryRun));
     bytes += entries->positions.size() * (sizeof(std::uint16_t) + sizeof(float));
   }
-  if (staged_.size() < bytes) {
+  if (buffers.staged.size() < bytes) {
     // Of a snapshot, the first time; with room to spare as pulls differ.
     bytes += bytes / 4;
-    PS_TRY(Grow(staged_, bytes));
-    PS_TRY(Grow(device_, bytes));
+    PS_TRY(Grow(buffers.staged, bytes));
+    PS_TRY(Grow(buffers.device, bytes));
   }
   used_ = 0;
   const std::size_t pieces = Stage(pieces_);
@@ -129,11 +139,11 @@ Status DevicePull::Enqueue() {
   const std::size_t halves = Stage(halves_);
   const Place entries = StageEntries(entries_);
   const Place increments = StageEntries(increments_);
-  enqueued_ = true;
-  PS_TRY(Checked(
-      cudaMemcpyAsync(device_.data(), staged_.data(), used_, cudaMemcpyHostToDevice, stream_),
-      "copying a pull to the device"));
-  const std::byte* const base = device_.data();
+  buffers.enqueued = true;
+  PS_TRY(Checked(cudaMemcpyAsync(buffers.device.data(), buffers.staged.data(), used_,
+                                 cudaMemcpyHostToDevice, stream_),
+                 "copying a pull to the device"));
+  const std::byte* const base = buffers.device.data();
   PS_TRY(
       Checked(LaunchCopyPieces(reinterpret_cast<const CopyPiece*>(base + pieces),
                                static_cast<std::uint32_t>(pieces_.size()),
@@ -145,8 +155,9 @@ Status DevicePull::Enqueue() {
                                    parameters_, stream_),
                  "the bf16 values of a pull"));
   PS_TRY(Checked(LaunchSet(ListAt(entries), parameters_, stream_), "the entries of a pull"));
-  return Checked(LaunchAddIncrements(ListAt(increments), parameters_, stream_),
-                 "the increments of a pull");
+  PS_TRY(Checked(LaunchAddIncrements(ListAt(increments), parameters_, stream_),
+                 "the increments of a pull"));
+  return Checked(cudaEventRecord(buffers.done, stream_), "recording an event");
 }
 
 void DevicePull::Clear() {

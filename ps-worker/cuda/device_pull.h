@@ -1,6 +1,6 @@
 // What pulls bring, into the flat buffer of parameters on a GPU.
 //
-// Blocks are decoded on the host, into one page-locked buffer; End() copies that to the device at
+// Blocks are decoded on the host, into a page-locked buffer; End() copies that to the device at
 // once and puts everything in its place there (pull_kernels.h). The outcome is that of
 // codec::BlockWriter, bit for bit; blocks of bf16 are widened on the device.
 //
@@ -10,6 +10,7 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -57,7 +58,7 @@ class DevicePull {
 
   Status Enqueue();
   void Clear();
-  // Puts an array into staged_, and returns where.
+  // Puts an array into the staged buffer, and returns where.
   template <typename T>
   std::size_t Stage(const std::vector<T>& values);
   Place StageEntries(Entries& entries);
@@ -77,10 +78,17 @@ class DevicePull {
   std::vector<std::uint16_t> indices_;
   std::vector<float> values_;
 
-  std::size_t used_ = 0;
-  PinnedBuffer<std::byte> staged_;
-  DeviceBuffer<std::byte> device_;
-  bool enqueued_ = false;  // and perhaps not done yet
+  // Two take turns: a pull that is brought while the device is still at a step need not wait for
+  // what was enqueued before that step.
+  struct Buffers {
+    PinnedBuffer<std::byte> staged;
+    DeviceBuffer<std::byte> device;
+    cudaEvent_t done = nullptr;  // with what was enqueued last
+    bool enqueued = false;
+  };
+  std::array<Buffers, 2> buffers_;
+  std::size_t turn_ = 0;
+  std::size_t used_ = 0;  // of the one whose turn it is
 };
 
 }  // namespace ps::worker::cuda

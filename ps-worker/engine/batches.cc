@@ -7,7 +7,7 @@ namespace ps::worker {
 
 Result<Batch> BatchBuffer::Read(const Dataset& data, std::span<const std::uint64_t> records) {
   features_.resize(static_cast<std::size_t>(data.features()) * records.size());
-  labels_.resize(records.size());
+  labels_.resize(static_cast<std::size_t>(data.labels_per_record()) * records.size());
   ids_.resize(static_cast<std::size_t>(data.id_columns()) * records.size());
   PS_TRY(data.Read(records, features_.data(), nullptr, labels_.data(), ids_.data()));
   return Batch{features_, labels_, static_cast<std::uint32_t>(records.size()), ids_, nullptr};

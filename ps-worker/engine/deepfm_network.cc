@@ -63,9 +63,7 @@ class DeepFm final : public Network {
   std::vector<NamedTensor> Parameters() override {
     std::vector<NamedTensor> result{{"bias", bias_}};
     if (weights_.defined()) result.push_back({"weights", weights_});
-    for (const auto& item : layers_->named_parameters()) {
-      result.push_back({item.key(), item.value()});
-    }
+    for (auto& parameter : ParametersOf(*layers_)) result.push_back(std::move(parameter));
     return result;
   }
   std::vector<NamedTensor> Buffers() override { return {}; }

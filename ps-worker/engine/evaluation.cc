@@ -1,8 +1,27 @@
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 
+#include "common/check.h"
 #include "ps-worker/engine/model.h"
 
 namespace ps::worker {
+
+Batch Batch::Part(std::uint32_t begin, std::uint32_t count) const {
+  PS_CHECK(begin + count <= records, begin, count, records);
+  Batch part = *this;
+  part.records = count;
+  part.first += begin;
+  part.position += begin;
+  const auto of_records = [&](auto values) {
+    const std::size_t each = records == 0 ? 0 : values.size() / records;
+    return values.subspan(begin * each, count * each);
+  };
+  part.features = of_records(features);
+  part.labels = of_records(labels);
+  part.ids = of_records(ids);
+  return part;
+}
 
 void EvaluationSums::Add(const EvaluationSums& other) {
   loss += other.loss;

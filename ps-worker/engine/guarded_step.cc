@@ -62,9 +62,11 @@ void GuardedStep::RestoreLossScale(const LossScale& state) {
   if (scaler_) scaler_->Restore(state);
 }
 
-Result<StepValues> GuardedStep::Compute(const Batch& batch, Precision precision) {
+Result<StepValues> GuardedStep::Compute(const Batch& batch, Precision precision,
+                                        const std::function<void()>* meanwhile) {
   StepMode mode;
   mode.precision = precision;
+  mode.meanwhile = meanwhile;
   if (scaler_) mode.loss_scale = scaler_->scale();
   StepValues values;
   values.loss = PS_TRY(model_.Step(batch, mode));
@@ -85,11 +87,11 @@ bool GuardedStep::IsComparable(std::uint32_t records) {
   return comparable;
 }
 
-Result<ComputeResult> GuardedStep::Run(const Batch& batch) {
+Result<ComputeResult> GuardedStep::Run(const Batch& batch, const std::function<void()>* meanwhile) {
   ComputeResult result;
   const bool held = calibration_ && calibration_->BeginStep();
   const Precision precision = held ? Precision::kFp32 : precision_;
-  StepValues values = PS_TRY(Compute(batch, precision));
+  StepValues values = PS_TRY(Compute(batch, precision, meanwhile));
   result.loss = values.loss;
   const bool finite = std::isfinite(values.gradient_norm);
   if (scaler_) {
@@ -111,7 +113,7 @@ Result<ComputeResult> GuardedStep::Run(const Batch& batch) {
   if (!verdict.plausible) {
     result.implausible = Describe(verdict, values, calibration_->threshold());
     restore_buffers_();
-    values = PS_TRY(Compute(batch, Precision::kFp32));
+    values = PS_TRY(Compute(batch, Precision::kFp32, nullptr));
     result.redone = calibration_->Judge(values).plausible;
     if (result.redone) {
       result.loss = values.loss;

@@ -35,7 +35,8 @@ class GuardedStep {
 
   // Gradients that are not finite are `nonfinite` only where the loss scale is why; the others are
   // found by who takes them.
-  Result<ComputeResult> Run(const Batch& batch);
+  // `meanwhile`: as in StepMode, or null.
+  Result<ComputeResult> Run(const Batch& batch, const std::function<void()>* meanwhile = nullptr);
 
   Precision precision() const { return precision_; }
   // Nothing where the loss is not scaled.
@@ -44,7 +45,8 @@ class GuardedStep {
 
  private:
   // Forward and backward; the norm is not finite if a gradient is not.
-  Result<StepValues> Compute(const Batch& batch, Precision precision);
+  Result<StepValues> Compute(const Batch& batch, Precision precision,
+                             const std::function<void()>* meanwhile);
   // False if the step has too few records to be compared with those before it.
   bool IsComparable(std::uint32_t records);
 

@@ -33,7 +33,7 @@ Ledger::Ledger(const ModelSpec& spec, std::vector<EmbeddingTableSpec> row_tables
   values_.assign(static_cast<std::size_t>(layout_.parameters), 0.0f);
 }
 
-Status Ledger::Prepare(const LayoutView& layout, WorkerId worker, Incarnation) {
+Status Ledger::Prepare(const LayoutView& layout, WorkerId worker) {
   view_ = layout;
   rows_ = std::make_unique<RowPush>(*view_, RowCodecs(tables_));
   element_ = static_cast<std::uint16_t>(worker.value() % wire::kBlockElements);

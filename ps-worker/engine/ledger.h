@@ -28,7 +28,7 @@ class Ledger final : public Workload {
   const control::LayoutT& layout() const override { return layout_; }
   // Of this model they stay, and show what pulls brought.
   std::span<float> table(std::uint32_t index) override;
-  Status Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
+  Status Prepare(const LayoutView& layout, WorkerId worker) override;
   Status Apply(const Block& block, const codec::BlockView& view, bool increments) override;
   Status Read(const Block& block, std::span<float> values) const override;
   void AdoptBuffers() override {}

@@ -10,6 +10,7 @@
 #include "ps-worker/engine/batches.h"
 #include "ps-worker/engine/ledger.h"
 #include "ps-worker/engine/model.h"
+#include "ps-worker/engine/replicated_model.h"
 #include "ps-worker/engine/tensor_workload.h"
 
 namespace ps::worker {
@@ -80,10 +81,21 @@ Result<Batch> TriedBatch(const Dataset& data, std::uint64_t size, BatchBuffer& b
   return batch;
 }
 
+Result<std::unique_ptr<Model>> MakeModel(const JobSpec& spec, const Dataset& train,
+                                         const TaskDevice& device) {
+  std::vector<std::unique_ptr<Model>> replicas;
+  for (const ModelDevice& one : device.models) {
+    replicas.push_back(PS_TRY(Model::Create(spec, train.features(), one)));
+  }
+  if (replicas.size() == 1) return std::move(replicas.front());
+  return std::unique_ptr<Model>(
+      std::make_unique<ReplicatedModel>(std::move(replicas), PS_TRY(device.make_collective())));
+}
+
 Result<control::PreflightResultT> Try(const JobSpec& spec, const TaskDevice& device) {
   auto task = PS_TRY(LoadTask(spec, device));
   if (spec.model.type != "ledger") {
-    auto model = PS_TRY(Model::Create(spec, task.train->features(), device.model));
+    auto model = PS_TRY(MakeModel(spec, *task.train, device));
     BatchBuffer buffer;
     std::vector<float> labels;
     const auto size =
@@ -144,7 +156,7 @@ Result<LoadedTask> LoadTask(const JobSpec& spec, const TaskDevice& device) {
                                              std::to_string(task.train->features())};
   }
   if (task.test != nullptr) PS_TRY(CheckData(spec, *task.test, "test"));
-  auto model = PS_TRY(Model::Create(spec, task.train->features(), device.model));
+  auto model = PS_TRY(MakeModel(spec, *task.train, device));
   const auto precision = PS_TRY(ChoosePrecision(spec.training.precision, model->device()));
   task.workload =
       std::make_unique<TensorWorkload>(spec, std::move(model), precision, device.make_parameters);

@@ -4,11 +4,14 @@
 // All that the files can have wrong is kInvalid and names the file or the key.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "common/job/job_spec.h"
 #include "common/messages/control.h"
 #include "common/result.h"
+#include "ps-worker/engine/collective.h"
 #include "ps-worker/engine/data/dataset.h"
 #include "ps-worker/engine/dense_parameters.h"
 #include "ps-worker/engine/file_values.h"
@@ -26,7 +29,11 @@ struct LoadedTask {
 
 // Where a task computes, and who keeps its parameters there; by default on the CPU.
 struct TaskDevice {
-  ModelDevice model;
+  // Several: each computes a part of every batch (replicated_model.h), the first has the
+  // parameters.
+  std::vector<ModelDevice> models{ModelDevice()};
+  // What joins several.
+  std::function<Result<std::unique_ptr<Collective>>()> make_collective;
   MakeDenseParameters make_parameters;
 };
 

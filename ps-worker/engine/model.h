@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,17 +29,24 @@ namespace ps::worker {
 // Records of one step, borrowed from the reader.
 struct Batch {
   std::span<const float> features;  // records times features of a record
-  std::span<const float> labels;    // class number (cross_entropy) or target, one a record
+  std::span<const float> labels;    // class number (cross_entropy) or target, as many a record
   std::uint32_t records = 0;
   std::span<const std::uint64_t> ids{};  // one for each id column, record after record
   const BatchRows* rows = nullptr;       // what the ids stand for; null: the model has no tables
+  std::uint32_t first = 0;               // number of its first record among those of `rows`
+  // Of its first record in the job's order, all epochs counted. What a step draws (dropout) depends
+  // on it and on training.seed alone: who trains the batch again draws the same.
+  std::uint64_t position = 0;
+
+  // `count` of its records from `begin` on; `rows` are those of the whole batch.
+  Batch Part(std::uint32_t begin, std::uint32_t count) const;
 };
 
 // Sums over the records seen, so that batches of different sizes add up.
 struct EvaluationSums {
   double loss = 0;
   double metric = 0;  // accuracy: records answered right; mse: squared errors; logloss: losses
-  std::uint64_t records = 0;
+  std::uint64_t records = 0;  // of text: bytes, as each has an answer
   // auc: the scores of all records, by their label. They take the place of `metric`.
   std::vector<float> positive_scores;
   std::vector<float> negative_scores;
@@ -58,6 +66,11 @@ struct StepMode {
   // The loss is multiplied by it for the backward pass, and gradients by its inverse afterwards
   // (core/loss_scaler.h). More than 0.
   float loss_scale = 1;
+  // Gradients are multiplied by it, the loss is not: the part that this batch is of a larger one.
+  double weight = 1;
+  // Called once, on the calling thread: on a GPU when all is enqueued and before the device is
+  // waited for. What it enqueues on the default stream comes after the step.
+  const std::function<void()>* meanwhile = nullptr;
 };
 
 // Where a model computes, and where that is for LibTorch.
@@ -72,7 +85,7 @@ class Model {
 
   // Builds the model with its initial values: those of `spec.training.seed`, or with a TorchScript
   // file those of the file. The same on every task of a job. Not for the ledger (ledger.h).
-  // `features` of a record: only deepfm, whose file does not say it, needs them.
+  // `features` of a record: only deepfm and transformer, whose files do not say it, need them.
   static Result<std::unique_ptr<Model>> Create(const JobSpec& spec, std::uint64_t features = 0,
                                                const ModelDevice& device = {});
 
@@ -109,14 +122,12 @@ class Model {
 
   // Forward and backward in training mode: gradients() holds the gradient of the mean loss, which
   // is returned (it may be non-finite, and the gradients too). Neither is scaled. With
-  // training.accumulate the batch is computed in parts of training.batch_size records.
+  // training.accumulate the batch is computed in parts of training.batch_size records. Without
+  // records gradients and loss are 0.
   virtual Result<double> Step(const Batch& batch, const StepMode& mode) = 0;
   Result<double> Step(const Batch& batch) { return Step(batch, StepMode()); }
   // Forward in evaluation mode.
   virtual Result<EvaluationSums> Evaluate(const Batch& batch) = 0;
-
-  // Seeds what the model draws while it trains (dropout); differs between the tasks of a job.
-  virtual void SeedTraining(std::uint64_t seed) = 0;
 
  protected:
   control::LayoutT layout_;

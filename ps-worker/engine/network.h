@@ -69,8 +69,16 @@ struct DeepFmShape {
 Result<std::unique_ptr<Network>> MakeDeepFm(const ModelSpec& spec, const DeepFmShape& shape,
                                             std::uint64_t seed);
 
+// A language model of bytes, as GPT-2 is of its tokens: `context` positions.
+Result<std::unique_ptr<Network>> MakeTransformer(const ModelSpec& spec, std::int64_t context,
+                                                 std::uint64_t seed);
+
 // A TorchScript file, with the values it holds.
 Result<std::unique_ptr<Network>> LoadScriptNetwork(const ModelSpec& spec);
+
+// Of a module, with its children: as Network has them.
+std::vector<NamedTensor> ParametersOf(const torch::nn::Module& module);
+std::vector<NamedTensor> BuffersOf(const torch::nn::Module& module);
 
 // Sets the linear and convolutional layers of a module; batch norm keeps its ones and zeros.
 // kaiming_uniform is torch's default for them, U(+-1/sqrt(fan_in)) for weight and bias;

@@ -9,6 +9,9 @@
 #include "ps-worker/cuda/runtime.h"
 #include "ps-worker/engine/device_parameters.h"
 #endif
+#ifdef PS_NCCL
+#include "ps-worker/engine/nccl_collective.h"
+#endif
 
 namespace ps::worker {
 
@@ -60,11 +63,29 @@ Result<TaskDevice> ChooseDevice(const JobSpec& spec) {
   if (const std::string trouble = EngineTrouble(); !trouble.empty()) {
     return Error{ErrorId::kNoGpu, "resources.gpus: " + trouble};
   }
-  const auto properties = PS_TRY(cuda::PropertiesOf(0));
-  device.model.compute = {true, properties.major, properties.minor};
-  device.model.cuda = 0;
+  if (cuda::DeviceCount() < spec.resources.gpus) {
+    return Error{ErrorId::kNoGpu, "resources.gpus: " + std::to_string(spec.resources.gpus) +
+                                      " are wanted, CUDA finds " +
+                                      std::to_string(cuda::DeviceCount()) + " for this task"};
+  }
+  device.models.clear();
+  for (int number = 0; number < spec.resources.gpus; ++number) {
+    const auto properties = PS_TRY(cuda::PropertiesOf(number));
+    ModelDevice& model = device.models.emplace_back();
+    model.compute = {true, properties.major, properties.minor};
+    model.cuda = number;
+  }
   device.make_parameters = DeviceParameters::Create;
+  if (spec.resources.gpus == 1) return device;
+#ifdef PS_NCCL
+  device.make_collective = [count = device.models.size()] { return NcclCollective::Create(count); };
   return device;
+#else
+  return Error{
+      ErrorId::kNoGpu,
+      "resources.gpus: this ps-task was built without NCCL, which sums up what several GPUs "
+      "compute; one GPU a task can be used"};
+#endif
 }
 
 #else

@@ -13,7 +13,8 @@ namespace ps::worker {
 // All that are there. Not for a process that trains: it holds memory of each.
 control::DeviceReportT FindDevices();
 
-// The CPU, or with resources.gpus the first GPU that is there. kInvalid, with what is missing.
+// The CPU, or with resources.gpus the first so many GPUs that are there. kInvalid, with what is
+// missing.
 Result<TaskDevice> ChooseDevice(const JobSpec& spec);
 
 }  // namespace ps::worker

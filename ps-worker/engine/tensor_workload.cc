@@ -64,7 +64,7 @@ TensorWorkload::TensorWorkload(const JobSpec& spec, std::unique_ptr<Model> model
   model_->ReadBuffers(Pulled("buffers"), Pulled("counters"));
 }
 
-Status TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) {
+Status TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker) {
   view_ = layout;
   const SparsifierOptions options = OptionsOf(spec_, worker);
   if (make_parameters_) {
@@ -75,8 +75,6 @@ Status TensorWorkload::Prepare(const LayoutView& layout, WorkerId worker, Incarn
   if (!initial_.empty()) model_->WriteParameters(initial_);
   initial_ = std::vector<float>();
   rows_ = std::make_unique<RowPush>(*view_, RowCodecs(spec_.embedding_tables));
-  model_->SeedTraining(static_cast<std::uint64_t>(spec_.training.seed) * 1'000'003u +
-                       incarnation.value());
   return Ok();
 }
 
@@ -110,9 +108,11 @@ std::span<float> TensorWorkload::Pulled(const char* name) {
 
 void TensorWorkload::AdoptBuffers() { model_->WriteBuffers(Pulled("buffers"), Pulled("counters")); }
 
-Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch) {
+Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch,
+                                              const std::function<void()>* meanwhile) {
+  // What was selected before is pushed meanwhile.
+  ComputeResult result = PS_TRY(step_.Run(batch, meanwhile));
   buffers_selected_ = false;
-  ComputeResult result = PS_TRY(step_.Run(batch));
   std::vector<TableRows> gradients;
   if (result.kept()) result.nonfinite = RowGradients(batch, gradients);
   if (result.kept()) {
@@ -260,7 +260,11 @@ Result<EvaluationSums> TensorWorkload::Evaluate(const Dataset* data, const PullR
   parameters_->UndoLocalSteps();
   EvaluationSums sums;
   const bool has_rows = !spec_.embedding_tables.empty();
-  const std::uint32_t size = has_rows ? kEvaluationBatchWithRows : kEvaluationBatch;
+  std::uint32_t size = has_rows ? kEvaluationBatchWithRows : kEvaluationBatch;
+  // Each label of a record has an answer of its own: no more than in a step.
+  if (data->labels_per_record() > 1) {
+    size = static_cast<std::uint32_t>(std::min<std::int64_t>(size, spec_.training.batch_size));
+  }
   BatchRows rows;
   auto status = ForEachBatch(*data, size, [&](const Batch& batch) -> Status {
     Batch complete = batch;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -31,13 +32,20 @@ class TensorWorkload final : public Workload {
 
   const control::LayoutT& layout() const override { return model_->layout(); }
   std::span<float> table(std::uint32_t index) override;
-  Status Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) override;
+  Status Prepare(const LayoutView& layout, WorkerId worker) override;
   Status Apply(const Block& block, const codec::BlockView& view, bool increments) override;
   Status EndPull() override;
   Status Read(const Block& block, std::span<float> values) const override;
   void AdoptBuffers() override;
   void FindRows(const Batch& batch, BatchRows& rows) const override;
-  Result<ComputeResult> Compute(const Batch& batch, double epoch) override;
+  Result<ComputeResult> Compute(const Batch& batch, double epoch) override {
+    return Compute(batch, epoch, nullptr);
+  }
+  Result<ComputeResult> Compute(const Batch& batch, double epoch,
+                                const std::function<void()>& meanwhile) override {
+    return Compute(batch, epoch, &meanwhile);
+  }
+  bool computes_apart() const override { return model_->device().gpu; }
   Result<ComputeResult> ComputeLocal(const Batch& batch, const LocalStep& step) override;
   Status SelectLocal(double epoch) override;
   Precision precision() const override { return step_.precision(); }
@@ -55,6 +63,8 @@ class TensorWorkload final : public Workload {
   Result<EvaluationSums> Evaluate(const Dataset* data, const PullRows& pull) override;
 
  private:
+  Result<ComputeResult> Compute(const Batch& batch, double epoch,
+                                const std::function<void()>* meanwhile);
   std::string RowGradients(const Batch& batch, std::vector<TableRows>& gradients);
   std::size_t WriteBuffers(ShardId shard, std::span<std::byte> out) const;
   // The values of one table of buffers, by name; empty if the model has none.

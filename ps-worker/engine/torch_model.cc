@@ -9,6 +9,7 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 #include <torch/version.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cmath>
@@ -107,6 +108,7 @@ class TorchModel final : public Model {
       // Who wants fewer bits says so by training.precision.
       at::globalContext().setAllowTF32CuDNN(false);
     }
+    model->seed_ = static_cast<std::uint64_t>(spec.training.seed);
     model->loss_ = LossOfName(spec.training.loss);
     if (spec.training.accumulate > 1) {
       model->part_records_ = static_cast<std::uint32_t>(spec.training.batch_size);
@@ -172,21 +174,23 @@ class TorchModel final : public Model {
   Result<double> Step(const Batch& batch, const StepMode& mode) override {
     try {
       network_->SetTraining(true);
+      SeedDraws(batch.position);
       flat_gradient_.zero_();
       for (const auto& view : parameters_) AssertView(view);
       PS_TRY(LoadRows(batch, /*gradients=*/true));
       // Read after the backward passes are enqueued, so that a GPU does not wait for the host.
       std::vector<std::pair<double, at::Tensor>> losses;
       for (std::uint32_t first = 0; first < batch.records; first += part_records_) {
-        const Batch part = Part(batch, first);
-        const auto output = ForwardIn(mode.precision, part, first);
+        const Batch part = batch.Part(first, std::min(part_records_, batch.records - first));
+        const auto output = ForwardIn(mode.precision, part);
         PS_TRY(CheckOutput(output, part));
         auto loss = LossOf(output, part, at::Reduction::Mean);
         const double share = static_cast<double>(part.records) / batch.records;
         losses.emplace_back(share, loss.detach());
-        const double factor = share * mode.loss_scale;
+        const double factor = share * mode.loss_scale * mode.weight;
         (factor == 1 ? loss : loss * factor).backward();
       }
+      if (mode.meanwhile != nullptr) (*mode.meanwhile)();
       for (const auto& view : parameters_) AssertView(view);
       KeepRowGradients();
       if (mode.loss_scale != 1) Unscale(LossScaler::Inverse(mode.loss_scale));
@@ -203,14 +207,14 @@ class TorchModel final : public Model {
       torch::NoGradGuard no_grad;
       network_->SetTraining(false);
       PS_TRY(LoadRows(batch, /*gradients=*/false));
-      const auto output = Forward(batch, 0);
+      const auto output = Forward(batch);
       PS_TRY(CheckOutput(output, batch));
       EvaluationSums sums;
-      sums.records = batch.records;
+      sums.records = batch.labels.size();
       sums.loss = LossOf(output, batch, at::Reduction::Sum).item<double>();
       if (curve_) {
         const auto scores = output.reshape({-1}).to(at::kCPU).contiguous();
-        for (std::uint32_t i = 0; i < batch.records; ++i) {
+        for (std::size_t i = 0; i < batch.labels.size(); ++i) {
           (batch.labels[i] == 1 ? sums.positive_scores : sums.negative_scores)
               .push_back(scores.data_ptr<float>()[i]);
         }
@@ -221,8 +225,9 @@ class TorchModel final : public Model {
         sums.metric =
             static_cast<double>(positive.eq(Labels(batch).gt(0.5)).sum().item<std::int64_t>());
       } else if (accuracy_) {
+        const auto answers = output.reshape({-1, output.size(-1)}).argmax(1);
         sums.metric =
-            static_cast<double>(output.argmax(1).eq(ClassLabels(batch)).sum().item<std::int64_t>());
+            static_cast<double>(answers.eq(ClassLabels(batch)).sum().item<std::int64_t>());
       } else if (squared_error_) {
         sums.metric = sums.loss;
       }
@@ -238,9 +243,13 @@ class TorchModel final : public Model {
             static_cast<std::size_t>(row_gradients_[table].numel())};
   }
 
-  void SeedTraining(std::uint64_t seed) override { torch::manual_seed(seed); }
-
  private:
+  void SeedDraws(std::uint64_t position) const {
+    auto generator = at::globalContext().defaultGenerator(device_);
+    const std::lock_guard lock(generator.mutex());
+    generator.set_current_seed(XXH3_64bits_withSeed(&position, sizeof(position), seed_));
+  }
+
   Error Refuse(const std::exception& error) const {
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
     const std::string text =
@@ -262,7 +271,7 @@ class TorchModel final : public Model {
     const auto& name = network_->description();
     const std::size_t columns = column_tables_.size();
     if (batch.rows == nullptr || batch.rows->tables.size() != row_widths_.size() ||
-        batch.rows->index.size() != columns * batch.records) {
+        batch.rows->index.size() < columns * (std::size_t{batch.first} + batch.records)) {
       return Error{ErrorCode::kInvalid, name + ": the batch comes without the rows of its ids"};
     }
     for (std::size_t i = 0; i < row_widths_.size(); ++i) {
@@ -290,28 +299,17 @@ class TorchModel final : public Model {
     for (auto& gradient : row_gradients_) gradient.mul_(inverse);
   }
 
-  // At most part_records_ records of the batch, from `first` on; its rows are the whole batch's.
-  Batch Part(const Batch& batch, std::uint32_t first) const {
-    Batch part = batch;
-    part.records = std::min(part_records_, batch.records - first);
-    const std::size_t features = batch.features.size() / batch.records;
-    part.features = batch.features.subspan(first * features, part.records * features);
-    part.labels = batch.labels.subspan(first, part.records);
-    return part;
-  }
-
   // Ends in fp32, where the loss is computed. The backward pass takes the precisions of this one.
-  at::Tensor ForwardIn(Precision precision, const Batch& part, std::uint32_t first) {
-    if (precision == Precision::kFp32) return Forward(part, first);
+  at::Tensor ForwardIn(Precision precision, const Batch& part) {
+    if (precision == Precision::kFp32) return Forward(part);
     const Autocast autocast(device_, precision == Precision::kBf16 ? at::kBFloat16 : at::kHalf);
-    return Forward(part, first).to(at::kFloat);
+    return Forward(part).to(at::kFloat);
   }
 
-  // `first` is the number of the first record, where this is part of a batch.
-  at::Tensor Forward(const Batch& batch, std::uint32_t first) {
+  at::Tensor Forward(const Batch& batch) {
     if (row_widths_.empty()) return network_->Forward(Input(batch));
     const auto columns = static_cast<std::int64_t>(column_tables_.size());
-    const auto index_of = batch.rows->index.begin() + std::int64_t{first} * columns;
+    const auto index_of = batch.rows->index.begin() + std::int64_t{batch.first} * columns;
     std::vector<std::int64_t> wide(index_of, index_of + std::int64_t{batch.records} * columns);
     const auto index =
         at::from_blob(wide.data(), {static_cast<std::int64_t>(batch.records), columns}, at::kLong)
@@ -450,6 +448,7 @@ class TorchModel final : public Model {
 
   Status CheckOutput(const at::Tensor& output, const Batch& batch) const {
     const auto& name = network_->description();
+    const auto labels = static_cast<std::int64_t>(batch.labels.size());
     const auto shape = [&output] {
       std::string text;
       for (const auto extent : output.sizes()) {
@@ -463,11 +462,11 @@ class TorchModel final : public Model {
     }
     if (loss_ != Loss::kCrossEntropy) {
       const bool binary = loss_ == Loss::kBinaryCrossEntropy;
-      if (output.numel() != batch.records) {
-        return Error{ErrorId::kModelOutput, name + ": output " + shape() + " for " +
-                                                std::to_string(batch.records) + " records, loss " +
-                                                (binary ? "binary_cross_entropy" : "mse") +
-                                                " wants one number a record"};
+      if (output.numel() != labels) {
+        return Error{ErrorId::kModelOutput,
+                     name + ": output " + shape() + " for " + std::to_string(batch.records) +
+                         " records, loss " + (binary ? "binary_cross_entropy" : "mse") +
+                         " wants one number a " + (labels == batch.records ? "record" : "label")};
       }
       for (const float label : batch.labels) {
         if (binary && label != 0 && label != 1) {
@@ -478,25 +477,28 @@ class TorchModel final : public Model {
       }
       return Ok();
     }
-    if (output.dim() != 2 || output.size(0) != batch.records) {
+    const bool one = labels == batch.records;
+    const bool fits = (one && output.dim() == 2 && output.size(0) == labels) ||
+                      (output.dim() == 3 && output.size(0) == batch.records &&
+                       output.size(1) == labels / batch.records);
+    if (!fits) {
       return Error{ErrorId::kModelOutput, name + ": output " + shape() + " for " +
                                               std::to_string(batch.records) +
-                                              " records, cross_entropy wants [records, classes]"};
+                                              " records, cross_entropy wants [records, " +
+                                              (one ? "" : "labels of a record, ") + "classes]"};
     }
-    const auto classes = static_cast<float>(output.size(1));
+    const auto classes = static_cast<float>(output.size(-1));
     for (const float label : batch.labels) {
       if (!(label >= 0) || label >= classes || label != std::floor(label)) {
         return Error{ErrorId::kDataLabels,
                      name + ": the data has the label " + std::to_string(label) +
-                         ", the model has the classes 0 to " + std::to_string(output.size(1) - 1)};
+                         ", the model has the classes 0 to " + std::to_string(output.size(-1) - 1)};
       }
     }
     return Ok();
   }
 
-  at::Tensor Labels(const Batch& batch) const {
-    return OnHost(batch.labels.first(batch.records)).to(device_);
-  }
+  at::Tensor Labels(const Batch& batch) const { return OnHost(batch.labels).to(device_); }
   at::Tensor ClassLabels(const Batch& batch) const { return Labels(batch).to(at::kLong); }
 
   at::Tensor LossOf(const at::Tensor& output, const Batch& batch,
@@ -505,7 +507,8 @@ class TorchModel final : public Model {
     if (loss_ == Loss::kBinaryCrossEntropy) {
       return at::binary_cross_entropy_with_logits(output.reshape({-1}), Labels(batch), {}, {}, how);
     }
-    return at::cross_entropy_loss(output, ClassLabels(batch), {}, how);
+    return at::cross_entropy_loss(output.reshape({-1, output.size(-1)}), ClassLabels(batch), {},
+                                  how);
   }
 
   static void CopyOut(const std::vector<BufferView>& views, std::span<float> out) {
@@ -534,6 +537,7 @@ class TorchModel final : public Model {
   ComputeDevice compute_;
   at::Device device_ = at::Device(at::kCPU);
   std::unique_ptr<Network> network_;
+  std::uint64_t seed_ = 0;                                                  // the job's
   std::uint32_t part_records_ = std::numeric_limits<std::uint32_t>::max();  // computed at once
   Loss loss_ = Loss::kCrossEntropy;
   bool accuracy_ = false;
@@ -568,6 +572,11 @@ Result<std::unique_ptr<Model>> Model::Create(const JobSpec& spec, std::uint64_t 
     shape.width = spec.embedding_tables.empty() ? 0 : spec.embedding_tables.front().width;
     auto network =
         PS_TRY(MakeDeepFm(spec.model, shape, static_cast<std::uint64_t>(spec.training.seed)));
+    return TorchModel::Build(spec, std::move(network), device);
+  }
+  if (type == "transformer") {
+    auto network = PS_TRY(MakeTransformer(spec.model, static_cast<std::int64_t>(features),
+                                          static_cast<std::uint64_t>(spec.training.seed)));
     return TorchModel::Build(spec, std::move(network), device);
   }
   if (type == "torchscript") {

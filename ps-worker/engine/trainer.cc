@@ -25,6 +25,9 @@ constexpr auto kLongWait = std::chrono::milliseconds(100);
 constexpr std::uint64_t kSharesMost = 16;
 // Flushes at the end that may come back as too old before the task gives up.
 constexpr int kFlushesMax = 50;
+// The values of a step may lack the worker's own last two pushes: that of the step before is not
+// written yet when they are waited for, and the one before that may be on its way.
+constexpr std::int64_t kOverlapStaleness = 2;
 // Ranges of records that an event names; a shuffled batch has as many as records.
 constexpr std::size_t kRangesNamed = 12;
 
@@ -54,6 +57,9 @@ Trainer::Trainer(const JobSpec& spec, TaskSession& session, Workload& workload,
       train_(train),
       test_(test),
       files_fingerprint_(files_fingerprint),
+      overlaps_(workload.computes_apart() && spec.embedding_tables.empty() &&
+                spec.training.local_steps == 1 && !spec.training.loss_calibration.enabled &&
+                (spec.training.staleness < 0 || spec.training.staleness >= kOverlapStaleness)),
       push_records_(static_cast<std::uint32_t>(spec.training.push_records())),
       learning_rate_(spec.optimizer.learning_rate, spec.training.epochs, train.records()),
       order_(train.records(), static_cast<std::uint64_t>(spec.training.seed), spec.data.shuffle) {}
@@ -79,7 +85,7 @@ Result<std::string> Trainer::RunLoop() {
     const auto asked = std::chrono::steady_clock::now();
     const Work work = PS_TRY(session_.NextWork());
     // The others have gone on meanwhile: the weights of an old answer are too old.
-    if (std::chrono::steady_clock::now() - asked > kLongWait) pull_pending_ = false;
+    if (std::chrono::steady_clock::now() - asked > kLongWait) pull_pending_ = pull_applied_ = false;
     if (const auto* train = std::get_if<TrainLease>(&work)) {
       PS_TRY(Train(train->lease));
     } else if (std::get_if<FlushWork>(&work) != nullptr) {
@@ -125,7 +131,7 @@ Status Trainer::Start() {
     }
   });
 
-  PS_TRY(workload_.Prepare(*view_, context_.worker, context_.incarnation));
+  PS_TRY(workload_.Prepare(*view_, context_.worker));
   session_.SetPrecision(PrecisionName(workload_.precision()));
   if (context_.start.loss_scale > 0) {
     workload_.RestoreLossScale({context_.start.loss_scale, context_.start.growth_tracker});
@@ -179,10 +185,13 @@ Status Trainer::Train(const control::LeaseT& lease) {
   for (std::uint64_t done = lease.done; lease.begin + done < lease.end;) {
     PS_TRY(EvaluateLive(lease.begin + done));
     if (session_.leave_wanted()) break;
-    if (session_.cut_wanted()) PS_TRY(FlushForCut());
+    if (session_.cut_wanted()) {
+      PS_TRY(FinishOpenPush());
+      PS_TRY(FlushForCut());
+    }
     PS_TRY(Step(lease, done));
   }
-  return Ok();
+  return FinishOpenPush();
 }
 
 Status Trainer::ReadBatch(const control::LeaseT& lease, std::uint64_t done, StepBatch& step) {
@@ -194,6 +203,7 @@ Status Trainer::ReadBatch(const control::LeaseT& lease, std::uint64_t done, Step
   step.records.resize(count);
   for (std::size_t i = 0; i < count; ++i) step.records[i] = order_.RecordAt(position + i);
   step.batch = PS_TRY(step.buffer.Read(train_, step.records));
+  step.batch.position = position;
   if (has_rows()) {
     workload_.FindRows(step.batch, step.rows);
     step.batch.rows = &step.rows;
@@ -233,32 +243,42 @@ Status Trainer::Step(const control::LeaseT& lease, std::uint64_t& done) {
     step_.batch.rows = &step_.rows;
     if (pull_rows_ != &step_.rows) pull_pending_ = false;
   }
-  if (!pull_pending_) RequestPull(clock_, has_rows() ? &step_.rows : nullptr);
-  PS_TRY(WaitPull());
+  // The push of the step before may not be handed over yet.
+  const std::uint64_t pushed = clock_.value() + (open_push_.has_value() ? 1 : 0);
+  if (!pull_applied_) {
+    if (!pull_pending_) RequestPull(Clock(pushed), has_rows() ? &step_.rows : nullptr);
+    PS_TRY(WaitPull());
+  }
+  pull_applied_ = false;
+  if (overlaps_) bases_ = session_.Bases();
   PS_TRY(TakeReturned());
   // A bulk-synchronous step needs the push of the step before, its own too: nothing to ask for yet.
   if (!bulk_synchronous()) {
     if (has_rows()) {
       PS_TRY(ReadAhead(step_));
     } else {
-      RequestPull(Clock(clock_.value() + 1), nullptr);
+      RequestPull(Clock(pushed + 1), nullptr);
     }
   }
 
   const auto begin = std::chrono::steady_clock::now();
-  PS_TRY(workload_.Observe(session_.pushes_without_verdict()));
+  meanwhile_ = {};
+  // What the push of the step before has sent is known once that is written.
+  if (!open_push_.has_value()) PS_TRY(workload_.Observe(session_.pushes_without_verdict()));
   StepReport report;
   PS_TRY(Compute(lease, done, report));
   ++steps_;
   if (!report.skipped && steps_ % kBufferSteps == 0) workload_.SelectBuffers();
-  compute_us_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
-                                                std::chrono::steady_clock::now() - begin)
-                                                .count());
+  compute_us_ +=
+      static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
+                                     std::chrono::steady_clock::now() - begin - meanwhile_)
+                                     .count());
   report.compute_ms = compute_us_ / 1000;
   compute_us_ %= 1000;
 
   lease_id_ = lease.id;
   lease_done_ = done;
+  if (overlaps_) return BeginOpenPush(report);
   if (const auto scale = workload_.loss_scale()) session_.SetLossScale(*scale);
   if (report.skipped) {
     auto empty = PS_TRY(session_.BeginPush(0));
@@ -289,8 +309,9 @@ Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepR
     step.weight = static_cast<float>(count / static_cast<double>(samples));
     step.rate = static_cast<float>(learning_rate_.At(position) * count /
                                    static_cast<double>(spec_.optimizer.reference_batch));
-    const ComputeResult computed = local ? PS_TRY(workload_.ComputeLocal(step_.batch, step))
-                                         : PS_TRY(workload_.Compute(step_.batch, epoch));
+    const ComputeResult computed = local       ? PS_TRY(workload_.ComputeLocal(step_.batch, step))
+                                   : overlaps_ ? PS_TRY(ComputeOverlapped(epoch))
+                                               : PS_TRY(workload_.Compute(step_.batch, epoch));
     step.first = false;
     done += step_.records.size();
     report.samples += static_cast<std::uint32_t>(step_.records.size());
@@ -307,6 +328,52 @@ Status Trainer::Compute(const control::LeaseT& lease, std::uint64_t& done, StepR
   if (local) PS_TRY(workload_.SelectLocal(epoch));
   report.loss = loss / static_cast<double>(good);
   report.entries = workload_.selected_entries();
+  return Ok();
+}
+
+Result<ComputeResult> Trainer::ComputeOverlapped(double epoch) {
+  Status done = Ok();
+  ComputeResult computed = PS_TRY(workload_.Compute(step_.batch, epoch, [&] {
+    const auto begin = std::chrono::steady_clock::now();
+    done = Meanwhile();
+    meanwhile_ = std::chrono::steady_clock::now() - begin;
+  }));
+  PS_TRY(done);
+  return computed;
+}
+
+Status Trainer::Meanwhile() {
+  if (open_push_.has_value()) {
+    PS_TRY(FinishOpenPush());
+    PS_TRY(workload_.Observe(session_.pushes_without_verdict()));
+  }
+  if (!pull_pending_ || !session_.PullIsThere()) return Ok();
+  PS_TRY(WaitPull());
+  pull_applied_ = true;
+  return Ok();
+}
+
+Status Trainer::BeginOpenPush(const StepReport& report) {
+  OpenPush& open = open_push_.emplace();
+  open.report = report;
+  open.lease_id = lease_id_;
+  open.lease_done = lease_done_;
+  open.loss_scale = workload_.loss_scale();
+  open.push = PS_TRY(session_.BeginPush(report.skipped ? 0 : workload_.max_push_bytes()));
+  open.push.set_bases(bases_);
+  if (steps_ % kResidualSteps == 0) open.report.residual_norm = PS_TRY(workload_.ResidualNorm());
+  return Ok();
+}
+
+Status Trainer::FinishOpenPush() {
+  if (!open_push_.has_value()) return Ok();
+  OpenPush open = std::move(*open_push_);
+  open_push_.reset();
+  if (open.loss_scale) session_.SetLossScale(*open.loss_scale);
+  if (!open.report.skipped) WriteSegments(open.push);
+  clock_ = PS_TRY(session_.CommitPush(std::move(open.push), open.report.samples, open.lease_id,
+                                      open.lease_done));
+  session_.Report(open.report);
   return Ok();
 }
 
@@ -360,18 +427,22 @@ std::string Trainer::RecordsText(std::uint64_t position) const {
     i = end;
   }
   const DataSourceSpec& source = spec_.data.train;
-  text += " of " + (source.format == "csv" ? source.file : source.images + " and " + source.labels);
+  text += " of " + (source.format == "idx" ? source.images + " and " + source.labels : source.file);
   return text + ", positions " + std::to_string(position) + " to " +
          std::to_string(position + step_.records.size() - 1) + " of epoch " +
          std::to_string(position / train_.records()) + ", lease " + std::to_string(step_.lease.id);
 }
 
-Status Trainer::Push(std::uint32_t samples) {
-  auto push = PS_TRY(session_.BeginPush(workload_.max_push_bytes()));
+void Trainer::WriteSegments(PushBuilder& push) {
   for (std::uint32_t shard = 0; shard < context_.shards; ++shard) {
     const std::size_t bytes = workload_.WriteShard(ShardId(shard), push.space());
     if (bytes > 0) push.Add(ShardId(shard), bytes);
   }
+}
+
+Status Trainer::Push(std::uint32_t samples) {
+  auto push = PS_TRY(session_.BeginPush(workload_.max_push_bytes()));
+  WriteSegments(push);
   clock_ = PS_TRY(session_.CommitPush(std::move(push), samples, lease_id_, lease_done_));
   return Ok();
 }
@@ -387,6 +458,7 @@ Status Trainer::EvaluateLive(std::uint64_t position) {
   evaluations_ = std::max(evaluations_, passed);
   evaluations_known_ = true;
   if (!due) return Ok();
+  PS_TRY(FinishOpenPush());
   if (bulk_synchronous()) {
     // The others wait: who goes on without this worker would not come to the same sums.
     RequestPull(clock_, nullptr);
@@ -425,6 +497,8 @@ Status Trainer::FlushOnce() {
 }
 
 Result<bool> Trainer::PushResidual() {
+  // The next step begins with what the shards are after it.
+  pull_applied_ = false;
   for (int flush = 0; flush < kFlushesMax; ++flush) {
     // Brings the base version of the push up to date, so that it is not too old.
     PS_TRY(Pull(/*fp32=*/false, /*snapshot=*/false));
@@ -441,6 +515,11 @@ Result<bool> Trainer::PushResidual() {
 }
 
 Status Trainer::FlushForCut() {
+  // An empty push would be one of a clock, which the others' next steps would be averaged with.
+  if (bulk_synchronous() && PS_TRY(workload_.ResidualNorm()) == 0) {
+    session_.Flushed(true);
+    return Ok();
+  }
   session_.Flushed(PS_TRY(PushResidual()));
   return Ok();
 }
@@ -653,7 +732,7 @@ Status Trainer::SetHold(bool on) {
   PS_TRY(session_.Hold(on));
   held_ = on;
   // After a hold the others have gone on: what was asked for before it is of no use.
-  if (!on) pull_pending_ = false;
+  if (!on) pull_pending_ = pull_applied_ = false;
   return Ok();
 }
 

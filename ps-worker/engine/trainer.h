@@ -9,6 +9,7 @@
 // session has been told of any other; kInvalid would happen on every node.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -64,6 +65,8 @@ class Trainer {
   // Computes the batch of step_, or with local steps that and those after it in the lease; `done`
   // and `report` count them.
   Status Compute(const control::LeaseT& lease, std::uint64_t& done, StepReport& report);
+  // One batch, with Meanwhile() while the device computes.
+  Result<ComputeResult> ComputeOverlapped(double epoch);
   // What the outcome of one batch, in step_, means for the job: an error if this is to end, else
   // `report` has it.
   Status Judge(const ComputeResult& computed, std::uint64_t position, StepReport& report) const;
@@ -106,6 +109,20 @@ class Trainer {
   Status TakeReturned(bool* any = nullptr);
   // Writes what the workload has selected and hands it over.
   Status Push(std::uint32_t samples);
+  // A step whose push is written while the device computes the next one.
+  struct OpenPush {
+    PushBuilder push;
+    StepReport report;
+    std::uint64_t lease_id = 0;
+    std::uint64_t lease_done = 0;
+    std::optional<LossScale> loss_scale;
+  };
+  void WriteSegments(PushBuilder& push);
+  Status BeginOpenPush(const StepReport& report);
+  // No effect without one. Everything but the next step begins with it.
+  Status FinishOpenPush();
+  // What the thread does while the device computes a step.
+  Status Meanwhile();
   Status SetHold(bool on);
   // What disagrees; empty: nothing.
   Result<std::string> CheckDigests(const std::vector<std::string>& digests);
@@ -126,7 +143,14 @@ class Trainer {
   bool pull_is_fp32_ = false;       // the last request
   BatchRows* pull_rows_ = nullptr;  // of the last request
   bool held_ = false;
-  std::optional<Clock> flushed_at_;  // of the last flush
+  // Whether the push of a step is written, and the pull for the next one applied, while the device
+  // computes.
+  const bool overlaps_;
+  std::optional<OpenPush> open_push_;
+  bool pull_applied_ = false;                        // that of the next step
+  std::vector<PushBuilder::Base> bases_;             // of the step that is computed
+  std::chrono::steady_clock::duration meanwhile_{};  // what the thread did besides, in this step
+  std::optional<Clock> flushed_at_;                  // of the last flush
   // A push has as many, but at the end of an epoch. What waits to be pushed weighs as much as that.
   std::uint32_t push_records_;
   std::uint64_t lease_id_ = 0;  // of the last push

@@ -47,7 +47,7 @@ class Workload {
   // The initial values of a table, one flat span, to read and to change until Prepare().
   virtual std::span<float> table(std::uint32_t index) = 0;
   // Call once, before what follows. An error is that of a device.
-  virtual Status Prepare(const LayoutView& layout, WorkerId worker, Incarnation incarnation) = 0;
+  virtual Status Prepare(const LayoutView& layout, WorkerId worker) = 0;
 
   // What a pull brought of a block, for which `view` was verified; after the last block of a pull
   // EndPull(), before anything else. An error is that of a device.
@@ -69,6 +69,17 @@ class Workload {
   // job's, with a fraction. An error means that model and data do not fit together, and is the same
   // on every task.
   virtual Result<ComputeResult> Compute(const Batch& batch, double epoch) = 0;
+  // Whether a device computes while the calling thread could do something else.
+  virtual bool computes_apart() const { return false; }
+  // Compute(), and `meanwhile` once while the device is at it, on this thread: it may write what
+  // was selected before (WriteShard), and bring what a pull says (Apply, EndPull), which is then of
+  // the next step. Not with steps that may be computed again.
+  virtual Result<ComputeResult> Compute(const Batch& batch, double epoch,
+                                        const std::function<void()>& meanwhile) {
+    auto result = Compute(batch, epoch);
+    meanwhile();
+    return result;
+  }
   // One of several steps that are pushed together, on weights of this task's own, which begin with
   // the current ones and follow its steps; then SelectLocal() says that no other follows. `weight`
   // is its part of the push, `rate` what the servers will multiply the step with.

@@ -25,20 +25,8 @@ class ZooNetwork final : public Network {
 
   at::Tensor Forward(const at::Tensor& input) override { return layers_->forward(input); }
 
-  std::vector<NamedTensor> Parameters() override {
-    std::vector<NamedTensor> result;
-    for (const auto& item : layers_->named_parameters()) {
-      result.push_back({item.key(), item.value()});
-    }
-    return result;
-  }
-
-  std::vector<NamedTensor> Buffers() override {
-    std::vector<NamedTensor> result;
-    for (const auto& item : layers_->named_buffers()) result.push_back({item.key(), item.value()});
-    return result;
-  }
-
+  std::vector<NamedTensor> Parameters() override { return ParametersOf(*layers_); }
+  std::vector<NamedTensor> Buffers() override { return BuffersOf(*layers_); }
   void SetTraining(bool on) override { layers_->train(on); }
   void MoveTo(const at::Device& device) override { layers_->to(device); }
 
@@ -125,6 +113,18 @@ Status CheckCnn(const ModelSpec& spec) {
 }
 
 }  // namespace
+
+std::vector<NamedTensor> ParametersOf(const torch::nn::Module& module) {
+  std::vector<NamedTensor> result;
+  for (const auto& item : module.named_parameters()) result.push_back({item.key(), item.value()});
+  return result;
+}
+
+std::vector<NamedTensor> BuffersOf(const torch::nn::Module& module) {
+  std::vector<NamedTensor> result;
+  for (const auto& item : module.named_buffers()) result.push_back({item.key(), item.value()});
+  return result;
+}
 
 void FillLinearLayers(torch::nn::Module& layers, const std::string& how, std::uint64_t seed) {
   torch::NoGradGuard no_grad;

@@ -213,6 +213,17 @@ class TaskSessionImpl final : public TaskSession {
     return result;
   }
 
+  std::vector<PushBuilder::Base> Bases() const override {
+    std::vector<PushBuilder::Base> bases;
+    for (const DataClient::Base& base : bases_) bases.push_back({base.version, base.lineage});
+    return bases;
+  }
+
+  bool PullIsThere() override {
+    const std::lock_guard lock(mutex_);
+    return shared_.pulled.has_value() && shared_.pulled_number == pull_number_;
+  }
+
   Result<PushBuilder> BeginPush(std::size_t max_bytes) override {
     loop_.Post([this, max_bytes] {
       reserve_bytes_ = max_bytes;
@@ -222,11 +233,9 @@ class TaskSessionImpl final : public TaskSession {
     std::unique_lock lock(mutex_);
     PS_TRY(Wait(lock, "room for a push", kWaitForRoom, &wait_push_us_,
                 [this] { return shared_.reserved.has_value(); }));
-    PushBuilder builder;
-    builder.begin_ = shared_.reserved->data();
-    builder.capacity_ = shared_.reserved->size();
+    const std::span<std::byte> memory = *shared_.reserved;
     shared_.reserved.reset();
-    return builder;
+    return PushBuilder(memory, Bases());
   }
 
   Result<Clock> CommitPush(PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
@@ -244,8 +253,8 @@ class TaskSessionImpl final : public TaskSession {
       stored.shard = part.shard.value();
       stored.offset = part.offset;
       stored.bytes = part.bytes;
-      stored.base_version = bases_[part.shard.value()].version;
-      stored.lineage = bases_[part.shard.value()].lineage;
+      stored.base_version = push.base(part.shard).version;
+      stored.lineage = push.base(part.shard).lineage;
       parts.push_back(stored);
     }
     std::sort(parts.begin(), parts.end(),

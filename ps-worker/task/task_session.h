@@ -13,6 +13,10 @@
 //   RequestPull()                          -> for step k + 1; travels while k computes
 //   forward, backward, sparsify
 //   push = BeginPush(bytes); write the segments; CommitPush(push, ...)
+// Where a device computes (docs/architecture.md), the thread does other things while it does: once
+// the device has what it needs for step k, the push of step k - 1 is written and committed, and the
+// pull for step k + 1 applied if it is there. BeginPush() of step k comes after it, with the bases
+// from before.
 #pragma once
 
 #include <chrono>
@@ -116,10 +120,16 @@ class PushBuilder {
     std::uint32_t bytes;
   };
 
+  // The state of a shard that a push was computed with.
+  struct Base {
+    std::uint64_t version = 0;
+    std::uint32_t lineage = 0;
+  };
+
   PushBuilder() = default;
-  // Memory that the session owns until CommitPush.
-  explicit PushBuilder(std::span<std::byte> memory)
-      : begin_(memory.data()), capacity_(memory.size()) {}
+  // Memory that the session owns until CommitPush; the base of each shard.
+  PushBuilder(std::span<std::byte> memory, std::vector<Base> bases)
+      : begin_(memory.data()), capacity_(memory.size()), bases_(std::move(bases)) {}
 
   // Unused rest of the reserved space. The caller writes a segment's blocks here, then Add()s it.
   std::span<std::byte> space();
@@ -128,6 +138,9 @@ class PushBuilder {
 
   // What was added, in that order.
   const std::vector<Part>& parts() const { return parts_; }
+  const Base& base(ShardId shard) const { return bases_[shard.value()]; }
+  // Another one for each shard than that of the newest pull.
+  void set_bases(std::vector<Base> bases) { bases_ = std::move(bases); }
 
  private:
   friend class TaskSession;
@@ -136,6 +149,7 @@ class PushBuilder {
   std::size_t capacity_ = 0;
   std::size_t used_ = 0;
   std::vector<Part> parts_;
+  std::vector<Base> bases_;
 };
 
 // A segment that came back as TooOld; its entries belong into the residual again.
@@ -204,7 +218,14 @@ class TaskSession {
   // The answer to the last RequestPull, complete over all shards.
   virtual Result<PullResult> WaitPull() = 0;
 
-  // Reserves ring space for one step; waits while the ring or the window is full.
+  // Whether WaitPull() would return at once.
+  virtual bool PullIsThere() = 0;
+  // What WaitPull() has returned so far, by shard.
+  virtual std::vector<PushBuilder::Base> Bases() const = 0;
+
+  // Reserves ring space for one step; waits while the ring or the window is full. The push is of
+  // the values that the last WaitPull() before it returned, unless it is said otherwise
+  // (set_bases).
   virtual Result<PushBuilder> BeginPush(std::size_t max_bytes) = 0;
   // Hands the step over. `lease_done` counts the records of `lease_id` that are trained with it.
   // Returns the clock of the push. An empty builder is a skipped step, which counts as well.

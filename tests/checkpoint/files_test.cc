@@ -64,6 +64,19 @@ TEST_F(FilesTest, ASealIsReadBackAndFindsEveryChangedByte) {
   EXPECT_FALSE(DecodeSeal(seal + "\n").ok());
 }
 
+TEST_F(FilesTest, AKnownDigestIsNotTakenAgain) {
+  WriteFile(root_ / "one.sst", "a");
+  WriteFile(root_ / "two.sst", "b");
+  const Result<std::vector<SealedFile>> files = SealFiles(root_, [](const fs::path& path) {
+    return path.filename() == "one.sst" ? HexDigest("known") : std::string();
+  });
+  ASSERT_TRUE(files.ok());
+  ASSERT_EQ(files->size(), 2u);
+  EXPECT_EQ((*files)[0].digest, HexDigest("known"));
+  EXPECT_EQ((*files)[0].tail_digest, HexDigest("a"));
+  EXPECT_EQ((*files)[1].digest, HexDigest("b"));
+}
+
 TEST_F(FilesTest, ASealOfAnotherVersionIsNamed) {
   const Result<std::vector<SealedFile>> decoded = DecodeSeal("ds-checkpoint-part 7\nseal x\n");
   ASSERT_FALSE(decoded.ok());

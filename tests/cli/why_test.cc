@@ -99,6 +99,8 @@ TEST_F(WhyTest, AQueuedJobNamesWhatIsMissing) {
   looks_.nodes[0]["free_gpus"] = 0;
   EXPECT_EQ(First().what, "there are too few free GPUs");
   EXPECT_THAT(First().evidence, HasSubstr("the agents have 1, 0 of them free"));
+  looks_.nodes[0]["gpus"][0]["trouble"] = "XID 79";
+  EXPECT_THAT(First().evidence, HasSubstr("0 of them free; sick: GPU-1 of w (XID 79)"));
 }
 
 TEST_F(WhyTest, AJobThatRecoversSaysFromWhat) {

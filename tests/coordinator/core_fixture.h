@@ -154,8 +154,10 @@ class CoreTest : public ::testing::Test {
       auto gpu = std::make_unique<control::GpuInfoT>();
       gpu->uuid = uuid;
       gpu->major = 9;
+      gpu->trouble = gpu_trouble_[uuid];
       message.gpus.push_back(std::move(gpu));
     }
+    message.gpu_bandwidth = gpu_bandwidth_[name];
     if (!message.gpus.empty()) message.slots = 4;
     for (const auto& [task, worker] : tasks_) {
       if (worker.agent != "p-" + name) continue;
@@ -544,6 +546,8 @@ class CoreTest : public ::testing::Test {
   std::map<std::string, std::set<std::string>> written_;  // manifests: by server the parts
   std::set<std::string> servers_, agents_;
   std::map<std::string, std::vector<std::string>> gpus_;  // of agents, which then have four slots
+  std::map<std::string, std::vector<std::uint16_t>> gpu_bandwidth_;  // of agents
+  std::map<std::string, std::string> gpu_trouble_;                   // by uuid
   float loss_scale_ = 0;  // that workers have in their cuts, and their slot more; 0: none
   std::map<std::string, std::string> nodes_;
   std::map<std::string, std::vector<control::MessageT>> inbox_;

@@ -230,6 +230,88 @@ TEST_F(GpuJobTest, WithoutAGpuAnywhereItSaysSo) {
   EXPECT_EQ(Starts("a2").size(), 2u);
 }
 
+TEST_F(GpuJobTest, SeveralGpusOfATaskAreThoseBestConnected) {
+  spec_more_ = "resources: {replicas: 0, gpus: 2}\n";
+  // Of a0 the links are slow; on a1 0 and 2, 1 and 3 belong together.
+  gpus_["a0"] = {"s0", "s1", "s2", "s3"};
+  gpu_bandwidth_["a0"] = std::vector<std::uint16_t>(16, 6);
+  gpus_["a1"] = {"g0", "g1", "g2", "g3"};
+  gpu_bandwidth_["a1"] = {0, 6, 12, 6, 6, 0, 6, 12, 12, 6, 0, 6, 6, 12, 6, 0};
+  AddServer("s0");
+  AddAgent("a0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  const auto starts = Starts("a1");
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_EQ(starts.begin()->second, (std::vector<std::string>{"g0", "g2"}));
+  EXPECT_EQ(starts.rbegin()->second, (std::vector<std::string>{"g1", "g3"}));
+  EXPECT_EQ(Node("a1")["free_gpus"], 0);
+  EXPECT_EQ(Node("a0")["free_gpus"], 4);
+}
+
+TEST_F(GpuJobTest, ANodeWithTooFewForATaskIsNoPlaceForIt) {
+  spec_more_ = "resources: {replicas: 0, gpus: 3}\n";
+  gpus_["a0"] = {"g0", "g1"};
+  AddServer("s0");
+  AddAgent("a0");
+  Submit();
+  Tick();
+  EXPECT_EQ(Describe()["reason"],
+            "waits for 2 free worker slots with 3 GPUs each (no agent that takes the job's tasks "
+            "has 3 GPUs), 0 free now");
+}
+
+TEST_F(GpuJobTest, ATaskLeavesAGpuThatIsSick) {
+  gpus_["a1"] = {"g0", "g1", "g2"};
+  AddServer("s0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  const auto starts = Starts("a1");
+  ASSERT_EQ(starts.size(), 2u);
+  control::GpuReportT report;
+  for (const char* uuid : {"g1", "g0", "unknown"}) {
+    auto gpu = std::make_unique<control::GpuInfoT>();
+    gpu->uuid = uuid;
+    gpu->trouble = uuid == std::string("g1") ? "XID 79" : "";
+    gpu->measured = true;
+    gpu->utilization = 40;
+    report.gpus.push_back(std::move(gpu));
+  }
+  Say("p-a1", report);
+  Say("p-a1", report);  // the first message may have been lost
+  const auto stops = Take("p-a1", Body::StopTask);
+  ASSERT_EQ(stops.size(), 2u);
+  EXPECT_EQ(stops[1].body.AsStopTask()->task, stops[0].body.AsStopTask()->task);
+  EXPECT_EQ(stops[0].body.AsStopTask()->task, starts.rbegin()->first);
+  EXPECT_TRUE(stops[0].body.AsStopTask()->kill);
+  EXPECT_EQ(Node("a1")["gpus"][1]["trouble"], "XID 79");
+  EXPECT_EQ(Node("a1")["gpus"][0]["utilization"], 0.4);
+  EXPECT_EQ(Node("a1")["gpus"].size(), 3u);
+  // Its successor has another; no restart is counted, as it is not to blame.
+  Say("p-a1", Exited(starts.rbegin()->first, /*with_ring=*/false));
+  Tick(60'000);
+  const auto next = Starts("a1");
+  ASSERT_EQ(next.size(), 1u);
+  EXPECT_EQ(next.begin()->second, std::vector<std::string>{"g2"});
+  EXPECT_EQ(Describe()["restarts"], 0);
+  EXPECT_EQ(Node("a1")["free_gpus"], 0);
+}
+
+TEST_F(GpuJobTest, OneThatIsSickFromTheBeginningIsNotUsed) {
+  gpus_["a1"] = {"g0", "g1", "g2"};
+  gpu_trouble_["g0"] = "XID 48";
+  AddServer("s0");
+  AddAgent("a1");
+  Submit();
+  Tick();
+  const auto starts = Starts("a1");
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_EQ(starts.begin()->second, std::vector<std::string>{"g1"});
+  EXPECT_EQ(starts.rbegin()->second, std::vector<std::string>{"g2"});
+}
+
 TEST_F(CoreTest, ASubmissionThatIsSentAgainIsTheSameJob) {
   AddServer("s0");
   AddAgent("a0");

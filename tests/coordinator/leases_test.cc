@@ -132,6 +132,55 @@ TEST(LeaseBookTest, InTurnWhatTheDeadLeaveIsTrainedByTheOthers) {
   EXPECT_TRUE(book.AllTrained());
 }
 
+// What is trained before a checkpoint and after it is what would have been trained without.
+TEST(LeaseBookTest, InTurnAResetGivesAllTheLeasesThatTheyWouldHaveHad) {
+  LeaseBook::Options options = Small();
+  options.workers = 3;
+  options.in_turn = true;
+  options.total = 2750;  // ends within an epoch
+  // By worker, what it trains batch by batch.
+  using Batches = std::vector<std::vector<std::uint64_t>>;
+  const auto train = [&](LeaseBook& book, std::uint32_t generation, std::uint64_t batches,
+                         Batches& trained) {
+    std::vector<std::optional<control::LeaseT>> leases(3);
+    for (std::uint64_t i = 0; i < batches; ++i) {
+      // One worker is a batch ahead of the others: they are all in one step.
+      for (std::uint32_t worker = 0; worker < 3; ++worker) {
+        if (i + 1 == batches && batches < 1000 && worker == generation % 3) continue;
+        const Incarnation incarnation(3 * generation + worker);
+        std::optional<control::LeaseT>& lease = leases[worker];
+        if (!lease || lease->begin + lease->done == lease->end) {
+          lease = book.Grant(WorkerId(worker), incarnation);
+        }
+        if (!lease) continue;
+        trained[worker].push_back(lease->begin + lease->done);
+        lease->done = std::min(lease->done + options.batch, lease->end - lease->begin);
+        book.Progress(incarnation, lease->id, lease->done);
+      }
+    }
+    book.BeginCut();
+    for (std::uint32_t worker = 0; worker < 3; ++worker) {
+      book.CutWorker(Incarnation(3 * generation + worker));
+    }
+  };
+  LeaseBook alone(options);
+  Batches expected(3);
+  train(alone, 1, 1000, expected);
+  ASSERT_TRUE(alone.AllTrained());
+  for (const std::uint64_t stop : {1, 2, 5, 8, 20, 27}) {
+    LeaseBook book(options);
+    Batches trained(3);
+    for (std::uint32_t generation = 1; generation < 4; ++generation) {
+      train(book, generation, stop, trained);
+      book.Reset(book.RemainingAtCut());
+      book = *LeaseBook::FromJson(Written(book));
+    }
+    train(book, 4, 1000, trained);
+    EXPECT_TRUE(book.AllTrained()) << stop;
+    EXPECT_EQ(trained, expected) << stop;
+  }
+}
+
 TEST(LeaseBookTest, ReturnWithARingTakesTheRingsWord) {
   LeaseBook book(Small());
   const auto first = book.Grant(WorkerId(0), Incarnation(1));

@@ -30,6 +30,7 @@ import urllib.request
 
 BIN = ""
 FASHION = "/usr/share/datasets/fashion-mnist"
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 LEDGER = """
 apiVersion: ds/v1
@@ -1274,6 +1275,51 @@ class Speeds(WithCluster):
         self.assertGreater(described["result"]["test_accuracy"], 0.85)
 
 
+class Text(WithCluster):
+    def test_a_transformer_learns_the_text_of_a_licence(self):
+        with open(os.path.join(TESTS, "..", "examples", "text-transformer.yaml")) as example:
+            text = example.read()
+        # A few hundred steps on a small text: what is late costs too much of them.
+        for before, now in (("epochs: 20", "epochs: 8"), ("staleness: 3", "staleness: 0")):
+            self.assertIn(before, text)
+            text = text.replace(before, now)
+        done = self.finish(self.cluster.submit(text))
+        # (35,149 * 0.9 - 1) / 64 records in each epoch
+        self.assertEqual(done["progress"]["samples_trained"], 8 * 494)
+        self.assertEqual(done["progress"]["repeated_samples"], 0)
+        # Bytes drawn as often as they are in the text: 3.1 nats, and a blank is right in 17 of 100.
+        self.assertLess(done["result"]["loss"], 2.7)
+        self.assertGreater(done["result"]["test_accuracy"], 0.25)
+        verify = self.cluster.ds("ckpt", "verify", "text-transformer")
+        self.assertEqual(verify.returncode, 0, verify.stderr)
+
+    def test_a_job_that_was_suspended_is_as_one_left_alone_bit_for_bit(self):
+        """Bulk-synchronous. What a step draws depends on its place in the data, not on the task."""
+        with open(os.path.join(TESTS, "..", "examples", "text-transformer.yaml")) as example:
+            text = example.read()
+        for before, now in (("depth: 4", "depth: 2"), ("dropout: 0.0", "dropout: 0.2"),
+                            ("epochs: 20", "epochs: 6"), ("staleness: 3", "staleness: 0"),
+                            ("type: worker_adam", "type: adam"),
+                            # What rounding leaves in a residual would be lost with the task.
+                            ("ratio: 0.05", "ratio: 1\n  value_codec: fp32"),
+                            ("warmup_epochs: 1", "warmup_epochs: 0"),
+                            ("every_steps: 500", "every_steps: 50")):
+            self.assertIn(before, text)
+            text = text.replace(before, now)
+        found = []
+        for stops in ((), (300, 1100, 1700)):
+            job = self.cluster.submit(text)
+            for stop in stops:
+                trained_more_than(self, self.cluster, job, stop)
+                for word in ("suspend", "resume"):
+                    asked = self.cluster.ds("job", word, job, "--wait", "--timeout", "60s")
+                    self.assertEqual(asked.returncode, 0, asked.stderr)
+            done = self.finish(job)
+            self.assertEqual(self.cluster.events(job).count("resumes it"), len(stops))
+            found.append((digests(self.cluster, job), done["result"]))
+        self.assertEqual(found[0], found[1])
+
+
 class Gpus(unittest.TestCase):
     """Real daemons, with a ps-task whose GPUs the CPU plays."""
 
@@ -1288,7 +1334,7 @@ data:
   mean: 0.2860
   standard_deviation: 0.3530
 training: {workers: %d, batch_size: 200, epochs: %g, precision: fp32, pull_values: %s}
-optimizer: {type: worker_nesterov, learning_rate: 0.1, reference_batch: 400, clip_norm: 1.0}
+optimizer: {type: worker_nesterov, learning_rate: 0.03, reference_batch: 400, clip_norm: 1.0}
 sparsification: {ratio: 0.05, value_codec: 2bit}
 resources: {gpus: %d}
 """
@@ -1351,9 +1397,38 @@ resources: {gpus: %d}
         self.assertEqual(self.cluster.wait(job), 0, self.cluster.events(job))
         described = self.cluster.job(job)
         self.assertEqual(described["restarts"], 1)
-        self.assertGreater(described["result"]["test_accuracy"], 0.72)
+        # Of so small a model at a constant rate 0.77 to 0.83, on a CPU as well.
+        self.assertGreater(described["result"]["test_accuracy"], 0.65)
         self.assertEqual(described["progress"]["samples_trained"], 3 * 60000)
         self.assertEqual(self.agent()["free_gpus"], 2)
+
+    def test_a_task_has_the_best_connected_gpus_and_leaves_a_sick_one(self):
+        # Two behind each PCIe switch; NVIDIA's library is played.
+        machine = os.path.join(TESTS, "support", "gpu_machines", "pcie.txt")
+        state = os.path.join(self.bin, "state of the GPUs")
+        self.up(DS_GPUS="on", DS_EMULATED_GPUS="4", DS_FAKE_NVML=machine, DS_FAKE_NVML_STATE=state,
+                LD_LIBRARY_PATH=os.path.join(os.path.dirname(BIN.rstrip("/")), "fake_nvml"))
+        one = self.cluster.submit(self.text("one", 1, 1, epochs=0.5))
+        trained_more_than(self, self.cluster, one, 0)
+        job = self.cluster.submit(self.text("two", 1, 2, epochs=3, values="increments"))
+        trained_more_than(self, self.cluster, job, 0)
+        self.assertEqual(self.visible(), ["GPU-emulated-0", "GPU-emulated-2,GPU-emulated-3"])
+        self.assertEqual(self.cluster.wait(one), 0, self.cluster.events(one))
+        with open(state, "a") as file:
+            file.write("xid 3 31\nload 1 12 4096 40 0 0\nxid 2 79\n")
+        self.assertEqual(self.cluster.wait(job), 0, self.cluster.events(job))
+        described = self.cluster.job(job)
+        self.assertEqual(described["restarts"], 0)
+        self.assertEqual(described["progress"]["samples_trained"], 3 * 60000)
+        self.assertGreater(described["result"]["test_accuracy"], 0.65)
+        self.assertIn("leaves GPU GPU-emulated-2", self.cluster.events(job))
+        self.assertEqual([gpu["trouble"] for gpu in self.agent()["gpus"]], ["", "", "XID 79", ""])
+        self.assertEqual(self.agent()["free_gpus"], 3)
+        self.assertIn("3 of 4 free, 1 sick", self.cluster.ds("node", "list", "-o", "wide").stdout)
+        deadline = time.time() + 20
+        while self.agent()["gpus"][1]["memory_used_bytes"] != 4096:
+            self.assertLess(time.time(), deadline)
+            time.sleep(0.2)
 
     def test_without_gpus_a_job_waits_for_them_and_says_so(self):
         self.up(DS_GPUS="on", DS_EMULATED_GPUS="0")
@@ -1875,7 +1950,7 @@ class SecureApi(WithCluster):
         deadline = time.time() + 5
         while self.ask(url, token_file)[0] != status:
             self.assertLess(time.time(), deadline)
-            time.sleep(0.05)
+            time.sleep(0.25)  # each refusal is one of the few that are logged at once
 
     def test_roles_allow_what_they_should_and_no_more(self):
         leader, standby = self.coordinators()

@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kSlabBytes = std::size_t{1} << 20;
 constexpr std::uint32_t kFirstRows = 16;
 // What CowPages keeps of a slab.
-constexpr std::size_t kSlabOverhead = 64;
+constexpr std::size_t kSlabOverhead = 176;
 
 }  // namespace
 
@@ -63,7 +63,8 @@ RowNumber RowStore::Append(std::span<const std::byte> records) {
     const RowNumber room =
         (places_.SlabOf(row) == 0 ? first_slab_rows_ : places_.slab_rows()) - in_slab;
     const std::size_t rows = std::min<std::size_t>(room, records.size() / bytes);
-    std::memcpy(static_cast<void*>(Change(row)), records.data(), rows * bytes);
+    std::memcpy(slabs_.Write(places_.SlabOf(row)) + places_.OffsetOf(row), records.data(),
+                rows * bytes);
     records = records.subspan(rows * bytes);
     used_ += static_cast<RowNumber>(rows) - 1;  // the first one is counted
     size_ += rows - 1;
@@ -72,9 +73,9 @@ RowNumber RowStore::Append(std::span<const std::byte> records) {
 }
 
 void RowStore::Remove(RowNumber row) {
-  RowRecord& record = *Change(row);
-  record.updates = 0;
-  record.last_used = free_;
+  const Changing record = Change(row);
+  record->updates = 0;
+  record->last_used = free_;
   free_ = row;
   --size_;
 }

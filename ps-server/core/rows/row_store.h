@@ -11,7 +11,8 @@
 // Memory beside the records: none but the unused end of the last slab.
 //
 // Freeze() shares the slabs with a view (cow_pages.h), which is what a checkpoint
-// is made from.
+// is made from; of a slab that it shares, the lines of a row that is written on are
+// saved for the view, and not the whole slab.
 //
 // One thread, but for views. `memory` is as CowPages asks.
 #pragma once
@@ -23,6 +24,7 @@
 #include <memory_resource>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "ps-server/core/cow_pages.h"
 
@@ -75,27 +77,22 @@ class FrozenRows {
   std::uint32_t number() const { return slabs_.number(); }
   std::size_t slabs() const { return slabs_.size(); }
   bool Changed(std::size_t slab, std::uint64_t since) const { return slabs_.Changed(slab, since); }
-  // Calls visit(const RowRecord&) for the rows of a slab.
+  // Calls visit(RowNumber, const RowRecord&) for the rows of a slab in the order of their numbers.
+  // The records are there until the next call.
   template <typename Visit>
   void ForEachIn(std::size_t slab, Visit visit) const {
     const RowNumber first = static_cast<RowNumber>(slab) << places_.slab_shift;
     if (first >= used_) return;
-    const RowNumber rows = std::min(places_.slab_rows(), used_ - first);
-    const std::byte* record = slabs_.Read(slab);
-    for (RowNumber row = 0; row < rows; ++row, record += places_.record_bytes) {
+    const RowNumber end = first + std::min(places_.slab_rows(), used_ - first);
+    const std::byte* record = slabs_.Read(slab, scratch_);
+    for (RowNumber row = first; row < end; ++row, record += places_.record_bytes) {
       const auto& one = *reinterpret_cast<const RowRecord*>(record);
-      if (one.updates != 0) visit(one);
+      if (one.updates != 0) visit(row, one);
     }
   }
-
-  // As RowStore::ForEach.
-  template <typename Visit>
-  void ForEach(Visit visit) const {
-    for (RowNumber row = 0; row < used_; ++row) {
-      const auto* const record = reinterpret_cast<const RowRecord*>(
-          slabs_.Read(places_.SlabOf(row)) + places_.OffsetOf(row));
-      if (record->updates != 0) visit(row, *record);
-    }
+  // Copies the record of a row, record_bytes() of them.
+  void Copy(RowNumber row, std::byte* to) const {
+    slabs_.CopyRange(places_.SlabOf(row), places_.OffsetOf(row), places_.record_bytes, to);
   }
 
  private:
@@ -105,6 +102,7 @@ class FrozenRows {
       : slabs_(std::move(slabs)), places_(places), used_(used), size_(size) {}
 
   FrozenPages slabs_;
+  mutable std::vector<std::byte> scratch_;
   detail::RowPlaces places_;
   RowNumber used_;
   std::uint64_t size_;
@@ -133,9 +131,24 @@ class RowStore {
     return reinterpret_cast<const RowRecord*>(slabs_.Read(places_.SlabOf(row)) +
                                               places_.OffsetOf(row));
   }
-  // To write on. Records of the same slab may move.
-  RowRecord* Change(RowNumber row) {
-    return reinterpret_cast<RowRecord*>(slabs_.Write(places_.SlabOf(row)) + places_.OffsetOf(row));
+  // A record that may be written on as long as this lives.
+  class Changing {
+   public:
+    RowRecord& operator*() const { return *record_; }
+    RowRecord* operator->() const { return record_; }
+
+   private:
+    friend class RowStore;
+    Changing(CowPages::Writing slab, std::size_t offset)
+        : slab_(std::move(slab)), record_(reinterpret_cast<RowRecord*>(slab_.data() + offset)) {}
+
+    CowPages::Writing slab_;
+    RowRecord* record_;
+  };
+  // Records of the same slab may move. Until it has ended the store may be read, and nothing else.
+  Changing Change(RowNumber row) {
+    const std::size_t offset = places_.OffsetOf(row);
+    return {slabs_.WriteRange(places_.SlabOf(row), offset, places_.record_bytes), offset};
   }
 
   FrozenRows Freeze() const { return {slabs_.Freeze(), places_, used_, size_}; }

@@ -64,18 +64,20 @@ void RowTable::Admit(std::span<const std::uint64_t> keys) {
   }
 }
 
-RowRecord& RowTable::Create(std::uint64_t key) {
+RowNumber RowTable::Create(std::uint64_t key) {
   const RowNumber row = rows_.Create();
-  RowRecord& record = *rows_.Change(row);
-  record.set_key(key);
-  record.updates = 1;
-  record.last_used = now_;
-  rules_.initializer.Fill(key, std::span(record.floats(), rules_.width));
-  std::copy(rules_.initial_slots.begin(), rules_.initial_slots.end(),
-            record.floats() + rules_.width);
+  {
+    const RowStore::Changing record = rows_.Change(row);
+    record->set_key(key);
+    record->updates = 1;
+    record->last_used = now_;
+    rules_.initializer.Fill(key, std::span(record->floats(), rules_.width));
+    std::copy(rules_.initial_slots.begin(), rules_.initial_slots.end(),
+              record->floats() + rules_.width);
+  }
   index_.Insert(row);
   ++counters_.created;
-  return record;
+  return row;
 }
 
 void RowTable::Remove(RowNumber row) {
@@ -101,10 +103,12 @@ checkpoint::RowTableImage FrozenRowTable::ToImage() const {
   checkpoint::RowTableImage image = head_;
   const std::size_t bytes = rows_.record_bytes();
   image.records.reserve(rows_.size() * bytes);
-  rows_.ForEach([&](RowNumber, const RowRecord& record) {
-    const auto* from = reinterpret_cast<const std::byte*>(&record);
-    image.records.insert(image.records.end(), from, from + bytes);
-  });
+  for (std::size_t slab = 0; slab < rows_.slabs(); ++slab) {
+    rows_.ForEachIn(slab, [&](RowNumber, const RowRecord& record) {
+      const auto* from = reinterpret_cast<const std::byte*>(&record);
+      image.records.insert(image.records.end(), from, from + bytes);
+    });
+  }
   return image;
 }
 

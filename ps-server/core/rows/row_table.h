@@ -129,16 +129,11 @@ class RowTable {
         unknown_.push_back(static_cast<std::uint32_t>(at));
         return;
       }
-      RowRecord& record = *rows_.Change(row);
-      record.last_used = now_;
-      update(at, CountUpdate(record), record.floats(), record.floats() + rules_.width);
+      Apply(row, at, update);
     });
     if (unknown_.empty()) return;
     Admit(keys);
-    for (const std::uint32_t at : unknown_) {
-      RowRecord& record = Create(keys[at]);
-      update(std::size_t{at}, CountUpdate(record), record.floats(), record.floats() + rules_.width);
-    }
+    for (const std::uint32_t at : unknown_) Apply(Create(keys[at]), at, update);
   }
 
   // All that makes the table, as of now; see cow_pages.h.
@@ -153,14 +148,17 @@ class RowTable {
   void RestoreSketch(std::span<const std::uint8_t> counters, std::uint64_t sightings);
 
  private:
-  static std::uint32_t CountUpdate(RowRecord& record) {
-    if (record.updates != std::numeric_limits<std::uint32_t>::max()) ++record.updates;
-    return record.updates - 1;
+  template <typename Update>
+  void Apply(RowNumber row, std::size_t at, Update& update) {
+    const RowStore::Changing record = rows_.Change(row);
+    record->last_used = now_;
+    if (record->updates != std::numeric_limits<std::uint32_t>::max()) ++record->updates;
+    update(at, record->updates - 1, record->floats(), record->floats() + rules_.width);
   }
   void AdvanceTo(std::uint32_t tick);
   // Leaves in `unknown_` the keys to make rows for, and makes room for them.
   void Admit(std::span<const std::uint64_t> keys);
-  RowRecord& Create(std::uint64_t key);
+  RowNumber Create(std::uint64_t key);
   void Remove(RowNumber row);
 
   const RowTableRules rules_;

@@ -51,9 +51,10 @@ Result<std::unique_ptr<Dataset>> Dataset::Open(const DataSourceSpec& source, con
                                                const std::vector<std::string>& id_columns) {
   if (source.format == "idx") return OpenIdx(source, data);
   if (source.format == "csv") return OpenCsv(source, data, id_columns);
+  if (source.format == "text") return OpenText(source);
   if (source.format != "counter") {
     return Error{ErrorId::kJobFileValue,
-                 "data: format `" + source.format + "`, one of idx, csv, counter expected"};
+                 "data: format `" + source.format + "`, one of idx, csv, text, counter expected"};
   }
   if (source.records < 1 || static_cast<std::uint64_t>(source.records) > kMaxRecords) {
     return Error{ErrorId::kJobFileValue, "data: " + std::to_string(source.records) +

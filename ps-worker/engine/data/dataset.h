@@ -1,4 +1,4 @@
-// The records of a job, in memory: IDX files, a CSV file, or a counter without content.
+// The records of a job, in memory: IDX files, a CSV file, text, or a counter without content.
 //
 // Files are read whole when they are opened (gzip or not) and checked to the last byte: a file that
 // is cut, too long, ragged or not numeric is an error that names the file, and what was expected
@@ -43,12 +43,14 @@ class Dataset {
   virtual std::uint64_t features() const = 0;
   // Ids of one record: one for each of the id columns, in their order; a counter has its number.
   virtual std::uint64_t id_columns() const = 0;
+  // Labels of one record: 1, or of text one for each byte, which is the byte that follows.
+  virtual std::uint64_t labels_per_record() const { return 1; }
   virtual LabelRange label_range() const = 0;
   // XXH3 of sizes and contents, the same wherever the same files are read.
   virtual std::uint64_t fingerprint() const = 0;
 
-  // Copies records, one after the other: features() normalised values each, and the label as a
-  // class and as a number. `labels`, `targets` and `ids` (id_columns() each) may be null. kInvalid
+  // Copies records, one after the other: features() normalised values each, and the labels as
+  // classes and as numbers. `labels`, `targets` and `ids` (id_columns() each) may be null. kInvalid
   // for a record that does not exist.
   virtual Status Read(std::span<const std::uint64_t> records, float* features, std::int64_t* labels,
                       float* targets, std::uint64_t* ids = nullptr) const = 0;

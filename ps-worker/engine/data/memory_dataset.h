@@ -72,6 +72,10 @@ Result<std::unique_ptr<Dataset>> OpenIdx(const DataSourceSpec& source, const Dat
 Result<std::unique_ptr<Dataset>> OpenCsv(const DataSourceSpec& source, const DataSpec& data,
                                          const std::vector<std::string>& id_columns);
 
+// data.*.format: text. Each record has `context` bytes of the file, none is in two; what is left at
+// the end is not used. A label is the byte after one of the record.
+Result<std::unique_ptr<Dataset>> OpenText(const DataSourceSpec& source);
+
 // The id of a field: a whole number of digits as it is, other text by its XXH3-64.
 std::uint64_t IdOfText(std::string_view text);
 

@@ -62,6 +62,15 @@ embedding_tables:
   - {name: items, width: 9, columns: [item, 7]}
 )";
 
+constexpr const char* kTransformer = R"(apiVersion: ds/v1
+kind: TrainJob
+name: letters
+model: {type: transformer, depth: 2, heads: 4, width: 64, dropout: 0.1}
+data:
+  train: {format: text, file: a.txt, context: 32, end: 0.9}
+  test: {file: a.txt, begin: 0.9}
+)";
+
 JobSpec Parse(const std::string& text) {
   auto spec = ParseJobYaml(text, "job.yaml", "/base dir");
   EXPECT_TRUE(spec.ok()) << spec.error().message;
@@ -272,7 +281,7 @@ resources: {shards: 4096, replicas: 2, retention_mebibytes: 64, max_restarts: 0,
 
 TEST(JobSpecTest, ResolvedJsonAndYamlParseBackToTheSame) {
   for (const std::string& text :
-       {std::string(kMlp), std::string(kLedger), std::string(kCnn),
+       {std::string(kMlp), std::string(kLedger), std::string(kCnn), std::string(kTransformer),
         std::string(kMlp) + "optimizer: {type: adamw, epsilon: 1e-6, weight_decay: 0}\n",
         std::string(kMlp) + "optimizer: {type: sparse_adam, beta2: 0.9999, weight_decay: 0.1}\n",
         std::string(kMlp) + "optimizer: {type: worker_adam}\n",
@@ -404,7 +413,7 @@ const BadCase kBadCases[] = {
     {kMlp, "name: fashion", "name:", "name: has no value"},
     {kMlp, "name: fashion", "name: [a]", "name: must be text, found a list"},
     {kMlp, "type: mlp", "type: mpl",
-     "must be one of mlp, cnn, torchscript, deepfm, ledger, found the text "
+     "must be one of mlp, cnn, torchscript, deepfm, transformer, ledger, found the text "
      "`mpl`, did you mean `mlp`?"},
     {kMlp, "[784, 256, 10]", "[784]", "model.layers: must have 2 to 64 entries, found 1"},
     {kMlp, "[784, 256, 10]", "784", "must be a list of whole numbers, found the number 784"},
@@ -435,7 +444,7 @@ const BadCase kBadCases[] = {
     {kCnn, "file: a.csv", "file: \"a\\nb\"", "must not hold control characters"},
     {kCnn, "file: a.csv", "file: ''", "must have 1 to 4096 characters"},
     {kCnn, "file: a.csv", "file: a.csv, images: b", "belongs to data format idx only"},
-    {kMlp, "format: idx", "format: tfrecord", "must be one of idx, csv, counter"},
+    {kMlp, "format: idx", "format: tfrecord", "must be one of idx, csv, text, counter"},
     {kMlp, "format: idx, ", "", "data.train.format: is missing"},
     {kMlp, "{format: idx, images: train.gz, labels: /data/labels.gz}", "train.gz",
      "data.train: must be a map of keys, found the text `train.gz`"},
@@ -554,7 +563,20 @@ const BadCase kBadCases[] = {
      "training.batch_by_speed: needs a staleness above 0"},
     {kMlp, "", "training: {staleness: 0}\ncheckpoint: {flush_residuals: true}\n",
      "checkpoint.flush_residuals: needs a staleness above 0"},
-    {kMlp, "", "resources: {gpus: 2}\n", "resources.gpus: must be 0 to 1, found 2"},
+    {kMlp, "", "resources: {gpus: 17}\n", "resources.gpus: must be 0 to 16, found 17"},
+    {kMlp, "", "resources: {gpus: 2}\ntraining: {batch_size: 1}\n",
+     "resources.gpus: is more than training.batch_size"},
+    {kTransformer, "heads: 4", "heads: 5", "model.heads: must divide model.width, which is 64"},
+    {kTransformer, "begin: 0.9", "begin: 0.9, end: 0.9",
+     "data.test.begin: must be less than `end`, which is 0.9"},
+    {kTransformer, "begin: 0.9", "context: 64", "data.test.context: is 64, 32 in data.train"},
+    {kTransformer, "format: text, file: a.txt, context: 32, end: 0.9",
+     "format: csv, file: a.csv, label: y",
+     "data.train.format: must be text for a transformer, which reads bytes, found `csv`"},
+    {kTransformer, "depth: 2, heads: 4, width: 64", "depth: 256, heads: 4, width: 65536",
+     "model.width: makes more than 2000000000 parameters"},
+    {kTransformer, "data:\n", "data:\n  mean: 3\n",
+     "data: scale, mean and standard_deviation are not for text"},
     {kMlp, "", "resources: {gpus: 1}\ntraining: {local_steps: 4}\n",
      "training.local_steps: is not computed on GPUs"},
     {kMlp, "", "resources: {gpus: 1}\nsparsification: {value_codec: int8}\n",
@@ -979,7 +1001,8 @@ TEST(JobSpecTest, TheSchemaHasExactlyTheKeysThatTheReaderKnows) {
                  "{type: ftrl, learning_rate: {schedule: constant}}"),
         Replaced(kDeepFm, "{type: rowwise_adagrad, learning_rate: 0.2}",
                  "{type: momentum, learning_rate: {schedule: linear}}"),
-        Replaced(kDeepFm, "{type: normal, standard_deviation: 0.1}", "{type: constant}")}) {
+        Replaced(kDeepFm, "{type: normal, standard_deviation: 0.1}", "{type: constant}"),
+        std::string(kTransformer)}) {
     ExpectInSchema(schema, nlohmann::json::parse(ResolvedJson(Parse(text))), "", seen);
   }
   std::set<std::string> all;

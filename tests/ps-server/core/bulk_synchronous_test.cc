@@ -329,33 +329,45 @@ TEST_F(BulkSynchronousTest, AnImageHoldsThePushesThatWaitAndARestoredShardGoesOn
     }
     EXPECT_EQ(read, image);
 
-    Shard shard(layout_, rules, ShardId(number), Epoch(2), 2, /*restoring=*/true);
-    ASSERT_TRUE(shard.Restore(read, /*values_only=*/false).ok());
-    const std::vector<Member> members = {MakeMember(0, 11), MakeMember(1, 12), MakeMember(2, 13)};
-    MergeScratch scratch;
-    for (std::uint64_t clock = 2; clock <= 3; ++clock) {
-      for (const std::uint32_t worker : {2u, 0u, 1u}) {
-        const TestMessage push = job.Push(worker, clock, 0);
-        const auto segment =
-            std::find_if(push.segments.begin(), push.segments.end(),
-                         [number](const wire::Segment& one) { return one.shard() == number; });
-        Bytes bytes;
-        if (segment != push.segments.end()) {
-          const auto begin = push.payload.begin() + segment->offset();
-          bytes.assign(begin, begin + segment->length());
+    // The workers that were there, who push again what the image has, and others in their places,
+    // who go on where they were.
+    const std::vector<Member> same = {MakeMember(0, 11), MakeMember(1, 12), MakeMember(2, 13)};
+    const std::vector<Member> others = {MakeMember(0, 21, 1), MakeMember(1, 22, 1),
+                                        MakeMember(2, 23, 2)};
+    for (const std::vector<Member>& members : {same, others}) {
+      Shard shard(layout_, rules, ShardId(number), Epoch(2), 2, /*restoring=*/true);
+      ASSERT_TRUE(shard.Restore(read, /*values_only=*/false).ok());
+      MergeScratch scratch;
+      // Before they are there.
+      EXPECT_FALSE(shard.ApplyHeld({}, 0, scratch).has_value());
+      const std::vector<Member> dead = {MakeMember(1, 12, 0, true)};
+      EXPECT_FALSE(shard.ApplyHeld(dead, 0, scratch).has_value());
+      shard.MembersChanged();
+      for (std::uint64_t clock = 2; clock <= 3; ++clock) {
+        for (const std::uint32_t worker : {2u, 0u, 1u}) {
+          if (Clock(clock) <= members[worker].first_clock) continue;
+          const TestMessage push = job.Push(worker, clock, 0);
+          const auto segment =
+              std::find_if(push.segments.begin(), push.segments.end(),
+                           [number](const wire::Segment& one) { return one.shard() == number; });
+          Bytes bytes;
+          if (segment != push.segments.end()) {
+            const auto begin = push.payload.begin() + segment->offset();
+            bytes.assign(begin, begin + segment->length());
+          }
+          SegmentContent content;
+          ASSERT_TRUE(ParsePush(layout_, ShardId(number), bytes, content).ok());
+          shard.Push(members[worker], PushFacts{Clock(clock), 0, push.header.samples(), true},
+                     content.blocks, kWorkers, content.rows);
+          shard.ApplyHeld(members, kWorkers, scratch);
         }
-        SegmentContent content;
-        ASSERT_TRUE(ParsePush(layout_, ShardId(number), bytes, content).ok());
-        shard.Push(members[worker], PushFacts{Clock(clock), 0, push.header.samples(), true},
-                   content.blocks, kWorkers, content.rows);
-        shard.ApplyHeld(members, kWorkers, scratch);
       }
+      const auto values = job.shard(number).values();
+      const auto restored = shard.values();
+      EXPECT_TRUE(std::equal(values.begin(), values.end(), restored.begin(), restored.end()));
+      checkpoint::ShardImage here = shard.Freeze(kJob, Round(2)).ToImage();
+      EXPECT_EQ(here.rows, job.Values()[number].second);
     }
-    const auto values = job.shard(number).values();
-    const auto restored = shard.values();
-    EXPECT_TRUE(std::equal(values.begin(), values.end(), restored.begin(), restored.end()));
-    checkpoint::ShardImage here = shard.Freeze(kJob, Round(2)).ToImage();
-    EXPECT_EQ(here.rows, job.Values()[number].second);
     // Bytes that no push could have brought are refused.
     if (!image.held[0].bytes.empty()) {
       image.held[0].bytes.pop_back();

@@ -346,7 +346,7 @@ TEST_P(RowOptimizerTest, ValuesAloneAreTakenWithFreshSlots) {
 // A frozen shard as a writer reads it, to which somebody does something before each piece.
 class InterruptedSource : public checkpoint::ShardSource {
  public:
-  InterruptedSource(const FrozenShard& frozen, std::function<void()> interrupt)
+  InterruptedSource(const FrozenShard& frozen, std::function<void(bool copying)> interrupt)
       : frozen_(frozen), interrupt_(std::move(interrupt)) {}
 
   const checkpoint::ShardImage& head() const override { return frozen_.head(); }
@@ -354,19 +354,22 @@ class InterruptedSource : public checkpoint::ShardSource {
     return frozen_.sketch(table);
   }
   std::uint64_t rows(std::size_t table) const override {
-    interrupt_();
+    interrupt_(false);
     return frozen_.rows(table);
   }
   std::string EncodeBlock(std::size_t index) const override { return frozen_.EncodeBlock(index); }
   std::size_t row_groups(std::size_t table) const override {
-    interrupt_();
+    interrupt_(false);
     return frozen_.row_groups(table);
   }
-  void AppendRows(std::size_t table, std::size_t group,
-                  std::vector<checkpoint::SourceRow>& rows) const override {
-    interrupt_();
-    frozen_.AppendRows(table, group, rows);
-    interrupt_();  // before what was found is copied
+  void VisitRows(std::size_t table, std::size_t group, const RowVisit& visit) const override {
+    interrupt_(false);
+    frozen_.VisitRows(table, group, visit);
+    interrupt_(false);  // before what was found is copied
+  }
+  void CopyRow(std::size_t table, const checkpoint::SourceRow& row, std::byte* to) const override {
+    if (++copied_ % 100 == 0) interrupt_(true);
+    frozen_.CopyRow(table, row, to);
   }
   std::shared_ptr<const void> identity() const override { return frozen_.identity(); }
   std::uint64_t cut() const override { return frozen_.cut(); }
@@ -374,18 +377,19 @@ class InterruptedSource : public checkpoint::ShardSource {
     return frozen_.BlockChanged(index, since);
   }
   bool GroupChanged(std::size_t table, std::size_t group, std::uint64_t since) const override {
-    interrupt_();
+    interrupt_(false);
     return frozen_.GroupChanged(table, group, since);
   }
   std::optional<std::vector<std::uint64_t>> Removed(std::size_t table,
                                                     std::uint64_t since) const override {
-    interrupt_();
+    interrupt_(false);
     return frozen_.Removed(table, since);
   }
 
  private:
   const FrozenShard& frozen_;
-  const std::function<void()> interrupt_;
+  const std::function<void(bool copying)> interrupt_;
+  mutable std::size_t copied_ = 0;
 };
 
 // A row's values and slots are one record, made by one push and frozen at one instant. So there is
@@ -427,16 +431,18 @@ TEST_P(RowOptimizerTest, RowsThatAppearWhileACheckpointIsWrittenLeaveNoSlotUnini
     const std::uint64_t cut = clock;
     const FrozenShard frozen = shard.Freeze(JobId(1), Round(round));
     std::size_t interrupted = 0;
-    const InterruptedSource source(frozen, [&] {
-      // Not all keys at once: there are more rounds.
-      if (++interrupted <= 3) push(shard, ++clock);
+    std::size_t while_copying = 0;
+    const InterruptedSource source(frozen, [&](bool copying) {
+      // Not all keys at once: there are more rounds, and what has changed must be less than half.
+      if (copying ? ++while_copying <= 1 : ++interrupted <= 2) push(shard, ++clock);
     });
     const auto part = directory_ / ("ckpt-" + std::to_string(round)) / "p0";
     auto writer = checkpoint::Writer::Open(part, 0).value();
     base = writer.Add(source, base.has_value() ? &*base : nullptr).value();
     const auto written = writer.Finish().value();
     EXPECT_EQ(written.at(0).bases.size(), round - 1) << "only what has changed";
-    ASSERT_GE(interrupted, 3u);
+    ASSERT_GE(interrupted, 2u);
+    ASSERT_GE(while_copying, 1u);
     const auto reader = checkpoint::Reader::Open(part).value();
     image = reader.ReadShard(ShardId(1), written.at(0).digest).value();
     EXPECT_EQ(image.rows, undisturbed(cut)) << "of round " << round;

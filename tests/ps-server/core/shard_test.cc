@@ -414,11 +414,11 @@ TEST_F(ShardTest, MemoryIsCountedAndSoIsWhatAFrozenShardMakesPushesCopy) {
     const auto frozen = shard_.Freeze(JobId(1), Round(6));
     Push(2, One(5, 1));
     Push(3, One(6, 1));
-    EXPECT_EQ(shard_.memory_use().copied, kElements * sizeof(float)) << "the block, once";
+    EXPECT_EQ(shard_.memory_use().copied, detail::kLine) << "the line of both, once";
     EXPECT_EQ(shard_.memory_use().dense, dense);
   }
   Push(4, One(7, 1));
-  EXPECT_EQ(shard_.memory_use().copied, kElements * sizeof(float));
+  EXPECT_EQ(shard_.memory_use().copied, detail::kLine);
 }
 
 TEST_F(ShardTest, AFrozenImageRestoresToTheSameShard) {

@@ -1,7 +1,9 @@
 #include "ps-server/shell/task_thread.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <future>
 #include <vector>
 
@@ -35,6 +37,15 @@ TEST(TaskThreadTest, AFullQueueIsRefused) {
   EXPECT_TRUE(thread.Post([] {}).ok());
   EXPECT_EQ(thread.Post([] {}).error().code, ErrorCode::kUnreachable);
   go.set_value();
+}
+
+TEST(TaskThreadTest, OnlyItsOwnThreadStepsBack) {
+  const int here = ::getpriority(PRIO_PROCESS, 0);
+  std::promise<int> there;
+  TaskThread thread(1, "test", 5);
+  ASSERT_TRUE(thread.Post([&] { there.set_value(::getpriority(PRIO_PROCESS, 0)); }).ok());
+  EXPECT_EQ(there.get_future().get(), std::min(here + 5, 19));
+  EXPECT_EQ(::getpriority(PRIO_PROCESS, 0), here);
 }
 
 TEST(TaskThreadTest, TheEndInterruptsAPauseAndDropsWhatIsQueued) {

@@ -2,6 +2,10 @@
 
 #include <signal.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
 #include "tests/ps-worker/agent/agent_fixture.h"
 
 namespace ps::worker {
@@ -28,7 +32,39 @@ class AgentWithGpusTest : public AgentTest {
     if (gpus != nullptr) ::setenv("DS_FAKE_GPUS", gpus, 1);
     StartAgent();
   }
-  void TearDown() override { ::unsetenv("DS_FAKE_GPUS"); }
+  // As if on a recorded machine: see tests/support/fake_nvml.
+  void StartOn(const char* machine, const char* gpus) {
+    ::setenv("DS_FAKE_NVML", (std::string(PS_GPU_MACHINES) + "/" + machine + ".txt").c_str(), 1);
+    ::setenv("DS_FAKE_NVML_STATE", state_.c_str(), 1);
+    options_.gpu_watch.library = PS_FAKE_NVML;
+    options_.gpu_watch.interval = net::Milliseconds(200);
+    StartWith(gpus);
+  }
+  // Starts a task, and returns what it says of itself.
+  std::string StartTaskOn(std::vector<std::string> gpus) {
+    control::StartTaskT start;
+    start.task = kTask;
+    start.job = 3;
+    start.incarnation = 7;
+    start.spec_json = LedgerSpec("ledger");
+    start.gpus = std::move(gpus);
+    coordinator_->Send(Make(std::move(start)));
+    coordinator_->Await(Body::TaskReady);
+    control::LogReadT read;
+    read.job = 3;
+    read.limit = 1000;
+    coordinator_->Send(Make(std::move(read)));
+    return coordinator_->Await(Body::LogChunk).body.AsLogChunk()->text;
+  }
+  void TearDown() override {
+    agent_.reset();
+    for (const char* name : {"DS_FAKE_GPUS", "DS_FAKE_NVML", "DS_FAKE_NVML_STATE"}) {
+      ::unsetenv(name);
+    }
+  }
+
+  test::TempDirectory gpu_directory_{"gpus"};
+  const std::string state_ = (gpu_directory_ / "state").string();
 };
 
 TEST_F(AgentWithGpusTest, RegistersWithThoseThatItsTasksCanUse) {
@@ -52,21 +88,39 @@ TEST_F(AgentWithGpusTest, IsANodeWithoutThemIfTheyAreOfNoUse) {
 TEST_F(AgentWithGpusTest, ATaskSeesItsOwnOnly) {
   StartAgent();
   coordinator_->Await(Body::RegisterAgent);
-  control::StartTaskT start;
-  start.task = kTask;
-  start.job = 3;
-  start.incarnation = 7;
-  start.spec_json = LedgerSpec("ledger");
-  start.gpus = {"GPU-4", "GPU-7"};
-  coordinator_->Send(Make(std::move(start)));
-  coordinator_->Await(Body::TaskReady);
-  control::LogReadT read;
-  read.job = 3;
-  read.limit = 1000;
-  coordinator_->Send(Make(std::move(read)));
-  const control::MessageT log = coordinator_->Await(Body::LogChunk);
-  EXPECT_NE(log.body.AsLogChunk()->text.find("GPUs GPU-4,GPU-7\n"), std::string::npos)
-      << log.body.AsLogChunk()->text;
+  const std::string said = StartTaskOn({"GPU-4", "GPU-7"});
+  EXPECT_NE(said.find("GPUs GPU-4,GPU-7\n"), std::string::npos) << said;
+}
+
+TEST_F(AgentWithGpusTest, TellsHowTheyAreConnectedAndWhatHappensToThem) {
+  StartOn("pcie", "4");
+  const control::MessageT message = coordinator_->Await(Body::RegisterAgent);
+  const control::RegisterAgentT& registration = *message.body.AsRegisterAgent();
+  ASSERT_EQ(registration.gpus.size(), 4u);
+  EXPECT_EQ(registration.gpu_bandwidth,
+            (std::vector<std::uint16_t>{0, 12, 9, 9, 12, 0, 9, 9, 9, 9, 0, 12, 9, 9, 12, 0}));
+  EXPECT_TRUE(registration.gpus[0]->measured);
+  coordinator_->Send(Make(control::WelcomeT()));
+  std::ofstream(state_) << "xid 2 79\n";
+  while (true) {
+    const control::MessageT report = coordinator_->Await(Body::GpuReport);
+    const auto& gpus = report.body.AsGpuReport()->gpus;
+    ASSERT_EQ(gpus.size(), 4u);
+    if (gpus[2]->trouble.empty()) continue;
+    EXPECT_EQ(gpus[2]->trouble, "XID 79");
+    EXPECT_EQ(gpus[3]->trouble, "");
+    break;
+  }
+}
+
+TEST_F(AgentWithGpusTest, ATaskRunsNearItsGpu) {
+  options_.pci_directory = gpu_directory_.path();
+  std::filesystem::create_directories(gpu_directory_ / "0000:12:00.0");
+  std::ofstream(gpu_directory_ / "0000:12:00.0" / "local_cpulist") << "0\n";
+  StartOn("pcie", "4");
+  coordinator_->Await(Body::RegisterAgent);
+  const std::string said = StartTaskOn({"GPU-2"});
+  EXPECT_NE(said.find("CPUs 1\n"), std::string::npos) << said;
 }
 
 TEST_F(AgentTest, CarriesMessagesBothWaysUnderTheTasksNumber) {

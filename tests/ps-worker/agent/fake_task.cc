@@ -5,6 +5,7 @@
 // round 999, with a TaskFailed before for round 3); on StopTask it ends with success, but ignores
 // it once it got a RoundBegin. As a preflight it says yes, no, nothing, or never, by the job's
 // name.
+#include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -152,7 +153,15 @@ int main(int argc, char** argv) {
 
   std::printf("threads %s\n", std::getenv("OMP_NUM_THREADS"));
   const char* const gpus = std::getenv("CUDA_VISIBLE_DEVICES");
-  if (gpus == nullptr || *gpus != '\0') std::printf("GPUs %s\n", gpus);
+  if (gpus == nullptr) {
+    std::printf("GPUs of all jobs\n");
+  } else if (*gpus != '\0') {
+    std::printf("GPUs %s\n", gpus);
+    cpu_set_t cpus;
+    if (::sched_getaffinity(0, sizeof(cpus), &cpus) == 0) {
+      std::printf("CPUs %d\n", CPU_COUNT(&cpus));
+    }
+  }
   std::fflush(stdout);
   ::signal(SIGTERM, [](int) {
     if (!stubborn) ::_exit(15);

@@ -121,7 +121,6 @@ class StagedModel final : public Model {
   Result<ps::worker::EvaluationSums> Evaluate(const Batch& batch) override {
     return model_->Evaluate(batch);
   }
-  void SeedTraining(std::uint64_t seed) override { model_->SeedTraining(seed); }
 
   Result<double> Step(const Batch& batch, const StepMode& mode) override {
     const double loss = PS_TRY(model_->Step(batch, mode));

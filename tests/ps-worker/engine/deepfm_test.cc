@@ -184,7 +184,7 @@ TEST(DeepFmTest, AStepWhoseRowsAreNotFiniteSelectsNothing) {
   const JobSpec spec = Job({});
   TensorWorkload workload(spec, Make(spec));
   const auto view = LayoutView::Create(workload.layout(), 64).value();
-  ASSERT_TRUE(workload.Prepare(view, WorkerId(0), Incarnation(1)).ok());
+  ASSERT_TRUE(workload.Prepare(view, WorkerId(0)).ok());
   Data data = MakeData(spec);
   const float good = data.rows.tables[1].values[0];
   data.rows.tables[1].values[0] = std::numeric_limits<float>::infinity();
@@ -205,7 +205,7 @@ TEST(DeepFmTest, APushHoldsEveryRowOfTheBatchBehindTheBlocks) {
   const JobSpec spec = Job({8});
   TensorWorkload workload(spec, Make(spec));
   const auto view = LayoutView::Create(workload.layout(), 64).value();
-  ASSERT_TRUE(workload.Prepare(view, WorkerId(0), Incarnation(1)).ok());
+  ASSERT_TRUE(workload.Prepare(view, WorkerId(0)).ok());
   const Data data = MakeData(spec);
   const auto computed = workload.Compute(data.batch(), 0);
   ASSERT_TRUE(computed.ok());

@@ -36,7 +36,6 @@ class ScriptedModel final : public Model {
   void ReadBuffers(std::span<float>, std::span<float>) const override {}
   void WriteBuffers(std::span<const float>, std::span<const float>) override {}
   Result<EvaluationSums> Evaluate(const Batch&) override { return EvaluationSums(); }
-  void SeedTraining(std::uint64_t) override {}
 
   std::function<Answer(const StepMode&)> answers = [](const StepMode&) { return Answer(); };
   std::vector<StepMode> modes;

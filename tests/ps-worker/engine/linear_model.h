@@ -57,7 +57,7 @@ class LinearModel final : public worker::Model {
 
   using Model::Step;
   // In fp32 alone, and without a scale.
-  Result<double> Step(const worker::Batch& batch, const worker::StepMode&) override {
+  Result<double> Step(const worker::Batch& batch, const worker::StepMode& mode) override {
     std::fill(gradients_.begin(), gradients_.end(), 0.0f);
     const float weight = 1.0f / static_cast<float>(batch.records);
     double loss = 0;
@@ -74,6 +74,7 @@ class LinearModel final : public worker::Model {
       for (std::size_t i = 0; i < features_; ++i) mean_[i] += 0.01f * (x[i] - mean_[i]);
     }
     steps_ += 1;
+    if (mode.meanwhile != nullptr) (*mode.meanwhile)();
     return loss * weight;
   }
 
@@ -89,8 +90,6 @@ class LinearModel final : public worker::Model {
     }
     return sums;
   }
-
-  void SeedTraining(std::uint64_t) override {}
 
  private:
   std::vector<double> Probabilities(const float* x) const {

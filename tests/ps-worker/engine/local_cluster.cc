@@ -176,9 +176,20 @@ class LocalSession final : public worker::TaskSession {
     return result;
   }
 
+  std::vector<worker::PushBuilder::Base> Bases() const override {
+    std::vector<worker::PushBuilder::Base> bases;
+    for (const auto& known : known_) bases.push_back({known.version, known.lineage});
+    return bases;
+  }
+
+  bool PullIsThere() override {
+    const std::lock_guard lock(cluster_.mutex_);
+    return answer_.has_value() || Reached();
+  }
+
   Result<worker::PushBuilder> BeginPush(std::size_t max_bytes) override {
     ring_.resize(max_bytes);
-    return worker::PushBuilder(std::span<std::byte>(ring_));
+    return worker::PushBuilder(std::span<std::byte>(ring_), Bases());
   }
 
   Result<Clock> CommitPush(worker::PushBuilder push, std::uint32_t samples, std::uint64_t lease_id,
@@ -211,7 +222,7 @@ class LocalSession final : public worker::TaskSession {
       outcome.push_bytes += payload.size();
       server::PushFacts facts;
       facts.clock = clock_;
-      facts.base_version = known_[shard->id().value()].version;
+      facts.base_version = push.base(shard->id()).version;
       facts.samples = samples;
       if (shard->id() == ShardId(0)) {
         outcome.staleness.push_back(shard->version() - facts.base_version);

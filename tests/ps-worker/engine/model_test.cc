@@ -308,8 +308,8 @@ TEST(ModelTest, ShapesThatCannotBeAreRefused) {
   EXPECT_THAT(ErrorOf(spec), HasSubstr("model.input_shape"));
   spec.model.input_shape = {28, 28};
   EXPECT_THAT(ErrorOf(spec), HasSubstr("model.input_shape"));
-  spec.model.type = "transformer";
-  EXPECT_THAT(ErrorOf(spec), HasSubstr("transformer"));
+  spec.model.type = "rnn";
+  EXPECT_THAT(ErrorOf(spec), HasSubstr("rnn"));
 }
 
 }  // namespace

@@ -52,7 +52,6 @@ class WholeNumberModel final : public Model {
   std::span<const float> gradients() const override { return gradients_; }
   void ReadBuffers(std::span<float>, std::span<float>) const override {}
   void WriteBuffers(std::span<const float>, std::span<const float>) override {}
-  void SeedTraining(std::uint64_t) override {}
 
   using Model::Step;
   Result<double> Step(const Batch& batch, const StepMode&) override {

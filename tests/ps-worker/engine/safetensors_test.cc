@@ -238,7 +238,7 @@ class Tables : public Workload {
   }
 
   const control::LayoutT& layout() const override { return layout_; }
-  Status Prepare(const LayoutView&, WorkerId, Incarnation) override { return Ok(); }
+  Status Prepare(const LayoutView&, WorkerId) override { return Ok(); }
   Status Apply(const Block&, const codec::BlockView&, bool) override { return Ok(); }
   Status Read(const Block&, std::span<float>) const override { return Ok(); }
   std::span<float> table(std::uint32_t index) override { return values_[index]; }

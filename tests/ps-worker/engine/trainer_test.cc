@@ -433,7 +433,6 @@ class Fp16LinearModel final : public Model {
     model_.WriteBuffers(buffers, counters);
   }
   Result<EvaluationSums> Evaluate(const Batch& batch) override { return model_.Evaluate(batch); }
-  void SeedTraining(std::uint64_t seed) override { model_.SeedTraining(seed); }
 
  private:
   test::LinearModel model_;
@@ -709,6 +708,40 @@ TEST_F(DeviceTrainerTest, ByEveryRuleAndWithPullsOfEveryKind) {
       ExpectTheSameOnBoth(spec);
     }
   }
+}
+
+// With staleness a task writes a push while the device computes the next step.
+TEST_F(DeviceTrainerTest, APushIsWrittenWhileTheNextStepIsComputed) {
+  on_device_ = true;
+  for (const char* values : {"bf16", "increments"}) {
+    auto spec = CloudsJob();
+    spec.training.workers = 1;
+    spec.training.epochs = 4;
+    spec.training.pull_values = values;
+    spec.training.evaluate_every_epochs = 1;
+    test::LocalClusterOptions options;
+    options.lease_records = 500;
+    TrainWell(spec, options);
+    EXPECT_EQ(outcome().samples, 4u * 2000);
+    EXPECT_EQ(outcome().metrics.size(), 3u);
+    EXPECT_GT(outcome().evaluated->metric, 0.9);
+    // The values of a step lack the worker's own two pushes before it: one is written while it is
+    // computed, the other one was, when the values were asked for. Pushes say so.
+    ASSERT_FALSE(outcome().staleness.empty());
+    EXPECT_EQ(*std::max_element(outcome().staleness.begin(), outcome().staleness.end()), 2u);
+  }
+}
+
+// A cut's flush comes behind the push that is still to be written.
+TEST_F(DeviceTrainerTest, ACutComesBehindTheOpenPush) {
+  on_device_ = true;
+  auto spec = CloudsJob();
+  spec.training.workers = 1;
+  test::LocalClusterOptions options;
+  options.cut_after_pushes = 7;
+  TrainWell(spec, options);
+  EXPECT_EQ(outcome().cuts.size(), 1u);
+  EXPECT_EQ(outcome().samples, 8000u + 32);  // a flush weighs as much as a step
 }
 
 TEST_F(DeviceTrainerTest, WhatComesBackAsTooOldIsPushedAgain) {

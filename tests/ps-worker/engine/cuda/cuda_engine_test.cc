@@ -6,6 +6,8 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "common/codec/block_codec.h"
@@ -14,7 +16,11 @@
 #include "ps-worker/engine/device_parameters.h"
 #include "ps-worker/engine/host_parameters.h"
 #include "ps-worker/engine/model.h"
+#include "ps-worker/engine/replicated_model.h"
 #include "ps-worker/engine/tensor_workload.h"
+#ifdef PS_NCCL
+#include "ps-worker/engine/nccl_collective.h"
+#endif
 
 namespace ps::worker {
 namespace {
@@ -152,7 +158,7 @@ TEST_P(CudaEngineTest, TrainsAlike) {
     TensorWorkload workload(spec, Make(spec, device), Precision::kFp32, std::move(make));
     const auto view = LayoutView::Create(workload.layout(), 1).value();
     std::vector<float> weights(workload.table(0).begin(), workload.table(0).end());
-    EXPECT_TRUE(workload.Prepare(view, WorkerId(0), Incarnation(1)).ok());
+    EXPECT_TRUE(workload.Prepare(view, WorkerId(0)).ok());
     std::vector<double> losses;
     std::vector<std::byte> bytes;
     std::vector<codec::BlockView> views;
@@ -198,6 +204,69 @@ TEST_P(CudaEngineTest, TrainsAlike) {
   // Rounding may select another entry here and there, which then goes a step later.
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(got[i], expected[i], 0.05) << i;
 }
+
+#ifdef PS_NCCL
+// With one device a communicator of one.
+TEST_P(CudaEngineTest, NcclJoinsAllDevices) {
+  for (int ranks = 1; ranks <= cuda::DeviceCount(); ++ranks) {
+    constexpr std::size_t kElements = 1'000'003;
+    std::vector<float*> memory(static_cast<std::size_t>(ranks));
+    std::vector<std::span<float>> values;
+    std::vector<std::span<const float>> read_only;
+    for (int rank = 0; rank < ranks; ++rank) {
+      float*& mine = memory[static_cast<std::size_t>(rank)];
+      ASSERT_EQ(cudaSetDevice(rank), cudaSuccess);
+      ASSERT_EQ(cudaMalloc(&mine, kElements * sizeof(float)), cudaSuccess);
+      const std::vector<float> ours(kElements, static_cast<float>(rank + 1));
+      ASSERT_EQ(cudaMemcpy(mine, ours.data(), kElements * sizeof(float), cudaMemcpyHostToDevice),
+                cudaSuccess);
+      values.emplace_back(mine, kElements);
+      read_only.emplace_back(mine, kElements);
+    }
+    ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+    const auto joined = NcclCollective::Create(static_cast<std::size_t>(ranks));
+    ASSERT_TRUE(joined.ok()) << joined.error().message;
+    const auto first_and_last = [&](int rank) {
+      std::pair<float, float> ends;
+      const float* const at = memory[static_cast<std::size_t>(rank)];
+      EXPECT_EQ(cudaMemcpy(&ends.first, at, sizeof(float), cudaMemcpyDefault), cudaSuccess);
+      EXPECT_EQ(cudaMemcpy(&ends.second, at + kElements - 1, sizeof(float), cudaMemcpyDefault),
+                cudaSuccess);
+      return ends;
+    };
+    ASSERT_TRUE((*joined)->Sum(read_only, values[0]).ok());
+    const float sum = static_cast<float>(ranks * (ranks + 1) / 2);
+    EXPECT_EQ(first_and_last(0), std::pair(sum, sum));
+    ASSERT_TRUE((*joined)->Broadcast(values).ok());
+    for (int rank = 0; rank < ranks; ++rank) {
+      EXPECT_EQ(first_and_last(rank), std::pair(sum, sum)) << rank;
+      EXPECT_EQ(cudaFree(memory[static_cast<std::size_t>(rank)]), cudaSuccess);
+    }
+  }
+}
+
+TEST_P(CudaEngineTest, SeveralDevicesComputeWhatOneDoes) {
+  if (cuda::DeviceCount() < 2) GTEST_SKIP() << "skipped: there is one CUDA device";
+  JobSpec spec = Spec();
+  spec.model.batch_norm = false;  // whose statistics are of a part
+  const auto one = Make(spec, device_);
+  std::vector<std::unique_ptr<Model>> replicas;
+  for (int number = 0; number < cuda::DeviceCount(); ++number) {
+    ModelDevice device = device_;
+    device.cuda = number;
+    replicas.push_back(Make(spec, device));
+  }
+  auto joined = NcclCollective::Create(replicas.size());
+  ASSERT_TRUE(joined.ok()) << joined.error().message;
+  ReplicatedModel several(std::move(replicas), std::move(*joined));
+  for (unsigned step = 0; step < 3; ++step) {
+    const Records records(250, step);
+    const double loss = one->Step(records.batch()).value();
+    EXPECT_NEAR(several.Step(records.batch()).value(), loss, 1e-4 * loss);
+    EXPECT_LT(RelativeDifference(Gradients(*one), Gradients(several)), 1e-4);
+  }
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaEngineTest, ::testing::Values("mlp", "cnn"),
                          [](const auto& one) { return std::string(one.param); });

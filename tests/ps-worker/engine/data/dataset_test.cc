@@ -230,6 +230,43 @@ TEST_F(DatasetTest, MissingFileAndDirectoryAreNamed) {
   EXPECT_THAT(ErrorOf(source), HasSubstr("is not a file"));
 }
 
+TEST_F(DatasetTest, OfTextEachRecordHasBytesAndThoseThatFollow) {
+  DataSourceSpec source;
+  source.format = "text";
+  source.file = Write("text", "abcdefgh\xff");
+  source.context = 3;
+  const auto dataset = Open(source);
+  ASSERT_NE(dataset, nullptr);
+  EXPECT_EQ(dataset->records(), 2u);  // the next one would want a byte after the last
+  EXPECT_EQ(dataset->features(), 3u);
+  EXPECT_EQ(dataset->labels_per_record(), 3u);
+  EXPECT_EQ(dataset->label_range().minimum, 'a');
+  EXPECT_EQ(dataset->label_range().maximum, 255);
+  std::vector<float> features(6), targets(6);
+  std::vector<std::int64_t> labels(6);
+  ASSERT_TRUE(
+      dataset
+          ->Read(std::vector<std::uint64_t>{1, 0}, features.data(), labels.data(), targets.data())
+          .ok());
+  EXPECT_THAT(features, ElementsAre('d', 'e', 'f', 'a', 'b', 'c'));
+  EXPECT_THAT(labels, ElementsAre('e', 'f', 'g', 'b', 'c', 'd'));
+  EXPECT_THAT(targets, ElementsAre('e', 'f', 'g', 'b', 'c', 'd'));
+
+  source.begin = 1.0 / 3;
+  const auto part = Open(source);
+  ASSERT_NE(part, nullptr);
+  EXPECT_EQ(part->records(), 1u);
+  ASSERT_TRUE(part->Read(std::vector<std::uint64_t>{0}, features.data(), nullptr, nullptr).ok());
+  EXPECT_EQ(features[0], 'd');
+  EXPECT_NE(part->fingerprint(), dataset->fingerprint());
+
+  source.end = 0.6;
+  EXPECT_THAT(ErrorOf(source),
+              HasSubstr("has 9 bytes, 2 of them between `begin` and `end`; a record of 3 needs"));
+  source.file = Write("empty", "");
+  EXPECT_THAT(ErrorOf(source), HasSubstr("has 0 bytes"));
+}
+
 TEST_F(DatasetTest, RecordThatDoesNotExistIsRefused) {
   const auto dataset = Open(SmallIdx());
   ASSERT_NE(dataset, nullptr);
