@@ -285,9 +285,9 @@ class Server {
     const std::vector<float> values(keys.size() * options_.width, 0.5f);
     constexpr auto kContent = codec::RowContent::kKeysAndValues;
     std::vector<std::byte> bytes(
-        codec::RowBytes(keys.size(), options_.width, kContent, wire::ValueCodec::Fp32));
-    codec::EncodeRows(0, keys, values, options_.width, kContent, wire::ValueCodec::Fp32,
-                      bytes.data());
+        codec::MaxRowBytes(keys.size(), options_.width, kContent, wire::ValueCodec::Fp32));
+    bytes.resize(codec::EncodeRows(0, keys, values, options_.width, kContent,
+                                   wire::ValueCodec::Fp32, bytes.data()));
     server::SegmentContent content;
     const Status parsed = server::ParsePush(layout_, ShardId(shard), bytes, content);
     PS_CHECK(parsed.ok(), parsed.error().message);

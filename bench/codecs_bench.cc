@@ -1,4 +1,5 @@
-// What encoding and decoding a sparsified block costs, beside copying its bytes and a bare scatter.
+// What encoding and decoding a sparsified block costs, beside copying its bytes and a bare scatter;
+// and the keys of rows.
 //
 //   bench_codecs [--density 0.01 --density 0.05] [--rounds 5] [--variant plain] [--json]
 //
@@ -6,7 +7,9 @@
 // decode, and to apply to a table (plain SGD through a DenseStore). The floor of decoding is a
 // memcpy of as many bytes as positions and values have then; the peer of applying is a scatter of
 // entries that lie decoded in arrays. Figures are medians of the rounds. Goals are bounds of
-// decoding, in nanoseconds of an entry. Exit 1 if one is missed, 2 if the arguments are bad.
+// decoding, in nanoseconds of an entry. Keys are in batches of 4,096, dense ids of 10 M or hashes;
+// the floor of decoding them is a memcpy of the decoded ones. Exit 1 if one is missed, 2 if the
+// arguments are bad.
 #include <benchmark/benchmark.h>
 
 #include <CLI/CLI.hpp>
@@ -27,6 +30,7 @@
 #include "bench/kernels_bare.h"
 #include "common/check.h"
 #include "common/codec/block_codec.h"
+#include "common/codec/key_codec.h"
 #include "common/layout/layout.h"
 #include "common/messages/control.h"
 #include "ps-server/core/dense_store.h"
@@ -209,6 +213,81 @@ Figures Run(const LayoutView& layout, const Entries& entries, const Case& one,
           of(5)};
 }
 
+constexpr std::size_t kKeyBatch = 4096;
+constexpr std::size_t kKeyBatches = 64;
+constexpr std::uint64_t kDenseIds = 10'000'000;
+
+struct KeyCase {
+  const char* name;
+  std::uint64_t (*key)(std::uint64_t random);
+};
+
+constexpr KeyCase kKeyCases[] = {
+    {"dense ids", [](std::uint64_t random) { return random % kDenseIds; }},
+    {"hashed ids", [](std::uint64_t random) { return random; }},
+};
+
+struct KeyFigures {
+  double bytes = 0;  // of a key
+  double encode = 0;
+  double validate = 0;
+  double decode = 0;
+  double copy = 0;  // the floor of decode
+};
+
+KeyFigures RunKeys(const KeyCase& one, const Options& options) {
+  std::mt19937_64 random(11);
+  std::vector<std::vector<std::uint64_t>> batches(kKeyBatches);
+  std::vector<std::vector<std::byte>> streams;
+  std::vector<std::byte> out(codec::MaxKeyBytes(kKeyBatch));
+  double keys = 0;
+  double bytes = 0;
+  for (auto& batch : batches) {
+    for (std::size_t i = 0; i < kKeyBatch; ++i) batch.push_back(one.key(random()));
+    std::sort(batch.begin(), batch.end());
+    batch.erase(std::unique(batch.begin(), batch.end()), batch.end());
+    const std::size_t size = codec::EncodeKeys(batch, out.data());
+    streams.emplace_back(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(size));
+    keys += static_cast<double>(batch.size());
+    bytes += static_cast<double>(size);
+  }
+  std::vector<std::uint64_t> decoded(kKeyBatch);
+  const auto encode = [&] {
+    for (const auto& batch : batches) {
+      codec::EncodeKeys(batch, out.data());
+      benchmark::ClobberMemory();
+    }
+  };
+  const auto validate = [&] {
+    for (std::size_t i = 0; i < kKeyBatches; ++i) {
+      benchmark::DoNotOptimize(codec::KeysFit(batches[i].size(), streams[i]));
+    }
+  };
+  const auto decode = [&] {
+    for (std::size_t i = 0; i < kKeyBatches; ++i) {
+      codec::KeyReader reader(batches[i].size(), streams[i]);
+      for (std::uint64_t* at = decoded.data(); const std::size_t read = reader.Next(at);)
+        at += read;
+      benchmark::ClobberMemory();
+    }
+  };
+  const auto copy = [&] {
+    for (const auto& batch : batches) {
+      std::memcpy(decoded.data(), batch.data(), batch.size() * sizeof(batch[0]));
+      benchmark::ClobberMemory();
+    }
+  };
+  std::vector<std::vector<double>> seconds(4);
+  for (int round = 0; round < options.rounds; ++round) {
+    seconds[0].push_back(Measure(options, encode));
+    seconds[1].push_back(Measure(options, validate));
+    seconds[2].push_back(Measure(options, decode));
+    seconds[3].push_back(Measure(options, copy));
+  }
+  const auto of = [&](std::size_t what) { return Median(seconds[what]) * 1e9 / keys; };
+  return {bytes / keys, of(0), of(1), of(2), of(3)};
+}
+
 int Main(const Options& options) {
   const LayoutView layout = PlainLayout(std::uint64_t{options.blocks} * kSize, 1);
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
@@ -254,6 +333,28 @@ int Main(const Options& options) {
                   holds ? "" : "MISSED");
       std::fflush(stdout);
     }
+  }
+  if (!options.json) {
+    std::printf("keys             %8s %9s  %7s %8s %7s %7s   ns a key\n", "B/key", "", "encode",
+                "validate", "decode", "(copy)");
+  }
+  for (const KeyCase& one : kKeyCases) {
+    if (std::string(one.name).find(options.only) == std::string::npos) continue;
+    const KeyFigures figures = RunKeys(one, options);
+    list.push_back({{"name", "decode keys, " + std::string(one.name)},
+                    {"value", figures.decode},
+                    {"unit", "ns/key"},
+                    {"floor", figures.copy},
+                    {"peer", nullptr},
+                    {"goal", ""},
+                    {"holds", true},
+                    {"bytes_per_key", figures.bytes},
+                    {"encode", figures.encode},
+                    {"validate", figures.validate}});
+    if (options.json) continue;
+    std::printf("%-15s %9.3f %9s  %7.2f %8.2f %7.2f %7.2f\n", one.name, figures.bytes, "",
+                figures.encode, figures.validate, figures.decode, figures.copy);
+    std::fflush(stdout);
   }
   if (options.json) std::printf("%s\n", list.dump(2).c_str());
   return all_hold ? 0 : 1;

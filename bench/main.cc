@@ -42,6 +42,7 @@ const std::map<std::string, Operation> kOperations = {
 const std::map<std::string, ps::wire::ValueCodec> kValues = {
     {"fp32", ps::wire::ValueCodec::Fp32},
     {"bf16", ps::wire::ValueCodec::Bf16},
+    {"int8", ps::wire::ValueCodec::Int8},
 };
 const std::map<std::string, ps::bench::Distribution> kDistributions = {
     {"uniform", ps::bench::Distribution::kUniform},
@@ -179,7 +180,7 @@ int main(int argc, char** argv) {
   app.add_option("--parameters", options.parameters,
                  "of the model (default: as a dense push needs; sparse: 25,000,000)")
       ->option_text("N");
-  app.add_option("--values", options.values, "fp32 or bf16 (default: fp32)")
+  app.add_option("--values", options.values, "fp32, bf16, or of rows int8 (default: fp32)")
       ->transform(CLI::CheckedTransformer(kValues))
       ->option_text("CODEC");
   auto& row_options = options.rows;

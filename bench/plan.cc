@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/codec/block_codec.h"
+#include "common/codec/row_codec.h"
 #include "common/messages/control.h"
 #include "ps-worker/core/row_push.h"
 
@@ -20,6 +21,7 @@ constexpr std::size_t kRowVariantsMax = 1024;
 constexpr std::size_t kRowVariantsBytes = std::size_t{64} << 20;
 constexpr std::size_t kFillBytes = std::size_t{1} << 20;  // of a push that fills the table
 
+// Of values that are not of rows.
 std::uint64_t BytesOf(wire::ValueCodec values) { return values == wire::ValueCodec::Fp32 ? 4 : 2; }
 
 control::LayoutT MakeModel(std::uint64_t parameters, std::uint32_t row_width) {
@@ -167,7 +169,8 @@ EncodedPush EncodeRowPush(const LayoutView& layout, wire::ValueCodec codec,
 
 Result<Plan> MakeRowPlan(const Options& options) {
   const RowOptions& rows = options.rows;
-  const std::uint64_t row_bytes = rows.width * BytesOf(options.values) + sizeof(std::uint64_t);
+  const std::uint64_t value_bytes = codec::RowValueBytes(rows.width, options.values);
+  const std::uint64_t row_bytes = value_bytes + sizeof(std::uint64_t);  // at most
   if (rows.ids * row_bytes > wire::kMaxPayloadBytes / 4) {
     return Error{ErrorCode::kUsage, "messages of " + std::to_string(rows.ids) + " rows of " +
                                         std::to_string(rows.width) + " floats are too large"};
@@ -196,8 +199,14 @@ Result<Plan> MakeRowPlan(const Options& options) {
   }
   plan.rows = static_cast<double>(all) / static_cast<double>(variants);
   plan.entries = static_cast<std::uint64_t>(std::llround(plan.rows * rows.width));
-  plan.value_bytes = plan.entries * BytesOf(options.values);
+  plan.value_bytes =
+      static_cast<std::uint64_t>(std::llround(plan.rows * static_cast<double>(value_bytes)));
   return plan;
+}
+
+std::string WordOf(wire::ValueCodec values) {
+  if (values == wire::ValueCodec::Fp32) return "fp32";
+  return values == wire::ValueCodec::Bf16 ? "bf16" : "int8";
 }
 
 }  // namespace
@@ -213,9 +222,13 @@ EncodedPush Plan::FillPush(std::uint64_t first) const {
 }
 
 std::size_t Plan::max_push_bytes() const {
-  std::size_t bytes = row_width > 0 ? FillPush(0).payload.size() : 0;
-  // Pushes that fill differ by some headers.
-  if (row_width > 0) bytes += layout.shard_count() * sizeof(wire::BlockHeader);
+  std::size_t bytes = 0;
+  if (row_width > 0) {
+    // A push that fills: a header, and a group of keys that is not whole, on every shard.
+    bytes =
+        codec::MaxRowBytes(filled_at_once, row_width, codec::RowContent::kKeysAndValues, values) +
+        layout.shard_count() * (sizeof(wire::BlockHeader) + 1);
+  }
   for (const EncodedPush& push : pushes) bytes = std::max(bytes, push.payload.size());
   return bytes;
 }
@@ -248,7 +261,7 @@ JobSpec SpecOf(const Options& options, const Plan& plan, std::uint32_t workers) 
     table.width = plan.row_width;
     table.optimizer.type = options.rows.optimizer;
     table.optimizer.learning_rate.base = 0.001;
-    table.values = plan.values == wire::ValueCodec::Fp32 ? "fp32" : "bf16";
+    table.values = WordOf(plan.values);
     spec.embedding_tables.push_back(table);
   }
   spec.checkpoint.every_steps = 1'000'000'000;
@@ -263,6 +276,9 @@ JobSpec SpecOf(const Options& options, const Plan& plan, std::uint32_t workers) 
 
 Result<Plan> Plan::Make(const Options& options, Operation operation, std::uint64_t size) {
   if (IsOfRows(operation)) return MakeRowPlan(options);
+  if (options.values == wire::ValueCodec::Int8) {
+    return Error{ErrorCode::kUsage, "values as int8 are measured of rows alone"};
+  }
   std::uint64_t parameters = options.parameters;
   const std::uint64_t bytes_per_value = BytesOf(options.values);
   const bool sparse = options.entries > 0 || options.ratio > 0;

@@ -16,7 +16,7 @@ Error Bad(const wire::BlockHeader& header, const std::string& what) {
 // Of entries of blocks; others are of rows, or not known.
 bool IsIndexCodec(std::uint8_t codec) {
   return codec <= static_cast<std::uint8_t>(wire::IndexCodec::MAX) &&
-         codec != static_cast<std::uint8_t>(wire::IndexCodec::Keys64);
+         codec != static_cast<std::uint8_t>(wire::IndexCodec::KeysDelta);
 }
 
 bool IsValueCodec(std::uint8_t codec) {

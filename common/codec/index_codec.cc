@@ -287,7 +287,7 @@ std::size_t MaxIndexBytes(std::uint32_t elements, std::uint32_t count, wire::Ind
     // Each skip passes 255 positions that no entry takes.
     case wire::IndexCodec::Gap8: return count + (elements - count) / kSkip;
     case wire::IndexCodec::Raw16: return std::size_t{count} * 2;
-    case wire::IndexCodec::Keys64: PS_CHECK(false, "rows are no entries of a block"); break;
+    case wire::IndexCodec::KeysDelta: PS_CHECK(false, "rows are no entries of a block"); break;
     // The quotients are those of gaps that are elements - count together. What the encoder finds
     // from there is not longer.
     case wire::IndexCodec::Rice: {
@@ -350,7 +350,7 @@ std::byte* WriteIndices(std::uint32_t elements, std::span<const std::uint16_t> i
     case wire::IndexCodec::Raw16:
       std::memcpy(out, indices.data(), indices.size_bytes());
       return out + indices.size_bytes();
-    case wire::IndexCodec::Keys64: PS_CHECK(false, "rows are no entries of a block"); break;
+    case wire::IndexCodec::KeysDelta: PS_CHECK(false, "rows are no entries of a block"); break;
     case wire::IndexCodec::Rice: return WriteRice(elements, indices, out);
     case wire::IndexCodec::Bitmap: return WriteBitmap(elements, indices, out);
   }
@@ -413,7 +413,7 @@ std::size_t PositionReader::Next(std::uint16_t* out) {
       std::memcpy(out, at_, count * 2);
       at_ += count * 2;
       break;
-    case wire::IndexCodec::Keys64: PS_CHECK(false, "no block that was checked has keys"); break;
+    case wire::IndexCodec::KeysDelta: PS_CHECK(false, "no block that was checked has keys"); break;
     case wire::IndexCodec::Rice:
       kernels_->ones(ones_, count, out);
       if (planes_.bits > 0) kernels_->add_remainders(planes_, done_, count, remainders_, out);

@@ -20,7 +20,7 @@ static_assert(std::endian::native == std::endian::little,
 constexpr std::uint32_t kSign16 = 0x8000u;
 constexpr std::uint16_t kGreatestBf16 = 0x7f7fu;
 constexpr int kInt8Max = 127;
-constexpr std::uint16_t kGreatestInt8Scale = 0x7bffu;  // times 128 it is still finite
+constexpr std::uint16_t kGreatestInt8Scale = 0x7bffu;  // -128 times it is still finite
 constexpr int kBits4Levels = 8;
 constexpr std::size_t kLanes = 4;
 
@@ -210,9 +210,7 @@ std::byte* WriteCodes(std::span<const std::uint8_t> codes, const Levels& levels,
 }
 
 void WriteInt8(const Group& group, std::byte*& scales, std::byte*& codes, float* sent) {
-  // Not less than the least normal number, whose inverse is finite.
-  const float wanted = std::max(group.Greatest() / kInt8Max, std::numeric_limits<float>::min());
-  const std::uint16_t bits = std::min(RoundUp(wanted), kGreatestInt8Scale);
+  const std::uint16_t bits = Int8ScaleOf(group.Greatest());
   const float scale = Bf16ToFloat(bits);
   const float inverse = 1 / scale;
   scales = Store16(scales, bits);
@@ -285,8 +283,7 @@ Status CheckScales(const wire::BlockHeader& header, std::span<const std::byte> s
   for (std::size_t at = 0; at < scales.size(); at += 2) {
     const std::uint16_t bits = Load16(scales.data() + at);
     const float scale = Bf16ToFloat(bits);
-    const float greatest = int8 ? scale * 128 : scale;  // a code may be -128
-    if ((bits & kSign16) != 0 || !std::isfinite(greatest)) {
+    if (int8 ? !IsInt8Scale(bits) : (bits & kSign16) != 0 || !std::isfinite(scale)) {
       return Bad(header, "a scale of " + std::to_string(scale));
     }
   }
@@ -294,6 +291,13 @@ Status CheckScales(const wire::BlockHeader& header, std::span<const std::byte> s
 }
 
 }  // namespace
+
+std::uint16_t Int8ScaleOf(float greatest) {
+  const float wanted = std::max(greatest / kInt8Max, std::numeric_limits<float>::min());
+  return std::min(RoundUp(wanted), kGreatestInt8Scale);
+}
+
+bool IsInt8Scale(std::uint16_t bits) { return bits <= kGreatestInt8Scale; }
 
 std::size_t ValueBytes(wire::ValueCodec codec, std::size_t count) {
   const Coding coding = CodingOf(codec);

@@ -53,6 +53,12 @@ class ValueReader {
   const std::byte* at_;
 };
 
+// Of Int8: the least scale, as bf16, by which magnitudes up to `greatest` have codes up to 127; at
+// least the least normal number, whose inverse is finite.
+std::uint16_t Int8ScaleOf(float greatest);
+// False if a code times this could be infinite, or if it is negative.
+bool IsInt8Scale(std::uint16_t bits);
+
 PS_HOST_DEVICE inline float Bf16ToFloat(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }

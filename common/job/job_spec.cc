@@ -306,7 +306,7 @@ void Visit(Visitor& v, EmbeddingTableSpec& t) {
   v.Number("unused_epochs", t.unused_epochs, Range{0, 1e6, false, false});
   v.Integer("max_mebibytes", t.max_mebibytes, Whole{0, 1'073'741'824});
   v.Choice("when_full", t.when_full, {"lru", "lfu", "refuse"}, Need::kOptional);
-  v.Choice("values", t.values, {"bf16", "fp32"}, Need::kOptional);
+  v.Choice("values", t.values, {"bf16", "fp32", "int8"}, Need::kOptional);
 }
 
 template <typename Visitor>

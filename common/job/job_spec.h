@@ -128,7 +128,7 @@ struct EmbeddingTableSpec {
   double unused_epochs = 0;            // a row not pushed for so long is removed; 0: never
   std::int64_t max_mebibytes = 0;  // of the whole table, optimizer's slots included; 0: no bound
   std::string when_full = "lru";   // lru | lfu | refuse
-  std::string values = "bf16";     // of rows on the wire: bf16 | fp32
+  std::string values = "bf16";     // of rows on the wire: bf16 | fp32 | int8
 };
 
 // PyTorch's GradScaler, for each task; ps-worker/core/loss_scaler.h.

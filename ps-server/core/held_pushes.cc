@@ -38,8 +38,9 @@ void MergeTable(std::uint32_t table, std::uint32_t width, std::span<const HeldPu
     const codec::RowsView* const part = FindTable(parsed[push], table);
     if (part == nullptr) continue;
     any = true;
+    codec::DecodeKeys(*part, scratch.keys);
     for (std::uint32_t row = 0; row < part->count; ++row) {
-      scratch.rows.push_back({part->key(row), push, row});
+      scratch.rows.push_back({scratch.keys[row], push, row});
     }
   }
   if (!any) return;
@@ -63,9 +64,9 @@ void MergeTable(std::uint32_t table, std::uint32_t width, std::span<const HeldPu
   }
   constexpr auto kContent = codec::RowContent::kKeysAndValues;
   const std::size_t at = out.size();
-  out.resize(at + codec::RowBytes(scratch.keys.size(), width, kContent, wire::ValueCodec::Fp32));
-  codec::EncodeRows(table, scratch.keys, scratch.sum, width, kContent, wire::ValueCodec::Fp32,
-                    out.data() + at);
+  out.resize(at + codec::MaxRowBytes(scratch.keys.size(), width, kContent, wire::ValueCodec::Fp32));
+  out.resize(at + codec::EncodeRows(table, scratch.keys, scratch.sum, width, kContent,
+                                    wire::ValueCodec::Fp32, out.data() + at));
 }
 
 }  // namespace

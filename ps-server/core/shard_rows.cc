@@ -64,7 +64,7 @@ RowRules RowRules::Of(const JobSpec& spec, std::uint32_t table, std::uint64_t re
   rules.when_full = from.when_full == "refuse" ? RowsFull::kRefuse
                     : from.when_full == "lfu"  ? RowsFull::kLfu
                                                : RowsFull::kLru;
-  rules.fp32 = from.values == "fp32";
+  rules.values = codec::RowCodecNamed(from.values);
   return rules;
 }
 
@@ -166,15 +166,15 @@ void ShardRows::Push(std::span<const codec::RowsView> parts, std::uint64_t sampl
 }
 
 wire::ValueCodec ShardRows::CodecOf(const Table& table, bool fp32) const {
-  return fp32 || table.rules->fp32 ? wire::ValueCodec::Fp32 : wire::ValueCodec::Bf16;
+  return fp32 ? wire::ValueCodec::Fp32 : table.rules->values;
 }
 
 std::size_t ShardRows::PullBytes(std::span<const codec::RowsView> asked, bool fp32) const {
   std::size_t bytes = 0;
   for (const codec::RowsView& part : asked) {
     const Table& table = tables_[part.table];
-    bytes += codec::RowBytes(part.count, table.rules->width, codec::RowContent::kValues,
-                             CodecOf(table, fp32));
+    bytes += codec::MaxRowBytes(part.count, table.rules->width, codec::RowContent::kValues,
+                                CodecOf(table, fp32));
   }
   return bytes;
 }
@@ -190,8 +190,9 @@ void ShardRows::Pull(std::span<const codec::RowsView> asked, bool fp32, RowScrat
     Table& table = tables_[part.table];
     const RowRules& rules = *table.rules;
     const wire::ValueCodec codec = CodecOf(table, fp32);
-    codec::WriteRowsHeader(part.table, part.count, rules.width, codec::RowContent::kValues, codec,
-                           out.data() + at);
+    codec::WriteRowsHeader(part.table, part.count,
+                           part.count * codec::RowValueBytes(rules.width, codec),
+                           codec::RowContent::kValues, codec, out.data() + at);
     at += sizeof(wire::BlockHeader);
     codec::DecodeKeys(part, scratch.keys);
     scratch.row.resize(rules.width);

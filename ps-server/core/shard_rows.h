@@ -44,7 +44,7 @@ struct RowRules {
   std::uint32_t unused_max = 0;    // ticks; 0: rows stay
   std::uint64_t max_bytes = 0;     // of all shards, optimizer's slots included; 0: no bound
   RowsFull when_full = RowsFull::kLru;
-  bool fp32 = false;  // values always travel as fp32
+  wire::ValueCodec values = wire::ValueCodec::Bf16;  // of rows in answers, unless Fp32 is asked for
 
   // Of spec.embedding_tables[table]; `records` of one epoch.
   static RowRules Of(const JobSpec& spec, std::uint32_t table, std::uint64_t records);

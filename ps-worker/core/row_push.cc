@@ -1,11 +1,11 @@
 #include "ps-worker/core/row_push.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 
 #include "common/check.h"
+#include "common/codec/key_codec.h"
 #include "common/codec/row_codec.h"
 
 namespace ps::worker {
@@ -88,8 +88,11 @@ void RowPush::Sort(Table& table) const {
   }
   std::vector<std::uint32_t> next(table.first.begin(), table.first.end() - 1);
   table.order.resize(keys.size());
+  table.keys.resize(keys.size());
   for (std::uint32_t row = 0; row < keys.size(); ++row) {
-    table.order[next[codec::ShardOfRow(keys[row], shards_).value()]++] = row;
+    const std::uint32_t at = next[codec::ShardOfRow(keys[row], shards_).value()]++;
+    table.order[at] = row;
+    table.keys[at] = keys[row];
   }
 }
 
@@ -98,9 +101,10 @@ std::size_t RowPush::MaxBytes() const {
   for (const Table& table : tables_) {
     const std::size_t rows = table.selected.keys.size();
     if (rows == 0) continue;
-    bytes += codec::RowBytes(rows, table.width, codec::RowContent::kKeysAndValues, table.codec);
-    // A header for each shard that has one of the rows; one is counted already.
-    bytes += (std::min<std::size_t>(rows, shards_) - 1) * sizeof(wire::BlockHeader);
+    bytes += codec::MaxRowBytes(rows, table.width, codec::RowContent::kKeysAndValues, table.codec);
+    // A header, and a group of keys that is not whole, for each shard that has one of the rows; one
+    // is counted already.
+    bytes += (std::min<std::size_t>(rows, shards_) - 1) * (sizeof(wire::BlockHeader) + 1);
   }
   return bytes;
 }
@@ -115,28 +119,25 @@ std::size_t RowPush::EncodeShard(ShardId shard, std::span<std::byte> out) const 
   std::size_t used = 0;
   for (std::uint32_t i = 0; i < tables_.size(); ++i) {
     const Table& table = tables_[i];
-    const std::span<const std::uint32_t> rows =
-        std::span(table.order)
-            .subspan(table.first[shard.value()],
-                     table.first[shard.value() + 1] - table.first[shard.value()]);
-    if (rows.empty()) continue;
-    const std::size_t bytes =
-        codec::RowBytes(rows.size(), table.width, codec::RowContent::kKeysAndValues, table.codec);
-    PS_CHECK(out.size() - used >= bytes, shard, bytes, out.size(), used);
-    std::byte* at = out.data() + used;
-    codec::WriteRowsHeader(i, rows.size(), table.width, codec::RowContent::kKeysAndValues,
-                           table.codec, at);
-    at += sizeof(wire::BlockHeader);
-    for (const std::uint32_t row : rows) {
-      std::memcpy(at, &table.selected.keys[row], sizeof(std::uint64_t));
-      at += sizeof(std::uint64_t);
-    }
-    for (const std::uint32_t row : rows) {
-      at += codec::EncodeRow(
-          std::span(table.selected.values).subspan(std::size_t{row} * table.width, table.width),
+    const std::size_t first = table.first[shard.value()];
+    const std::size_t count = table.first[shard.value() + 1] - first;
+    if (count == 0) continue;
+    constexpr auto kContent = codec::RowContent::kKeysAndValues;
+    const std::size_t most = codec::MaxRowBytes(count, table.width, kContent, table.codec);
+    PS_CHECK(out.size() - used >= most, shard, most, out.size(), used);
+    const auto keys = std::span(table.keys).subspan(first, count);
+    std::byte* const header = out.data() + used;
+    std::byte* const body = header + sizeof(wire::BlockHeader);
+    std::byte* at = body + codec::EncodeKeys(keys, body);
+    for (std::size_t row = 0; row < count; ++row) {
+      const std::size_t selected = table.order[first + row];
+      at += codec::EncodeGradient(
+          keys[row], std::span(table.selected.values).subspan(selected * table.width, table.width),
           table.codec, at);
     }
-    used += bytes;
+    codec::WriteRowsHeader(i, count, static_cast<std::size_t>(at - body), kContent, table.codec,
+                           header);
+    used = static_cast<std::size_t>(at - out.data());
   }
   return used;
 }
@@ -147,14 +148,16 @@ Status RowPush::TakeBack(std::span<const std::byte> rows, float weight) {
       rows, codec::RowContent::kKeysAndValues,
       [this](std::uint32_t table) { return table < tables_.size() ? tables_[table].width : 0; },
       parts));
+  std::vector<std::uint64_t> keys;
   std::vector<float> values;
   for (const codec::RowsView& part : parts) {
     Table& table = tables_[part.table];
+    codec::DecodeKeys(part, keys);
     values.resize(table.width);
     for (std::size_t row = 0; row < part.count; ++row) {
       codec::DecodeRow(part, row, values);
       for (float& value : values) value = std::clamp(weight * value, -kRowLimit, kRowLimit);
-      const auto [found, fresh] = table.residual.try_emplace(part.key(row), values);
+      const auto [found, fresh] = table.residual.try_emplace(keys[row], values);
       if (!fresh) AddTo(found->second, values);
     }
   }

@@ -29,7 +29,7 @@ struct TableRows {
 
 class RowPush {
  public:
-  // `codecs` says by table how its values are written: Fp32 or Bf16.
+  // `codecs` says by table how its values are written: Fp32, Bf16 or Int8.
   RowPush(const LayoutView& layout, std::vector<wire::ValueCodec> codecs);
 
   // Selects the rows of all tables in `gradients` (none, or one entry a table) and the residual,
@@ -62,8 +62,9 @@ class RowPush {
     std::map<std::uint64_t, std::vector<float>> residual;
     TableRows selected;
     // The selected rows by shard, in the order of their keys: those of shard s are
-    // order[first[s]] .. order[first[s + 1] - 1].
+    // order[first[s]] .. order[first[s + 1] - 1], and so their keys.
     std::vector<std::uint32_t> order;
+    std::vector<std::uint64_t> keys;
     std::vector<std::uint32_t> first;
   };
 

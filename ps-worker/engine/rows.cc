@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "common/codec/row_codec.h"
+
 namespace ps::worker {
 
 std::uint64_t RowKey(std::uint64_t id, std::uint32_t column, std::uint32_t columns) {
@@ -70,7 +72,7 @@ void FindRows(const std::vector<EmbeddingTableSpec>& tables, std::span<const std
 std::vector<wire::ValueCodec> RowCodecs(const std::vector<EmbeddingTableSpec>& tables) {
   std::vector<wire::ValueCodec> codecs;
   for (const auto& table : tables) {
-    codecs.push_back(table.values == "fp32" ? wire::ValueCodec::Fp32 : wire::ValueCodec::Bf16);
+    codecs.push_back(codec::RowCodecNamed(table.values));
   }
   return codecs;
 }

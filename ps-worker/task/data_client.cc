@@ -587,10 +587,10 @@ std::vector<DataClient::RowsAsked> DataClient::SplitRows(const RowKeys& keys) co
       const std::uint32_t width = layout_->row_width(table);
       auto& parts = asked[shard].parts;
       const std::size_t at = parts.size();
-      parts.resize(at + codec::RowBytes(some.size(), width, codec::RowContent::kKeys,
-                                        wire::ValueCodec::Absent));
-      codec::EncodeRows(table, some, {}, width, codec::RowContent::kKeys, wire::ValueCodec::Absent,
-                        parts.data() + at);
+      parts.resize(at + codec::MaxRowBytes(some.size(), width, codec::RowContent::kKeys,
+                                           wire::ValueCodec::Absent));
+      parts.resize(at + codec::EncodeRows(table, some, {}, width, codec::RowContent::kKeys,
+                                          wire::ValueCodec::Absent, parts.data() + at));
       asked[shard].tables.push_back({table, static_cast<std::uint32_t>(some.size())});
       by_shard[shard].clear();
     }

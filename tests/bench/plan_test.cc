@@ -34,7 +34,9 @@ std::vector<std::uint64_t> KeysOf(const Plan& plan, const EncodedPush& push) {
     EXPECT_TRUE(parsed.ok()) << (parsed.ok() ? "" : parsed.error().message);
     for (const codec::RowsView& view : rows) {
       EXPECT_TRUE(codec::RowsOfShard(view, ShardId(part.shard), plan.layout.shard_count()));
-      for (std::size_t row = 0; row < view.count; ++row) keys.push_back(view.key(row));
+      std::vector<std::uint64_t> some;
+      codec::DecodeKeys(view, some);
+      keys.insert(keys.end(), some.begin(), some.end());
     }
   }
   std::sort(keys.begin(), keys.end());

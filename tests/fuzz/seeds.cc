@@ -65,8 +65,21 @@ Bytes Rows(std::uint32_t table, ps::codec::RowContent content, ps::wire::ValueCo
   const std::vector<std::uint64_t> keys =
       keyed ? std::vector<std::uint64_t>{7, 1 << 20} : std::vector<std::uint64_t>{};
   const std::vector<float> values(valued ? 2 * table : 0, 0.75f);
-  Bytes bytes(ps::codec::RowBytes(2, table, content, value));
-  ps::codec::EncodeRows(table, keys, values, table, content, value, bytes.data());
+  Bytes bytes(ps::codec::MaxRowBytes(2, table, content, value));
+  bytes.resize(ps::codec::EncodeRows(table, keys, values, table, content, value, bytes.data()));
+  return bytes;
+}
+
+// Rows of one value of table 1, in groups of keys that lie side by side, near to each other and
+// far.
+Bytes ManyRows(ps::codec::RowContent content, ps::wire::ValueCodec value) {
+  std::vector<std::uint64_t> keys;
+  for (std::uint64_t i = 0; i < 16; ++i) keys.push_back(i);
+  for (std::uint64_t i = 0; i < 16; ++i) keys.push_back(100 + i * i);
+  for (std::uint64_t i = 1; i < 8; ++i) keys.push_back(i << 61);
+  const std::vector<float> values(content == ps::codec::RowContent::kKeys ? 0 : keys.size(), -0.5f);
+  Bytes bytes(ps::codec::MaxRowBytes(keys.size(), 1, content, value));
+  bytes.resize(ps::codec::EncodeRows(1, keys, values, 1, content, value, bytes.data()));
   return bytes;
 }
 
@@ -105,6 +118,10 @@ void WriteWire(Corpus corpus) {
   Append(with_rows, Rows(1, RowContent::kKeysAndValues, ValueCodec::Fp32));
   Append(with_rows, Rows(3, RowContent::kKeysAndValues, ValueCodec::Bf16));
   corpus.Add(Message(ps::wire::Kind::Push, with_rows, 1));
+  corpus.Add(
+      Message(ps::wire::Kind::Push, ManyRows(RowContent::kKeysAndValues, ValueCodec::Int8), 1));
+  corpus.Add(Message(ps::wire::Kind::Pull, ManyRows(RowContent::kKeys, ValueCodec::Absent), 1));
+  corpus.Add(Message(ps::wire::Kind::PullReply, Rows(4, RowContent::kValues, ValueCodec::Int8), 1));
   corpus.Add(Message(ps::wire::Kind::Pull, Rows(4, RowContent::kKeys, ValueCodec::Absent), 1));
   corpus.Add(Message(ps::wire::Kind::PullReply, Rows(4, RowContent::kValues, ValueCodec::Bf16), 1));
   // Increments of two pushes and a block of values, without a hash and with one.

@@ -1,9 +1,11 @@
 // A data message from a stranger: head, segments, blocks, rows, values.
 //
 // Input: u16 length of frame 1 (little endian), frame 1, frame 2. What parses must decode to valid
-// positions and, if its values are finite, encode to the same bytes again. Blocks are those of
-// blocks.h. Increments, with a hash before them or without, must be runs of such blocks, and what
-// is held stays normal or zero, in the same bits for whoever adds them.
+// positions and keys and, if its values are finite, encode to the same bytes again. Blocks are
+// those of blocks.h. Increments, with a hash before them or without, must be runs of such blocks,
+// and what is held stays normal or zero, in the same bits for whoever adds them.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -24,35 +26,48 @@ void CheckRows(std::span<const std::byte> rows, ps::codec::RowContent content) {
   if (!ps::codec::ParseRows(rows, content, WidthOf, parts).ok()) return;
   std::vector<std::byte> again;
   std::vector<std::byte> copied;
-  bool finite = true;
+  // Codes of 8 bits need not be those that the encoder would take.
+  bool same = true;
   for (const ps::codec::RowsView& part : parts) {
     const std::uint32_t width = WidthOf(part.table);
     std::vector<std::uint64_t> keys;
     if (content != ps::codec::RowContent::kValues) {
       ps::codec::DecodeKeys(part, keys);
       PS_CHECK(keys.size() == part.count, part.count);
-      for (std::size_t row = 0; row < part.count; ++row) PS_CHECK(keys[row] == part.key(row), row);
+      for (std::size_t row = 1; row < part.count; ++row) PS_CHECK(keys[row - 1] < keys[row], row);
       const bool one = part.count == 1;
       PS_CHECK(!one || ps::codec::RowsOfShard(part, ps::codec::ShardOfRow(keys[0], 7), 7), keys[0]);
       ps::codec::AppendRows(part, copied);
     }
     std::vector<float> values;
     if (content != ps::codec::RowContent::kKeys) {
-      finite = ps::codec::AllFinite(part) && finite;
+      const bool int8 = part.value_codec == ps::wire::ValueCodec::Int8;
+      const bool finite = ps::codec::AllFinite(part);
+      PS_CHECK(finite || !int8, part.table);
+      same = same && finite && !int8;
       values.resize(std::size_t{part.count} * width);
       for (std::size_t row = 0; row < part.count; ++row) {
         ps::codec::DecodeRow(part, row, std::span(values).subspan(row * width, width));
       }
+      PS_CHECK(!int8 || std::all_of(values.begin(), values.end(),
+                                    [](float value) { return std::isfinite(value); }),
+               part.table);
     }
     const std::size_t at = again.size();
-    again.resize(at + ps::codec::RowBytes(part.count, width, content, part.value_codec));
-    ps::codec::EncodeRows(part.table, keys, values, width, content, part.value_codec,
-                          again.data() + at);
+    again.resize(at + ps::codec::MaxRowBytes(part.count, width, content, part.value_codec));
+    again.resize(at + ps::codec::EncodeRows(part.table, keys, values, width, content,
+                                            part.value_codec, again.data() + at));
+    const std::size_t value_bytes = part.count * ps::codec::RowValueBytes(width, part.value_codec);
+    const std::size_t key_bytes = part.key_bytes.size();
+    const std::size_t begin = at + sizeof(ps::wire::BlockHeader);
+    PS_CHECK(again.size() == begin + key_bytes + value_bytes, again.size(), key_bytes);
+    PS_CHECK(
+        key_bytes == 0 || std::memcmp(again.data() + begin, part.key_bytes.data(), key_bytes) == 0,
+        key_bytes);
   }
-  PS_CHECK(
-      again.size() == rows.size() &&
-          (!finite || rows.empty() || std::memcmp(again.data(), rows.data(), rows.size()) == 0),
-      rows.size());
+  PS_CHECK(again.size() == rows.size() &&
+               (!same || rows.empty() || std::memcmp(again.data(), rows.data(), rows.size()) == 0),
+           rows.size());
   PS_CHECK(content == ps::codec::RowContent::kValues ||
                (copied.size() == rows.size() &&
                 (rows.empty() || std::memcmp(copied.data(), rows.data(), rows.size()) == 0)),

@@ -3,8 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
+#include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -27,8 +31,8 @@ constexpr std::uint32_t kWidth = 2;
 Bytes Encode(std::uint32_t table, const Keys& keys, const Values& values, RowContent content,
              ValueCodec codec) {
   const std::size_t count = content == RowContent::kValues ? values.size() / kWidth : keys.size();
-  Bytes bytes(RowBytes(count, kWidth, content, codec));
-  EncodeRows(table, keys, values, kWidth, content, codec, bytes.data());
+  Bytes bytes(MaxRowBytes(count, kWidth, content, codec));
+  bytes.resize(EncodeRows(table, keys, values, kWidth, content, codec, bytes.data()));
   return bytes;
 }
 
@@ -71,6 +75,12 @@ Values Row(const RowsView& part, std::size_t row) {
   return values;
 }
 
+Keys KeysOf(const RowsView& part) {
+  Keys keys = {77};
+  DecodeKeys(part, keys);
+  return keys;
+}
+
 TEST(RowCodecTest, APushHasKeysAndValues) {
   for (const ValueCodec codec : {ValueCodec::Fp32, ValueCodec::Bf16}) {
     const Bytes bytes = Push(3, {5, 1ull << 60}, {1, -2, 0.5F, 4}, codec);
@@ -78,8 +88,7 @@ TEST(RowCodecTest, APushHasKeysAndValues) {
     ASSERT_EQ(parts.size(), 1u);
     EXPECT_EQ(parts[0].table, 3u);
     ASSERT_EQ(parts[0].count, 2u);
-    EXPECT_EQ(parts[0].key(0), 5u);
-    EXPECT_EQ(parts[0].key(1), 1ull << 60);
+    EXPECT_THAT(KeysOf(parts[0]), ElementsAre(5, 1ull << 60));
     EXPECT_THAT(Row(parts[0], 0), ElementsAre(1, -2));
     EXPECT_THAT(Row(parts[0], 1), ElementsAre(0.5F, 4));
   }
@@ -89,25 +98,167 @@ TEST(RowCodecTest, APullHasKeysAndItsReplyValues) {
   const Bytes pull = Encode(3, {5, 9, 11}, {}, RowContent::kKeys, ValueCodec::Absent);
   const auto asked = Parse(pull, RowContent::kKeys);
   ASSERT_EQ(asked.size(), 1u);
-  EXPECT_EQ(asked[0].key(2), 11u);
+  EXPECT_THAT(KeysOf(asked[0]), ElementsAre(5, 9, 11));
   EXPECT_TRUE(asked[0].value_bytes.empty());
   const Bytes reply = Encode(3, {}, {1, 2, 3, 4, 5, 6}, RowContent::kValues, ValueCodec::Bf16);
   const auto given = Parse(reply, RowContent::kValues);
   ASSERT_EQ(given.size(), 1u);
   ASSERT_EQ(given[0].count, 3u);
   EXPECT_THAT(Row(given[0], 2), ElementsAre(5, 6));
+  EXPECT_TRUE(KeysOf(given[0]).empty());
 }
 
-// The example of docs/wire-format.md.
-TEST(RowCodecTest, ThePartOfATableLooksAsDocumented) {
-  const std::vector<unsigned> expected = {
-      0x03, 0x00, 0x00, 0x80, 0x02, 0x00, 0x00, 0x00, 0x18, 0x00, 0x00, 0x00, 0x03, 0x01,
-      0x00, 0x00, 0x05, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00,
-      0x00, 0x00, 0x00, 0x00, 0x80, 0x3f, 0x00, 0xc0, 0x00, 0x3f, 0x80, 0x40};
-  const Bytes bytes = Push(3, {5, 256}, {1, -2, 0.5F, 4}, ValueCodec::Bf16);
-  std::vector<unsigned> found;
-  for (const std::byte byte : bytes) found.push_back(std::to_integer<unsigned>(byte));
-  EXPECT_EQ(found, expected);
+// The lines of a block ```hex NAME of docs/wire-format.md: an offset, then bytes.
+Bytes DocumentedBytes(const std::string& name) {
+  std::ifstream file(PS_WIRE_FORMAT_FILE);
+  Bytes bytes;
+  bool inside = false;
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("```", 0) == 0) {
+      inside = line == "```hex " + name;
+      continue;
+    }
+    if (!inside) continue;
+    std::istringstream words(line);
+    std::string word;
+    words >> word;
+    EXPECT_EQ(std::stoul(word, nullptr, 16), bytes.size());
+    while (words >> word) bytes.push_back(static_cast<std::byte>(std::stoul(word, nullptr, 16)));
+  }
+  EXPECT_FALSE(bytes.empty()) << name;
+  return bytes;
+}
+
+TEST(RowCodecTest, ThePartsOfTheDocumentAreWhatItSays) {
+  const Bytes push = DocumentedBytes("rows push");
+  EXPECT_EQ(Push(3, {5, 256}, {1, -2, 0.5F, 4}, ValueCodec::Bf16), push);
+  const auto pushed = Parse(push, RowContent::kKeysAndValues);
+  ASSERT_EQ(pushed.size(), 1u);
+  EXPECT_EQ(pushed[0].table, 3u);
+  EXPECT_THAT(KeysOf(pushed[0]), ElementsAre(5, 256));
+  EXPECT_THAT(Row(pushed[0], 1), ElementsAre(0.5F, 4));
+
+  const Bytes pull = DocumentedBytes("rows pull");
+  EXPECT_EQ(Encode(3, {3, 4, 5, 21}, {}, RowContent::kKeys, ValueCodec::Absent), pull);
+  const auto asked = Parse(pull, RowContent::kKeys);
+  ASSERT_EQ(asked.size(), 1u);
+  EXPECT_THAT(KeysOf(asked[0]), ElementsAre(3, 4, 5, 21));
+
+  const Bytes reply = DocumentedBytes("rows int8");
+  EXPECT_EQ(Encode(3, {}, {127, -3, 0, 0}, RowContent::kValues, ValueCodec::Int8), reply);
+  const auto given = Parse(reply, RowContent::kValues);
+  ASSERT_EQ(given.size(), 1u);
+  EXPECT_THAT(Row(given[0], 0), ElementsAre(127, -3));
+  EXPECT_THAT(Row(given[0], 1), ElementsAre(0, 0));
+}
+
+// ---- values of 8 bits
+
+// Row by row, as Int8 and back.
+Values ThroughInt8(const Values& values, std::size_t width) {
+  Bytes bytes(RowValueBytes(static_cast<std::uint32_t>(width), ValueCodec::Int8));
+  EXPECT_EQ(EncodeRow(values, ValueCodec::Int8, bytes.data()), bytes.size());
+  RowsView part;
+  part.count = 1;
+  part.value_codec = ValueCodec::Int8;
+  part.value_bytes = bytes;
+  EXPECT_TRUE(AllFinite(part));
+  Values back(width);
+  DecodeRow(part, 0, back);
+  return back;
+}
+
+TEST(RowCodecTest, RowsOf8BitsAreWithinHalfACodeOfWhatTheyWere) {
+  std::mt19937_64 random(3);
+  for (const std::size_t width : {1u, 2u, 7u, 16u, 64u, 513u, 1024u}) {
+    for (const float size : {1e-30F, 1e-3F, 1.0F, 1e30F}) {
+      Values values(width);
+      std::normal_distribution<float> of(0, size);
+      for (float& value : values) value = of(random);
+      float greatest = 0;
+      for (const float value : values) greatest = std::max(greatest, std::abs(value));
+      const Values back = ThroughInt8(values, width);
+      // A scale is rounded up by less than one part in 128.
+      const float bound = greatest / 127 * (1 + 1.0F / 128) * 0.5001F;
+      for (std::size_t i = 0; i < width; ++i) EXPECT_NEAR(back[i], values[i], bound) << i;
+    }
+  }
+}
+
+TEST(RowCodecTest, AnySizeOfValueIsFiniteIn8Bits) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float greatest = std::numeric_limits<float>::max();
+  const float least = std::numeric_limits<float>::denorm_min();
+  EXPECT_THAT(ThroughInt8({0, -0.0F}, 2), ElementsAre(0, 0));
+  for (const Values& values :
+       {Values{infinity, 1}, Values{-infinity, 0}, Values{greatest, -greatest},
+        Values{std::nanf(""), 2}, Values{least, -least}, Values{1e38F, -1e38F}}) {
+    for (const float value : ThroughInt8(values, 2)) EXPECT_TRUE(std::isfinite(value));
+  }
+  EXPECT_THAT(ThroughInt8({1e38F, -1e38F}, 2),
+              ElementsAre(::testing::FloatNear(1e38F, 1e36F), ::testing::FloatNear(-1e38F, 1e36F)));
+}
+
+TEST(RowCodecTest, GradientsOf8BitsAreRightOnTheAverage) {
+  constexpr int kPushes = 20'000;
+  // In codes of 1/127: far below half a code, where the nearest would always be 0, and others.
+  const Values gradient = {1, 0.1F / 127, -0.3F / 127, 17.75F / 127, 0, -1};
+  std::vector<double> sum(gradient.size());
+  Values back(gradient.size());
+  Bytes bytes(2 + gradient.size());
+  for (std::uint64_t key = 0; key < kPushes; ++key) {
+    EncodeGradient(key, gradient, ValueCodec::Int8, bytes.data());
+    RowsView part;
+    part.count = 1;
+    part.value_codec = ValueCodec::Int8;
+    part.value_bytes = bytes;
+    DecodeRow(part, 0, back);
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      ASSERT_NEAR(back[i], gradient[i], 1.01F / 127);
+      sum[i] += back[i];
+    }
+  }
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    // Six standard deviations of a code that is one or the other.
+    EXPECT_NEAR(sum[i] / kPushes, gradient[i], 6 * 0.5 / std::sqrt(kPushes) / 127) << i;
+  }
+  EXPECT_EQ(sum[4], 0);
+}
+
+TEST(RowCodecTest, TheSameGradientIsTheSameBytes) {
+  const Values gradient = {0.3F, -0.004F, 0.02F, 0.011F, 0.25F, -0.123F, 0.07F, 0.015F};
+  const auto coded = [](std::uint64_t key, const Values& values) {
+    Bytes bytes(2 + values.size());
+    EncodeGradient(key, values, ValueCodec::Int8, bytes.data());
+    return bytes;
+  };
+  EXPECT_EQ(coded(5, gradient), coded(5, gradient));
+  int others = 0;
+  for (std::uint64_t key = 6; key < 26; ++key) others += coded(key, gradient) != coded(5, gradient);
+  EXPECT_GT(others, 15);
+}
+
+TEST(RowCodecTest, RefusesScalesThatAreNegativeOrNotFinite) {
+  const Bytes push = Push(1, {3, 4}, {1, 2, 3, 4}, ValueCodec::Int8);
+  EXPECT_EQ(ParseError(push), "");
+  EXPECT_EQ(Parse(push, RowContent::kKeysAndValues)[0].value_bytes.size(), 8u);
+  for (const std::size_t row : {0u, 1u}) {
+    const auto with = [&](std::uint16_t scale) {
+      Bytes damaged = push;
+      std::memcpy(damaged.data() + damaged.size() - 8 + 4 * row, &scale, sizeof(scale));
+      return damaged;
+    };
+    EXPECT_EQ(ParseError(with(0)), "");
+    EXPECT_EQ(ParseError(with(0x7bff)), "") << "the greatest whose codes are finite";
+    for (const std::uint16_t bad : {0x7c00, 0x7f7f, 0x7f80, 0x7fc0, 0x8000, 0xbf80, 0xff80}) {
+      EXPECT_THAT(ParseError(with(bad)), HasSubstr("a scale")) << bad;
+    }
+  }
+  const Bytes reply = Encode(1, {}, {1, 2}, RowContent::kValues, ValueCodec::Int8);
+  Bytes damaged = reply;
+  damaged[sizeof(wire::BlockHeader) + 1] = std::byte{0xff};
+  EXPECT_EQ(ParseError(reply, RowContent::kValues), "");
+  EXPECT_THAT(ParseError(damaged, RowContent::kValues), HasSubstr("a scale"));
 }
 
 TEST(RowCodecTest, RowsStandBehindTheBlocksOfASegment) {
@@ -133,7 +284,7 @@ TEST(RowCodecTest, RowsStandBehindTheBlocksOfASegment) {
 
 TEST(RowCodecTest, RefusesEveryCutOfASegment) {
   const Bytes rows = Push(1, {3, 4}, {1, 2, 3, 4}) + Push(2, {8}, {5, 6});
-  const std::size_t first = RowBytes(2, kWidth, RowContent::kKeysAndValues, ValueCodec::Fp32);
+  const std::size_t first = Push(1, {3, 4}, {1, 2, 3, 4}).size();
   for (std::size_t size = 1; size < rows.size(); ++size) {
     if (size == first) continue;
     EXPECT_NE(ParseError(Bytes(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(size))), "")
@@ -142,10 +293,30 @@ TEST(RowCodecTest, RefusesEveryCutOfASegment) {
   EXPECT_FALSE(SplitSegment(std::span(rows).first(15)).ok());
 }
 
-TEST(RowCodecTest, RefusesKeysThatRepeatOrFall) {
-  EXPECT_THAT(ParseError(Push(1, {3, 3}, {1, 2, 3, 4})), HasSubstr("key 3 after 3"));
-  EXPECT_THAT(ParseError(Push(1, {3, 2}, {1, 2, 3, 4})), HasSubstr("key 2 after 3"));
+TEST(RowCodecTest, RefusesKeysThatAreNotAStreamOfSoMany) {
   EXPECT_EQ(ParseError(Push(1, {0, std::numeric_limits<std::uint64_t>::max()}, {1, 2, 3, 4})), "");
+  Bytes pull = Encode(1, {3, 4, 5, 21}, {}, RowContent::kKeys, ValueCodec::Absent);
+  pull[4] = std::byte{3};
+  EXPECT_THAT(ParseError(pull, RowContent::kKeys), HasSubstr("3 bytes are not those of 3 keys"));
+  pull[4] = std::byte{4};
+  pull[sizeof(wire::BlockHeader)] = std::byte{65};
+  EXPECT_THAT(ParseError(pull, RowContent::kKeys), HasSubstr("are not those of 4 keys"));
+}
+
+// A byte can be 16 keys: without a bound a small pull would ask for more than there is memory for.
+TEST(RowCodecTest, RefusesPullsOfMoreThanAnAnswerHolds) {
+  const auto pull = [](std::uint32_t table, std::uint32_t count) {
+    const Bytes keys(count / 16, std::byte{0});
+    Bytes bytes(sizeof(wire::BlockHeader));
+    WriteRowsHeader(table, count, keys.size(), RowContent::kKeys, ValueCodec::Absent, bytes.data());
+    return bytes + keys;
+  };
+  constexpr std::uint32_t kMost = (std::uint32_t{1} << 30) / kWidth;
+  EXPECT_THAT(ParseError(pull(1, kMost + 16), RowContent::kKeys), HasSubstr("asked for"));
+  EXPECT_THAT(ParseError(pull(1, 0xffff'fff0u), RowContent::kKeys), HasSubstr("asked for"));
+  EXPECT_EQ(ParseError(pull(1, 1 << 20), RowContent::kKeys), "");
+  EXPECT_THAT(ParseError(pull(1, 1 << 20) + pull(2, kMost - (1 << 20) + 16), RowContent::kKeys),
+              HasSubstr("asked for"));
 }
 
 TEST(RowCodecTest, RefusesTablesThatRepeatFallOrAreNotThere) {
@@ -186,7 +357,7 @@ TEST(RowCodecTest, RefusesLengthsThatDoNotFit) {
   }
   Bytes no_rows = Push(1, {3}, {1, 2});
   no_rows[4] = std::byte{0};
-  EXPECT_THAT(ParseError(no_rows), HasSubstr("for no rows"));
+  EXPECT_THAT(ParseError(no_rows), HasSubstr("are not those of 0 keys"));
   Bytes reserved = Push(1, {3}, {1, 2});
   reserved[15] = std::byte{1};
   EXPECT_THAT(ParseError(reserved), HasSubstr("reserved"));

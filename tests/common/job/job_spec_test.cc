@@ -731,6 +731,15 @@ TEST(JobSpecTest, TablesOfRowsAreReadWithTheirDefaults) {
   EXPECT_EQ(items.values, "bf16");
 }
 
+TEST(JobSpecTest, RowsTravelInThreeWays) {
+  for (const std::string values : {"bf16", "fp32", "int8"}) {
+    std::string text = kDeepFm;
+    const std::size_t at = text.find("values: fp32");
+    ASSERT_NE(at, std::string::npos);
+    EXPECT_EQ(Parse(text.replace(at, 12, "values: " + values)).embedding_tables[0].values, values);
+  }
+}
+
 TEST(JobSpecTest, TablesOfRowsSurviveTheResolvedForms) {
   for (const std::string& text :
        {std::string(kDeepFm),

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <random>
@@ -27,7 +28,7 @@ class LaneCoreRowsTest : public ::testing::Test {
     rules.rows = {MakeRowRules(0, kWidth, 1.0), MakeRowRules(1, 1, 0.5)};
     rules.rows[0].initializer =
         RowInitializer(RowInitializer::Kind::kUniform, -1, 1, /*seed=*/9, 0);
-    rules.rows[1].fp32 = true;
+    rules.rows[1].values = wire::ValueCodec::Fp32;
     return rules;
   }
 
@@ -296,15 +297,22 @@ TEST_F(LaneCoreRowsTest, RowsThatBreakARuleRefuseTheWholeMessage) {
   refused(cut, "cut short");
   refused(changed(good, 4, 2), "a count that does not fit");
   refused(changed(good, 12, 0), "no keys");
-  refused(changed(good, 12, 1), "keys as gaps");
+  refused(changed(good, 12, 1), "positions");
   refused(changed(good, 13, 2), "no values");
   refused(changed(good, 14, 1), "reserved bytes");
-  Bytes falling = good;
-  std::swap_ranges(falling.begin() + 16, falling.begin() + 24, falling.begin() + 24);
-  refused(falling, "keys that fall");
-  Bytes twice = good;
-  std::copy_n(twice.begin() + 16, 8, twice.begin() + 24);
+  refused(changed(good, 16, std::to_integer<int>(good[16]) + 1), "gaps of more bits");
+  refused(changed(good, 16, 65), "gaps of more bits than a key has");
+  // A gap by which a key comes after itself.
+  const std::vector<std::uint64_t> gaps = {keys[0], ~std::uint64_t{0}, 0};
+  Bytes twice(sizeof(wire::BlockHeader) + 1 + 3 * 8 + 3 * 4);
+  codec::WriteRowsHeader(1, 3, twice.size() - sizeof(wire::BlockHeader),
+                         codec::RowContent::kKeysAndValues, wire::ValueCodec::Fp32, twice.data());
+  twice[16] = std::byte{64};
+  std::memcpy(twice.data() + 17, gaps.data(), 3 * 8);
   refused(twice, "a key that is there twice");
+  Bytes scale = PushedRows(1, keys, {1, 2, 3}, wire::ValueCodec::Int8);
+  scale[scale.size() - 2] = std::byte{0xff};
+  refused(scale, "a scale that is negative");
   Bytes order = PushedRows(1, keys, {1, 2, 3});
   order += PushedRows(0, {keys[0]}, {1, 2, 3});
   refused(order, "tables out of order");

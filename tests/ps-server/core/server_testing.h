@@ -88,16 +88,16 @@ inline Bytes PushedRows(std::uint32_t table, const std::vector<std::uint64_t>& k
                         wire::ValueCodec value = wire::ValueCodec::Fp32) {
   const auto width = static_cast<std::uint32_t>(values.size() / keys.size());
   constexpr auto kContent = codec::RowContent::kKeysAndValues;
-  Bytes out(codec::RowBytes(keys.size(), width, kContent, value));
-  codec::EncodeRows(table, keys, values, width, kContent, value, out.data());
+  Bytes out(codec::MaxRowBytes(keys.size(), width, kContent, value));
+  out.resize(codec::EncodeRows(table, keys, values, width, kContent, value, out.data()));
   return out;
 }
 
 // Rows that a pull asks for.
 inline Bytes AskedRows(std::uint32_t table, const std::vector<std::uint64_t>& keys) {
   constexpr auto kContent = codec::RowContent::kKeys;
-  Bytes out(codec::RowBytes(keys.size(), 1, kContent, wire::ValueCodec::Absent));
-  codec::EncodeRows(table, keys, {}, 1, kContent, wire::ValueCodec::Absent, out.data());
+  Bytes out(codec::MaxRowBytes(keys.size(), 1, kContent, wire::ValueCodec::Absent));
+  out.resize(codec::EncodeRows(table, keys, {}, 1, kContent, wire::ValueCodec::Absent, out.data()));
   return out;
 }
 

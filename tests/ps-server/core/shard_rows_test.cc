@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <map>
@@ -92,16 +93,17 @@ class ShardRowsTest : public ::testing::Test {
             std::uint32_t samples = kSamples) const {
     Push(layout_, shard, clock, keys.empty() ? Bytes() : PushedRows(0, keys, values), samples);
   }
-  Floats Pull(Shard& shard, const Keys& keys) const {
+  Floats Pull(Shard& shard, const Keys& keys, bool fp32 = true) const {
     std::vector<codec::RowsView> asked;
     const Bytes wanted = AskedRows(0, keys);
     PS_CHECK(ParsePull(layout_, ShardId(1), wanted, asked).ok());
     Shard::PullQuery query;
-    query.fp32 = true;
+    query.fp32 = fp32;
     PullScratch scratch;
     ByteBuffer out;
     shard.Pull(query, scratch, out, asked);
-    EXPECT_EQ(out.size(), shard.MaxPullBytes(true, asked));
+    EXPECT_EQ(out.size(), shard.MaxPullBytes(fp32, asked));
+    last_bytes_ = out.size();
     return PulledRows(layout_, out)[0];
   }
   static checkpoint::ShardImage Freeze(const Shard& shard) {
@@ -120,6 +122,7 @@ class ShardRowsTest : public ::testing::Test {
   const LayoutView layout_ = MakeLayout({{TableRule::Sgd, {9}}}, kShards, {kWidth});
   const test::TempDirectory directory_{"rows"};
   int parts_ = 0;
+  mutable std::size_t last_bytes_ = 0;  // of an answer
 };
 
 // ---- optimizers
@@ -474,7 +477,7 @@ TEST_F(ShardRowsTest, WhatAJobSaysOfAWholeTableIsDividedAmongItsShards) {
   const JobRules rules = JobRules::Of(spec, kRecords);
   ASSERT_EQ(rules.rows.size(), 1u);
   EXPECT_EQ(rules.rows[0].name, "users");
-  EXPECT_TRUE(rules.rows[0].fp32);
+  EXPECT_EQ(rules.rows[0].values, wire::ValueCodec::Fp32);
   EXPECT_EQ(rules.rows[0].unused_max, kRecords / 2 / 1024);
   const RowTableRules one = rules.rows[0].OnShard(4);
   EXPECT_EQ(one.width, kWidth);
@@ -495,6 +498,37 @@ TEST_F(ShardRowsTest, WhatAJobSaysOfAWholeTableIsDividedAmongItsShards) {
   table.unused_epochs = 0;
   EXPECT_EQ(JobRules::Of(spec, kRecords).rows[0].OnShard(1).rows_max, 0u);
   EXPECT_EQ(JobRules::Of(spec, kRecords).rows[0].unused_max, 0u);
+}
+
+TEST_F(ShardRowsTest, RowsOf8BitsArePulledWithAScaleForEach) {
+  JobSpec spec = SpecWith("sgd");
+  spec.embedding_tables[0].values = "int8";
+  const JobRules rules = JobRules::Of(spec, kRecords);
+  Shard shard = Make(rules);
+  const Keys keys = KeysOfShard(layout_, 1, 5);
+  const Floats gradients = {1, -0.5F, 0.25F, 0.125F, 0, 100, 3, -7, 0.01F, 50};
+  ASSERT_EQ(gradients.size(), 2 * kWidth);
+  Push(layout_, shard, 1, PushedRows(0, {keys[0], keys[3]}, gradients, wire::ValueCodec::Int8));
+  EXPECT_EQ(shard.rows().status(0).pushed, 2u);
+  const Floats exact = Pull(shard, keys);
+  const std::size_t fp32_bytes = last_bytes_;
+  const Floats rough = Pull(shard, keys, false);
+  EXPECT_EQ(fp32_bytes - last_bytes_, keys.size() * (4 * kWidth - 2 - kWidth));
+  ASSERT_EQ(exact.size(), rough.size());
+  for (std::size_t row = 0; row < keys.size(); ++row) {
+    float greatest = 0;
+    for (std::size_t i = 0; i < kWidth; ++i) {
+      greatest = std::max(greatest, std::abs(exact[row * kWidth + i]));
+    }
+    for (std::size_t i = row * kWidth; i < (row + 1) * kWidth; ++i) {
+      EXPECT_NEAR(rough[i], exact[i], greatest / 250) << i;
+    }
+  }
+  // A row of another shard is refused, however it is written.
+  SegmentContent content;
+  const Bytes other =
+      PushedRows(0, KeysOfShard(layout_, 0, 1), Floats(kWidth, 1.0F), wire::ValueCodec::Int8);
+  EXPECT_FALSE(ParsePush(layout_, ShardId(1), other, content).ok());
 }
 
 TEST_F(ShardRowsTest, InitialValuesAreOfTheSeedTheTableAndTheKeyAlone) {

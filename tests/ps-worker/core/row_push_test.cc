@@ -55,10 +55,12 @@ std::vector<Rows> Written(const RowPush& push) {
                     .ok());
     for (const auto& part : parts) {
       std::vector<float> values(2 - part.table);
+      std::vector<std::uint64_t> keys;
+      codec::DecodeKeys(part, keys);
       for (std::size_t row = 0; row < part.count; ++row) {
-        EXPECT_EQ(codec::ShardOfRow(part.key(row), kShards), ShardId(shard));
+        EXPECT_EQ(codec::ShardOfRow(keys[row], kShards), ShardId(shard));
         codec::DecodeRow(part, row, values);
-        tables[part.table][part.key(row)] = values;
+        tables[part.table][keys[row]] = values;
       }
     }
   }
@@ -123,6 +125,36 @@ TEST(RowPushTest, SumsNeverBecomeInfinite) {
   const auto values = Written(push)[0].at(4);
   EXPECT_NEAR(values[0], 1e38f, 1e36f);
   EXPECT_NEAR(values[1], -1e38f, 1e36f);
+}
+
+TEST(RowPushTest, WhatIsWrittenFitsItsBound) {
+  for (const auto codec :
+       {wire::ValueCodec::Fp32, wire::ValueCodec::Bf16, wire::ValueCodec::Int8}) {
+    for (const std::size_t count : {1u, 2u, 5u, 6u, 16u, 17u, 79u, 80u, 1000u}) {
+      RowPush push = Make(codec);
+      TableRows rows;
+      // Far apart, so that no stream of keys is much shorter than its bound.
+      for (std::uint64_t key = 0; key < count; ++key) {
+        rows.keys.push_back(key * (~std::uint64_t{0} / count));
+        rows.values.push_back(static_cast<float>(key));
+      }
+      push.Select({{}, rows});
+      EXPECT_EQ(Written(push)[1].size(), count);
+    }
+  }
+}
+
+TEST(RowPushTest, RowsOf8BitsComeBackAsTheyWereWritten) {
+  RowPush push = Make(wire::ValueCodec::Int8);
+  push.Select({{{1, 5}, {127, 2, -0.5f, 0.25f}}, {{3}, {0}}});
+  const auto written = Written(push);
+  EXPECT_THAT(written[0].at(1), ElementsAre(127, 2));
+  EXPECT_NEAR(written[0].at(5)[0], -0.5f, 0.005f);
+  EXPECT_THAT(written[1].at(3), ElementsAre(0));
+  Return(push, push);
+  push.Select({});
+  // A row whose greatest value has the code 127 has the same codes again.
+  EXPECT_THAT(Written(push)[0].at(1), ElementsAre(127, 2));
 }
 
 TEST(RowPushTest, SegmentsOfAnotherLayoutChangeNothing) {

@@ -378,10 +378,10 @@ class LocalSession final : public worker::TaskSession {
       if (here.empty()) continue;
       const auto width = cluster_.view_.row_width(table);
       const std::size_t at = bytes.size();
-      bytes.resize(at + codec::RowBytes(here.size(), width, codec::RowContent::kKeys,
-                                        wire::ValueCodec::Absent));
-      codec::EncodeRows(table, here, {}, width, codec::RowContent::kKeys, wire::ValueCodec::Absent,
-                        bytes.data() + at);
+      bytes.resize(at + codec::MaxRowBytes(here.size(), width, codec::RowContent::kKeys,
+                                           wire::ValueCodec::Absent));
+      bytes.resize(at + codec::EncodeRows(table, here, {}, width, codec::RowContent::kKeys,
+                                          wire::ValueCodec::Absent, bytes.data() + at));
     }
     return bytes;
   }
