@@ -314,6 +314,7 @@ void Visit(Visitor& v, SparsificationSpec& s) {
   v.Number("ratio", s.ratio, Range{0, 1, true, false});
   v.Number("ratio_max", s.ratio_max, Range{0, 1, false, false});
   v.Number("warmup_epochs", s.warmup_epochs, Range{0, 1e6, false, false});
+  v.Flag("error_feedback", s.error_feedback);
   v.Choice("index_codec", s.index_codec, {"auto", "rice", "gap8", "raw16", "bitmap"},
            Need::kOptional);
   v.Choice("value_codec", s.value_codec, {"fp32", "bf16", "int8", "4bit", "2bit", "1bit"},
@@ -1582,6 +1583,11 @@ std::vector<std::string> JobWarnings(const JobSpec& spec) {
                        NumberText(spec.sparsification.ratio) +
                        ": an entry is updated only when it is pushed, with the sum of many steps' "
                        "gradients; ratio 1 gives the optimizer as it is known");
+  }
+  if (!spec.sparsification.error_feedback && spec.sparsification.ratio < 1) {
+    warnings.push_back("sparsification.error_feedback is off: " +
+                       NumberText(100 * (1 - spec.sparsification.ratio)) +
+                       " % of each gradient of the large tensors is lost");
   }
   const LossScalingSpec& scaling = spec.training.loss_scaling;
   if (scaling.mode == "none" && spec.training.precision == "fp16") {

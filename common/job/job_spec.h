@@ -96,6 +96,7 @@ struct SparsificationSpec {
   double ratio = 0.01;               // kept entries of the large tensors; 1.0: dense
   double ratio_max = 0;              // the ratio may rise to it while the link has room; 0: off
   double warmup_epochs = 0;          // exponential from 25 % down to `ratio`
+  bool error_feedback = true;        // what a push leaves out is added to the next step
   std::string index_codec = "auto";  // auto | rice | gap8 | raw16 | bitmap
   std::string value_codec = "bf16";  // fp32 | bf16 | int8 | 4bit | 2bit | 1bit
   std::int64_t small_tensor_elements =

@@ -116,6 +116,7 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch,
   std::vector<TableRows> gradients;
   if (result.kept()) result.nonfinite = RowGradients(batch, gradients);
   if (result.kept()) {
+    PS_TRY(ForgetWhatWasLeftOut());
     PS_TRY(KeptUnlessNotFinite(parameters_->Step(RatioAt(epoch)), result));
   }
   // What made the gradient infinite has gone through the running statistics as well.
@@ -128,13 +129,21 @@ Result<ComputeResult> TensorWorkload::Compute(const Batch& batch, double epoch,
   return result;
 }
 
+Status TensorWorkload::ForgetWhatWasLeftOut() {
+  if (spec_.sparsification.error_feedback) return Ok();
+  return parameters_->ScaleResidual(0);
+}
+
 double TensorWorkload::RatioAt(double epoch) const {
   return WarmupRatio(ratio_.ratio(), spec_.sparsification.warmup_epochs, epoch);
 }
 
 Result<ComputeResult> TensorWorkload::ComputeLocal(const Batch& batch, const LocalStep& step) {
   buffers_selected_ = false;
-  if (step.first) parameters_->UndoLocalSteps();
+  if (step.first) {
+    PS_TRY(ForgetWhatWasLeftOut());
+    parameters_->UndoLocalSteps();
+  }
   ComputeResult result = PS_TRY(step_.Run(batch));
   if (result.kept()) {
     PS_TRY(KeptUnlessNotFinite(parameters_->AddLocalStep(step.weight, step.rate), result));
@@ -181,6 +190,7 @@ Status TensorWorkload::Observe(std::uint32_t pushes_without_verdict) {
 Status TensorWorkload::SelectAll() {
   buffers_selected_ = false;
   rows_->Select({});
+  PS_TRY(ForgetWhatWasLeftOut());
   return parameters_->Flush();
 }
 

@@ -70,6 +70,8 @@ class TensorWorkload final : public Workload {
   // The values of one table of buffers, by name; empty if the model has none.
   std::span<float> Pulled(const char* name);
   bool local_steps() const { return spec_.training.local_steps > 1; }
+  // Where the job has no error feedback.
+  Status ForgetWhatWasLeftOut();
   double RatioAt(double epoch) const;
   bool IsParameters(std::uint32_t block) const { return view_->block(block).table == 0; }
 

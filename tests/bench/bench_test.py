@@ -52,7 +52,7 @@ class BenchTest(unittest.TestCase):
             # 100 draws out of 3,000: a few are equal.
             self.assertGreater(row["rows"], 95)
             self.assertLess(row["rows"], 100)
-            self.assertEqual(row["bytes"], round(row["rows"] * 8) * 4)
+            self.assertAlmostEqual(row["bytes"], row["rows"] * 8 * 4, delta=1)
             self.assertAlmostEqual(row["rows_per_s"], row["ops_per_s"] * row["rows"], delta=1)
         self.assertEqual([row["entries"] > 0 for row in rows], [True, False, True])
 
@@ -60,6 +60,8 @@ class BenchTest(unittest.TestCase):
         words = ("--local", "-t", "rowpush", "--rows", "100", "--keys", "100000", "--values", "bf16",
                  "--optimizer", "adam")
         uniform = self.rows(*words)[0]["rows"]
+        small = self.rows("--local", "-t", "rowpull", "--width", "8", "--rows", "100", "--values", "int8")[0]
+        self.assertAlmostEqual(small["bytes"], small["rows"] * (8 + 2), delta=1)
         zipf = self.rows(*words, "--distribution", "zipf", "--zipf-exponent", "1.2")[0]["rows"]
         self.assertGreater(uniform, 99)
         self.assertLess(zipf, 80)

@@ -466,11 +466,13 @@ class Rows(WithCluster):
 
     def test_a_factorisation_machine_learns_who_likes_what(self):
         train, test = likes(self.cluster)
-        text = factorisation("fm", train, test, more=", ignore: [noise]", batch=256, epochs=8)
-        done = self.finish(self.cluster.submit(text.replace("0.01}", "0.1}").replace(
-            "learning_rate: 0.05", "learning_rate: 0.3")))
-        self.assertEqual(done["result"]["metric_name"], "auc")
-        self.assertGreater(done["result"]["metric"], 0.9)
+        for name, values in (("fm-int8", "int8"), ("fm", "bf16")):
+            text = factorisation(name, train, test, more=", ignore: [noise]", batch=256, epochs=8)
+            done = self.finish(self.cluster.submit(text.replace("0.01}", "0.1}").replace(
+                "learning_rate: 0.05", "learning_rate: 0.3").replace(
+                    "{name:", "{values: %s, name:" % values)))
+            self.assertEqual(done["result"]["metric_name"], "auc")
+            self.assertGreater(done["result"]["metric"], 0.9)
         self.assertEqual([t["name"] for t in done["embedding_tables"]], ["users", "items"])
         verify = self.cluster.ds("ckpt", "verify", "fm")
         self.assertEqual(verify.returncode, 0, verify.stderr)

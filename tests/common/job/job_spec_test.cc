@@ -690,6 +690,8 @@ TEST(JobSpecTest, OptimizersThatSparseOrAsynchronousPushesDisturbAreWarnings) {
             0U);
   EXPECT_EQ(warnings("optimizer: {type: adagrad}\n"), 1U);
   EXPECT_EQ(warnings("optimizer: {type: sgd}\n"), 0U);
+  EXPECT_EQ(warnings("sparsification: {error_feedback: false}\n"), 1U);
+  EXPECT_EQ(warnings("sparsification: {ratio: 1, error_feedback: false}\n"), 0U);
 }
 
 // ---- what is published

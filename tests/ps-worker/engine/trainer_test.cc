@@ -592,6 +592,18 @@ TEST_F(TrainerTest, TheRatioFollowsTheLinkBetweenItsBounds) {
   EXPECT_NEAR(entries(0.2, 4), fixed, 0.05 * fixed);
 }
 
+// Nothing of it is there to be pushed at the end.
+TEST_F(TrainerTest, WithoutErrorFeedbackWhatAPushLeavesOutIsLost) {
+  auto spec = CloudsJob();
+  spec.training.workers = 1;
+  spec.sparsification.ratio = 0.05;
+  TrainWell(spec);
+  const auto all = outcome().entries;
+  spec.sparsification.error_feedback = false;
+  TrainWell(spec);
+  EXPECT_LT(outcome().entries, all);
+}
+
 TEST_F(TrainerTest, TheRatioWarmsUpFromAQuarter) {
   auto spec = CloudsJob();
   spec.training.workers = 1;
